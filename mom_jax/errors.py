@@ -1,0 +1,20 @@
+"""The one exception type for mistakes a user can make and mend."""
+
+
+class InputError(ValueError):
+    """Bad input: names the field, the value and the remedy in one line.
+
+    The command line prints it as a single line and exits with status 2; library
+    users see an ordinary ``ValueError``.
+
+    Example:
+        >>> raise InputError("topk", 5, "must lie between 1 and num_memories (4)")
+        Traceback (most recent call last):
+        ...
+        mom_jax.errors.InputError: topk=5: must lie between 1 and num_memories (4)
+    """
+
+    def __init__(self, field: str, value: object, remedy: str):
+        self.field, self.value, self.remedy = field, value, remedy
+        shown = value if isinstance(value, str) else repr(value)
+        super().__init__(f"{field}={shown}: {remedy}")

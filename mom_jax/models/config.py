@@ -1,0 +1,137 @@
+"""Model configuration: the published ``config.json`` as a frozen dataclass, and presets.
+
+Importing this module does not import JAX.
+"""
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from mom_jax.errors import InputError
+
+MODEL_TYPES = ("mom", "mom_gated_deltanet")
+
+
+@dataclasses.dataclass(frozen=True)
+class MoMConfig:
+    """Hyper-parameters of a MoM language model.
+
+    Fields carry the names and defaults of the published ``config.json`` (model type
+    ``mom``); ``memory_rule`` and ``compute_dtype`` are ours. Fields that the reference
+    reads but that change nothing in the mathematics (``fuse_*``, ``capacity``, ...) are
+    dropped by `from_dict`.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 2048
+    num_hidden_layers: int = 24
+    num_heads: int = 4
+    head_dim: int = 256  # key channels per head, K
+    expand_v: float = 1.0  # value channels per head, V = head_dim * expand_v
+    hidden_ratio: int | None = 4  # sets intermediate_size when that is None
+    intermediate_size: int | None = None
+    num_memories: int = 4  # routed memories, M
+    topk: int = 2  # memories per token, k
+    shared_mem: bool = True
+    single_kv_proj: bool = False  # one k/v/b/a projection for all memories
+    use_output_gate: bool = True
+    use_short_conv: bool = True
+    conv_size: int = 4
+    norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    aux_loss_scale: float = 0.01
+    max_position_embeddings: int = 2048  # informative: nothing in MoM depends on it
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    memory_rule: Literal["gated_deltanet"] = "gated_deltanet"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
+
+    def __post_init__(self):
+        for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_heads", "head_dim", "num_memories", "conv_size"):
+            if getattr(self, field) < 1:
+                raise InputError(field, getattr(self, field), "must be at least 1")
+        if not 1 <= self.topk <= self.num_memories:
+            raise InputError("topk", self.topk, f"must lie between 1 and num_memories ({self.num_memories})")
+        if self.head_dim * self.expand_v != self.head_v_dim or self.head_v_dim < 1:
+            raise InputError("expand_v", self.expand_v, f"head_dim ({self.head_dim}) * expand_v must be a positive whole number")
+        if self.intermediate_size is None and self.hidden_ratio is None:
+            raise InputError("hidden_ratio", None, "set hidden_ratio or intermediate_size")
+        for field, known in (("memory_rule", ("gated_deltanet",)), ("compute_dtype", ("float32", "bfloat16"))):
+            if getattr(self, field) not in known:
+                raise InputError(field, getattr(self, field), f"choose one of {', '.join(known)}")
+
+    @property
+    def head_v_dim(self) -> int:
+        """Value channels per head, V."""
+        return round(self.head_dim * self.expand_v)
+
+    @property
+    def key_dim(self) -> int:
+        """H * K."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """H * V."""
+        return self.num_heads * self.head_v_dim
+
+    @property
+    def mlp_dim(self) -> int:
+        """Hidden width of the SwiGLU; from ``hidden_ratio`` it is 2/3 * ratio * hidden, rounded up to 256."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        assert self.hidden_ratio is not None
+        return -(-int(self.hidden_size * self.hidden_ratio * 2 / 3) // 256) * 256
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """Builds a config from a published ``config.json`` (model type ``mom`` or ``mom_gated_deltanet``).
+
+        Raises:
+            InputError: another model type, or a feature this library does not have.
+        """
+        model_type = fields.get("model_type", "mom")
+        if model_type not in MODEL_TYPES:
+            raise InputError("model_type", model_type, f"expected one of {', '.join(MODEL_TYPES)}")
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in fields.items() if k in known})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a JSON-ready dictionary with ``model_type``; `from_dict` reads it back."""
+        return {"model_type": "mom", **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Reads a ``config.json``."""
+        return cls.from_dict(json.loads(Path(path).read_text()))
+
+
+def mom_tiny() -> MoMConfig:
+    """Byte-level demonstration model: trains in about two minutes on two CPU cores."""
+    return MoMConfig(vocab_size=264, hidden_size=128, num_hidden_layers=2, num_heads=2, head_dim=32, hidden_ratio=3,
+                     tie_word_embeddings=True, bos_token_id=256, eos_token_id=257, pad_token_id=258)
+
+
+def mom_340m() -> MoMConfig:
+    """The published 340M model (380M in the paper): 24 layers, hidden size 1024, 4 heads of 256."""
+    return MoMConfig(hidden_size=1024, hidden_ratio=3, tie_word_embeddings=True)
+
+
+def mom_1_3b() -> MoMConfig:
+    """The published 1.3B model: 24 layers, hidden size 2048, 4 heads of 256."""
+    return MoMConfig(hidden_size=2048, hidden_ratio=4, tie_word_embeddings=True)
+
+
+PRESETS = {"mom-tiny": mom_tiny, "mom-340m": mom_340m, "mom-1.3b": mom_1_3b}
+
+
+def get_preset(name: str) -> MoMConfig:
+    """The preset of that name; an unknown name raises `InputError` with the closest known ones."""
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS) or list(PRESETS)
+        raise InputError("preset", name, f"unknown; did you mean {' or '.join(close)}?")
+    return PRESETS[name]()
