@@ -1,0 +1,43 @@
+# `make` lists the targets. PYTHON=/path/to/python3 overrides the interpreter that tools/find-python picks.
+PYTHON ?=
+export PYTHON
+
+# Arguments handed to pytest, e.g. make test ARGS="-k packing -x"
+ARGS ?=
+# Two workers share the compilations of the suite; each stays small in memory.
+PYTEST := -m pytest -n 2 --dist worksteal
+
+.PHONY: help demo test test-second-python test-gpu check bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-20s %s\n", $$1, $$2 }'
+
+demo: ## train a small model on this machine's Python sources, evaluate, write a report (about 4 minutes)
+	@tools/make-venv .venv
+	@.venv/bin/mom-jax demo
+
+test: ## the whole suite
+	@tools/make-venv .venv test
+	.venv/bin/python $(PYTEST) $(ARGS)
+
+test-second-python: ## operators, layers and models on another supported Python, where there is one
+	@tools/test-second-python .venv $(PYTEST) tests/ops tests/layers tests/models $(ARGS)
+
+test-gpu: ## the tests that need an NVIDIA GPU
+	@tools/make-venv .venv-gpu gpu
+	@tools/make-venv .venv-gpu test
+	.venv-gpu/bin/python -m pytest -m gpu $(ARGS)
+
+check: ## style (ruff) and types (pyright)
+	@tools/make-venv .venv dev
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+
+bench: ## the tables of docs/benchmarks.md
+	@tools/make-venv .venv test
+	.venv/bin/python -m benchmarks
+
+clean: ## remove environments, caches and runs of the demo
+	rm -rf .venv .venv-* build dist runs .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
