@@ -1,0 +1,268 @@
+"""The gated delta rule over packed segments (Gated DeltaNet, arXiv 2412.06464, equation 10).
+
+Per head, with a state S of shape [K, V] in float32:
+
+    S_t = exp(g_t) S_{t-1};   S_t += k_t (beta_t (v_t - S_t^T k_t))^T;   o_t = scale * S_t^T q_t
+
+``g = 0`` is the plain delta rule (DeltaNet, arXiv 2406.06484). Keys are expected L2-normalised.
+
+Three forms of the same function: `delta_rule_step` (one token for each row, decoding),
+`delta_rule_scan` (token by token, the oracle) and `delta_rule_chunked` (chunk-parallel, with
+its own backward pass). All take packed rows ordered by a `ChunkTable`. Padding rows must have
+``beta = 0`` and ``g = 0``; then they neither write nor decay.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.ops.segments import ChunkTable
+from mom_jax.ops.triangular import unit_lower_inverse
+from mom_jax.typing import Array, Float
+
+
+def delta_rule_step(
+    q: Float[Array, "N H K"],
+    k: Float[Array, "N H K"],
+    v: Float[Array, "N H V"],
+    g: Float[Array, "N H"],
+    beta: Float[Array, "N H"],
+    state: Float[Array, "N H K V"],
+    scale: float,
+) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
+    """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
+    q, k, value, g, beta = (x.astype(jnp.float32) for x in (q, k, v, g, beta))
+    state = jnp.exp(g)[..., None, None] * state
+    error = beta[..., None] * (value - jnp.einsum("nhkv,nhk->nhv", state, k))
+    state = state + k[..., None] * error[..., None, :]
+    return (scale * jnp.einsum("nhkv,nhk->nhv", state, q)).astype(v.dtype), state
+
+
+def delta_rule_scan(
+    q: Float[Array, "N H K"],
+    k: Float[Array, "N H K"],
+    v: Float[Array, "N H V"],
+    g: Float[Array, "N H"],
+    beta: Float[Array, "N H"],
+    table: ChunkTable,
+    initial_state: Float[Array, "S H K V"],
+    scale: float,
+) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"]]:
+    """The recurrence exactly as written, one row after the other.
+
+    Returns outputs (``v.dtype``) and the state of every segment after its last row; empty
+    segments keep their initial state.
+    """
+    rows = q.shape[0]
+    begins = jnp.zeros(rows, bool).at[:: table.chunk_size].set(table.first)
+    segment = jnp.repeat(table.segment, table.chunk_size)
+    forget = jnp.zeros(rows, bool) if table.reset is None else table.reset
+
+    def body(carry, row):
+        state, stored = carry
+        q_t, k_t, v_t, g_t, beta_t, begins_t, segment_t, forget_t = row
+        state = jnp.where(begins_t, stored.at[segment_t].get(mode="clip"), state)
+        state = jnp.where(forget_t, 0.0, state)
+        o_t, state = delta_rule_step(*(x[None] for x in (q_t, k_t, v_t, g_t, beta_t, state)), scale)
+        return (state[0], stored.at[segment_t].set(state[0], mode="drop")), o_t[0]
+
+    stored = initial_state.astype(jnp.float32)
+    xs = (q, k, v, g, beta, begins, segment, forget)
+    (_, final), o = jax.lax.scan(body, (jnp.zeros_like(stored[0]), stored), xs)
+    return o, final
+
+
+class _Chunks(NamedTuple):
+    """Everything of a chunk that does not depend on the state; [chunks, H, ...], float32."""
+
+    q: Array  # [C, K], scaled
+    k: Array  # [C, K]
+    enter: Array  # [C] decay from the chunk's start to each row
+    leave: Array  # [C] decay from each row to the chunk's end
+    across: Array  # [] decay over the whole chunk
+    inverse: Array  # [C, C] (I + A)^-1
+    scores: Array  # [C, C] decayed lower triangle of q k^T
+
+
+def delta_rule_chunked(
+    q: Float[Array, "N H K"],
+    k: Float[Array, "N H K"],
+    v: Float[Array, "N H V"],
+    g: Float[Array, "N H"],
+    beta: Float[Array, "N H"],
+    table: ChunkTable,
+    initial_state: Float[Array, "S H K V"],
+    scale: float,
+) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"]]:
+    """The same function chunk by chunk (WY form, arXiv 2412.06464 section 3.3).
+
+    Inside a chunk with incoming state S and G the running sum of g:
+
+        A_ti = beta_t e^(G_t - G_i) k_t.k_i  (i < t);    R = V - e^G (K S);    U = (I + A)^-1 (beta R)
+        O = e^G (Q S) + (e^(G_t - G_i) q_t.k_i)_(i <= t) U;    S' = e^(G_C) S + (e^(G_C - G) K)^T U
+
+    The backward pass keeps the inputs, R and the inverse: as much as one more value row and
+    C floats for each row and head. The states at chunk borders, K*V floats for C rows, are
+    recomputed with one matmul each, so they exist for one layer at a time.
+    """
+    heads_first = tuple(_to_chunks(x, table.chunk_size) for x in (q, k, v, g, beta))
+    o, final = _chunked(scale, *heads_first, table, initial_state.astype(jnp.float32))
+    return _from_chunks(o).astype(v.dtype), final
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(scale, q, k, v, g, beta, table, initial_state):
+    return _chunked_fwd(scale, q, k, v, g, beta, table, initial_state)[0]
+
+
+def _chunked_fwd(scale, q, k, v, g, beta, table, initial_state):
+    chunks = _prepare(scale, q, k, g, beta, table)
+
+    def body(carry, xs):
+        state, stored = carry
+        chunk, value, beta_c, first, segment, last = xs
+        state = jnp.where(first, stored.at[segment].get(mode="clip"), state)
+        residual = value - chunk.enter[..., None] * (chunk.k @ state)
+        update = chunk.inverse @ (beta_c[..., None] * residual)
+        o = chunk.enter[..., None] * (chunk.q @ state) + chunk.scores @ update
+        state = _advance(chunk, state, update)
+        return (state, _store(stored, state, segment, last)), (o, residual)
+
+    xs = (chunks, v, beta, table.first, table.segment, table.last)
+    (_, final), (o, residual) = jax.lax.scan(body, (jnp.zeros_like(initial_state[0]), initial_state), xs)
+    return (o, final), (q, k, g, beta, table, initial_state, residual, chunks.inverse)
+
+
+def _chunked_bwd(scale, residuals, cotangents):
+    q, k, g, beta, table, initial_state, residual, inverse = residuals
+    do, dfinal = cotangents
+    chunks = _prepare(scale, q, k, g, beta, table, inverse)
+    update = inverse @ (beta[..., None] * residual)
+    states = _chunk_states(chunks, update, table, initial_state)
+    dupdate = jnp.swapaxes(chunks.scores, -1, -2) @ do
+
+    def body(carry, xs):
+        dstate, dstored = carry
+        chunk, beta_c, state, update_c, do_c, du, first, segment, last = xs
+        dstate = jnp.where(last, dstored.at[segment].get(mode="clip"), dstate)
+        k_leave = chunk.leave[..., None] * chunk.k
+        dw = jnp.swapaxes(chunk.inverse, -1, -2) @ (du + k_leave @ dstate)
+        dresidual = beta_c[..., None] * dw
+        do_enter = chunk.enter[..., None] * do_c
+        dq = do_enter @ jnp.swapaxes(state, -1, -2)
+        dk_enter = -chunk.enter[..., None] * (dresidual @ jnp.swapaxes(state, -1, -2))
+        dk_leave = chunk.leave[..., None] * (update_c @ jnp.swapaxes(dstate, -1, -2))
+        dacross = chunk.across * jnp.sum(dstate * state, (-2, -1))
+        dstate = (
+            chunk.across[..., None, None] * dstate
+            + jnp.swapaxes(chunk.q, -1, -2) @ do_enter
+            - jnp.swapaxes(chunk.k, -1, -2) @ (chunk.enter[..., None] * dresidual)
+        )
+        return (dstate, _store(dstored, dstate, segment, first)), (dw, dresidual, dq, dk_enter, dk_leave, dacross)
+
+    xs = (chunks, beta, states, update, do, dupdate, table.first, table.segment, table.last)
+    init = (jnp.zeros_like(initial_state[0]), dfinal)
+    (_, dinitial), (dw, dv, dq, dk_enter, dk_leave, dacross) = jax.lax.scan(body, init, xs, reverse=True)
+    dq, dk, dg, dbeta = _gate_gradients(
+        chunks, g, beta, residual, update, do, dw, dq, dk_enter, dk_leave, dacross, table
+    )
+    return scale * dq, dk, dv, dg, dbeta, None, dinitial
+
+
+_chunked.defvjp(_chunked_fwd, _chunked_bwd)
+
+
+def _to_chunks(x, chunk_size):
+    """[N, H, ...] -> float32 [chunks, H, C, ...]"""
+    x = x.reshape(-1, chunk_size, *x.shape[1:])
+    return jnp.moveaxis(x, 2, 1).astype(jnp.float32)
+
+
+def _from_chunks(x):
+    """[chunks, H, C, ...] -> [N, H, ...]"""
+    x = jnp.moveaxis(x, 1, 2)
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _store(stored, state, segment, when):
+    """Writes ``state`` in place where ``when`` holds; everywhere else the index is out of range."""
+    return stored.at[jnp.where(when, segment, stored.shape[0])].set(state, mode="drop")
+
+
+def _advance(chunk, state, update):
+    k_leave = chunk.leave[..., None] * chunk.k
+    return chunk.across[..., None, None] * state + jnp.swapaxes(k_leave, -1, -2) @ update
+
+
+def _chunk_states(chunks, update, table, initial_state):
+    """The state that enters every chunk, [chunks, H, K, V]."""
+
+    def body(state, xs):
+        chunk, update_c, first, segment = xs
+        state = jnp.where(first, initial_state.at[segment].get(mode="clip"), state)
+        return _advance(chunk, state, update_c), state
+
+    xs = (chunks, update, table.first, table.segment)
+    return jax.lax.scan(body, jnp.zeros_like(initial_state[0]), xs)[1]
+
+
+def _decays(g, table):
+    """Decays inside chunks from log gates [chunks, H, C]; a document's start cuts every path across it.
+
+    Returns the decay between rows [chunks, H, C, C] (lower triangle), from the start, to the
+    end and across. Differences are masked before the exponential, so nothing overflows.
+    """
+    total = jnp.cumsum(g, -1)
+    size = table.chunk_size
+    between = jnp.tril(jnp.ones((size, size), bool))
+    enter = leave = across = None
+    if table.reset is not None:
+        document = jnp.cumsum(table.reset.reshape(-1, 1, size), -1, dtype=jnp.int32)
+        between = between & (document[..., :, None] == document[..., None, :])
+        enter, leave, across = document == 0, document == document[..., -1:], document[..., -1] == 0
+    difference = total[..., :, None] - total[..., None, :]
+    return (
+        jnp.exp(jnp.where(between, difference, -jnp.inf)),
+        _masked(jnp.exp(total), enter),
+        _masked(jnp.exp(total[..., -1:] - total), leave),
+        _masked(jnp.exp(total[..., -1]), across),
+    )
+
+
+def _masked(x, keep):
+    return x if keep is None else jnp.where(keep, x, 0.0)
+
+
+def _prepare(scale, q, k, g, beta, table, inverse=None):
+    q = scale * q
+    between, enter, leave, across = _decays(g, table)
+    k_transposed = jnp.swapaxes(k, -1, -2)
+    if inverse is None:
+        strict = jnp.tril(beta[..., None] * between * (k @ k_transposed), -1)
+        inverse = unit_lower_inverse(strict)
+    return _Chunks(q, k, enter, leave, across, inverse, between * (q @ k_transposed))
+
+
+def _gate_gradients(chunks, g, beta, residual, update, do, dw, dq, dk_enter, dk_leave, dacross, table):
+    """Adds the gradients inside chunks to those through the state, and collects those of g and beta."""
+    between = _decays(g, table)[0]
+    gram = between * (chunks.k @ jnp.swapaxes(chunks.k, -1, -2))
+    update_transposed = jnp.swapaxes(update, -1, -2)
+    dscores = do @ update_transposed
+    dstrict = -jnp.tril(dw @ update_transposed, -1)
+    through_scores = dscores * chunks.scores
+    through_strict = beta[..., None] * dstrict * gram
+    paths = through_scores + through_strict
+    leaving = jnp.sum(chunks.k * dk_leave, -1)
+    dtotal = jnp.sum(chunks.q * dq + chunks.k * dk_enter, -1) - leaving + paths.sum(-1) - paths.sum(-2)
+    dtotal = dtotal.at[..., -1].add(leaving.sum(-1) + dacross)
+    dg = jnp.flip(jnp.cumsum(jnp.flip(dtotal, -1), -1), -1)
+    dbeta = jnp.sum(dw * residual, -1) + jnp.sum(dstrict * gram, -1)
+
+    dscores = between * dscores
+    dgram = beta[..., None] * between * dstrict
+    dk = dk_enter + dk_leave + jnp.swapaxes(dscores, -1, -2) @ chunks.q
+    dk = dk + (dgram + jnp.swapaxes(dgram, -1, -2)) @ chunks.k
+    return dq + dscores @ chunks.k, dk, dg, dbeta

@@ -1,0 +1,192 @@
+"""Packing by counting: every (memory, batch row) pair becomes one segment of a flat list of rows.
+
+A token's place in a memory is the number of earlier tokens of its row that chose the same
+memory: an exclusive cumulative count, stable by construction, without a sort, without a
+dropped token and without a shape that depends on data. Segments are ordered memory-major,
+``s = g * B + b``, and each begins at a multiple of the chunk size, so that a chunk belongs to
+one segment and the rows of one memory are contiguous.
+
+The shared memory is one more memory that every token chooses, so it needs no second path.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.typing import Array, Bool, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ChunkTable:
+    """What a recurrence needs to know about the packed rows; it drives every backend."""
+
+    segment: Int[Array, " chunks"]  # the segment of each chunk; S for the unused chunks at the end
+    first: Bool[Array, " chunks"]  # first chunk of its segment: the state is loaded
+    last: Bool[Array, " chunks"]  # last chunk of its segment: the state is stored
+    reset: Bool[Array, " N"] | None  # rows that begin a new document: the state before them is forgotten
+    chunk_size: int = dataclasses.field(metadata={"static": True})
+    num_segments: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """A permutation between tokens and packed rows, with N rows for B x T x A assignments."""
+
+    row: Int[Array, "B T A"]  # packed row of each assignment; N for masked tokens
+    assignment: Int[Array, " N"]  # flat index into B x T x A; B*T*A for the padding rows
+    start: Int[Array, " S"]  # first row of each segment
+    length: Int[Array, " S"]  # tokens in each segment, may be 0
+    position: Int[Array, " N"]  # place inside the segment (padding rows count on)
+    group_sizes: Int[Array, " G"]  # rows of each memory, alignment included
+    table: ChunkTable
+
+    @property
+    def token(self) -> Int[Array, " N"]:
+        """Flat token index b * T + t of each row; B*T for padding rows."""
+        return self.assignment // self.row.shape[-1]
+
+    @property
+    def valid(self) -> Bool[Array, " N"]:
+        """Rows that hold a token."""
+        return self.assignment < self.row.size
+
+
+def packed_length(batch: int, time: int, top_k: int, num_memories: int, shared: bool, chunk_size: int) -> int:
+    """The static number of packed rows N that holds every possible routing."""
+    worst = (time * top_k + min(num_memories, time * top_k) * (chunk_size - 1)) // chunk_size
+    chunks = min(worst, num_memories * -(-time // chunk_size)) + (-(-time // chunk_size) if shared else 0)
+    return batch * chunks * chunk_size
+
+
+def plan_packing(
+    memories: Int[Array, "B T k"],
+    num_memories: int,
+    *,
+    shared: bool,
+    chunk_size: int,
+    attention_mask: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    last_document: Int[Array, " S"] | None = None,
+) -> Packing:
+    """Lays the tokens of every memory out as contiguous, chunk-aligned segments.
+
+    Args:
+        memories: the distinct memories each token chose, in [0, num_memories).
+        num_memories: routed memories M.
+        shared: append the shared memory, index M, to every token's choices.
+        chunk_size: alignment of segments, in rows.
+        attention_mask: 0 marks tokens that go to no memory.
+        segment_ids: document numbers; a change between two neighbours in a memory's own
+            sequence forgets the state there.
+        last_document: the document that each segment's incoming state belongs to.
+    """
+    batch, time, top_k = memories.shape
+    if shared:
+        memories = jnp.concatenate([memories, jnp.full((batch, time, 1), num_memories, memories.dtype)], -1)
+    groups = num_memories + shared
+    rows = packed_length(batch, time, top_k, num_memories, shared, chunk_size)
+    keep = jnp.ones((batch, time), bool) if attention_mask is None else attention_mask != 0
+
+    hits = (memories[..., None] == jnp.arange(groups)).any(2) & keep[..., None]
+    count = jnp.cumsum(hits, axis=1, dtype=jnp.int32)  # [B, T, G], inclusive
+    length = count[:, -1].T.reshape(-1)
+    chunks = -(-length // chunk_size)
+    end_chunk = jnp.cumsum(chunks)
+    start = (end_chunk - chunks) * chunk_size
+
+    place = jnp.take_along_axis(count, memories, axis=-1) - 1
+    segment_of = memories * batch + jnp.arange(batch)[:, None, None]
+    row = jnp.where(keep[..., None], start[segment_of] + place, rows)
+    assignment = jnp.full(rows, row.size, jnp.int32)
+    assignment = assignment.at[row.reshape(-1)].set(jnp.arange(row.size, dtype=jnp.int32), mode="drop")
+
+    chunk = jnp.arange(rows // chunk_size)
+    segment = jnp.searchsorted(end_chunk, chunk, side="right").astype(jnp.int32)
+    position = jnp.arange(rows) - jnp.repeat(start.at[segment].get(mode="clip"), chunk_size)
+    reset = None
+    if segment_ids is not None:
+        document = segment_ids.reshape(-1).at[assignment // row.shape[-1]].get(mode="clip")
+        reset = _document_starts(document, position, jnp.repeat(segment, chunk_size), last_document)
+        reset &= assignment < row.size
+    table = ChunkTable(
+        segment=segment,
+        first=chunk * chunk_size == start.at[segment].get(mode="clip"),
+        last=chunk + 1 == end_chunk.at[segment].get(mode="clip"),
+        reset=reset,
+        chunk_size=chunk_size,
+        num_segments=groups * batch,
+    )
+    group_sizes = chunks.reshape(groups, batch).sum(-1) * chunk_size
+    return Packing(row, assignment, start, length, position, group_sizes, table)
+
+
+def _document_starts(document, position, segment, last_document):
+    before = jnp.roll(document, 1)
+    incoming = document if last_document is None else last_document.at[segment].get(mode="clip")
+    return document != jnp.where(position == 0, incoming, before)
+
+
+@jax.custom_vjp
+def pack(x: Float[Array, "B T *rest"], packing: Packing) -> Float[Array, "N *rest"]:
+    """Gathers token values into packed rows; padding rows are 0.
+
+    The gradient gathers through the inverse permutation; there is no scatter.
+    """
+    tokens = x.reshape(-1, *x.shape[2:])
+    return tokens.at[packing.token].get(mode="fill", fill_value=0)
+
+
+def _pack_fwd(x, packing):
+    return pack(x, packing), packing
+
+
+def _pack_bwd(packing, dy):
+    dx = sum(dy.at[packing.row[..., j]].get(mode="fill", fill_value=0) for j in range(packing.row.shape[-1]))
+    return dx, None
+
+
+pack.defvjp(_pack_fwd, _pack_bwd)
+
+
+@jax.custom_vjp
+def unpack_mix(
+    y: Float[Array, "N *rest"], weights: Float[Array, "B T A"], packing: Packing
+) -> Float[Array, "B T *rest"]:
+    """Reads every token's rows back and mixes them: ``sum_j weights[b, t, j] * y[row[b, t, j]]``.
+
+    Masked tokens read exactly 0. Sums in float32, returns ``y.dtype``.
+    """
+    return sum(_weighted_rows(y, weights, packing)).astype(y.dtype)
+
+
+def _weighted_rows(y, weights, packing):
+    for j in range(packing.row.shape[-1]):
+        rows = y.at[packing.row[..., j]].get(mode="fill", fill_value=0)
+        yield rows.astype(jnp.float32) * _expand(weights[..., j], rows.ndim)
+
+
+def _expand(x, ndim):
+    return x.reshape(x.shape + (1,) * (ndim - x.ndim))
+
+
+def _unpack_mix_fwd(y, weights, packing):
+    return unpack_mix(y, weights, packing), (y, weights, packing)
+
+
+def _unpack_mix_bwd(residuals, do):
+    y, weights, packing = residuals
+    rest = tuple(range(2, do.ndim))
+    dweights = [
+        jnp.sum(y.at[packing.row[..., j]].get(mode="fill", fill_value=0).astype(jnp.float32) * do, rest)
+        for j in range(weights.shape[-1])
+    ]
+    weight = weights.reshape(-1).at[packing.assignment].get(mode="fill", fill_value=0)
+    dy = do.reshape(-1, *do.shape[2:]).at[packing.token].get(mode="fill", fill_value=0)
+    dy = (dy.astype(jnp.float32) * _expand(weight, dy.ndim)).astype(y.dtype)
+    return dy, jnp.stack(dweights, -1).astype(weights.dtype), None
+
+
+unpack_mix.defvjp(_unpack_mix_fwd, _unpack_mix_bwd)

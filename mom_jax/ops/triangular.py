@@ -1,0 +1,44 @@
+"""Inverse of unit lower triangular matrices, the only solve in the delta rule."""
+
+import jax.numpy as jnp
+
+from mom_jax.typing import Array, Float
+
+_BLOCK = 16
+
+
+def unit_lower_inverse(strict: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
+    """``(I + strict)^-1`` for strictly lower triangular float32 matrices, C a power of two.
+
+    Exact forward substitution on blocks of 16, then pairs of blocks are merged until one is
+    left. The doubling series over the whole matrix would be cheaper, but it overflows when
+    keys are correlated; this form keeps float32 accuracy there.
+    """
+    size = strict.shape[-1]
+    block = min(size, _BLOCK)
+    inverse = _substitute(_diagonal_blocks(strict, block))
+    while block < size:
+        off = _diagonal_blocks(strict, 2 * block)[..., block:, :block]
+        upper, lower = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        corner = -(lower @ (off @ upper))
+        top = jnp.concatenate([upper, jnp.zeros_like(upper)], -1)
+        inverse = jnp.concatenate([top, jnp.concatenate([corner, lower], -1)], -2)
+        block *= 2
+    return inverse[..., 0, :, :]
+
+
+def _diagonal_blocks(x, block):
+    """[*batch, C, C] -> [*batch, C // block, block, block]"""
+    count = x.shape[-1] // block
+    tiles = x.reshape(*x.shape[:-2], count, block, count, block)
+    return jnp.stack([tiles[..., i, :, i, :] for i in range(count)], -3)
+
+
+def _substitute(strict):
+    size = strict.shape[-1]
+    identity = jnp.eye(size, dtype=strict.dtype)
+    rows = [jnp.broadcast_to(identity[0], strict.shape[:-1])]
+    for i in range(1, size):
+        above = jnp.stack(rows, -2)
+        rows.append(identity[i] - jnp.einsum("...j,...jk->...k", strict[..., i, :i], above))
+    return jnp.stack(rows, -2)
