@@ -1,0 +1,57 @@
+"""Where the training text comes from and how it is cut: a frozen dataclass that doubles as the command line.
+
+Importing this module imports neither JAX nor Grain.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from mom_jax.errors import InputError
+
+
+def default_cache_dir() -> str:
+    """``$XDG_CACHE_HOME/mom-jax``, or ``~/.cache/mom-jax`` where that variable is not set."""
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mom-jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Source, tokenizer, window and split of the data.
+
+    Text is tokenised once into shards (see `mom_jax.data.prepare`); training and evaluation read
+    windows of ``sequence_length`` tokens from them.
+    """
+
+    path: str = "stdlib"
+    """Text, jsonl or parquet file; a folder or glob of them; a folder written by `mom-jax data prepare`;
+    `hf:NAME[:config][:split]`, a Hugging Face dataset; or `stdlib`, the source of Python's standard library."""
+    held_out_path: str | None = None
+    """Held-out text, given in the same ways as path. Without it a share of the files of path is held out."""
+    held_out_fraction: float = 0.05
+    """Share of the files that is held out, chosen by a hash of each file's name; of the documents when there
+    is a single file."""
+    tokenizer: str = "bytes"
+    """`bytes`, `mistral`, a sentencepiece *.model, a `tokenizers` *.json or its folder, or a Hugging Face name."""
+    text_field: str = "text"
+    """Field (jsonl) or column (parquet, Hugging Face) that holds a document's text."""
+    sequence_length: int = 512
+    """Tokens per window, T."""
+    batch_size: int = 8
+    """Windows per optimiser step over all processes, B."""
+    seed: int = 0
+    """Seed of the order of the training windows."""
+    shard_bytes: int = 64 * 2**20
+    """Source bytes per shard (as stored, so compressed where files are): the unit of work when preparing."""
+    cache_dir: str = dataclasses.field(default_factory=default_cache_dir)
+    """Where shards go when path is text rather than a prepared folder."""
+
+    def __post_init__(self):
+        for field in ("sequence_length", "batch_size", "shard_bytes"):
+            if getattr(self, field) < 1:
+                raise InputError(field, getattr(self, field), "must be at least 1")
+        if not 0 < self.held_out_fraction < 1:
+            raise InputError("held_out_fraction", self.held_out_fraction, "must lie strictly between 0 and 1")
+        for field in ("path", "tokenizer", "text_field", "cache_dir"):
+            if not getattr(self, field):
+                raise InputError(field, "''", "must not be empty")
