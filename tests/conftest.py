@@ -1,0 +1,50 @@
+"""Hardware markers: a test marked ``gpu`` or ``tpu`` is deselected where that hardware is missing, and named at the end.
+
+With pytest-xdist every worker collects the same tests, so a worker hands its list to the controller when it ends.
+"""
+
+import pytest
+
+HARDWARE = ("gpu", "tpu")
+_NOT_RUN: dict[str, list[str]] = {}
+
+
+def _platform() -> str:
+    import jax
+
+    return jax.default_backend()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects the tests whose hardware is missing; asks JAX only when some test has such a marker."""
+    needs = {item: next((name for name in HARDWARE if item.get_closest_marker(name)), None) for item in items}
+    if not any(needs.values()):
+        return
+    here = _platform()
+    missing = [item for item in items if needs[item] not in (None, here)]
+    for item in missing:
+        _NOT_RUN.setdefault(str(needs[item]), []).append(item.nodeid)
+    items[:] = [item for item in items if item not in missing]
+    config.hook.pytest_deselected(items=missing)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hands a worker's list to the controller."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["not_run"] = _NOT_RUN
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """Takes a worker's list; all workers collect the same tests, so the last one stands for all."""
+    _NOT_RUN.update(getattr(node, "workeroutput", {}).get("not_run", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Lists the tests that this machine cannot run."""
+    for hardware, names in sorted(_NOT_RUN.items()):
+        terminalreporter.section(f"not run here: needs {hardware} ({len(names)})")
+        for name in names:
+            terminalreporter.write_line(name)
