@@ -18,3 +18,7 @@ class InputError(ValueError):
         self.field, self.value, self.remedy = field, value, remedy
         shown = value if isinstance(value, str) else repr(value)
         super().__init__(f"{field}={shown}: {remedy}")
+
+    def __reduce__(self):
+        # Exceptions pickle by their message alone; this one must cross from worker processes whole.
+        return type(self), (self.field, self.value, self.remedy)

@@ -1,0 +1,272 @@
+"""The shard format: writing, opening, checking, and reading tokens across shards.
+
+A prepared folder holds ``index.json`` (tokenizer, dtype, the names of all shards) and three files per shard:
+
+- ``NAME.bin``: token ids, little-endian uint16 (uint32 above 65,536 ids), one end token after every document;
+- ``NAME.offsets``: little-endian uint64 [documents + 1], where each document starts in ``NAME.bin``, and its length;
+- ``NAME.json``: counts and SHA-256 sums. It is written last, so a shard with this file is complete.
+
+Nothing in them depends on the machine, the time or the number of workers.
+"""
+
+import array
+import dataclasses
+import hashlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mom_jax.data.tokenizers import Tokenizer
+from mom_jax.errors import InputError
+
+FORMAT = "mom-jax-shards"
+VERSION = 1
+SPLITS = ("train", "held_out")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardInfo:
+    """The content of ``NAME.json``."""
+
+    key: str  # hash of all that the shard is made from
+    tokens: int  # end tokens included
+    documents: int
+    text_bytes: int  # UTF-8 bytes of the documents' text
+    bin_sha256: str
+    offsets_sha256: str
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Little-endian uint16 where every id fits, else uint32."""
+    return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
+
+
+def write_atomically(path: Path, blob: bytes) -> None:
+    """Writes a file that is either whole or absent."""
+    temporary = _temporary(path)
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(blob)
+            _to_disk(stream)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_shard(folder: Path, name: str, key: str, documents: Iterable[str], tokenizer: Tokenizer) -> ShardInfo:
+    """Tokenises ``documents`` into the shard ``name``; memory holds one document at a time.
+
+    A shard appears whole or not at all, also when the process is killed.
+    """
+    dtype, end = token_dtype(tokenizer.vocab_size), tokenizer.eos_id
+    digest, offsets, text_bytes = hashlib.sha256(), array.array("Q", [0]), 0
+    target = folder / f"{name}.bin"
+    temporary = _temporary(target)
+    try:
+        with open(temporary, "wb") as stream:
+            for text in documents:
+                ids = np.append(tokenizer.encode(text), end).astype(dtype).tobytes()
+                digest.update(ids)
+                stream.write(ids)
+                offsets.append(offsets[-1] + len(ids) // dtype.itemsize)
+                text_bytes += len(text.encode())
+            _to_disk(stream)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if sys.byteorder == "big":
+        offsets.byteswap()
+    starts = offsets.tobytes()
+    write_atomically(folder / f"{name}.offsets", starts)
+    tokens = target.stat().st_size // dtype.itemsize
+    info = ShardInfo(key, tokens, len(offsets) - 1, text_bytes, digest.hexdigest(), hashlib.sha256(starts).hexdigest())
+    write_atomically(folder / f"{name}.json", _to_json(dataclasses.asdict(info)))
+    return info
+
+
+def finished_shard(folder: Path, name: str, key: str, dtype: np.dtype) -> ShardInfo | None:
+    """The shard's record if it is complete and made from the same things, else None."""
+    try:
+        info = ShardInfo(**json.loads((folder / f"{name}.json").read_bytes()))
+        sizes = [(folder / f"{name}{suffix}").stat().st_size for suffix in (".bin", ".offsets")]
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    whole = sizes == [info.tokens * dtype.itemsize, (info.documents + 1) * 8]
+    return info if whole and info.key == key else None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes temporary files of this machine's processes that no longer run (they were killed)."""
+    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+        pid = path.name.split(".")[-2]
+        if pid.isdigit() and not _is_running(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def write_index(folder: Path, index: dict) -> None:
+    """Writes ``index.json``; the same data and tokenizer give the same bytes."""
+    write_atomically(folder / "index.json", _to_json(index))
+
+
+def read_index(folder: Path) -> dict:
+    """The content of ``index.json``.
+
+    Raises:
+        InputError: it is missing, broken, or of another format version.
+    """
+    path = folder / "index.json"
+    try:
+        index = json.loads(path.read_bytes())
+        known = index["format"] == FORMAT
+    except FileNotFoundError as error:
+        raise InputError("path", folder, "is no prepared folder: it has no index.json") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError("path", path, "is not readable; prepare the data again") from error
+    if not known or index.get("version") != VERSION:
+        raise InputError("path", path, f"has version {index.get('version')}; this program reads {VERSION}: prepare the data again")
+    return index
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether ``folder`` is one that preparing the data wrote (complete or not)."""
+    try:
+        return json.loads((folder / "index.json").read_bytes())["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+class Shard:
+    """One complete shard, memory-mapped."""
+
+    def __init__(self, folder: Path, name: str, key: str, dtype: np.dtype):
+        self.path, self._dtype = folder / name, dtype
+        if not self._file(".json").exists():
+            remedy = f"shard {name} is not prepared yet; run the other --shard i/n parts, or run the same command again"
+            raise InputError("path", folder, remedy)
+        info = finished_shard(folder, name, key, dtype)
+        if info is None:
+            remedy = "is truncated or does not belong to this folder's index.json; delete it and prepare the data again"
+            raise InputError("path", self._file(".json"), remedy)
+        self.info = info
+        # An empty file cannot be mapped.
+        empty = np.zeros(0, dtype)
+        self.tokens = np.memmap(self._file(".bin"), dtype, "r") if info.tokens else empty
+        self.offsets = np.memmap(self._file(".offsets"), "<u8", "r")
+
+    def verify(self) -> None:
+        """Compares both files with their SHA-256 sums; raises `InputError` on a difference."""
+        for suffix, expected in ((".bin", self.info.bin_sha256), (".offsets", self.info.offsets_sha256)):
+            with open(self._file(suffix), "rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != expected:
+                raise InputError("path", self._file(suffix), "is corrupt (its SHA-256 differs); delete it and prepare the data again")
+
+    def _file(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name + suffix)
+
+
+class TokenStream:
+    """All tokens of one split, end to end over its shards; nothing is loaded before it is read."""
+
+    def __init__(self, shards: list[Shard]):
+        self.shards = shards
+        self._starts = np.cumsum([0, *(shard.info.tokens for shard in shards)])
+        self.documents = sum(shard.info.documents for shard in shards)
+        self.text_bytes = sum(shard.info.text_bytes for shard in shards)
+
+    def __len__(self) -> int:
+        """Number of tokens, end tokens included."""
+        return int(self._starts[-1])
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens ``start`` to ``stop`` (at most to the end).
+
+        Returns:
+            ids, int32 [T], and is_first, bool [T]: whether a document starts at that token.
+        """
+        stop = min(stop, len(self))
+        ids = np.empty(max(stop - start, 0), np.int32)
+        is_first = np.zeros(ids.shape, bool)
+        at, number = start, int(np.searchsorted(self._starts, start, side="right")) - 1
+        while at < stop:
+            shard, base = self.shards[number], int(self._starts[number])
+            end = min(stop, int(self._starts[number + 1]))
+            ids[at - start : end - start] = shard.tokens[at - base : end - base]
+            low, high = np.searchsorted(shard.offsets, np.array([at - base, end - base], np.uint64))
+            is_first[shard.offsets[low:high].astype(np.int64) + (base - start)] = True
+            at, number = end, number + 1
+        return ids, is_first
+
+    def iterate_documents(self) -> Iterator[np.ndarray]:
+        """Each document's token ids with its end token, int32 [T]."""
+        for shard in self.shards:
+            for start, stop in zip(shard.offsets[:-1].tolist(), shard.offsets[1:].tolist(), strict=True):
+                yield shard.tokens[start:stop].astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+    """An opened prepared folder."""
+
+    folder: Path
+    tokenizer: str  # its name; `tokenizer_fingerprint` decides whether two are the same
+    tokenizer_fingerprint: str
+    vocab_size: int
+    eos_id: int
+    fingerprint: str  # of all tokens of both splits and of the tokenizer
+    train: TokenStream
+    held_out: TokenStream
+
+    def verify(self) -> None:
+        """Reads every shard and compares it with its SHA-256; raises `InputError` naming the first corrupt file."""
+        for shard in self.train.shards + self.held_out.shards:
+            shard.verify()
+
+
+def open_prepared(folder: str | Path) -> PreparedData:
+    """Opens a prepared folder; checks that every shard is there and has its full size.
+
+    Raises:
+        InputError: no prepared folder, another format version, a missing or truncated shard, an empty split.
+    """
+    folder = Path(folder)
+    index = read_index(folder)
+    dtype = token_dtype(index["vocab_size"])
+    streams = {}
+    for split in SPLITS:
+        streams[split] = TokenStream([Shard(folder, s["name"], s["key"], dtype) for s in index["splits"][split]])
+        if len(streams[split]) == 0:
+            raise InputError("path", folder, f"has no {split.replace('_', '-')} text; give more text, or held_out_path")
+    sums = [s.info.bin_sha256 + s.info.offsets_sha256 for split in SPLITS for s in streams[split].shards]
+    fingerprint = hashlib.sha256(_to_json([index, sums])).hexdigest()[:32]
+    return PreparedData(folder, index["tokenizer"], index["tokenizer_fingerprint"], index["vocab_size"], index["eos_id"],
+                        fingerprint, streams["train"], streams["held_out"])
+
+
+def _temporary(path: Path) -> Path:
+    # Named by machine and process: several may prepare the same shard at once, and the last one wins with the same bytes.
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def _to_disk(stream) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _to_json(content: object) -> bytes:
+    return json.dumps(content, indent=1).encode() + b"\n"
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
