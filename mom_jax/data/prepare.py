@@ -17,7 +17,7 @@ import rich.progress
 from mom_jax.data.config import DataConfig
 from mom_jax.data.held_out import held_out_below, stable_hash
 from mom_jax.data.shards import (
-    FORMAT, VERSION, PreparedData, ShardInfo, finished_shard, is_prepared, open_prepared, read_index, remove_leftovers,
+    FORMAT, VERSION, PreparedData, ShardInfo, finished_shard, is_complete, is_prepared, open_prepared, read_index, remove_leftovers,
     token_dtype, write_index, write_shard,
 )
 from mom_jax.data.sources import FileSource, HubSource, Source, resolve
@@ -111,7 +111,8 @@ def prepared(config: DataConfig, *, workers: int | None = None, progress: bool =
             raise InputError("held_out_path", config.held_out_path, f"{folder} is prepared and has its own held-out text; leave it away")
     else:
         folder = _cache_folder(config)
-        prepare(config, folder, workers=workers, progress=progress)
+        if not is_complete(folder):
+            prepare(config, folder, workers=workers, progress=progress)
     data = open_prepared(folder)
     if data.tokenizer_fingerprint != load_tokenizer(config.tokenizer).fingerprint:
         raise InputError("tokenizer", config.tokenizer, f"{folder} was prepared with the tokenizer {data.tokenizer}; name that one")

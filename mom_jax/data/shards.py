@@ -140,6 +140,15 @@ def is_prepared(folder: Path) -> bool:
         return False
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether ``folder`` is prepared and every shard is there in its full size."""
+    if not is_prepared(folder):
+        return False
+    index = read_index(folder)
+    dtype = token_dtype(index["vocab_size"])
+    return all(finished_shard(folder, s["name"], s["key"], dtype) for split in SPLITS for s in index["splits"][split])
+
+
 class Shard:
     """One complete shard, memory-mapped."""
 
