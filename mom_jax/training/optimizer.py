@@ -1,0 +1,45 @@
+"""The optimiser of the paper's recipe, from Optax parts."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mom_jax.training.config import OptimizerConfig
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The learning rate as a function of the number of updates made so far.
+
+    Linear warm-up from 0 to the peak over ``warmup_steps`` (at most ``steps``), then either a cosine to
+    ``peak * min_learning_rate_ratio`` at ``steps``, or (``wsd``) the peak until the last
+    ``decay_fraction * steps`` updates and a straight line to that minimum.
+    """
+    peak = config.learning_rate
+    final = peak * config.min_learning_rate_ratio
+    warmup = min(config.warmup_steps, steps)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), alpha=config.min_learning_rate_ratio)
+        return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    decay = min(round(config.decay_fraction * steps), steps - warmup)
+    parts = [optax.linear_schedule(0.0, peak, warmup), optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)]
+    return optax.join_schedules(parts, [warmup, steps - decay])
+
+
+def decay_mask(params: Any) -> Any:
+    """True where weight decay applies: everywhere but norms, ``A_log`` and ``dt_bias``, told by the parameter's path."""
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
+        names = [str(getattr(key, "key", key)) for key in path]
+        return not any("norm" in name or name in ("A_log", "dt_bias") for name in names)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW under `learning_rate_schedule`; moments are float32."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(learning_rate_schedule(config, steps), b1=config.beta1, b2=config.beta2, eps=config.eps,
+                    weight_decay=config.weight_decay, mask=decay_mask, mu_dtype=jnp.float32),
+    )
