@@ -1,0 +1,1 @@
+"""One module per table or figure, floor 7 of the house. None is written yet."""

@@ -1,0 +1,149 @@
+"""The package as a stranger meets it: README, metadata, start-up, the interpreter finder."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import mom_jax
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def run_python(code: str) -> str:
+    """Output of a fresh interpreter that sees the tree but holds no GPU."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_readme_example_runs():
+    """The example runs as printed and shows the shapes it claims."""
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    out = run_python(example)
+    assert out.startswith("(2, 24, 264) ") and out.rstrip().endswith("(2, 32)")
+
+
+def test_readme_tree_and_links_exist():
+    """Every folder and file in the README's tree, and every local link of the README and the guides."""
+    (tree,) = re.findall(r"```\n(pallas_kernels/.*?)```", README, flags=re.DOTALL)
+    missing, package = [], ROOT
+    for line in tree.splitlines():
+        inside = line.startswith(" ")
+        package = package if inside else ROOT / line.split()[0]
+        path = package / line.split()[0] if inside else package
+        missing += [] if path.exists() else [str(path.relative_to(ROOT))]
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+        missing += [f"{page.name}: {link}" for link in links if not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_metadata():
+    """Installed version, entry point, and the libraries that the project promises to name."""
+    assert importlib.metadata.version("mom-jax") == mom_jax.__version__
+    assert PROJECT["scripts"]["mom-jax"] == "mom_jax.cli.main:main"
+    named = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["gpu"]
+    for library in ("jax", "flax", "optax", "orbax-checkpoint", "chex", "jax-triton"):
+        assert any(re.match(rf"{library}(\[|[<>=])", entry) for entry in named), library
+
+
+def test_dependencies_are_explained():
+    """The guide names every library of the metadata."""
+    guide = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
+    entries = PROJECT["dependencies"] + [e for extra in PROJECT["optional-dependencies"].values() for e in extra]
+    names = {re.split(r"[\[<>=]", entry)[0] for entry in entries} - {"mom-jax"}
+    assert {name for name in names if name not in guide} == set()
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["mom_jax", "mom_jax.models.config", "mom_jax.data.config", "mom_jax.training.config", "mom_jax.cli.main"],
+)
+def test_light_modules_leave_jax_alone(module):
+    """The front door, the configurations and the command line start without JAX."""
+    out = run_python(f"import sys, {module}; print(sorted({{'jax', 'flax', 'grain', 'matplotlib'}} & set(sys.modules)))")
+    assert out.strip() == "[]"
+
+
+def test_front_door():
+    """Every name that `mom_jax` promises is there."""
+    assert "MoMForCausalLM" in mom_jax.__all__
+    for name in mom_jax.__all__:
+        assert getattr(mom_jax, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        mom_jax.__getattr__("no_such_name")
+
+
+def tree_files() -> list[Path]:
+    """The project's own files: no environments, caches, builds or runs."""
+    own = [path for path in ROOT.iterdir() if path.name in (".ci", ".gitignore") or path.name[0] != "."]
+    own = [path for path in own if path.name not in ("runs", "build", "dist")]
+    files = [file for path in own for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
+    return [file for file in files if "__pycache__" not in file.parts and ".egg-info" not in str(file)]
+
+
+def test_no_index_hosts_and_no_lock_files():
+    """Where packages come from is the machine's business: no host of an index, and no lock file."""
+    words = ("py" + r"pi\.org", "python" + r"hosted\.org", "index" + "-url", "find" + "-links")
+    files = tree_files()
+    assert ROOT / "README.md" in files and ROOT / "tools/make-venv" in files
+    assert [f for f in files if re.search(r"\.lock$|^requirements.*\.txt$|^pylock\.", f.name)] == []
+    assert [f for f in files if re.search("|".join(words), f.read_text(encoding="utf-8", errors="ignore"))] == []
+
+
+def fake_python(folder: Path, name: str, version: str, ensurepip: bool = True, runs: bool = True) -> Path:
+    """A stand-in interpreter that answers the finder's two questions."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    lines = f'case "$2" in *version_info*) echo {version} ;; *) exit {0 if ensurepip else 1} ;; esac' if runs else "exit 127"
+    path.write_text(f"#!/bin/sh\n{lines}\n")
+    path.chmod(0o755)
+    return path
+
+
+def find_python(tmp_path: Path, *folders: Path, versions: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Runs the finder with nothing but `folders` on PATH and an empty home."""
+    env = {"PATH": ":".join(map(str, folders)), "HOME": str(tmp_path / "home")}
+    finder = ["/bin/sh", str(ROOT / "tools/find-python"), *versions]
+    return subprocess.run(finder, capture_output=True, text=True, env=env, timeout=60)
+
+
+def test_finder_prefers_312_and_runs_what_it_finds(tmp_path):
+    """A 3.12 that does not run is passed over for one further down PATH, and 3.12 goes before 3.11."""
+    fake_python(tmp_path / "a", "python3.12", "3.12", runs=False)
+    fake_python(tmp_path / "a", "python3.11", "3.11")
+    good = fake_python(tmp_path / "b", "python3", "3.12")
+    assert find_python(tmp_path, tmp_path / "a", tmp_path / "b").stdout.strip() == str(good)
+    done = find_python(tmp_path, tmp_path / "a", tmp_path / "b", versions=("3.11",))
+    assert done.stdout.strip() == str(tmp_path / "a/python3.11")
+
+
+def test_finder_looks_into_pyenv(tmp_path):
+    """Versions that pyenv installed count although only a broken shim is on PATH."""
+    fake_python(tmp_path / "a", "python3.12", "3.12", runs=False)
+    bin_folder = tmp_path / "home/.pyenv/versions/3.12.1/bin"
+    bin_folder.parent.mkdir(parents=True)
+    good = fake_python(bin_folder, "python3.12", "3.12")
+    assert find_python(tmp_path, tmp_path / "a").stdout.strip() == str(good)
+
+
+@pytest.mark.parametrize(
+    "version,ensurepip,words",
+    [("3.9", True, "no Python 3.12 or 3.11 or 3.13 or 3.14 found"), ("3.11", False, "apt install python3.11-venv")],
+    ids=["too old", "without venv"],
+)
+def test_finder_says_what_to_do(tmp_path, version, ensurepip, words):
+    """Without a suitable Python: one line, non-zero exit, nothing on stdout."""
+    fake_python(tmp_path / "a", f"python{version}", version, ensurepip=ensurepip)
+    done = find_python(tmp_path, tmp_path / "a")
+    assert done.returncode == 1 and done.stdout == ""
+    assert words in done.stderr and done.stderr.count("\n") == 1
