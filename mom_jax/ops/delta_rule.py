@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mom_jax.ops.dispatch import select
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.ops.triangular import unit_lower_inverse
 from mom_jax.typing import Array, Float
@@ -266,3 +267,42 @@ def _gate_gradients(chunks, g, beta, residual, update, do, dw, dq, dk_enter, dk_
     dk = dk_enter + dk_leave + jnp.swapaxes(dscores, -1, -2) @ chunks.q
     dk = dk + (dgram + jnp.swapaxes(dgram, -1, -2)) @ chunks.k
     return dq + dscores @ chunks.k, dk, dg, dbeta
+
+
+_IMPLEMENTATIONS = {"reference": delta_rule_scan, "xla": delta_rule_chunked}
+
+
+def gated_delta_rule(
+    q: Float[Array, "N H K"],
+    k: Float[Array, "N H K"],
+    v: Float[Array, "N H V"],
+    g: Float[Array, "N H"],
+    beta: Float[Array, "N H"],
+    table: ChunkTable,
+    initial_state: Float[Array, "S H K V"] | None = None,
+    *,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"]]:
+    """Gated delta rule over packed rows (module docstring).
+
+    Args:
+        q, k, v: float32 or bfloat16 rows; keys L2-normalised.
+        g: log decay, at most 0; 0 on padding rows.
+        beta: write strength; 0 on padding rows.
+        table: segments and documents of the rows.
+        initial_state: float32 state of every segment; zeros if None.
+        scale: of the output, K^-0.5 if None.
+        impl: ``auto``, ``reference`` (token by token) or ``xla`` (chunk-parallel).
+
+    Returns:
+        Outputs in ``v.dtype`` and the float32 state of every segment after its last row; an
+        empty segment keeps its initial state.
+
+    Raises:
+        InputError: unknown ``impl``.
+    """
+    if initial_state is None:
+        initial_state = jnp.zeros((table.num_segments, *k.shape[1:], v.shape[-1]), jnp.float32)
+    scale = k.shape[-1] ** -0.5 if scale is None else scale
+    return select(impl, _IMPLEMENTATIONS, auto="xla")(q, k, v, g, beta, table, initial_state, scale)

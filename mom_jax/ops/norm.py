@@ -1,0 +1,27 @@
+"""Normalisations, computed in float32."""
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.typing import Array, Float
+
+
+def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*batch D"]:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis; returns ``x.dtype``."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
+    return (y * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+def gated_rms_norm(
+    x: Float[Array, "*batch D"], gate: Float[Array, "*batch D"], weight: Float[Array, " D"], eps: float
+) -> Float[Array, "*batch D"]:
+    """``rms_norm(x) * silu(gate)`` without rounding in between; returns ``x.dtype``."""
+    y = rms_norm(x.astype(jnp.float32), weight, eps)
+    return (y * jax.nn.silu(gate.astype(jnp.float32))).astype(x.dtype)
+
+
+def l2_norm(x: Float[Array, "*batch D"], eps: float = 1e-6) -> Float[Array, "*batch D"]:
+    """``x / sqrt(sum(x^2) + eps)`` over the last axis; returns ``x.dtype``."""
+    y = x.astype(jnp.float32)
+    return (y * jax.lax.rsqrt(jnp.sum(y * y, -1, keepdims=True) + eps)).astype(x.dtype)
