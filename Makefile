@@ -25,6 +25,7 @@ test-second-python: ## operators, layers and models on another supported Python,
 	@tools/test-second-python .venv $(PYTEST) tests/ops tests/layers tests/models $(ARGS)
 
 test-gpu: ## the tests that need an NVIDIA GPU
+	@nvidia-smi -L >/dev/null 2>&1 || { echo "make test-gpu: no NVIDIA GPU here, nvidia-smi does not answer" >&2; exit 1; }
 	@tools/make-venv .venv-gpu gpu
 	@tools/make-venv .venv-gpu test
 	.venv-gpu/bin/python -m pytest -m gpu $(ARGS)
@@ -32,7 +33,7 @@ test-gpu: ## the tests that need an NVIDIA GPU
 check: ## style (ruff) and types (pyright)
 	@tools/make-venv .venv dev
 	.venv/bin/ruff check .
-	.venv/bin/pyright
+	.venv/bin/pyright --pythonpath .venv/bin/python
 
 bench: ## the tables of docs/benchmarks.md
 	@tools/make-venv .venv test

@@ -1,4 +1,4 @@
-"""Hardware markers: a test marked ``gpu`` or ``tpu`` is deselected where that hardware is missing, and named at the end.
+"""Hardware markers: a test marked ``gpu`` or ``tpu`` is deselected where that is missing, and named at the end.
 
 With pytest-xdist every worker collects the same tests, so a worker hands its list to the controller when it ends.
 """

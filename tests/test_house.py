@@ -164,5 +164,5 @@ def test_level_ground_is_free(tmp_path, name, text):
 def test_a_package_without_a_floor_is_refused(tmp_path):
     """A new package has to be given a floor."""
     plant(tmp_path, "mom_jax/attic/a.py", "import mom_jax.errors\n")
-    with pytest.raises(AssertionError, match="mom_jax.attic.a has no floor"):
+    with pytest.raises(AssertionError, match=r"mom_jax\.attic\.a has no floor"):
         violations(tmp_path)

@@ -70,7 +70,8 @@ def test_dependencies_are_explained():
 )
 def test_light_modules_leave_jax_alone(module):
     """The front door, the configurations and the command line start without JAX."""
-    out = run_python(f"import sys, {module}; print(sorted({{'jax', 'flax', 'grain', 'matplotlib'}} & set(sys.modules)))")
+    heavy = {"jax", "flax", "grain", "matplotlib"}
+    out = run_python(f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))")
     assert out.strip() == "[]"
 
 
@@ -104,8 +105,8 @@ def fake_python(folder: Path, name: str, version: str, ensurepip: bool = True, r
     """A stand-in interpreter that answers the finder's two questions."""
     folder.mkdir(exist_ok=True)
     path = folder / name
-    lines = f'case "$2" in *version_info*) echo {version} ;; *) exit {0 if ensurepip else 1} ;; esac' if runs else "exit 127"
-    path.write_text(f"#!/bin/sh\n{lines}\n")
+    answers = f'case "$2" in *version_info*) echo {version} ;; *) exit {int(not ensurepip)} ;; esac'
+    path.write_text(f"#!/bin/sh\n{answers if runs else 'exit 127'}\n")
     path.chmod(0o755)
     return path
 

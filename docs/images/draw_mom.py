@@ -27,7 +27,7 @@ def box(ax: Axes, x: float, y: float, width: float, height: float, label: str, c
             (x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0,rounding_size=0.14",
             facecolor=color, edgecolor=INK, linewidth=1.2, zorder=3,
         )
-    )  # fmt: skip
+    )
     ax.text(x, y, label, ha="center", va="center", fontsize=size, color=INK, zorder=4, linespacing=1.35)
 
 
@@ -39,7 +39,7 @@ def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], color:
             start, end, arrowstyle="-|>", mutation_scale=15 if taken else 10, shrinkA=0, shrinkB=0, color=color,
             linewidth=width if taken else 1.0, linestyle="-" if taken else (0, (4, 3)), zorder=2,
         )
-    )  # fmt: skip
+    )
 
 
 def memory(ax: Axes, x: float, y: float, color: str, cells: int = 6, size: float = 0.15) -> None:
@@ -51,8 +51,9 @@ def memory(ax: Axes, x: float, y: float, color: str, cells: int = 6, size: float
             ax.add_patch(
                 Rectangle((left + column * size, bottom + row * size), size, size, facecolor=color, alpha=shade,
                           edgecolor=PAPER, linewidth=0.8, zorder=3)
-            )  # fmt: skip
-    ax.add_patch(Rectangle((left, bottom), cells * size, cells * size, fill=False, edgecolor=INK, linewidth=1.2, zorder=4))
+            )
+    width = cells * size
+    ax.add_patch(Rectangle((left, bottom), width, width, fill=False, edgecolor=INK, linewidth=1.2, zorder=4))
 
 
 def tokens(ax: Axes) -> None:
@@ -61,7 +62,7 @@ def tokens(ax: Axes) -> None:
         ax.add_patch(
             FancyBboxPatch((x - 0.4, 2.72), 0.8, 0.56, boxstyle="round,pad=0,rounding_size=0.1", zorder=3,
                            facecolor=TOKEN if current else PAPER, edgecolor=INK if current else FAINT, linewidth=1.2)
-        )  # fmt: skip
+        )
         ax.text(x, 3.0, word, ha="center", va="center", fontsize=12, color=INK if current else FAINT, zorder=4)
     ax.text(2.35, 2.45, "token $x_t$", ha="center", va="center", fontsize=12, color=INK)
 
