@@ -186,13 +186,16 @@ def _claim_folder(out: Path, index: dict) -> None:
     """Makes ``out`` this data's folder, or checks that it is already."""
     if out.exists() and not out.is_dir():
         raise InputError("out", out, "is a file; give a folder")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("out", out, f"cannot be made ({error.strerror}); give another folder") from error
     remove_leftovers(out)
     if is_prepared(out):
         if read_index(out) != index:
             raise InputError("out", out, "holds shards of other text or another tokenizer; delete it or give another folder")
     elif any(not path.name.endswith(".tmp") for path in out.iterdir()):
-        raise InputError("out", out, "is not empty and holds no shards; give a new folder")
+        raise InputError("out", out, "is not empty and holds no shards; delete it or give another folder")
     else:
         write_index(out, index)
 

@@ -126,17 +126,18 @@ def read_index(folder: Path) -> dict:
     except FileNotFoundError as error:
         raise InputError("path", folder, "is no prepared folder: it has no index.json") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("path", path, "is not readable; prepare the data again") from error
+        raise InputError("path", path, "is damaged; delete the folder and prepare the data again") from error
     if not known or index.get("version") != VERSION:
         raise InputError("path", path, f"has version {index.get('version')}; this program reads {VERSION}: prepare the data again")
     return index
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether ``folder`` is one that preparing the data wrote (complete or not)."""
+    """Whether ``folder`` is one that preparing the data wrote (complete or not, whole or damaged)."""
     try:
-        return json.loads((folder / "index.json").read_bytes())["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
+        with open(folder / "index.json", "rb") as stream:
+            return FORMAT.encode() in stream.read(64)
+    except OSError:
         return False
 
 
@@ -162,10 +163,9 @@ class Shard:
             remedy = "is truncated or does not belong to this folder's index.json; delete it and prepare the data again"
             raise InputError("path", self._file(".json"), remedy)
         self.info = info
-        # An empty file cannot be mapped.
-        empty = np.zeros(0, dtype)
-        self.tokens = np.memmap(self._file(".bin"), dtype, "r") if info.tokens else empty
-        self.offsets = np.memmap(self._file(".offsets"), "<u8", "r")
+        # Plain views, since slicing an np.memmap costs several times as much. An empty file cannot be mapped.
+        self.tokens = np.asarray(np.memmap(self._file(".bin"), dtype, "r")) if info.tokens else np.zeros(0, dtype)
+        self.offsets = np.asarray(np.memmap(self._file(".offsets"), "<u8", "r"))
 
     def verify(self) -> None:
         """Compares both files with their SHA-256 sums; raises `InputError` on a difference."""

@@ -12,10 +12,10 @@ from pathlib import Path, PurePath
 from mom_jax.data.documents import read_documents
 from mom_jax.errors import InputError
 
-# What a folder contributes. A file or glob that is named explicitly may have any suffix.
+# What a folder contributes; not .json, which in folders is rarely text. A file or glob may name any suffix.
 TEXT_SUFFIXES = (
     ".txt .text .md .rst .tex .html .xml .csv .tsv .log .org .py .pyi .c .h .cc .cpp .hpp .cu .rs .go .java .js .ts "
-    ".jl .r .rb .sh .sql .swift .scala .kt .hs .lean .toml .yaml .yml .jsonl .ndjson .json .parquet"
+    ".jl .r .rb .sh .sql .swift .scala .kt .hs .lean .toml .yaml .yml .jsonl .ndjson .parquet"
 ).split()
 _COMPRESSIONS = (".gz", ".zst", ".bz2")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -171,7 +171,7 @@ def _hub(spec: str, field: str) -> list[Source]:
     subset, split = subset or None, split or "train"
     count = _hub_stream(dataset, subset, split).num_shards
     stem = ":".join(["hf", dataset, subset or "", split])
-    return [HubSource(f"{stem}#{i:05d}-of-{count:05d}", dataset, subset, split, i, count) for i in range(count)]
+    return [HubSource(f"{stem}#{i:05d}", dataset, subset, split, i, count) for i in range(count)]
 
 
 def _hub_stream(dataset: str, subset: str | None, split: str):
