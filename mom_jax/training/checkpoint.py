@@ -1,0 +1,165 @@
+"""Checkpoints: written in the background, checked when read."""
+
+import dataclasses
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from mom_jax.errors import InputError
+from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.training import manifest
+from mom_jax.training.config import TrainConfig
+from mom_jax.training.state import TrainState, abstract_state, model_parts
+
+
+@contextmanager
+def _full_disk_as_oserror(folder: Path) -> Iterator[None]:
+    # A background write to a full disk surfaces as one of several exception types, known by its text alone.
+    try:
+        yield
+    except Exception as error:
+        if "No space left" in str(error) or "RESOURCE_EXHAUSTED: Error writing" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def latest_step(folder: Path) -> int | None:
+    """The newest step whose checkpoint was written to its end; None when there is no checkpoint at all.
+
+    Raises:
+        InputError: there are step folders, but each is half written.
+    """
+    steps = _step_folders(folder)
+    for path in reversed(steps):
+        if manifest.is_committed(path):
+            return int(path.name)
+    if steps:
+        raise InputError("checkpoint", str(steps[-1]), f"is half written and there is no other; delete {folder} and start again")
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of one run, in ``run_dir/checkpoints/<step>``. Use it as a context manager."""
+
+    def __init__(self, config: TrainConfig):
+        self.config, self.folder = config, checkpoint_folder(config.run_dir)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.checkpoint.keep, enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal))
+        self._set_aside_half_written()
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def _seal(self) -> None:
+        if jax.process_index() == 0:
+            for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                manifest.write_manifest(folder)
+
+    def _set_aside_half_written(self) -> None:
+        # Saving onto an existing folder would silently do nothing.
+        if jax.process_index() == 0:
+            for path in _step_folders(self.folder):
+                if not manifest.is_committed(path):
+                    path.rename(path.with_name(f"half-written-{path.name}-{os.getpid()}"))
+
+    def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
+        """Starts writing a checkpoint in the background, after the one before it is done.
+
+        Raises:
+            OSError: the disk is full (of this write or of the one before).
+        """
+        with _full_disk_as_oserror(self.folder):
+            self._manager.wait_until_finished()
+            if step in self._manager.all_steps():
+                return  # nothing was trained since
+            items = ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params), state=ocp.args.StandardSave(_all_but_params(state)),
+                config=ocp.args.JsonSave(self.config.to_dict()), data=ocp.args.JsonSave(data))
+            self._manager.save(step, args=items)
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is on disk.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        with _full_disk_as_oserror(self.folder):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+
+def checkpoint_folder(run_dir: str | Path) -> Path:
+    """Where a run keeps its checkpoints, absolute."""
+    return Path(run_dir).expanduser().absolute() / "checkpoints"
+
+
+def _all_but_params(state: TrainState) -> dict[str, Any]:
+    # The parameters are an item of their own, so that evaluation need not read the optimiser's moments.
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
+
+
+def _read(folder: Path, step: int, **items: Any) -> Any:
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True, create=False)) as manager:
+        return manager.restore(step, args=ocp.args.Composite(**items))
+
+
+def read_config(folder: Path, step: int) -> TrainConfig:
+    """Verifies the checkpoint of ``step`` and reads the config it was written with.
+
+    Raises:
+        InputError: see `manifest.verify`.
+    """
+    manifest.verify(folder / str(step))
+    return TrainConfig.from_dict(_read(folder, step, config=ocp.args.JsonRestore())["config"])
+
+
+def restore(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
+    """Reads a checkpoint, whose files `read_config` has verified, onto ``mesh``; any mesh will do.
+
+    Returns:
+        (the training state, the position in the training data).
+    """
+    target = abstract_state(config, mesh)
+    found = _read(folder, step, params=ocp.args.StandardRestore(target.params),
+                  state=ocp.args.StandardRestore(_all_but_params(target)), data=ocp.args.JsonRestore())
+    return TrainState(params=found["params"], **found["state"]), found["data"]
+
+
+def load_run(run_dir: str | Path, mesh: Mesh) -> tuple[TrainConfig, MoMForCausalLM, int]:
+    """The model of a run's newest checkpoint, for evaluation and generation.
+
+    Returns:
+        (the run's config, the model with its parameters on ``mesh``, the step).
+
+    Raises:
+        InputError: no run or no checkpoint there, or one that fails its checks.
+    """
+    folder = checkpoint_folder(run_dir)
+    if not Path(run_dir).expanduser().is_dir():
+        raise InputError("run", str(run_dir), "no such folder; give the run_dir of a training run")
+    step = latest_step(folder)
+    if step is None:
+        raise InputError("run", str(run_dir), "holds no checkpoint; train it first, with --run-dir set to this folder")
+    config = read_config(folder, step)
+    target = abstract_state(config, mesh).params
+    params = _read(folder, step, params=ocp.args.StandardRestore(target))["params"]
+    return config, model_parts(config.model).merge(params), step

@@ -1,0 +1,97 @@
+"""What a run tells while it goes on: a progress line, ``metrics.jsonl`` and TensorBoard files."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The records of a run's ``metrics.jsonl`` in order; none when there is no such file.
+
+    A record holds ``step`` and either the training metrics (means over the steps since the record before)
+    or ``held_out_loss`` in nats per token. A line that a crash cut short is left out.
+    """
+    path = Path(run_dir) / METRICS_FILE
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _keep_until(run_dir: Path, step: int) -> None:
+    kept = [record for record in read_metrics(run_dir) if record["step"] <= step]
+    temporary = run_dir / f".{METRICS_FILE}.tmp"
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    os.replace(temporary, run_dir / METRICS_FILE)
+
+
+def time_left(seconds: float) -> str:
+    """A duration as ``h:mm:ss`` or ``m:ss``."""
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class RunLog:
+    """Writes the metrics of one sitting of a run; a context manager.
+
+    On a terminal one line is kept up to date; elsewhere each record is a line of its own.
+
+    Args:
+        run_dir: the run's folder, which exists.
+        first_step: the step the sitting starts from; later records of an earlier sitting are dropped.
+        steps: the run's last step.
+        console: where the progress goes.
+    """
+
+    def __init__(self, run_dir: Path, first_step: int, steps: int, console: Console):
+        _keep_until(run_dir, first_step)
+        self._console, self._steps, self._held_out = console, steps, ""
+        self._file = (run_dir / METRICS_FILE).open("a")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        self._progress = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"),
+            console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task("", total=steps, completed=first_step, text="compiling ...")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        self._board.close()
+        self._file.close()
+
+    def training(self, record: dict[str, Any]) -> None:
+        """Records the training metrics of a step; ``record`` holds ``step``, scalars, and lists per layer (and memory)."""
+        self._write(record, "train")
+        left = (self._steps - record["step"]) * record["seconds_per_step"]
+        bad = f"  skipped {record['bad_total']:.0f}" if record["bad_total"] else ""
+        text = f"loss {record['loss']:.4f}{self._held_out}  {record['tokens_per_second']:,.0f} tokens/s  {time_left(left)} left{bad}"
+        self._progress.update(self._task, completed=record["step"], text=text)
+        if not self._console.is_terminal:
+            self._console.print(f"step {record['step']}/{self._steps}  {text}", highlight=False, soft_wrap=True)
+
+    def held_out(self, step: int, loss: float) -> None:
+        """Records a held-out loss in nats per token."""
+        self._write({"step": step, "held_out_loss": loss}, "held_out")
+        self._held_out = f"  held-out {loss:.4f}"
+
+    def _write(self, record: dict[str, Any], group: str) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            values = np.asarray(value)
+            labels = ("layer", "memory")[:values.ndim]
+            for index in np.ndindex(values.shape):
+                tag = "/".join([group, name, *(f"{label}_{i}" for label, i in zip(labels, index, strict=True))])
+                if name != "step":
+                    self._board.add_scalar(tag, float(values[index]), record["step"])

@@ -1,0 +1,177 @@
+"""A training run from start, or from its newest checkpoint, to its end."""
+
+import dataclasses
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+
+from mom_jax.data.loader import TrainLoader, eval_batches, train_loader
+from mom_jax.data.prepare import prepared
+from mom_jax.data.shards import PreparedData
+from mom_jax.errors import InputError
+from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.training.checkpoint import Checkpoints, checkpoint_folder, latest_step, read_config, restore
+from mom_jax.training.config import TrainConfig, check_same_run
+from mom_jax.training.log import RunLog
+from mom_jax.training.sharding import check_fit, make_mesh, shard_batch
+from mom_jax.training.signals import StopRequest
+from mom_jax.training.state import TrainState, init_state, model_parts
+from mom_jax.training.step import make_train_step
+
+CONFIG_FILE = "config.json"
+
+# Held-out loss in nats per token of a model over batches of global arrays.
+Evaluate = Callable[[MoMForCausalLM, Iterable[dict[str, jax.Array]]], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a sitting ended."""
+
+    step: int
+    finished: bool  # all steps are done
+    message: str  # one line for the user
+    seconds: float
+
+
+def check_vocabulary(config: TrainConfig, data: PreparedData) -> None:
+    """Raises `InputError` when the tokenizer and the model count different tokens."""
+    if data.vocab_size != config.model.vocab_size:
+        raise InputError("data.tokenizer", data.tokenizer, f"has {data.vocab_size} tokens but model.vocab_size is "
+                         f"{config.model.vocab_size}; pass --model.vocab-size {data.vocab_size} or another tokenizer")
+
+
+def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
+    """Trains until ``config.steps``, a signal or ``max_minutes``; a checkpoint is on disk when it returns.
+
+    Args:
+        config: the run. When its folder holds a checkpoint of the same config, the run resumes there.
+        evaluate: gives the held-out loss; called every ``eval_every`` steps and at the end.
+        console: where progress is shown.
+
+    Raises:
+        InputError: anything wrong with config, data, mesh or run folder (then nothing was written), or
+            ``max_bad_steps`` steps in a row without a finite loss and gradient.
+        OSError: the disk is full.
+    """
+    started = time.monotonic()
+    mesh = make_mesh(config.mesh)
+    check_fit(config, mesh)
+    data = prepared(config.data)
+    check_vocabulary(config, data)
+    loader = train_loader(data, config.data, jax.process_index(), jax.process_count())
+    state, step = _first_state(config, mesh, loader)
+    if step >= config.steps:
+        return Outcome(step, True, f"{config.run_dir} is already trained to step {step}; raise --steps to go on", 0.0)
+    if step:
+        console.print(f"resuming {config.run_dir} at step {step}")
+    _write_config(config)
+    sitting = _Sitting(config, mesh, data, loader, evaluate, started)
+    return sitting.run(state, step, console)
+
+
+def _first_state(config: TrainConfig, mesh: Mesh, loader: TrainLoader) -> tuple[TrainState, int]:
+    folder = checkpoint_folder(config.run_dir)
+    step = latest_step(folder)
+    if step is None:
+        return init_state(config, mesh), 0
+    check_same_run(read_config(folder, step), config)
+    state, position = restore(folder, step, config, mesh)
+    loader.set_state(position)
+    return state, step
+
+
+def _write_config(config: TrainConfig) -> None:
+    run_dir = Path(config.run_dir).expanduser()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    temporary = run_dir / f".{CONFIG_FILE}.tmp"
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    os.replace(temporary, run_dir / CONFIG_FILE)
+
+
+@dataclasses.dataclass
+class _Clock:
+    """Speed since the last record; evaluation and checkpoints are not counted."""
+
+    since: float
+    steps: int = 0
+
+    def restart(self) -> None:
+        self.since, self.steps = time.monotonic(), 0
+
+
+class _Sitting:
+    def __init__(self, config: TrainConfig, mesh: Mesh, data: PreparedData, loader: TrainLoader, evaluate: Evaluate, started: float):
+        self.config, self.mesh, self.data, self.loader, self.evaluate = config, mesh, data, loader, evaluate
+        self.started, self.parts = started, model_parts(config.model)
+        self.pending: list[dict[str, jax.Array]] = []  # metrics that are still on the device
+        self.clock = _Clock(started)
+
+    def run(self, state: TrainState, step: int, console: Console) -> Outcome:
+        config = self.config
+        train_step = make_train_step(config, self.mesh)
+        run_dir = Path(config.run_dir).expanduser()
+        first = step
+        with (jax.set_mesh(self.mesh), Checkpoints(config) as checkpoints, StopRequest() as stop,
+              RunLog(run_dir, step, config.steps, console) as log):
+            while step < config.steps and not self._must_stop(stop):
+                state, metrics = train_step(state, shard_batch(next(self.loader), self.mesh))
+                step += 1
+                self.pending.append(metrics)
+                self.clock.steps += 1
+                if step == first + 1:  # compiled by now: the speed is measured from here
+                    jax.block_until_ready(metrics)
+                    self.clock.restart()
+                ends = step == config.steps
+                if step % config.log_every == 0 or ends:
+                    self._log(step, log)
+                if step % config.eval_every == 0 or ends:
+                    self._evaluate(step, state, log)
+                if step % config.checkpoint.every == 0 and not ends:
+                    checkpoints.save(step, state, self.loader.get_state())
+                    self.clock.restart()
+            if self.pending:
+                self._log(step, log)
+            checkpoints.save(step, state, self.loader.get_state())
+            checkpoints.wait()
+        return Outcome(step, step == config.steps, self._message(step, stop), time.monotonic() - self.started)
+
+    def _must_stop(self, stop: StopRequest) -> bool:
+        limit = self.config.max_minutes
+        return stop.signal is not None or (limit is not None and time.monotonic() - self.started > 60 * limit)
+
+    def _log(self, step: int, log: RunLog) -> None:
+        records = jax.device_get(self.pending)
+        self.pending = []
+        seconds = (time.monotonic() - self.clock.since) / max(self.clock.steps, 1)
+        worst = max(int(record["bad_steps"]) for record in records)
+        tokens = float(np.mean([record["tokens"] for record in records]))
+        means = {name: np.mean([record[name] for record in records], axis=0).tolist() for name in records[0] if name != "bad_steps"}
+        log.training({"step": step, **means, "bad_total": int(records[-1]["bad_total"]), "seconds_per_step": seconds,
+                      "tokens_per_second": tokens / seconds})
+        self.clock.restart()
+        if worst >= self.config.max_bad_steps:
+            raise InputError("max_bad_steps", self.config.max_bad_steps, f"{worst} steps in a row up to step {step} had a non-finite loss "
+                             "or gradient and were skipped; lower optimizer.learning_rate or look at the data, then run again to "
+                             "continue from the last checkpoint")
+
+    def _evaluate(self, step: int, state: TrainState, log: RunLog) -> None:
+        batches = eval_batches(self.data, self.config.data, jax.process_index(), jax.process_count(), max_windows=self.config.eval_windows)
+        loss = self.evaluate(self.parts.merge(state.params), (shard_batch(batch, self.mesh) for batch in batches))
+        log.held_out(step, loss)
+        self.clock.restart()
+
+    def _message(self, step: int, stop: StopRequest) -> str:
+        if step == self.config.steps:
+            return f"trained {step} steps; the run is in {self.config.run_dir}"
+        why = signal.Signals(stop.signal).name if stop.signal is not None else f"max_minutes={self.config.max_minutes:g}"
+        return f"stopped at step {step} by {why}; saved in {self.config.run_dir}: run the same command again to resume"
+

@@ -1,0 +1,31 @@
+"""A polite end: the first SIGTERM or SIGINT asks the run to stop, the second ends it at once."""
+
+import os
+import signal
+from types import FrameType
+from typing import Self
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Notes the first signal while it is entered; a second one ends the process with status 128 + signal.
+
+    Use it as a context manager in the main thread; the former handlers return on exit.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> Self:
+        self._former = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number

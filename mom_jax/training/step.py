@@ -1,0 +1,119 @@
+"""The compiled training step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mom_jax.ops.loss import chunked_cross_entropy
+from mom_jax.ops.routing import load_balancing_loss
+from mom_jax.training.config import TrainConfig
+from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mom_jax.training.sharding import BATCH_SPEC
+from mom_jax.training.state import ModelParts, TrainState, abstract_state, model_parts
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def router_statistics(router_logits: tuple[jax.Array, ...], top_k: int) -> Metrics:
+    """How the routers of L layers spread their tokens.
+
+    Args:
+        router_logits: one ``[B, T, M]`` per layer.
+        top_k: memories per token.
+
+    Returns:
+        ``load`` [L, M], each memory's share of the assignments (a row sums to 1), and
+        ``routing_entropy`` [L], the mean entropy of a token's distribution over memories in nats; float32.
+    """
+    logits = jnp.stack(router_logits).astype(jnp.float32)
+    _, chosen = jax.lax.top_k(logits, top_k)
+    load = jax.nn.one_hot(chosen, logits.shape[-1]).mean(axis=(1, 2, 3))
+    log_p = jax.nn.log_softmax(logits)
+    return {"load": load, "routing_entropy": -(jnp.exp(log_p) * log_p).sum(-1).mean(axis=(1, 2))}
+
+
+def _microbatches(batch: Batch, count: int, mesh: Mesh) -> Batch:
+    # Row r goes to micro-batch r % count: each device splits its own rows and none moves.
+    def split(rows: jax.Array) -> jax.Array:
+        parts = rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, PartitionSpec(None, *BATCH_SPEC)))
+
+    return {name: split(rows) for name, rows in batch.items()}
+
+
+def _loss(params: Any, micro: Batch, total_tokens: jax.Array, config: TrainConfig, parts: ModelParts) -> tuple[jax.Array, Metrics]:
+    model = parts.merge(params)
+    hidden, router_logits, _ = model.hidden_states(micro["input_ids"], segment_ids=micro["segment_ids"], remat=config.remat)
+    nats, _ = chunked_cross_entropy(hidden, model.output_embedding(), micro["labels"])
+    lm_loss = nats / total_tokens
+    aux_loss = load_balancing_loss(router_logits, config.model.topk) / config.gradient_accumulation
+    loss = lm_loss + config.model.aux_loss_scale * aux_loss
+    shares = jax.tree.map(lambda x: x / config.gradient_accumulation, router_statistics(router_logits, config.model.topk))
+    return loss, {"loss": loss, "lm_loss": lm_loss, "aux_loss": aux_loss, **shares}
+
+
+def loss_and_gradients(params: Any, batch: Batch, config: TrainConfig, parts: ModelParts, mesh: Mesh) -> tuple[Metrics, Any]:
+    """Loss, metrics and gradients of one whole batch, micro-batch by micro-batch.
+
+    Each micro-batch's cross entropy is divided by the token count of the WHOLE batch, so accumulation gives
+    the gradient of one big batch. The load-balance loss is not linear in the batch: it is that of each
+    micro-batch, averaged.
+
+    Args:
+        params: nested dictionary of parameters.
+        batch: ``input_ids``, ``labels`` (-100: no loss) and ``segment_ids``, int32 ``[B, T]``.
+
+    Returns:
+        (metrics, gradients): losses in nats per token, ``tokens`` that bear loss, `router_statistics`.
+    """
+    tokens = jnp.sum(batch["labels"] != -100)
+    total = jnp.maximum(tokens, 1).astype(jnp.float32)
+
+    def accumulate(summed: Any, micro: Batch) -> tuple[Any, Metrics]:
+        (_, metrics), gradients = jax.value_and_grad(_loss, has_aux=True)(params, micro, total, config, parts)
+        return jax.tree.map(jnp.add, summed, gradients), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    gradients, metrics = jax.lax.scan(accumulate, zeros, _microbatches(batch, config.gradient_accumulation, mesh))
+    return {**jax.tree.map(lambda x: x.sum(0), metrics), "tokens": tokens}, gradients
+
+
+def train_step(state: TrainState, batch: Batch, *, config: TrainConfig, parts: ModelParts, mesh: Mesh) -> tuple[TrainState, Metrics]:
+    """One update, or none when the loss or the gradient is not finite (decided on the device, without a host sync).
+
+    A skipped step leaves parameters, moments and learning-rate schedule as they were and is counted.
+    """
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    metrics, gradients = loss_and_gradients(state.params, batch, config, parts, mesh)
+    grad_norm = optax.tree_utils.tree_norm(gradients)
+    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    def keep(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+
+    rate = learning_rate_schedule(config.optimizer, config.steps)(state.step - state.bad_total)
+    new = dataclasses.replace(
+        state, params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state), step=state.step + 1,
+        bad_steps=jnp.where(good, 0, state.bad_steps + 1), bad_total=state.bad_total + ~good)
+    return new, {**metrics, "grad_norm": grad_norm, "learning_rate": jnp.asarray(rate, jnp.float32), "bad_steps": new.bad_steps,
+                 "bad_total": new.bad_total}
+
+
+def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`train_step` compiled for a mesh; the state is donated. Call it under ``jax.set_mesh(mesh)``."""
+    parts = model_parts(config.model)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return train_step(state, batch, config=config, parts=parts, mesh=mesh)
+
+    return jax.jit(step, donate_argnums=0, in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC)), out_shardings=(shardings, whole))
