@@ -1,5 +1,7 @@
 """The one exception type for mistakes a user can make and mend."""
 
+import os
+
 
 class InputError(ValueError):
     """Bad input: names the field, the value and the remedy in one line.
@@ -16,7 +18,7 @@ class InputError(ValueError):
 
     def __init__(self, field: str, value: object, remedy: str):
         self.field, self.value, self.remedy = field, value, remedy
-        shown = value if isinstance(value, str) else repr(value)
+        shown = str(value) if isinstance(value, str | os.PathLike) else repr(value)
         super().__init__(f"{field}={shown}: {remedy}")
 
     def __reduce__(self):

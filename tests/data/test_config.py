@@ -1,0 +1,33 @@
+import subprocess
+import sys
+
+import pytest
+
+from mom_jax.data.config import DataConfig
+from mom_jax.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sequence_length", 0), ("batch_size", -1), ("shard_bytes", 0), ("held_out_fraction", 0.0),
+     ("held_out_fraction", 1.0), ("path", ""), ("tokenizer", ""), ("text_field", ""), ("cache_dir", "")],
+)
+def test_a_bad_value_is_refused_by_field(field, value):
+    with pytest.raises(InputError, match=f"^{field}=") as caught:
+        DataConfig(**{field: value})
+    assert caught.value.field == field
+
+
+def test_the_cache_follows_xdg(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert DataConfig().cache_dir == "/somewhere/mom-jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert DataConfig().cache_dir == "/home/me/.cache/mom-jax"
+
+
+def test_config_and_preparation_need_neither_jax_nor_grain():
+    # Both are slow to import: --help needs the first, every worker process the second.
+    code = "import sys, mom_jax.data.config, mom_jax.data.prepare; print({'jax', 'grain', 'pyarrow', 'datasets'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
