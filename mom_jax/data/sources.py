@@ -75,8 +75,15 @@ def resolve(spec: str, field: str = "path") -> list[Source]:
         field: the configuration field, for error messages.
 
     Raises:
-        InputError: nothing there, nothing but empty files, or the package ``datasets`` is needed and missing.
+        InputError: nothing there, unreadable folders, nothing but empty files, or ``datasets`` is needed and not installed.
     """
+    try:
+        return _resolve(spec, field)
+    except OSError as error:
+        raise InputError(field, error.filename or spec, f"cannot be read ({error.strerror})") from error
+
+
+def _resolve(spec: str, field: str) -> list[Source]:
     if spec == "stdlib":
         return _stdlib()
     path = Path(spec).expanduser()
@@ -97,10 +104,14 @@ def resolve(spec: str, field: str = "path") -> list[Source]:
 
 def _folder_files(root: Path) -> list[Path]:
     found = []
-    for folder, subfolders, names in os.walk(root):
+    for folder, subfolders, names in os.walk(root, onerror=_raise):
         subfolders[:] = [s for s in subfolders if not s.startswith(".") and s != "__pycache__"]
         found += [Path(folder, n) for n in names if not n.startswith(".") and _is_text_name(n)]
     return [p for p in found if p.is_file()]
+
+
+def _raise(error: OSError) -> None:
+    raise error  # os.walk would leave an unreadable folder out without a word
 
 
 def _is_text_name(name: str) -> bool:
