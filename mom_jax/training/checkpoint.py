@@ -58,7 +58,7 @@ class Checkpoints:
         self.config, self.folder = config, checkpoint_folder(config.run_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.checkpoint.keep, enable_async_checkpointing=True,
+            max_to_keep=config.checkpoint.keep, enable_async_checkpointing=True, cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal))
         self._set_aside_half_written()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -67,7 +67,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        with _full_disk_as_oserror(self.folder):
+            self._manager.close()
 
     def _seal(self) -> None:
         if jax.process_index() == 0:

@@ -14,6 +14,8 @@ from mom_jax.data.config import DataConfig
 from mom_jax.errors import InputError
 from mom_jax.models.config import MoMConfig, get_preset
 
+CONFIG_FILE = "config.json"  # in the run's folder
+
 
 def _at_least(config: object, minimum: float, *fields: str) -> None:
     for field in fields:

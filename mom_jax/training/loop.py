@@ -19,14 +19,12 @@ from mom_jax.data.shards import PreparedData
 from mom_jax.errors import InputError
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.training.checkpoint import Checkpoints, checkpoint_folder, latest_step, read_config, restore
-from mom_jax.training.config import TrainConfig, check_same_run
+from mom_jax.training.config import CONFIG_FILE, TrainConfig, check_same_run
 from mom_jax.training.log import RunLog
 from mom_jax.training.sharding import check_fit, make_mesh, shard_batch
 from mom_jax.training.signals import StopRequest
 from mom_jax.training.state import TrainState, init_state, model_parts
 from mom_jax.training.step import make_train_step
-
-CONFIG_FILE = "config.json"
 
 # Held-out loss in nats per token of a model over batches of global arrays.
 Evaluate = Callable[[MoMForCausalLM, Iterable[dict[str, jax.Array]]], float]
@@ -151,7 +149,10 @@ class _Sitting:
     def _log(self, step: int, log: RunLog) -> None:
         records = jax.device_get(self.pending)
         self.pending = []
-        seconds = (time.monotonic() - self.clock.since) / max(self.clock.steps, 1)
+        if self.clock.steps:
+            seconds = (time.monotonic() - self.clock.since) / self.clock.steps
+        else:  # the very first step, compilation included
+            seconds = time.monotonic() - self.started
         worst = max(int(record["bad_steps"]) for record in records)
         tokens = float(np.mean([record["tokens"] for record in records]))
         means = {name: np.mean([record[name] for record in records], axis=0).tolist() for name in records[0] if name != "bad_steps"}

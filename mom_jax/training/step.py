@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mom_jax.ops.loss import chunked_cross_entropy
+from mom_jax.ops.router_statistics import router_statistics
 from mom_jax.ops.routing import load_balancing_loss
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -18,24 +19,6 @@ from mom_jax.training.state import ModelParts, TrainState, abstract_state, model
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-
-
-def router_statistics(router_logits: tuple[jax.Array, ...], top_k: int) -> Metrics:
-    """How the routers of L layers spread their tokens.
-
-    Args:
-        router_logits: one ``[B, T, M]`` per layer.
-        top_k: memories per token.
-
-    Returns:
-        ``load`` [L, M], each memory's share of the assignments (a row sums to 1), and
-        ``routing_entropy`` [L], the mean entropy of a token's distribution over memories in nats; float32.
-    """
-    logits = jnp.stack(router_logits).astype(jnp.float32)
-    _, chosen = jax.lax.top_k(logits, top_k)
-    load = jax.nn.one_hot(chosen, logits.shape[-1]).mean(axis=(1, 2, 3))
-    log_p = jax.nn.log_softmax(logits)
-    return {"load": load, "routing_entropy": -(jnp.exp(log_p) * log_p).sum(-1).mean(axis=(1, 2))}
 
 
 def _microbatches(batch: Batch, count: int, mesh: Mesh) -> Batch:

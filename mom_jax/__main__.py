@@ -1,0 +1,7 @@
+"""``python -m mom_jax`` is ``mom-jax``."""
+
+import sys
+
+from mom_jax.cli.main import main
+
+sys.exit(main())

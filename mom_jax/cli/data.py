@@ -1,0 +1,64 @@
+"""``mom-jax data prepare``."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+
+import tyro
+
+from mom_jax.cli.parsing import parse
+from mom_jax.data.config import DataConfig
+from mom_jax.errors import InputError
+
+DESCRIPTION = """Tokenises text into memory-mapped shards that training reads with --data.path OUT. Interrupted, it goes on where
+it stopped; the same input gives the same bytes whatever the number of workers or machines.
+
+Example: mom-jax data prepare shards/wiki --data.path 'wiki/*.jsonl.gz' --data.tokenizer mistral --shard 0/4"""
+
+USAGE = """usage: mom-jax data prepare OUT [options]
+
+mom-jax data prepare --help explains the options.
+
+example: mom-jax data prepare shards/texts --data.path 'texts/*.txt'
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """What to tokenise, and where to."""
+
+    out: tyro.conf.Positional[str]
+    """Folder of the shards."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    workers: int | None = None
+    """Processes; default: one per core."""
+    shard: str = "0/1"
+    """i/n: do the i-th of n parts, counted from 0, so that n machines share the work."""
+
+    def __post_init__(self):
+        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        if not match or not int(match[1]) < int(match[2]):
+            raise InputError("shard", self.shard, "is written i/n with 0 <= i < n, as in 0/4")
+        if self.workers is not None and self.workers < 1:
+            raise InputError("workers", self.workers, "must be at least 1")
+
+
+def main(args: Sequence[str]) -> int:
+    """Finds the sub-verb (there is one, ``prepare``) and runs it."""
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if args[0] != "prepare":
+        close = difflib.get_close_matches(args[0], ["prepare"])
+        raise InputError("data", args[0], "unknown; " + ("did you mean prepare?" if close else "write mom-jax data prepare OUT"))
+    wanted = parse(PrepareConfig, args[1:], prog="mom-jax data prepare", description=DESCRIPTION)
+    from mom_jax.data.prepare import prepare
+
+    part, parts = map(int, wanted.shard.split("/"))
+    done = prepare(wanted.data, wanted.out, workers=wanted.workers, shard=(part, parts))
+    print(f"{wanted.out}: {done.written} shards written, {done.kept} kept, {done.tokens:,} tokens of {done.documents:,} documents, "
+          f"{done.text_bytes:,} bytes of text")
+    if done.missing:
+        print(f"{done.missing} shards are left to the other parts of --shard i/{parts}")
+    return 0

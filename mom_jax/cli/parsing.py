@@ -1,0 +1,148 @@
+"""Arguments into frozen dataclasses by tyro; every mistake becomes one line.
+
+Nothing here imports JAX: arguments are checked, and help is printed, before it loads.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from mom_jax.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def parse(cls: type[Config], args: Sequence[str], *, prog: str, description: str, default: Config | None = None) -> Config:
+    """Fills the dataclass ``cls`` from command-line arguments.
+
+    Args:
+        cls: a frozen dataclass, possibly of dataclasses; its field docstrings are the help texts.
+        args: the arguments after the verb.
+        prog: how the command begins, for the help text.
+        description: first paragraph of the help text, with an example.
+        default: values of the fields that are not given.
+
+    Raises:
+        InputError: an unknown option, or a value that does not fit its field.
+        SystemExit: help was asked for and printed.
+    """
+    types_by_option = _options(cls)
+    _check_names(args, types_by_option)
+    return _fill(cls, args, prog=prog, description=description, default=default, types_by_option=types_by_option)
+
+
+def _fill(cls: type[Config], args: Sequence[str], *, prog: str, description: str, default: Config | None, types_by_option: dict[str, Any]) -> Config:
+    kwargs: dict[str, Any] = {} if default is None else {"default": default}
+    boxes = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxes):
+            return tyro.cli(cls, args=list(args), prog=prog, description=description, **kwargs)
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        _explain(error, cls, args, default, types_by_option, boxes.getvalue())
+
+
+def _options(cls: type, prefix: str = "") -> dict[str, Any]:
+    """The type of every option, by its dotted field name."""
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        if name not in {field.name for field in dataclasses.fields(cls)}:
+            continue
+        found.update(_options(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {prefix + name: hint})
+    return found
+
+
+def _field(option: str) -> str:
+    return option.removeprefix("--").partition("=")[0].replace("-", "_")
+
+
+def _check_names(args: Sequence[str], types_by_option: dict[str, Any]) -> None:
+    for option in args:
+        if not re.match(r"--[A-Za-z]", option):
+            continue
+        field = _field(option)
+        positive = re.sub(r"(^|\.)no_", r"\1", field)
+        if field not in types_by_option and positive not in types_by_option and field not in ("help", "tyro_print_completion"):
+            close = difflib.get_close_matches(field, types_by_option, cutoff=0.5)
+            close = close or [name for name in types_by_option if name.endswith("." + field)]
+            hint = f"did you mean {' or '.join('--' + name.replace('_', '-') for name in close)}?" if close else "see --help for all options"
+            raise InputError(option.partition("=")[0], option.partition("=")[2], f"unknown option; {hint}")
+
+
+def _explain(error: BaseException, cls: type, args: Sequence[str], default: Any, types_by_option: dict[str, Any], boxes: str) -> NoReturn:
+    # tyro prints a box and exits; the dataclass's own complaint is in the chain of what it was handling.
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            raise InputError(cause.field, cause.value, cause.args[0].split(": ", 1)[1]) from None
+        cause = cause.__context__
+    for field, values in _given(args):
+        hint = types_by_option.get(field)
+        if hint is not None and not _fits(hint, values):
+            raise InputError(field, " ".join(values) or "''", f"expected {_expected(hint, values)}") from None
+    raise InputError("arguments", " ".join(args) or "''", _plain(boxes)) from None
+
+
+def _given(args: Sequence[str]) -> list[tuple[str, list[str]]]:
+    given: list[tuple[str, list[str]]] = []
+    for argument in args:
+        if re.match(r"--[A-Za-z]", argument):
+            _, equals, value = argument.partition("=")
+            given.append((_field(argument), [value] if equals else []))
+        elif given:
+            given[-1][1].append(argument)
+    return given
+
+
+def _fits(hint: Any, values: list[str]) -> bool:
+    if hint is bool:
+        return not values
+    if len(values) != 1:
+        return False
+    return any(_parses(choice, values[0]) for choice in _choices(hint))
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _parses(hint: Any, value: str) -> bool:
+    if hint is type(None):
+        return value == "None"
+    if typing.get_origin(hint) is typing.Literal:
+        return value in map(str, typing.get_args(hint))
+    try:
+        hint(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _expected(hint: Any, values: list[str]) -> str:
+    if hint is bool:
+        return "no value: write --option or --no-option"
+    names = {int: "a whole number", float: "a number", str: "text", type(None): "None"}
+    wanted = []
+    for choice in _choices(hint):
+        if typing.get_origin(choice) is typing.Literal:
+            known = list(map(str, typing.get_args(choice)))
+            close = difflib.get_close_matches(values[0], known) if values else []
+            wanted.append(f"one of {', '.join(known)}" + (f"; did you mean {close[0]}?" if close else ""))
+        else:
+            wanted.append(names.get(choice, getattr(choice, "__name__", str(choice))))
+    return " or ".join(wanted) + ("" if len(values) < 2 else ", a single value")
+
+
+def _plain(boxes: str) -> str:
+    words = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", boxes).split()
+    return " ".join(words) or "cannot be understood; see --help"

@@ -1,0 +1,40 @@
+"""``mom-jax train PRESET``."""
+
+from collections.abc import Sequence
+
+from mom_jax.cli.parsing import parse
+from mom_jax.errors import InputError
+from mom_jax.training.config import TRAIN_PRESETS, TrainConfig, get_train_preset
+
+DESCRIPTION = """Trains a model. PRESET is one of {presets}; every option overrides one of its values.
+When the run folder holds a checkpoint of the same config, the run resumes there. Ctrl-C or SIGTERM saves and
+stops; a second one stops at once.
+
+Example: mom-jax train mom-tiny --data.path 'texts/*.txt' --steps 500 --run-dir runs/texts"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Parses the arguments, trains, writes the report."""
+    config = parse_train(args)
+    # JAX loads only now, after the arguments have proved sound.
+    from mom_jax.cli.runs import console, train_and_report
+
+    train_and_report(config, console())
+    return 0
+
+
+def parse_train(args: Sequence[str]) -> TrainConfig:
+    """The run that ``PRESET [overrides]`` describes.
+
+    Raises:
+        InputError: no or an unknown preset, or a bad override.
+    """
+    names = ", ".join(TRAIN_PRESETS)
+    asks_help = any(argument in ("-h", "--help") for argument in args)
+    if asks_help and args[0].startswith("-"):
+        preset, rest = "mom-tiny", list(args)
+    elif not args or args[0].startswith("-"):
+        raise InputError("preset", "''", f"name one first: mom-jax train PRESET, with PRESET one of {names}")
+    else:
+        preset, rest = args[0], list(args[1:])
+    return parse(TrainConfig, rest, prog="mom-jax train PRESET", description=DESCRIPTION.format(presets=names), default=get_train_preset(preset))

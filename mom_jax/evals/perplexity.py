@@ -1,0 +1,84 @@
+"""Held-out loss, perplexity and bits per byte, by position, and the load of each memory."""
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.ops.loss import chunked_cross_entropy
+from mom_jax.ops.router_statistics import router_statistics
+
+Batch = dict[str, jax.Array]
+
+
+def position_buckets(length: int) -> list[tuple[int, int]]:
+    """Position ranges [start, stop) that double in width: 0-16, 16-32, 32-64, ... up to ``length``."""
+    edges = [0]
+    while edges[-1] < length:
+        edges.append(min(max(16, 2 * edges[-1]), length))
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _score(graphdef: Any, params: Any, batch: Batch, top_k: int) -> dict[str, jax.Array]:
+    """Sums over one batch: ``nats`` and ``tokens`` per position bucket, ``load`` and ``routing_entropy`` weighted by ``inputs``."""
+    model: MoMForCausalLM = nnx.merge(graphdef, params)
+    segments, labels = batch["segment_ids"], batch["labels"]
+    real = (segments > 0).astype(jnp.int32)
+    hidden, router_logits, _ = model.hidden_states(batch["input_ids"], attention_mask=real, segment_ids=segments)
+    weight = model.output_embedding()
+    sums = [chunked_cross_entropy(hidden[:, a:b], weight, labels[:, a:b]) for a, b in position_buckets(labels.shape[1])]
+    nats, tokens = (jnp.stack(column) for column in zip(*sums, strict=True))
+    inputs = real.sum()
+    statistics = jax.tree.map(lambda x: x * inputs, router_statistics(router_logits, top_k, real))
+    return {"nats": nats, "tokens": tokens, "inputs": inputs, **statistics}
+
+
+def evaluate(model: MoMForCausalLM, batches: Iterable[Batch], top_k: int, bytes_per_token: float) -> dict[str, Any]:
+    """Scores a model on held-out batches.
+
+    Args:
+        model: its parameters may be sharded; then call this under ``jax.set_mesh``.
+        batches: ``input_ids``, ``labels`` (-100: not scored) and ``segment_ids`` (0: padding), each int32 [B, T] and
+            of one shape; a label is scored in the one window that holds it.
+        top_k: memories per token.
+        bytes_per_token: bytes of held-out text per scored token, for ``bits_per_byte``.
+
+    Returns:
+        JSON-ready: ``loss`` in nats per token, ``perplexity``, ``bits_per_byte``, ``tokens`` scored,
+        ``by_position`` (``start``, ``stop``, ``tokens``, ``loss`` of each non-empty bucket), ``load`` [L][M] (shares of
+        a layer's assignments) and ``routing_entropy`` [L] in nats.
+
+    Raises:
+        ValueError: no batch holds a label.
+    """
+    totals: dict[str, np.ndarray] = {}
+    length = 0
+    graphdef, params = nnx.split(model)
+    for batch in batches:
+        length = batch["labels"].shape[1]
+        for name, value in _score(graphdef, params, batch, top_k).items():
+            # float64 on the host: float32 sums would lose tokens beyond 2^24.
+            totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
+    if not totals or not totals["tokens"].sum():
+        raise ValueError("the batches hold no label to score")
+    tokens = float(totals["tokens"].sum())
+    loss = float(totals["nats"].sum()) / tokens
+    return {
+        "loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": loss / math.log(2) / bytes_per_token, "tokens": int(tokens),
+        "by_position": [{"start": start, "stop": stop, "tokens": int(count), "loss": float(nats / count)}
+                        for (start, stop), nats, count in zip(position_buckets(length), totals["nats"], totals["tokens"], strict=True) if count],
+        "load": (totals["load"] / totals["inputs"]).tolist(),
+        "routing_entropy": (totals["routing_entropy"] / totals["inputs"]).tolist(),
+    }
+
+
+def held_out_loss(model: MoMForCausalLM, batches: Iterable[Batch], top_k: int) -> float:
+    """`evaluate`'s ``loss`` alone, in nats per token."""
+    return evaluate(model, batches, top_k, bytes_per_token=1.0)["loss"]

@@ -1,0 +1,187 @@
+"""A run as a page: ``report.md`` and the pictures beside it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mom_jax.errors import InputError
+from mom_jax.training.config import CONFIG_FILE, TrainConfig
+from mom_jax.training.log import read_metrics
+
+Records = list[dict[str, Any]]
+
+_STYLE = {
+    "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
+    "axes.titlesize": 11, "axes.titleweight": "bold", "axes.labelsize": 10, "legend.frameon": False, "legend.fontsize": 9, "font.size": 10,
+    "lines.linewidth": 1.6,
+}
+
+
+def write_report(run_dir: str | Path, evaluation: dict[str, Any] | None = None, extra: str = "") -> Path:
+    """Writes ``report.md`` and its PNG pictures into ``run_dir``.
+
+    Args:
+        run_dir: a run with at least one record in its ``metrics.jsonl``.
+        evaluation: what ``evals.perplexity.evaluate`` returned, to be shown as tables.
+        extra: Markdown that follows the evaluation.
+
+    Returns:
+        The path of ``report.md``.
+
+    Raises:
+        InputError: no run there, or nothing was logged yet.
+    """
+    run_dir = Path(run_dir).expanduser()
+    config = TrainConfig.from_file(run_dir / CONFIG_FILE)
+    records = read_metrics(run_dir)
+    training = [record for record in records if "loss" in record]
+    held_out = [record for record in records if "held_out_loss" in record]
+    if not training:
+        raise InputError("run", str(run_dir), "has no metrics yet; train it for a few steps first")
+    for name, draw in _pictures(config, training, held_out).items():
+        _save(draw(), run_dir / f"{name}.png")
+    text = "\n".join([*_summary(config, training, held_out), *(_evaluation(evaluation) if evaluation else []), *([extra, ""] if extra else []),
+                      *_gallery(), ""])
+    temporary = run_dir / ".report.md.tmp"
+    temporary.write_text(text)
+    os.replace(temporary, run_dir / "report.md")
+    return run_dir / "report.md"
+
+
+def _pictures(config: TrainConfig, training: Records, held_out: Records) -> dict[str, Callable[[], Figure]]:
+    return {
+        "loss": lambda: _loss(training, held_out),
+        "learning_rate": lambda: _line(training, "learning_rate", "Learning rate", "learning rate"),
+        "gradient_norm": lambda: _gradient_norm(config, training),
+        "load": lambda: _load(config, training),
+        "routing_entropy": lambda: _entropy(config, training),
+    }
+
+
+def _save(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=150)
+    os.replace(temporary, path)
+
+
+def _axes(title: str, y: str) -> tuple[Figure, Axes]:
+    # Figures are made without pyplot: no global state, no window system.
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.0, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.set(title=title, xlabel="step", ylabel=y)
+    return figure, axes
+
+
+def _series(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([r["step"] for r in records]), np.array([r[name] for r in records])
+
+
+def _line(records: Records, name: str, title: str, label: str) -> Figure:
+    figure, axes = _axes(title, label)
+    axes.plot(*_series(records, name), color="C0")
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def _loss(training: Records, held_out: Records) -> Figure:
+    figure, axes = _axes("Loss", "cross entropy (nats per token)")
+    axes.plot(*_series(training, "lm_loss"), color="C0", label="training")
+    if held_out:
+        steps, losses = _series(held_out, "held_out_loss")
+        axes.plot(steps, losses, color="C3", marker="o", markersize=4, label="held out")
+        axes.annotate(f"{losses[-1]:.3f}", (steps[-1], losses[-1]), xytext=(0, 8), textcoords="offset points", ha="right", color="C3")
+    axes.legend()
+    return figure
+
+
+def _gradient_norm(config: TrainConfig, training: Records) -> Figure:
+    figure, axes = _axes("Gradient norm before clipping", "global L2 norm")
+    axes.plot(*_series(training, "grad_norm"), color="C0")
+    axes.axhline(config.optimizer.clip_norm, color="0.4", linestyle="--", linewidth=1, label=f"clipped above {config.optimizer.clip_norm:g}")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
+def _load(config: TrainConfig, training: Records) -> Figure:
+    steps, load = _series(training, "load")  # load [records, L, M]
+    layers, memories = load.shape[1:]
+    columns = min(layers, 4)
+    rows = -(-layers // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(max(3.2 * columns, 7.0), 2.6 * rows + 0.7), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for layer, axes in enumerate(grid.flat):
+        if layer >= layers:
+            axes.set_visible(False)
+            continue
+        for memory in range(memories):
+            axes.plot(steps, load[:, layer, memory], label=f"memory {memory}", color=_shade(memory, memories))
+        axes.axhline(1 / memories, color="0.4", linestyle="--", linewidth=1, label="balanced")
+        axes.set_title(f"layer {layer}")
+        axes.set_ylim(0, max(2 / memories, float(load.max()) * 1.05))
+    figure.suptitle(f"Load per memory (share of a layer's assignments, top {config.model.topk} of {memories})", fontsize=11, fontweight="bold")
+    figure.supxlabel("step", fontsize=10)
+    figure.supylabel("share of assignments", fontsize=10)
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(memories + 1, 6))
+    return figure
+
+
+def _entropy(config: TrainConfig, training: Records) -> Figure:
+    figure, axes = _axes("Routing entropy", "mean entropy of a token's routing (nats)")
+    steps, entropy = _series(training, "routing_entropy")  # [records, L]
+    layers = entropy.shape[1]
+    for layer in range(layers):
+        axes.plot(steps, entropy[:, layer], color=_shade(layer, layers), label=f"layer {layer}")
+    memories = config.model.num_memories
+    axes.axhline(np.log(memories), color="0.4", linestyle="--", linewidth=1, label=f"uniform, ln {memories}")
+    axes.set_ylim(0, 1.1 * max(np.log(memories), 0.1))
+    axes.legend(ncols=1 + layers // 8, loc="lower left")
+    return figure
+
+
+def _shade(index: int, count: int) -> Any:
+    return f"C{index}" if count <= 10 else matplotlib.colormaps["viridis"](index / max(count - 1, 1))
+
+
+def _summary(config: TrainConfig, training: Records, held_out: Records) -> list[str]:
+    last, model = training[-1], config.model
+    speed = np.median([record["tokens_per_second"] for record in training])
+    rows = [
+        ("steps", f"{last['step']:,} of {config.steps:,}"),
+        ("tokens per step", f"{config.data.batch_size * config.data.sequence_length:,} "
+                            f"({config.data.batch_size} windows of {config.data.sequence_length})"),
+        ("text", f"`{config.data.path}`, tokenizer `{config.data.tokenizer}`"),
+        ("model", f"{model.num_hidden_layers} layers, hidden size {model.hidden_size}, {model.num_heads} heads of {model.head_dim}, "
+                  f"{model.num_memories} memories, top {model.topk}" + (", shared memory" if model.shared_mem else "")),
+        ("last training loss", f"{last['lm_loss']:.4f} nats per token"),
+        *([("last held-out loss in training", f"{held_out[-1]['held_out_loss']:.4f} nats per token (step {held_out[-1]['step']})")] if held_out else []),
+        ("skipped steps", f"{last['bad_total']:.0f}"),
+        ("median speed", f"{speed:,.0f} tokens/s"),
+    ]
+    return [f"# Training run {Path(config.run_dir).name}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), "",
+            "The whole configuration is in `config.json`, every logged number in `metrics.jsonl`.", ""]
+
+
+def _evaluation(evaluation: dict[str, Any]) -> list[str]:
+    lines = ["## Held-out text", "", "| tokens | loss (nats) | perplexity | bits per byte |", "|---:|---:|---:|---:|",
+             f"| {evaluation['tokens']:,} | {evaluation['loss']:.4f} | {evaluation['perplexity']:.3f} | {evaluation['bits_per_byte']:.4f} |", "",
+             "| position in the window | tokens | loss (nats) |", "|---:|---:|---:|"]
+    lines += [f"| {b['start']}-{b['stop'] - 1} | {b['tokens']:,} | {b['loss']:.4f} |" for b in evaluation["by_position"]]
+    memories = len(evaluation["load"][0])
+    lines += ["", "| load | " + " | ".join(f"memory {m}" for m in range(memories)) + " | routing entropy (nats) |", "|---|" + "---:|" * (memories + 1)]
+    for layer, (load, entropy) in enumerate(zip(evaluation["load"], evaluation["routing_entropy"], strict=True)):
+        lines.append(f"| layer {layer} | " + " | ".join(f"{share:.3f}" for share in load) + f" | {entropy:.3f} |")
+    return [*lines, ""]
+
+
+def _gallery() -> list[str]:
+    return ["## Curves", "", "![Loss](loss.png)", "![Load per memory](load.png)", "![Routing entropy](routing_entropy.png)",
+            "![Gradient norm](gradient_norm.png)", "![Learning rate](learning_rate.png)"]
