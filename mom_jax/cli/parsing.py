@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import re
 import types
 import typing
@@ -72,10 +73,10 @@ def _check_names(args: Sequence[str], types_by_option: dict[str, Any]) -> None:
         field = _field(option)
         positive = re.sub(r"(^|\.)no_", r"\1", field)
         if field not in types_by_option and positive not in types_by_option and field not in ("help", "tyro_print_completion"):
-            close = difflib.get_close_matches(field, types_by_option, cutoff=0.5)
-            close = close or [name for name in types_by_option if name.endswith("." + field)]
+            close = [name for name in types_by_option if name.endswith("." + field)]
+            close = close or difflib.get_close_matches(field, types_by_option, n=2)
             hint = f"did you mean {' or '.join('--' + name.replace('_', '-') for name in close)}?" if close else "see --help for all options"
-            raise InputError(option.partition("=")[0], option.partition("=")[2], f"unknown option; {hint}")
+            raise InputError("option", option.partition("=")[0], f"unknown; {hint}")
 
 
 def _explain(error: BaseException, cls: type, args: Sequence[str], default: Any, types_by_option: dict[str, Any], boxes: str) -> NoReturn:
@@ -89,7 +90,17 @@ def _explain(error: BaseException, cls: type, args: Sequence[str], default: Any,
         hint = types_by_option.get(field)
         if hint is not None and not _fits(hint, values):
             raise InputError(field, " ".join(values) or "''", f"expected {_expected(hint, values)}") from None
-    raise InputError("arguments", " ".join(args) or "''", _plain(boxes)) from None
+    positional = [name for name, hint in typing.get_type_hints(cls, include_extras=True).items() if typing.get_origin(hint) is typing.Annotated]
+    leading = _leading(args)
+    if len(leading) < len(positional):
+        raise InputError(positional[len(leading)], "''", "is missing; see --help for an example") from None
+    if len(leading) > len(positional):
+        raise InputError("argument", leading[len(positional)], "unexpected; an option's name begins with --, see --help") from None
+    raise InputError("arguments", " ".join(args), _plain(boxes)) from None
+
+
+def _leading(args: Sequence[str]) -> list[str]:
+    return list(itertools.takewhile(lambda argument: not argument.startswith("--"), args))
 
 
 def _given(args: Sequence[str]) -> list[tuple[str, list[str]]]:
