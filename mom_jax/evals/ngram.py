@@ -54,16 +54,56 @@ def ngram_bits_per_byte(data: PreparedData) -> dict[str, float]:
     if data.tokenizer_fingerprint != ByteTokenizer.fingerprint:
         raise InputError("tokenizer", data.tokenizer, "byte n-gram models need data prepared with the tokenizer bytes")
     rest, tuning = _count(data.train)
-    slice_ = _distinct(tuning)
-    tuned: list[float] = []
-    for order in (2, 3):
-        costs = [_bits(rest, slice_, [*tuned, d])[order - 1] for d in _DISCOUNTS]
-        tuned.append(float(_DISCOUNTS[int(np.argmin(costs))]))
+    discounts = _tuned_discounts(_Model.of(rest), _distinct(tuning))
     rest += tuning
     del tuning
-    held_out = _distinct(sum(_count(data.held_out)))
-    bits = _bits(rest, held_out, tuned)
-    return {name: b / data.held_out.text_bytes for name, b in zip(("unigram", "bigram", "trigram"), bits, strict=True)}
+    text = _distinct(sum(_count(data.held_out)))
+    names = ("unigram", "bigram", "trigram")
+    chances = _Model.of(rest).probabilities(text, discounts)
+    return {name: _bits(text, chance) / data.held_out.text_bytes for name, chance in zip(names, chances, strict=True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """Counts of orders 1 to 3, and per context how many symbols followed and how many different ones."""
+
+    counts: tuple[np.ndarray, ...]  # int32 or int64 [257], [257, 257], [258, 257, 257]
+    totals: tuple[np.ndarray, ...]  # counts summed over the predicted symbol
+    kinds: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, table: np.ndarray) -> "_Model":
+        pairs = table.sum(0, dtype=np.int64)
+        counts = (pairs.sum(0), pairs, table)
+        totals = tuple(c.sum(-1, dtype=np.int64) for c in counts)
+        return cls(counts, totals, tuple(np.count_nonzero(c, axis=-1) for c in counts))
+
+    def probabilities(self, text: _Trigrams, discounts: list[float]) -> list[np.ndarray]:
+        """Of each of ``text``'s trigrams' last symbols under the orders 1, 2, ...: one order more than discounts."""
+        chance = ((self.counts[0] + 0.5) / (self.totals[0] + 0.5 * SYMBOLS))[text.w]
+        chances = [chance]
+        for order, discount in enumerate(discounts, 1):
+            context = (text.u, text.v)[2 - order :]
+            total = self.totals[order][context]
+            seen = np.maximum(self.counts[order][(*context, text.w)] - discount, 0)
+            given_down = discount * self.kinds[order][context]
+            # A context never seen leaves all to the order below.
+            chance = np.where(total > 0, (seen + given_down * chance) / np.maximum(total, 1), chance)
+            chances.append(chance)
+        return chances
+
+
+def _tuned_discounts(model: _Model, text: _Trigrams) -> list[float]:
+    """The discounts of order 2 and 3 that make ``text`` cheapest, chosen one after the other."""
+    chosen: list[float] = []
+    for _ in range(2):
+        costs = [_bits(text, model.probabilities(text, [*chosen, d])[-1]) for d in _DISCOUNTS]
+        chosen.append(float(_DISCOUNTS[int(np.argmin(costs))]))
+    return chosen
+
+
+def _bits(text: _Trigrams, chances: np.ndarray) -> float:
+    return float(-(text.count * np.log2(chances)).sum())
 
 
 def _count(stream: TokenStream) -> tuple[np.ndarray, np.ndarray]:
@@ -98,22 +138,3 @@ def _distinct(table: np.ndarray) -> _Trigrams:
     u, v, w = np.nonzero(table)
     return _Trigrams(u, v, w, table[u, v, w].astype(np.int64))
 
-
-def _bits(table: np.ndarray, text: _Trigrams, discounts: list[float]) -> list[float]:
-    """Bits that models of order 1, 2, ... from the counts ``table`` spend on ``text``: one order more than discounts."""
-    pairs = table.sum(0, dtype=np.int64)
-    singles = pairs.sum(0)
-    probability = ((singles + 0.5) / (singles.sum() + 0.5 * SYMBOLS))[text.w]
-    bits = [_cost(text, probability)]
-    for counts, context, discount in zip((pairs, table), ((text.v,), (text.u, text.v)), discounts, strict=False):
-        total = counts.sum(-1, dtype=np.int64)[context]
-        kinds = np.count_nonzero(counts, axis=-1)[context]
-        seen = np.maximum(counts[(*context, text.w)] - discount, 0)
-        safe = np.maximum(total, 1)  # a context never seen leaves all to the order below
-        probability = np.where(total > 0, seen / safe + discount * kinds / safe * probability, probability)
-        bits.append(_cost(text, probability))
-    return bits
-
-
-def _cost(text: _Trigrams, probability: np.ndarray) -> float:
-    return float(-(text.count * np.log2(probability)).sum())
