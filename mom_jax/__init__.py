@@ -19,7 +19,9 @@ __all__ = [*_HOME, "__version__"]
 
 def __getattr__(name: str):
     if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+        # Kept, because importing the module ``mom_jax.generate`` binds its own name over the function's.
+        globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+        return globals()[name]
     raise AttributeError(f"module 'mom_jax' has no attribute {name!r}")
 
 
