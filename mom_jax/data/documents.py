@@ -69,7 +69,9 @@ def _text_of_line(line: bytes, where: str, text_field: str) -> str | None:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise InputError("path", where, f"is not a JSON object on one line ({error}); is the file truncated?") from error
+        raise InputError(
+            "path", where, f"is not a JSON object on one line ({error}); is the file truncated?"
+        ) from error
     if not isinstance(row, dict):
         raise InputError("path", where, f"is JSON, but not an object with the field {text_field!r}")
     if text_field not in row:

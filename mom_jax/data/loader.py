@@ -73,14 +73,17 @@ class TrainLoader:
         windows = TokenWindows(data.train, config.sequence_length, padded=False)
         rows = _rows_per_process(config.batch_size, process_count)
         if len(windows) < config.batch_size:
-            remedy = f"the training text fills only {len(windows)} windows of {config.sequence_length} tokens; lower it or sequence_length"
+            filled = f"{len(windows)} windows of {config.sequence_length} tokens"
+            remedy = f"the training text fills only {filled}; lower it or sequence_length"
             raise InputError("batch_size", config.batch_size, remedy)
         order = grain.MapDataset.source(windows).seed(config.seed).shuffle().repeat(None)
         # In this process: windows are slices of a memory map, cheaper than any hand-over between threads.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         self._iterator = iter(order[process_index::process_count].batch(rows).to_iter_dataset(options))
         self._identity = {
-            "batch_size": config.batch_size, "sequence_length": config.sequence_length, "data_seed": config.seed,
+            "batch_size": config.batch_size,
+            "sequence_length": config.sequence_length,
+            "data_seed": config.seed,
             "data_fingerprint": data.fingerprint,
         }
 
@@ -103,7 +106,9 @@ class TrainLoader:
         """
         for field, ours in self._identity.items():
             if state.get(field) != ours:
-                raise InputError(field, ours, f"the saved position was taken with {state.get(field)}; use the same to resume")
+                raise InputError(
+                    field, ours, f"the saved position was taken with {state.get(field)}; use the same to resume"
+                )
         self._iterator.set_state({"next_index": state["next_index"]})
 
 
@@ -117,7 +122,12 @@ def train_loader(data: PreparedData, config: DataConfig, process_index: int = 0,
 
 
 def eval_batches(
-    data: PreparedData, config: DataConfig, process_index: int = 0, process_count: int = 1, *, max_windows: int | None = None
+    data: PreparedData,
+    config: DataConfig,
+    process_index: int = 0,
+    process_count: int = 1,
+    *,
+    max_windows: int | None = None,
 ) -> Iterator[Batch]:
     """This process's rows of the held-out batches, in order; every token is the label of one position at most once.
 

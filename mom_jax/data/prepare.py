@@ -7,42 +7,37 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import rich.console
 import rich.progress
 
 from mom_jax.data.config import DataConfig
-from mom_jax.data.held_out import held_out_below, stable_hash
+from mom_jax.data.plan import Unit, plan, unit_key
 from mom_jax.data.shards import (
-    FORMAT, VERSION, PreparedData, ShardInfo, finished_shard, is_complete, is_prepared, open_prepared, read_index, remove_leftovers,
-    token_dtype, write_index, write_shard,
+    FORMAT,
+    VERSION,
+    PreparedData,
+    ShardInfo,
+    finished_shard,
+    is_complete,
+    is_prepared,
+    open_prepared,
+    read_index,
+    remove_leftovers,
+    token_dtype,
+    write_index,
+    write_shard,
 )
-from mom_jax.data.sources import FileSource, HubSource, Source, resolve
+from mom_jax.data.sources import FileSource, Source, resolve
 from mom_jax.data.tokenizers import Tokenizer, load_tokenizer
 from mom_jax.errors import InputError
 
 # Below this much text, starting worker processes costs more than it saves.
 _WORTH_WORKERS = 64 * 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """One shard to be: which sources it reads, and which of their documents it keeps."""
-
-    name: str
-    sources: tuple[Source, ...]
-    bound: int | None = None  # documents whose hash lies below are held out; None keeps every document
-    held_out: bool = False
-
-    def documents(self, text_field: str) -> Iterator[str]:
-        """The documents of this shard in order."""
-        for source in self.sources:
-            for text in source.documents(text_field):
-                if self.bound is None or (stable_hash(text) < self.bound) == self.held_out:
-                    yield text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +53,12 @@ class PrepareSummary:
 
 
 def prepare(
-    config: DataConfig, out: str | Path, *, workers: int | None = None, shard: tuple[int, int] = (0, 1), progress: bool = True
+    config: DataConfig,
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    progress: bool = True,
 ) -> PrepareSummary:
     """Tokenises ``config.path`` into the folder ``out``. Call it again after an interruption: finished shards are kept.
 
@@ -66,7 +66,8 @@ def prepare(
         config: what to read and how to split it.
         out: a new folder, or one that an earlier call with the same data began.
         workers: processes; None means one per core, or none besides this one when the text is small.
-        shard: ``(i, n)``: do the i-th of n equal parts (0 <= i < n). The parts share ``out``, or their folders are merged by copying.
+        shard: ``(i, n)``: do the i-th of n equal parts (0 <= i < n). The parts share
+            ``out``, or their folders are merged by copying.
         progress: show a progress bar where stderr is a terminal.
 
     Raises:
@@ -79,13 +80,15 @@ def prepare(
     if workers is not None and workers < 1:
         raise InputError("workers", workers, "must be at least 1")
     out, tokenizer, units = Path(out), load_tokenizer(config.tokenizer), plan(config)
-    keys = {unit.name: _key(unit, config, tokenizer) for unit in units}
+    keys = {unit.name: unit_key(unit, config, tokenizer) for unit in units}
     _claim_folder(out, _index(units, keys, tokenizer))
     dtype = token_dtype(tokenizer.vocab_size)
     done: dict[str, ShardInfo | None] = {u.name: finished_shard(out, u.name, keys[u.name], dtype) for u in units}
     mine = units[part::parts]
     pending = [unit for unit in mine if done[unit.name] is None]
-    job = functools.partial(_write, folder=out, keys=keys, text_field=config.text_field, tokenizer_spec=config.tokenizer)
+    job = functools.partial(
+        _write, folder=out, keys=keys, text_field=config.text_field, tokenizer_spec=config.tokenizer
+    )
     with _progress_bar(progress) as bar:
         task = bar.add_task("tokenising", total=len(mine), completed=len(mine) - len(pending))
         for name, info in _run(job, pending, _worker_count(workers, pending)):
@@ -98,9 +101,9 @@ def prepare(
 
 
 def prepared(config: DataConfig, *, workers: int | None = None, progress: bool = True) -> PreparedData:
-    """The tokenised data of ``config``: opens ``config.path`` if it is a prepared folder, else prepares it into the cache.
+    """The tokenised data of ``config``: opens ``config.path`` if it is prepared, else prepares it into the cache.
 
-    The cache is keyed by the files' names, sizes and modification times, the tokenizer, the split and the format version.
+    The cache is keyed by the files' names, sizes and modification times, the tokenizer, the split and the format.
 
     Raises:
         InputError: as `prepare` and `open_prepared`, or a folder that was prepared with another tokenizer.
@@ -108,67 +111,21 @@ def prepared(config: DataConfig, *, workers: int | None = None, progress: bool =
     folder = Path(config.path).expanduser()
     if is_prepared(folder):
         if config.held_out_path is not None:
-            raise InputError("held_out_path", config.held_out_path, f"{folder} is prepared and has its own held-out text; leave it away")
+            raise InputError(
+                "held_out_path",
+                config.held_out_path,
+                f"{folder} is prepared and has its own held-out text; leave it away",
+            )
     else:
         folder = _cache_folder(config)
         if not is_complete(folder):
             prepare(config, folder, workers=workers, progress=progress)
     data = open_prepared(folder)
     if data.tokenizer_fingerprint != load_tokenizer(config.tokenizer).fingerprint:
-        raise InputError("tokenizer", config.tokenizer, f"{folder} was prepared with the tokenizer {data.tokenizer}; name that one")
+        raise InputError(
+            "tokenizer", config.tokenizer, f"{folder} was prepared with the tokenizer {data.tokenizer}; name that one"
+        )
     return data
-
-
-def plan(config: DataConfig) -> list[Unit]:
-    """The shards that ``config`` leads to, in order. It depends on names and sizes (and a lone file's text) alone.
-
-    Raises:
-        InputError: no text, or not enough files or documents to hold something out.
-    """
-    sources = resolve(config.path)
-    if config.held_out_path is not None:
-        held_out = resolve(config.held_out_path, "held_out_path")
-        shared = {s.path for s in sources if isinstance(s, FileSource)} & {s.path for s in held_out if isinstance(s, FileSource)}
-        if shared or set(sources) & set(held_out):
-            raise InputError("held_out_path", config.held_out_path, "overlaps path: held-out text must not be trained on")
-        return _grouped("train", sources, config) + _grouped("held_out", held_out, config)
-    if len(sources) == 1:
-        return _split_by_document(sources[0], config)
-    bound = held_out_below((stable_hash(s.name) for s in sources), config.held_out_fraction)
-    train = [s for s in sources if stable_hash(s.name) >= bound]
-    held_out = [s for s in sources if stable_hash(s.name) < bound]
-    return _grouped("train", train, config) + _grouped("held_out", held_out, config)
-
-
-def _split_by_document(source: Source, config: DataConfig) -> list[Unit]:
-    hashes = (stable_hash(text) for text in source.documents(config.text_field))
-    try:
-        bound = held_out_below(hashes, config.held_out_fraction)
-    except ValueError as error:
-        remedy = "is a single document, so none can be held out; give more files, or held_out_path"
-        raise InputError("path", config.path, remedy) from error
-    return [Unit("train-00000", (source,), bound), Unit("held_out-00000", (source,), bound, held_out=True)]
-
-
-def _grouped(split: str, sources: list[Source], config: DataConfig) -> list[Unit]:
-    """Consecutive sources together, up to ``shard_bytes``; a larger file or a streamed one stands alone."""
-    groups: list[list[Source]] = []
-    room = 0
-    for source in sources:
-        size = config.shard_bytes if isinstance(source, HubSource) else source.size
-        if not groups or size > room:
-            groups.append([])
-            room = config.shard_bytes
-        groups[-1].append(source)
-        room -= size
-    return [Unit(f"{split}-{number:05d}", tuple(group)) for number, group in enumerate(groups)]
-
-
-def _key(unit: Unit, config: DataConfig, tokenizer: Tokenizer) -> str:
-    """Hash of what decides the shard's bytes. No modification times: copies on other machines must agree."""
-    sources = [(source.name, source.size) for source in unit.sources]
-    parts = [VERSION, tokenizer.fingerprint, config.text_field, unit.name, unit.bound, unit.held_out, sources]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _index(units: list[Unit], keys: dict[str, str], tokenizer: Tokenizer) -> dict:
@@ -176,8 +133,13 @@ def _index(units: list[Unit], keys: dict[str, str], tokenizer: Tokenizer) -> dic
         return [{"name": u.name, "key": keys[u.name]} for u in units if u.name.rpartition("-")[0] == split]
 
     return {
-        "format": FORMAT, "version": VERSION, "tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint,
-        "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "dtype": token_dtype(tokenizer.vocab_size).str,
+        "format": FORMAT,
+        "version": VERSION,
+        "tokenizer": tokenizer.name,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "dtype": token_dtype(tokenizer.vocab_size).str,
         "splits": {"train": named("train"), "held_out": named("held_out")},
     }
 
@@ -193,14 +155,18 @@ def _claim_folder(out: Path, index: dict) -> None:
     remove_leftovers(out)
     if is_prepared(out):
         if read_index(out) != index:
-            raise InputError("out", out, "holds shards of other text or another tokenizer; delete it or give another folder")
+            raise InputError(
+                "out", out, "holds shards of other text or another tokenizer; delete it or give another folder"
+            )
     elif any(not path.name.endswith(".tmp") for path in out.iterdir()):
         raise InputError("out", out, "is not empty and holds no shards; delete it or give another folder")
     else:
         write_index(out, index)
 
 
-def _write(unit: Unit, *, folder: Path, keys: dict[str, str], text_field: str, tokenizer_spec: str) -> tuple[str, ShardInfo]:
+def _write(
+    unit: Unit, *, folder: Path, keys: dict[str, str], text_field: str, tokenizer_spec: str
+) -> tuple[str, ShardInfo]:
     tokenizer = _cached_tokenizer(tokenizer_spec)
     return unit.name, write_shard(folder, unit.name, keys[unit.name], unit.documents(text_field), tokenizer)
 
@@ -217,7 +183,7 @@ def _worker_count(workers: int | None, pending: list[Unit]) -> int:
     return min(workers, len(pending))
 
 
-def _run(job, pending: list[Unit], workers: int) -> Iterator[tuple[str, ShardInfo]]:
+def _run(job: Callable[..., Any], pending: list[Any], workers: int) -> Iterator[tuple[str, ShardInfo]]:
     if workers <= 1:
         yield from map(job, pending)
         return
@@ -229,16 +195,28 @@ def _run(job, pending: list[Unit], workers: int) -> Iterator[tuple[str, ShardInf
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
-            raise InputError("workers", workers, "a worker was killed (out of memory?); run again with fewer: finished shards are kept") from error
+            raise InputError(
+                "workers",
+                workers,
+                "a worker was killed (out of memory?); run again with fewer: finished shards are kept",
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _progress_bar(wanted: bool) -> rich.progress.Progress:
     console = rich.console.Console(stderr=True)
-    columns = (rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(), rich.progress.MofNCompleteColumn(),
-               rich.progress.TextColumn("shards"), rich.progress.TimeElapsedColumn(), rich.progress.TimeRemainingColumn())
-    return rich.progress.Progress(*columns, console=console, transient=True, disable=not (wanted and console.is_terminal))
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("shards"),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    return rich.progress.Progress(
+        *columns, console=console, transient=True, disable=not (wanted and console.is_terminal)
+    )
 
 
 def _cache_folder(config: DataConfig) -> Path:

@@ -128,7 +128,9 @@ def read_index(folder: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError("path", path, "is damaged; delete the folder and prepare the data again") from error
     if not known or index.get("version") != VERSION:
-        raise InputError("path", path, f"has version {index.get('version')}; this program reads {VERSION}: prepare the data again")
+        raise InputError(
+            "path", path, f"has version {index.get('version')}; this program reads {VERSION}: prepare the data again"
+        )
     return index
 
 
@@ -173,7 +175,9 @@ class Shard:
             with open(self._file(suffix), "rb") as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
             if found != expected:
-                raise InputError("path", self._file(suffix), "is corrupt (its SHA-256 differs); delete it and prepare the data again")
+                raise InputError(
+                    "path", self._file(suffix), "is corrupt (its SHA-256 differs); delete it and prepare the data again"
+                )
 
     def _file(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
@@ -253,12 +257,20 @@ def open_prepared(folder: str | Path) -> PreparedData:
             raise InputError("path", folder, f"has no {split.replace('_', '-')} text; give more text, or held_out_path")
     sums = [s.info.bin_sha256 + s.info.offsets_sha256 for split in SPLITS for s in streams[split].shards]
     fingerprint = hashlib.sha256(_to_json([index, sums])).hexdigest()[:32]
-    return PreparedData(folder, index["tokenizer"], index["tokenizer_fingerprint"], index["vocab_size"], index["eos_id"],
-                        fingerprint, streams["train"], streams["held_out"])
+    return PreparedData(
+        folder,
+        index["tokenizer"],
+        index["tokenizer_fingerprint"],
+        index["vocab_size"],
+        index["eos_id"],
+        fingerprint,
+        streams["train"],
+        streams["held_out"],
+    )
 
 
 def _temporary(path: Path) -> Path:
-    # Named by machine and process: several may prepare the same shard at once, and the last one wins with the same bytes.
+    # Named by machine and process: several may prepare the same shard at once; the last one wins, with the same bytes.
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 

@@ -13,10 +13,48 @@ from mom_jax.data.documents import read_documents
 from mom_jax.errors import InputError
 
 # What a folder contributes; not .json, which in folders is rarely text. A file or glob may name any suffix.
-TEXT_SUFFIXES = (
-    ".txt .text .md .rst .tex .html .xml .csv .tsv .log .org .py .pyi .c .h .cc .cpp .hpp .cu .rs .go .java .js .ts "
-    ".jl .r .rb .sh .sql .swift .scala .kt .hs .lean .toml .yaml .yml .jsonl .ndjson .parquet"
-).split()
+TEXT_SUFFIXES = [
+    ".txt",
+    ".text",
+    ".md",
+    ".rst",
+    ".tex",
+    ".html",
+    ".xml",
+    ".csv",
+    ".tsv",
+    ".log",
+    ".org",
+    ".py",
+    ".pyi",
+    ".c",
+    ".h",
+    ".cc",
+    ".cpp",
+    ".hpp",
+    ".cu",
+    ".rs",
+    ".go",
+    ".java",
+    ".js",
+    ".ts",
+    ".jl",
+    ".r",
+    ".rb",
+    ".sh",
+    ".sql",
+    ".swift",
+    ".scala",
+    ".kt",
+    ".hs",
+    ".lean",
+    ".toml",
+    ".yaml",
+    ".yml",
+    ".jsonl",
+    ".ndjson",
+    ".parquet",
+]
 _COMPRESSIONS = (".gz", ".zst", ".bz2")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
@@ -75,7 +113,7 @@ def resolve(spec: str, field: str = "path") -> list[Source]:
         field: the configuration field, for error messages.
 
     Raises:
-        InputError: nothing there, unreadable folders, nothing but empty files, or ``datasets`` is needed and not installed.
+        InputError: nothing there, unreadable folders, only empty files, or the package ``datasets`` is missing.
     """
     try:
         return _resolve(spec, field)
@@ -99,7 +137,9 @@ def _resolve(spec: str, field: str) -> list[Source]:
         return _checked([p for p in found if p.is_file()], root, field)
     if _HUB_NAME.fullmatch(spec) and path.suffix not in TEXT_SUFFIXES and importlib.util.find_spec("datasets"):
         return _hub(spec, field)
-    raise InputError(field, spec, "no such file or folder; give a text, jsonl or parquet file, a folder, a glob or hf:NAME")
+    raise InputError(
+        field, spec, "no such file or folder; give a text, jsonl or parquet file, a folder, a glob or hf:NAME"
+    )
 
 
 def _folder_files(root: Path) -> list[Path]:
@@ -133,7 +173,11 @@ def _glob_root(pattern: Path) -> Path:
 def _checked(paths: list[Path], root: Path, field: str) -> list[Source]:
     """Sources of ``paths`` that are not empty, sorted by their name under ``root``."""
     if not paths:
-        raise InputError(field, root, f"holds no file that reads as text ({' '.join(TEXT_SUFFIXES[:4])} ...); name the files by a glob")
+        raise InputError(
+            field,
+            root,
+            f"holds no file that reads as text ({' '.join(TEXT_SUFFIXES[:4])} ...); name the files by a glob",
+        )
     sources = []
     for path in paths:
         if not path.is_file():
@@ -151,7 +195,7 @@ def _checked(paths: list[Path], root: Path, field: str) -> list[Source]:
 def _stdlib() -> list[Source]:
     """Python files of the running interpreter's standard library, without installed packages.
 
-    The library's tests hold a few files that are broken on purpose or encoded otherwise than in UTF-8; these are left out.
+    A few files of the library's tests are broken on purpose or not encoded in UTF-8; these are left out.
     """
     root = Path(sysconfig.get_path("stdlib"))
     found = []

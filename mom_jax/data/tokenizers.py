@@ -47,12 +47,12 @@ def _checked_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray
 class ByteTokenizer:
     """Ids 0-255 are the UTF-8 bytes, 256 begins, 257 ends, 258 pads, 259-263 are reserved."""
 
-    name = "bytes"
-    fingerprint = "bytes-v1"
-    vocab_size = 264
-    bos_id = 256
-    eos_id = 257
-    pad_id = 258
+    name: str = "bytes"
+    fingerprint: str = "bytes-v1"
+    vocab_size: int = 264
+    bos_id: int | None = 256
+    eos_id: int = 257
+    pad_id: int | None = 258
 
     def encode(self, text: str) -> np.ndarray:
         """The UTF-8 bytes of ``text``, int32 [T]."""
@@ -75,7 +75,9 @@ class SentencePieceTokenizer:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=blob)
             self.vocab_size = len(self._pieces)
         except (OSError, RuntimeError) as error:
-            raise InputError("tokenizer", path, f"is not a readable sentencepiece model ({_one_line(error)})") from error
+            raise InputError(
+                "tokenizer", path, f"is not a readable sentencepiece model ({_one_line(error)})"
+            ) from error
         if self._pieces.eos_id() < 0:
             raise InputError("tokenizer", path, "has no end-of-sentence piece; train it with one")
         self.name = name or path.name
@@ -109,7 +111,9 @@ class JsonTokenizer:
         self.pad_id = self._first_id(("<pad>", "[PAD]", "<|pad|>"))
         eos_id = self._first_id((eos_token,) if eos_token else _END_NAMES)
         if eos_id is None:
-            raise InputError("tokenizer", name, "has no known end token; name it as eos_token in a tokenizer_config.json beside it")
+            raise InputError(
+                "tokenizer", name, "has no known end token; name it as eos_token in a tokenizer_config.json beside it"
+            )
         self.eos_id = eos_id
 
     def _first_id(self, names: Sequence[str]) -> int | None:

@@ -57,7 +57,7 @@ def ngram_bits_per_byte(data: PreparedData) -> dict[str, float]:
     discounts = _tuned_discounts(_Model.of(rest), _distinct(tuning))
     rest += tuning
     del tuning
-    text = _distinct(sum(_count(data.held_out)))
+    text = _distinct(np.add(*_count(data.held_out)))
     names = ("unigram", "bigram", "trigram")
     chances = _Model.of(rest).probabilities(text, discounts)
     return {name: _bits(text, chance) / data.held_out.text_bytes for name, chance in zip(names, chances, strict=True)}
@@ -119,7 +119,7 @@ def _count(stream: TokenStream) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _trigram_codes(stream: TokenStream) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cell numbers, int32 [n], of the trigrams that end in each predicted symbol, and whether it lies in a tuning block."""
+    """Cells, int32 [n], of the trigrams that end in each predicted symbol; whether it lies in a tuning block."""
     for start in range(1, len(stream), _CHUNK):
         low = max(start - 2, 0)
         ids, is_first = stream.read(low, start + _CHUNK)
@@ -137,4 +137,3 @@ def _trigram_codes(stream: TokenStream) -> Iterator[tuple[np.ndarray, np.ndarray
 def _distinct(table: np.ndarray) -> _Trigrams:
     u, v, w = np.nonzero(table)
     return _Trigrams(u, v, w, table[u, v, w].astype(np.int64))
-

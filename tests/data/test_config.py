@@ -9,8 +9,17 @@ from mom_jax.errors import InputError
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("sequence_length", 0), ("batch_size", -1), ("shard_bytes", 0), ("held_out_fraction", 0.0),
-     ("held_out_fraction", 1.0), ("path", ""), ("tokenizer", ""), ("text_field", ""), ("cache_dir", "")],
+    [
+        ("sequence_length", 0),
+        ("batch_size", -1),
+        ("shard_bytes", 0),
+        ("held_out_fraction", 0.0),
+        ("held_out_fraction", 1.0),
+        ("path", ""),
+        ("tokenizer", ""),
+        ("text_field", ""),
+        ("cache_dir", ""),
+    ],
 )
 def test_a_bad_value_is_refused_by_field(field, value):
     with pytest.raises(InputError, match=f"^{field}=") as caught:
@@ -28,6 +37,7 @@ def test_the_cache_follows_xdg(monkeypatch):
 
 def test_config_and_preparation_need_neither_jax_nor_grain():
     # Both are slow to import: --help needs the first, every worker process the second.
-    code = "import sys, mom_jax.data.config, mom_jax.data.prepare; print({'jax', 'grain', 'pyarrow', 'datasets'} & set(sys.modules))"
+    slow = "{'jax', 'grain', 'pyarrow', 'datasets'}"
+    code = f"import sys, mom_jax.data.config, mom_jax.data.prepare; print({slow} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

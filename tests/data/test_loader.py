@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from mom_jax.data.config import DataConfig
 from mom_jax.data.loader import IGNORED, TokenWindows, eval_batches, train_loader
 from mom_jax.data.prepare import prepare
-from mom_jax.data.shards import open_prepared
+from mom_jax.data.shards import TokenStream, open_prepared
 from mom_jax.errors import InputError
 
 END = 257
 CONFIG = DataConfig(sequence_length=16, batch_size=4)
 
 
-class _Tokens:
+class _Tokens(TokenStream):
     """A token stream of given documents, in memory."""
 
     def __init__(self, documents):
@@ -54,7 +54,8 @@ def test_windows_predict_every_token_once_within_its_document(documents, length)
     assume(got)  # a lone end token predicts nothing
     for window in got:
         assert {field: (a.shape, a.dtype) for field, a in window.items()} == dict.fromkeys(
-            ("input_ids", "labels", "segment_ids"), ((length,), np.int32))
+            ("input_ids", "labels", "segment_ids"), ((length,), np.int32)
+        )
     inputs, labels, segments = (np.concatenate([w[f] for w in got]) for f in got[0])
     count = len(stream) - 1
     np.testing.assert_array_equal(inputs[:count], stream.ids[:-1])
@@ -102,7 +103,8 @@ def _take(loader, count):
 
 def _same(left, right):
     return len(left) == len(right) and all(
-        set(a) == set(b) and all(np.array_equal(a[f], b[f]) for f in a) for a, b in zip(left, right, strict=True))
+        set(a) == set(b) and all(np.array_equal(a[f], b[f]) for f in a) for a, b in zip(left, right, strict=True)
+    )
 
 
 @settings(max_examples=20)
@@ -126,14 +128,20 @@ def _rows(batches):
 def test_every_epoch_holds_each_window_once_and_in_a_new_order(data):
     windows = TokenWindows(data.train, CONFIG.sequence_length, padded=False)
     count = len(windows)
-    rows = list(itertools.islice((row.tobytes() for batch in train_loader(data, CONFIG) for row in batch["input_ids"]), 2 * count))
+    rows = list(
+        itertools.islice(
+            (row.tobytes() for batch in train_loader(data, CONFIG) for row in batch["input_ids"]), 2 * count
+        )
+    )
     everything = sorted(windows[i]["input_ids"].tobytes() for i in range(count))
     assert sorted(rows[:count]) == sorted(rows[count:]) == everything
     assert rows[:count] != rows[count:]
 
 
 def test_the_seed_decides_the_order(data):
-    orders = [_take(train_loader(data, DataConfig(sequence_length=16, batch_size=4, seed=seed)), 5) for seed in (0, 0, 1)]
+    orders = [
+        _take(train_loader(data, DataConfig(sequence_length=16, batch_size=4, seed=seed)), 5) for seed in (0, 0, 1)
+    ]
     assert _same(orders[0], orders[1]) and not _same(orders[0], orders[2])
 
 

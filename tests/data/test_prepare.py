@@ -134,7 +134,7 @@ def test_a_damaged_shard_is_redone(config, tmp_path):
 
 def test_mistakes_in_the_text_reach_us_from_a_worker(config, tmp_path):
     Path(config.path, "part-003.jsonl").write_text('{"text": "fine"}\n{"text')
-    with pytest.raises(InputError, match="part-003.jsonl:2") as caught:
+    with pytest.raises(InputError, match=r"part-003\.jsonl:2") as caught:
         prepare(config, tmp_path / "out", workers=2)
     assert caught.value.field == "path"
     assert not [name for name in _contents(tmp_path / "out") if name.endswith(".tmp")]
@@ -200,9 +200,9 @@ def test_held_out_path(corpus, tmp_path):
 
 def test_held_out_path_mistakes(corpus, tmp_path):
     a = corpus([["one"], ["two"]], "a")
-    with pytest.raises(InputError, match="held_out_path=.*overlaps"):
+    with pytest.raises(InputError, match=r"held_out_path=.*overlaps"):
         prepare(DataConfig(path=str(a), held_out_path=str(a / "part-001.jsonl")), tmp_path / "out")
-    with pytest.raises(InputError, match="^held_out_path=.*no such file"):
+    with pytest.raises(InputError, match=r"^held_out_path=.*no such file"):
         prepare(DataConfig(path=str(a), held_out_path=str(a / "absent.txt")), tmp_path / "out")
     empty = corpus([[""]], "b")
     prepare(DataConfig(path=str(a), held_out_path=str(empty)), tmp_path / "out")
@@ -257,5 +257,5 @@ def test_a_prepared_folder_as_path(config, tmp_path):
 def test_a_folder_of_another_tokenizer_is_refused(config, tmp_path, monkeypatch):
     prepare(config, tmp_path / "out")
     monkeypatch.setattr(ByteTokenizer, "fingerprint", "another")
-    with pytest.raises(InputError, match="tokenizer=bytes: .*prepared with the tokenizer bytes"):
+    with pytest.raises(InputError, match=r"tokenizer=bytes: .*prepared with the tokenizer bytes"):
         prepared(DataConfig(path=str(tmp_path / "out")))

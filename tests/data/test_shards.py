@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from mom_jax.data.config import DataConfig
 from mom_jax.data.prepare import prepare
-from mom_jax.data.shards import Shard, TokenStream, open_prepared, remove_leftovers, token_dtype, write_atomically, write_shard
+from mom_jax.data.shards import (
+    Shard,
+    TokenStream,
+    open_prepared,
+    remove_leftovers,
+    token_dtype,
+    write_atomically,
+    write_shard,
+)
 from mom_jax.data.tokenizers import ByteTokenizer
 from mom_jax.errors import InputError
 

@@ -65,15 +65,29 @@ def test_a_text_file_is_one_document(tmp_path, packing):
 @given(st.lists(TEXT | st.none(), min_size=1), st.integers(1, 5))
 def test_parquet(tmp_path, documents, rows):
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": pa.array(documents, pa.string()), "n": range(len(documents))}), path, row_group_size=rows)
+    pq.write_table(
+        pa.table({"text": pa.array(documents, pa.string()), "n": range(len(documents))}), path, row_group_size=rows
+    )
     assert _read(path) == [text for text in documents if text]
 
 
 def test_folders_files_and_globs(tmp_path):
-    for name in ("b.txt", "a/z.md", "a/y.jsonl.gz", ".hidden.txt", ".git/x.txt", "a/__pycache__/x.py", "photo.png", "noise.bin", "void.py"):
+    for name in (
+        "b.txt",
+        "a/z.md",
+        "a/y.jsonl.gz",
+        ".hidden.txt",
+        ".git/x.txt",
+        "a/__pycache__/x.py",
+        "photo.png",
+        "noise.bin",
+        "void.py",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_packed(".gz", _lines(["packed"])) if name.endswith(".gz") else b"" if "void" in name else name.encode())
+        path.write_bytes(
+            _packed(".gz", _lines(["packed"])) if name.endswith(".gz") else b"" if "void" in name else name.encode()
+        )
     assert [s.name for s in resolve(str(tmp_path))] == ["a/y.jsonl.gz", "a/z.md", "b.txt"]
     assert _read(tmp_path) == ["packed", "a/z.md", "b.txt"]
     assert [s.name for s in resolve(f"{tmp_path}/**/*.md")] == ["a/z.md"]
@@ -164,8 +178,15 @@ def test_what_is_no_archive(tmp_path, packing):
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [(b'{"text": "cut of', "truncated"), (b"[1]", "not an object"), (b'{"other": 1}', "which has other"), (b"{}", "no fields"),
-     (b'{"text": 3}', "not a string"), (b'{"text": "\\ud800"}', "surrogate"), (b'{"text": "\xff"}', "not a JSON object")],
+    [
+        (b'{"text": "cut of', "truncated"),
+        (b"[1]", "not an object"),
+        (b'{"other": 1}', "which has other"),
+        (b"{}", "no fields"),
+        (b'{"text": 3}', "not a string"),
+        (b'{"text": "\\ud800"}', "surrogate"),
+        (b'{"text": "\xff"}', "not a JSON object"),
+    ],
 )
 def test_a_broken_line_is_named(tmp_path, line, reason):
     (tmp_path / "a.jsonl").write_bytes(_lines(["fine", "fine"]) + line)
@@ -215,15 +236,20 @@ def hub(monkeypatch):
         calls.asked.append((name, subset, split, streaming))
         return calls.load()
 
-    module.load_dataset = load_dataset
+    monkeypatch.setattr(module, "load_dataset", load_dataset, raising=False)
     monkeypatch.setitem(sys.modules, "datasets", module)
     return calls
 
 
 @pytest.mark.parametrize(
     ("spec", "asked"),
-    [("hf:org/name", ("org/name", None, "train")), ("hf:org/name:en", ("org/name", "en", "train")),
-     ("hf:org/name:en:test", ("org/name", "en", "test")), ("hf:name::test", ("name", None, "test")), ("org/name", ("org/name", None, "train"))],
+    [
+        ("hf:org/name", ("org/name", None, "train")),
+        ("hf:org/name:en", ("org/name", "en", "train")),
+        ("hf:org/name:en:test", ("org/name", "en", "test")),
+        ("hf:name::test", ("name", None, "test")),
+        ("org/name", ("org/name", None, "train")),
+    ],
 )
 def test_hub_datasets_are_streamed_file_by_file(hub, tmp_path, monkeypatch, spec, asked):
     monkeypatch.chdir(tmp_path)

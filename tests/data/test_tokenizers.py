@@ -10,15 +10,25 @@ from hypothesis import strategies as st
 from mom_jax.data.tokenizers import ByteTokenizer, StreamDecoder, load_tokenizer
 from mom_jax.errors import InputError
 
-SENTENCES = ["the quick brown fox jumps over the lazy dog", "memories are mixed by weights", "a router picks memories"] * 40
+SENTENCES = [
+    "the quick brown fox jumps over the lazy dog",
+    "memories are mixed by weights",
+    "a router picks memories",
+] * 40
 
 
 @pytest.fixture(scope="session")
 def piece_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pieces")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES), model_prefix=str(folder / "small"), vocab_size=330, model_type="bpe",
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+        sentence_iterator=iter(SENTENCES),
+        model_prefix=str(folder / "small"),
+        vocab_size=330,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
     )
     return folder / "small.model"
 
@@ -29,7 +39,9 @@ def json_file(tmp_path_factory):
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=330, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=330, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(SENTENCES, trainer)
     path = tmp_path_factory.mktemp("json") / "tokenizer.json"
     backend.save(str(path))
@@ -115,7 +127,7 @@ def test_a_folder_gives_its_tokenizer_and_declared_end(json_file, tmp_path):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": declared}))
         assert load_tokenizer(str(tmp_path)).eos_id == 0
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(InputError, match="tokenizer_config.json: is not readable JSON"):
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: is not readable JSON"):
         load_tokenizer(str(tmp_path))
 
 
@@ -150,7 +162,7 @@ def test_a_broken_file_is_named(tmp_path, name):
 
 
 def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match="holds no tokenizer.json"):
+    with pytest.raises(InputError, match=r"holds no tokenizer\.json"):
         load_tokenizer(str(tmp_path))
 
 

@@ -64,12 +64,12 @@ def test_counts_are_those_of_the_documents(make, monkeypatch):
     wanted = Counter(_events(TRAIN))
     for chunk in (3, 7, 10**6):  # chunk borders must not matter
         monkeypatch.setattr(ngram, "_CHUNK", chunk)
-        table = sum(ngram._count(data.train))
+        table = np.add(*ngram._count(data.train))
         assert {tuple(map(int, cell)): int(table[tuple(cell)]) for cell in np.argwhere(table)} == wanted
 
 
 def _tables(data):
-    return ngram._Model.of(sum(ngram._count(data.train))), ngram._distinct(sum(ngram._count(data.held_out)))
+    return ngram._Model.of(np.add(*ngram._count(data.train))), ngram._distinct(np.add(*ngram._count(data.held_out)))
 
 
 def test_bits_are_those_of_the_plain_model(make):
@@ -107,11 +107,17 @@ def test_bits_per_byte_end_to_end(make, monkeypatch):
     size = sum(len(text.encode()) for text in held_out)
     model, text = _tables(data)
     grid = ngram._DISCOUNTS.tolist()
-    options = [[ngram._bits(text, c) / size for c in model.probabilities(text, list(d))] for d in itertools.product(grid, grid)]
+    options = [
+        [ngram._bits(text, c) / size for c in model.probabilities(text, list(d))] for d in itertools.product(grid, grid)
+    ]
     assert math.isclose(got["unigram"], options[0][0])
     assert any(math.isclose(got["bigram"], o[1]) and math.isclose(got["trigram"], o[2]) for o in options)
-    assert got["unigram"] > got["bigram"] > got["trigram"] > 0.5, "two bits per word of four letters: 0.5 cannot be beaten"
-    assert got["trigram"] < 1.05 * min(o[2] for o in options), "the discounts fitted on training text must be near the best"
+    assert got["unigram"] > got["bigram"] > got["trigram"] > 0.5, (
+        "two bits per word of four letters: 0.5 cannot be beaten"
+    )
+    assert got["trigram"] < 1.05 * min(o[2] for o in options), (
+        "the discounts fitted on training text must be near the best"
+    )
 
 
 def test_held_out_text_decides_nothing(make, monkeypatch):
