@@ -11,8 +11,9 @@ from mom_jax.cli.parsing import parse
 from mom_jax.data.config import DataConfig
 from mom_jax.errors import InputError
 
-DESCRIPTION = """Tokenises text into memory-mapped shards that training reads with --data.path OUT. Interrupted, it goes on where
-it stopped; the same input gives the same bytes whatever the number of workers or machines.
+DESCRIPTION = """Tokenises text into memory-mapped shards that training reads with --data.path OUT. Run again
+after an interruption, it goes on where it stopped; the same input gives the same bytes whatever the number of workers
+or machines.
 
 Example: mom-jax data prepare shards/wiki --data.path 'wiki/*.jsonl.gz' --data.tokenizer mistral --shard 0/4"""
 
@@ -51,14 +52,18 @@ def main(args: Sequence[str]) -> int:
         return 0
     if args[0] != "prepare":
         close = difflib.get_close_matches(args[0], ["prepare"])
-        raise InputError("data", args[0], "unknown; " + ("did you mean prepare?" if close else "write mom-jax data prepare OUT"))
+        raise InputError(
+            "data", args[0], "unknown; " + ("did you mean prepare?" if close else "write mom-jax data prepare OUT")
+        )
     wanted = parse(PrepareConfig, args[1:], prog="mom-jax data prepare", description=DESCRIPTION)
     from mom_jax.data.prepare import prepare
 
     part, parts = map(int, wanted.shard.split("/"))
     done = prepare(wanted.data, wanted.out, workers=wanted.workers, shard=(part, parts))
-    print(f"{wanted.out}: {done.written} shards written, {done.kept} kept, {done.tokens:,} tokens of {done.documents:,} documents, "
-          f"{done.text_bytes:,} bytes of text")
+    print(
+        f"{wanted.out}: {done.written} shards written, {done.kept} kept, "
+        f"{done.tokens:,} tokens of {done.documents:,} documents, {done.text_bytes:,} bytes of text"
+    )
     if done.missing:
         print(f"{done.missing} shards are left to the other parts of --shard i/{parts}")
     return 0

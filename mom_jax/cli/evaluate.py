@@ -8,8 +8,8 @@ import tyro
 from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
 
-DESCRIPTION = """Scores the newest checkpoint of a run on held-out text: loss, perplexity, bits per byte, loss by position,
-load of each memory. Prints tables, writes eval.json and renews report.md in the run's folder.
+DESCRIPTION = """Scores the newest checkpoint of a run on held-out text: loss, perplexity, bits per byte,
+loss by position, load of each memory. Prints tables, writes eval.json and renews report.md in the run's folder.
 
 Example: mom-jax eval runs/mom-tiny --sequence-length 1024"""
 
@@ -38,15 +38,15 @@ def main(args: Sequence[str]) -> int:
     """Parses the arguments, scores the run, prints and writes the result."""
     wanted = parse(EvalConfig, args, prog="mom-jax eval", description=DESCRIPTION)
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import console, evaluate_run, opened_run, print_evaluation, write_evaluation
+    from mom_jax.cli.runs import console, evaluate_run, print_evaluation
     from mom_jax.training.report import write_report
 
     out = console()
-    with opened_run(wanted.run) as (config, model, step):
-        changes = {name: value for name in ("sequence_length", "batch_size") if (value := getattr(wanted, name)) is not None}
-        evaluation, _ = evaluate_run(config, model, step, dataclasses.replace(config.data, **changes), wanted.max_windows)
+    changes = {
+        name: value for name in ("sequence_length", "batch_size") if (value := getattr(wanted, name)) is not None
+    }
+    evaluation, _ = evaluate_run(wanted.run, max_windows=wanted.max_windows, **changes)
     print_evaluation(evaluation, out)
-    path = write_evaluation(wanted.run, evaluation)
-    write_report(wanted.run, evaluation)
-    out.print(f"written to {path}", highlight=False, soft_wrap=True)
+    report = write_report(wanted.run, evaluation)
+    out.print(f"report: {report}", highlight=False, soft_wrap=True)
     return 0

@@ -21,7 +21,9 @@ from mom_jax.errors import InputError
 Config = TypeVar("Config")
 
 
-def parse(cls: type[Config], args: Sequence[str], *, prog: str, description: str, default: Config | None = None) -> Config:
+def parse(
+    cls: type[Config], args: Sequence[str], *, prog: str, description: str, default: Config | None = None
+) -> Config:
     """Fills the dataclass ``cls`` from command-line arguments.
 
     Args:
@@ -40,7 +42,15 @@ def parse(cls: type[Config], args: Sequence[str], *, prog: str, description: str
     return _fill(cls, args, prog=prog, description=description, default=default, types_by_option=types_by_option)
 
 
-def _fill(cls: type[Config], args: Sequence[str], *, prog: str, description: str, default: Config | None, types_by_option: dict[str, Any]) -> Config:
+def _fill(
+    cls: type[Config],
+    args: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: Config | None,
+    types_by_option: dict[str, Any],
+) -> Config:
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
     boxes = io.StringIO()
     try:
@@ -52,7 +62,7 @@ def _fill(cls: type[Config], args: Sequence[str], *, prog: str, description: str
         _explain(error, cls, args, default, types_by_option, boxes.getvalue())
 
 
-def _options(cls: type, prefix: str = "") -> dict[str, Any]:
+def _options(cls: Any, prefix: str = "") -> dict[str, Any]:
     """The type of every option, by its dotted field name."""
     found: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(cls).items():
@@ -72,14 +82,24 @@ def _check_names(args: Sequence[str], types_by_option: dict[str, Any]) -> None:
             continue
         field = _field(option)
         positive = re.sub(r"(^|\.)no_", r"\1", field)
-        if field not in types_by_option and positive not in types_by_option and field not in ("help", "tyro_print_completion"):
+        if (
+            field not in types_by_option
+            and positive not in types_by_option
+            and field not in ("help", "tyro_print_completion")
+        ):
             close = [name for name in types_by_option if name.endswith("." + field)]
             close = close or difflib.get_close_matches(field, types_by_option, n=2)
-            hint = f"did you mean {' or '.join('--' + name.replace('_', '-') for name in close)}?" if close else "see --help for all options"
+            hint = (
+                f"did you mean {' or '.join('--' + name.replace('_', '-') for name in close)}?"
+                if close
+                else "see --help for all options"
+            )
             raise InputError("option", option.partition("=")[0], f"unknown; {hint}")
 
 
-def _explain(error: BaseException, cls: type, args: Sequence[str], default: Any, types_by_option: dict[str, Any], boxes: str) -> NoReturn:
+def _explain(
+    error: BaseException, cls: type, args: Sequence[str], default: Any, types_by_option: dict[str, Any], boxes: str
+) -> NoReturn:
     # tyro prints a box and exits; the dataclass's own complaint is in the chain of what it was handling.
     cause: BaseException | None = error
     while cause is not None:
@@ -90,12 +110,18 @@ def _explain(error: BaseException, cls: type, args: Sequence[str], default: Any,
         hint = types_by_option.get(field)
         if hint is not None and not _fits(hint, values):
             raise InputError(field, " ".join(values) or "''", f"expected {_expected(hint, values)}") from None
-    positional = [name for name, hint in typing.get_type_hints(cls, include_extras=True).items() if typing.get_origin(hint) is typing.Annotated]
+    positional = [
+        name
+        for name, hint in typing.get_type_hints(cls, include_extras=True).items()
+        if typing.get_origin(hint) is typing.Annotated
+    ]
     leading = _leading(args)
     if len(leading) < len(positional):
         raise InputError(positional[len(leading)], "''", "is missing; see --help for an example") from None
     if len(leading) > len(positional):
-        raise InputError("argument", leading[len(positional)], "unexpected; an option's name begins with --, see --help") from None
+        raise InputError(
+            "argument", leading[len(positional)], "unexpected; an option's name begins with --, see --help"
+        ) from None
     raise InputError("arguments", " ".join(args), _plain(boxes)) from None
 
 

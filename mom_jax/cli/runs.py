@@ -1,31 +1,37 @@
 """What several verbs do with a run; imports JAX."""
 
+import dataclasses
 import functools
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
 from rich.console import Console
 from rich.table import Table
 
-from mom_jax.data.config import DataConfig
 from mom_jax.data.loader import eval_batches
 from mom_jax.data.prepare import prepared
 from mom_jax.data.shards import PreparedData
+from mom_jax.data.tokenizers import StreamDecoder, load_tokenizer
+from mom_jax.errors import InputError
 from mom_jax.evals.perplexity import evaluate, held_out_loss
+from mom_jax.generate import generate
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.training.checkpoint import load_run
 from mom_jax.training.config import MeshConfig, TrainConfig
 from mom_jax.training.log import time_left
 from mom_jax.training.loop import Outcome, check_vocabulary, train
 from mom_jax.training.report import write_report
-from mom_jax.training.sharding import make_mesh, shard_batch
+from mom_jax.training.sharding import AXES, make_mesh, shard_batch
 
 EVALUATION_FILE = "eval.json"
 
@@ -39,46 +45,129 @@ def console() -> Console:
 def train_and_report(config: TrainConfig, out: Console) -> Outcome:
     """Trains (or resumes) a run, then writes its report."""
     outcome = train(config, functools.partial(held_out_loss, top_k=config.model.topk), out)
-    out.print(outcome.message + (f" ({time_left(outcome.seconds)})" if outcome.seconds else ""), highlight=False, soft_wrap=True)
+    out.print(
+        outcome.message + (f" ({time_left(outcome.seconds)})" if outcome.seconds else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
     run_dir = Path(config.run_dir).expanduser()
     report = write_report(run_dir, read_evaluation(run_dir))
     out.print(f"report: {report}", highlight=False, soft_wrap=True)
     return outcome
 
 
+def all_devices() -> Mesh:
+    """A mesh that spreads the batch over every device."""
+    return make_mesh(MeshConfig())
+
+
+def one_device() -> Mesh:
+    """A mesh of the first device alone, for a batch of one row."""
+    return jax.make_mesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:1])
+
+
 @contextmanager
-def opened_run(run_dir: str) -> Iterator[tuple[TrainConfig, MoMForCausalLM, int]]:
-    """A run's config, its newest model on all local devices, and the step; the mesh is set while it is entered."""
-    mesh = make_mesh(MeshConfig())
+def opened_run(run_dir: str, mesh: Mesh) -> Iterator[tuple[TrainConfig, MoMForCausalLM, int]]:
+    """A run's config, its newest model on ``mesh``, and the step; the mesh is set while it is entered."""
     config, model, step = load_run(run_dir, mesh)
     with jax.set_mesh(mesh):
         yield config, model, step
 
 
-def evaluate_run(config: TrainConfig, model: MoMForCausalLM, step: int, data_config: DataConfig, max_windows: int | None = None
-                 ) -> tuple[dict[str, Any], PreparedData]:
-    """Scores a run's model on held-out text; returns the evaluation and the data. Call it inside `opened_run`.
+def evaluate_run(
+    run_dir: str, *, max_windows: int | None = None, **changes: int
+) -> tuple[dict[str, Any], PreparedData]:
+    """Scores a run's newest model on held-out text and writes ``eval.json`` into its folder.
+
+    Args:
+        run_dir: the run.
+        max_windows: score about this many windows instead of all.
+        changes: fields of the run's data config to replace (``sequence_length``, ``batch_size``).
+
+    Returns:
+        (the evaluation, the data).
 
     Raises:
         InputError: bad data, another tokenizer than the model's, or a batch that does not divide over the devices.
     """
-    data = prepared(data_config)
-    check_vocabulary(config, data)
-    mesh = make_mesh(MeshConfig())
-    batches = (shard_batch(batch, mesh) for batch in eval_batches(data, data_config, max_windows=max_windows))
-    # Every held-out token is scored but the first of each document, which nothing predicts.
-    bytes_per_token = data.held_out.text_bytes / (len(data.held_out) - data.held_out.documents)
-    scores = evaluate(model, batches, config.model.topk, bytes_per_token)
-    return {"step": step, "data": data_config.path, "sequence_length": data_config.sequence_length, **scores}, data
+    mesh = all_devices()
+    with opened_run(run_dir, mesh) as (config, model, step):
+        wanted = dataclasses.replace(config.data, **changes)
+        if wanted.batch_size % mesh.size:
+            raise InputError(
+                "batch_size", wanted.batch_size, f"must be a multiple of the number of devices ({mesh.size})"
+            )
+        data = prepared(wanted)
+        check_vocabulary(config, data)
+        batches = (shard_batch(batch, mesh) for batch in eval_batches(data, wanted, max_windows=max_windows))
+        # Every held-out token is scored but the first of each document, which nothing predicts.
+        bytes_per_token = data.held_out.text_bytes / (len(data.held_out) - data.held_out.documents)
+        scores = evaluate(model, batches, config.model.topk, bytes_per_token)
+    evaluation = {"step": step, "data": wanted.path, "sequence_length": wanted.sequence_length, **scores}
+    _write_evaluation(run_dir, evaluation)
+    return evaluation, data
 
 
-def write_evaluation(run_dir: str | Path, evaluation: dict[str, Any]) -> Path:
-    """Writes ``eval.json`` into the run's folder and returns its path."""
+class _DocumentEnd(Exception):
+    """Breaks off `generate`, which would fill up the row with end tokens."""
+
+
+def complete(
+    config: TrainConfig,
+    model: MoMForCausalLM,
+    prompt: str,
+    max_new_tokens: int,
+    write: Callable[[str], None],
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Writes the prompt and then its continuation, piece by piece as tokens come, up to the end of the document.
+
+    Raises:
+        InputError: the prompt holds no token, or the tokenizer is not the model's.
+    """
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise InputError(
+            "data.tokenizer",
+            tokenizer.name,
+            f"has {tokenizer.vocab_size} tokens but the model {config.model.vocab_size}; "
+            "put the tokenizer file of the training back",
+        )
+    ids = tokenizer.encode(prompt)
+    if len(ids) == 0:
+        raise InputError("prompt", prompt or "''", "holds no token")
+    decoder = StreamDecoder(tokenizer)
+
+    def on_token(token: np.ndarray) -> None:
+        if int(token[0]) == tokenizer.eos_id:
+            raise _DocumentEnd
+        write(decoder.feed(int(token[0])))
+
+    write(prompt)
+    with suppress(_DocumentEnd):
+        generate(
+            model,
+            jnp.asarray(ids)[None],
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            rng=jax.random.key(seed),
+            eos_token_id=tokenizer.eos_id,
+            on_token=on_token,
+        )
+    write(decoder.flush())
+
+
+def _write_evaluation(run_dir: str, evaluation: dict[str, Any]) -> None:
     path = Path(run_dir).expanduser() / EVALUATION_FILE
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(evaluation, indent=2) + "\n")
     os.replace(temporary, path)
-    return path
 
 
 def read_evaluation(run_dir: Path) -> dict[str, Any] | None:
@@ -92,7 +181,12 @@ def print_evaluation(evaluation: dict[str, Any], out: Console) -> None:
     scores = Table(title=f"held-out text, step {evaluation['step']}", title_justify="left")
     for name in ("tokens", "loss (nats)", "perplexity", "bits per byte"):
         scores.add_column(name, justify="right")
-    scores.add_row(f"{evaluation['tokens']:,}", f"{evaluation['loss']:.4f}", f"{evaluation['perplexity']:.3f}", f"{evaluation['bits_per_byte']:.4f}")
+    scores.add_row(
+        f"{evaluation['tokens']:,}",
+        f"{evaluation['loss']:.4f}",
+        f"{evaluation['perplexity']:.3f}",
+        f"{evaluation['bits_per_byte']:.4f}",
+    )
     positions = Table("position", "tokens", "loss (nats)", title="by position in the window", title_justify="left")
     for bucket in evaluation["by_position"]:
         positions.add_row(f"{bucket['start']}-{bucket['stop'] - 1}", f"{bucket['tokens']:,}", f"{bucket['loss']:.4f}")

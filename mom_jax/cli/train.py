@@ -37,4 +37,10 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
         raise InputError("preset", "''", f"name one first: mom-jax train PRESET, with PRESET one of {names}")
     else:
         preset, rest = args[0], list(args[1:])
-    return parse(TrainConfig, rest, prog="mom-jax train PRESET", description=DESCRIPTION.format(presets=names), default=get_train_preset(preset))
+    return parse(
+        TrainConfig,
+        rest,
+        prog="mom-jax train PRESET",
+        description=DESCRIPTION.format(presets=names),
+        default=get_train_preset(preset),
+    )

@@ -1,6 +1,7 @@
 """Held-out loss, perplexity and bits per byte, by position, and the load of each memory."""
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -22,12 +23,12 @@ def position_buckets(length: int) -> list[tuple[int, int]]:
     edges = [0]
     while edges[-1] < length:
         edges.append(min(max(16, 2 * edges[-1]), length))
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _score(graphdef: Any, params: Any, batch: Batch, top_k: int) -> dict[str, jax.Array]:
-    """Sums over one batch: ``nats`` and ``tokens`` per position bucket, ``load`` and ``routing_entropy`` weighted by ``inputs``."""
+    """Sums over one batch: ``nats`` and ``tokens`` per position bucket; load and entropy weighted by ``inputs``."""
     model: MoMForCausalLM = nnx.merge(graphdef, params)
     segments, labels = batch["segment_ids"], batch["labels"]
     real = (segments > 0).astype(jnp.int32)
@@ -71,9 +72,17 @@ def evaluate(model: MoMForCausalLM, batches: Iterable[Batch], top_k: int, bytes_
     tokens = float(totals["tokens"].sum())
     loss = float(totals["nats"].sum()) / tokens
     return {
-        "loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": loss / math.log(2) / bytes_per_token, "tokens": int(tokens),
-        "by_position": [{"start": start, "stop": stop, "tokens": int(count), "loss": float(nats / count)}
-                        for (start, stop), nats, count in zip(position_buckets(length), totals["nats"], totals["tokens"], strict=True) if count],
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": loss / math.log(2) / bytes_per_token,
+        "tokens": int(tokens),
+        "by_position": [
+            {"start": start, "stop": stop, "tokens": int(count), "loss": float(nats / count)}
+            for (start, stop), nats, count in zip(
+                position_buckets(length), totals["nats"], totals["tokens"], strict=True
+            )
+            if count
+        ],
         "load": (totals["load"] / totals["inputs"]).tolist(),
         "routing_entropy": (totals["routing_entropy"] / totals["inputs"]).tolist(),
     }

@@ -22,7 +22,11 @@ def router_statistics(
         ``routing_entropy`` [L]: mean entropy of a token's distribution over all memories, in nats; both float32.
     """
     logits = jnp.stack(router_logits).astype(jnp.float32)
-    keep = jnp.ones(logits.shape[1:3], jnp.float32) if attention_mask is None else (attention_mask != 0).astype(jnp.float32)
+    keep = (
+        jnp.ones(logits.shape[1:3], jnp.float32)
+        if attention_mask is None
+        else (attention_mask != 0).astype(jnp.float32)
+    )
     keep = keep / jnp.maximum(keep.sum(), 1.0)
     memories = jax.vmap(lambda layer: route(layer, top_k).memories)(logits)
     chosen = jax.nn.one_hot(memories, logits.shape[-1]).mean(-2)

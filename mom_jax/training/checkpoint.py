@@ -33,7 +33,9 @@ def _full_disk_as_oserror(folder: Path) -> Iterator[None]:
 def _step_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), key=lambda path: int(path.name))
+    return sorted(
+        (path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), key=lambda path: int(path.name)
+    )
 
 
 def latest_step(folder: Path) -> int | None:
@@ -47,7 +49,9 @@ def latest_step(folder: Path) -> int | None:
         if manifest.is_committed(path):
             return int(path.name)
     if steps:
-        raise InputError("checkpoint", str(steps[-1]), f"is half written and there is no other; delete {folder} and start again")
+        raise InputError(
+            "checkpoint", str(steps[-1]), f"is half written and there is no other; delete {folder} and start again"
+        )
     return None
 
 
@@ -58,8 +62,11 @@ class Checkpoints:
         self.config, self.folder = config, checkpoint_folder(config.run_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.checkpoint.keep, enable_async_checkpointing=True, cleanup_tmp_directories=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal))
+            max_to_keep=config.checkpoint.keep,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
         self._set_aside_half_written()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -93,8 +100,11 @@ class Checkpoints:
             if step in self._manager.all_steps():
                 return  # nothing was trained since
             items = ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params), state=ocp.args.StandardSave(_all_but_params(state)),
-                config=ocp.args.JsonSave(self.config.to_dict()), data=ocp.args.JsonSave(data))
+                params=ocp.args.StandardSave(state.params),
+                state=ocp.args.StandardSave(_all_but_params(state)),
+                config=ocp.args.JsonSave(self.config.to_dict()),
+                data=ocp.args.JsonSave(data),
+            )
             self._manager.save(step, args=items)
 
     def wait(self) -> None:
@@ -140,8 +150,13 @@ def restore(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> tuple[T
         (the training state, the position in the training data).
     """
     target = abstract_state(config, mesh)
-    found = _read(folder, step, params=ocp.args.StandardRestore(target.params),
-                  state=ocp.args.StandardRestore(_all_but_params(target)), data=ocp.args.JsonRestore())
+    found = _read(
+        folder,
+        step,
+        params=ocp.args.StandardRestore(target.params),
+        state=ocp.args.StandardRestore(_all_but_params(target)),
+        data=ocp.args.JsonRestore(),
+    )
     return TrainState(params=found["params"], **found["state"]), found["data"]
 
 

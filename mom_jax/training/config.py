@@ -83,7 +83,9 @@ class MeshConfig:
     def __post_init__(self):
         for field in ("data", "fsdp", "tensor"):
             if getattr(self, field) < 1 and getattr(self, field) != -1:
-                raise InputError(f"mesh.{field}", getattr(self, field), "must be at least 1, or -1 for the devices left over")
+                raise InputError(
+                    f"mesh.{field}", getattr(self, field), "must be at least 1, or -1 for the devices left over"
+                )
         if (self.data, self.fsdp, self.tensor).count(-1) > 1:
             raise InputError("mesh", dataclasses.astuple(self), "only one of data, fsdp and tensor may be -1")
 
@@ -136,8 +138,11 @@ class TrainConfig:
         _at_least(self, 0, "max_minutes", "seed")
         _one_of(self, "remat", ("none", "full", "dots"))
         if self.data.batch_size % self.gradient_accumulation:
-            raise InputError("gradient_accumulation", self.gradient_accumulation,
-                             f"must divide data.batch_size ({self.data.batch_size})")
+            raise InputError(
+                "gradient_accumulation",
+                self.gradient_accumulation,
+                f"must divide data.batch_size ({self.data.batch_size})",
+            )
         if not self.run_dir:
             raise InputError("run_dir", "''", "must not be empty")
 
@@ -164,17 +169,36 @@ class TrainConfig:
         try:
             fields = json.loads(Path(path).read_text())
         except OSError as error:
-            raise InputError("run_dir", str(Path(path).parent), f"no readable {Path(path).name} there; give the folder of a run") from error
+            raise InputError(
+                "run_dir", str(Path(path).parent), f"no readable {Path(path).name} there; give the folder of a run"
+            ) from error
         except ValueError as error:
             raise InputError("config", str(path), "is not valid JSON; restore it or train again") from error
         return cls.from_dict(fields)
 
 
-_SECTIONS = {"model": MoMConfig, "data": DataConfig, "optimizer": OptimizerConfig, "mesh": MeshConfig, "checkpoint": CheckpointConfig}
+_SECTIONS = {
+    "model": MoMConfig,
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+    "mesh": MeshConfig,
+    "checkpoint": CheckpointConfig,
+}
 
 # Changing these between two sittings of one run changes where and how it runs, not what it computes.
-_MAY_CHANGE = ("run_dir", "max_bad_steps", "max_minutes", "log_every", "eval_every", "eval_windows", "remat", "mesh", "checkpoint",
-               "data.cache_dir", "data.shard_bytes")
+_MAY_CHANGE = (
+    "run_dir",
+    "max_bad_steps",
+    "max_minutes",
+    "log_every",
+    "eval_every",
+    "eval_windows",
+    "remat",
+    "mesh",
+    "checkpoint",
+    "data.cache_dir",
+    "data.shard_bytes",
+)
 
 
 def _build(cls: type, fields: Any, prefix: str) -> Any:
@@ -187,7 +211,12 @@ def _build(cls: type, fields: Any, prefix: str) -> Any:
             raise InputError(prefix + name, fields[name], f"unknown field; did you mean {' or '.join(close)}?")
     if cls is not TrainConfig:
         return cls(**fields)
-    return cls(**{name: _build(_SECTIONS[name], value, f"{name}.") if name in _SECTIONS else value for name, value in fields.items()})
+    return cls(
+        **{
+            name: _build(_SECTIONS[name], value, f"{name}.") if name in _SECTIONS else value
+            for name, value in fields.items()
+        }
+    )
 
 
 def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -207,12 +236,21 @@ def check_same_run(saved: TrainConfig, wanted: TrainConfig) -> None:
         InputError: names every field that differs, with both values.
     """
     old, new = _flat(saved.to_dict()), _flat(wanted.to_dict())
-    differing = [name for name in new if old[name] != new[name]
-                 and name not in _MAY_CHANGE and name.split(".")[0] not in _MAY_CHANGE
-                 and not (name == "steps" and new[name] > old[name])]
+    differing = [
+        name
+        for name in new
+        if old[name] != new[name]
+        and name not in _MAY_CHANGE
+        and name.split(".")[0] not in _MAY_CHANGE
+        and not (name == "steps" and new[name] > old[name])
+    ]
     if differing:
         changes = ", ".join(f"{name} (there {old[name]!r}, now {new[name]!r})" for name in differing)
-        raise InputError("run_dir", wanted.run_dir, f"holds a run of another config: {changes}; use another run_dir or the same values")
+        raise InputError(
+            "run_dir",
+            wanted.run_dir,
+            f"holds a run of another config: {changes}; use another run_dir or the same values",
+        )
 
 
 def _tiny() -> TrainConfig:
@@ -221,7 +259,10 @@ def _tiny() -> TrainConfig:
         data=DataConfig(sequence_length=256, batch_size=8),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=30),
         checkpoint=CheckpointConfig(every=200, keep=2),
-        run_dir="runs/mom-tiny", steps=400, eval_every=100)
+        run_dir="runs/mom-tiny",
+        steps=400,
+        eval_every=100,
+    )
 
 
 def _published(name: str, batch_size: int, steps: int, remat: Literal["none", "full", "dots"]) -> TrainConfig:
@@ -229,7 +270,10 @@ def _published(name: str, batch_size: int, steps: int, remat: Literal["none", "f
     return TrainConfig(
         model=model,
         data=DataConfig(tokenizer="mistral", sequence_length=2048, batch_size=batch_size),
-        run_dir=f"runs/{name}", steps=steps, remat=remat)
+        run_dir=f"runs/{name}",
+        steps=steps,
+        remat=remat,
+    )
 
 
 # The published recipe: 30,720 steps of 0.52M tokens (15B) for the small model, and 2.1M tokens a step up to

@@ -57,8 +57,12 @@ class RunLog:
         self._file = (run_dir / METRICS_FILE).open("a")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
         self._progress = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"),
-            console=console, disable=not console.is_terminal)
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self._task = self._progress.add_task("", total=steps, completed=first_step, text="compiling ...")
 
     def __enter__(self) -> Self:
@@ -71,11 +75,12 @@ class RunLog:
         self._file.close()
 
     def training(self, record: dict[str, Any]) -> None:
-        """Records the training metrics of a step; ``record`` holds ``step``, scalars, and lists per layer (and memory)."""
+        """Records training metrics; ``record`` holds ``step``, scalars, and lists per layer (and memory)."""
         self._write(record, "train")
         left = (self._steps - record["step"]) * record["seconds_per_step"]
         bad = f"  skipped {record['bad_total']:.0f}" if record["bad_total"] else ""
-        text = f"loss {record['loss']:.4f}{self._held_out}  {record['tokens_per_second']:,.0f} tokens/s  {time_left(left)} left{bad}"
+        speed = f"{record['tokens_per_second']:,.0f} tokens/s"
+        text = f"loss {record['loss']:.4f}{self._held_out}  {speed}  {time_left(left)} left{bad}"
         self._progress.update(self._task, completed=record["step"], text=text)
         if not self._console.is_terminal:
             self._console.print(f"step {record['step']}/{self._steps}  {text}", highlight=False, soft_wrap=True)
@@ -90,7 +95,7 @@ class RunLog:
         self._file.flush()
         for name, value in record.items():
             values = np.asarray(value)
-            labels = ("layer", "memory")[:values.ndim]
+            labels = ("layer", "memory")[: values.ndim]
             for index in np.ndindex(values.shape):
                 tag = "/".join([group, name, *(f"{label}_{i}" for label, i in zip(labels, index, strict=True))])
                 if name != "step":

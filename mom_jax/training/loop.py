@@ -43,8 +43,12 @@ class Outcome:
 def check_vocabulary(config: TrainConfig, data: PreparedData) -> None:
     """Raises `InputError` when the tokenizer and the model count different tokens."""
     if data.vocab_size != config.model.vocab_size:
-        raise InputError("data.tokenizer", data.tokenizer, f"has {data.vocab_size} tokens but model.vocab_size is "
-                         f"{config.model.vocab_size}; pass --model.vocab-size {data.vocab_size} or another tokenizer")
+        raise InputError(
+            "data.tokenizer",
+            data.tokenizer,
+            f"has {data.vocab_size} tokens but model.vocab_size is "
+            f"{config.model.vocab_size}; pass --model.vocab-size {data.vocab_size} or another tokenizer",
+        )
 
 
 def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
@@ -107,7 +111,15 @@ class _Clock:
 
 
 class _Sitting:
-    def __init__(self, config: TrainConfig, mesh: Mesh, data: PreparedData, loader: TrainLoader, evaluate: Evaluate, started: float):
+    def __init__(
+        self,
+        config: TrainConfig,
+        mesh: Mesh,
+        data: PreparedData,
+        loader: TrainLoader,
+        evaluate: Evaluate,
+        started: float,
+    ):
         self.config, self.mesh, self.data, self.loader, self.evaluate = config, mesh, data, loader, evaluate
         self.started, self.parts = started, model_parts(config.model)
         self.pending: list[dict[str, jax.Array]] = []  # metrics that are still on the device
@@ -118,8 +130,12 @@ class _Sitting:
         train_step = make_train_step(config, self.mesh)
         run_dir = Path(config.run_dir).expanduser()
         first = step
-        with (jax.set_mesh(self.mesh), Checkpoints(config) as checkpoints, StopRequest() as stop,
-              RunLog(run_dir, step, config.steps, console) as log):
+        with (
+            jax.set_mesh(self.mesh),
+            Checkpoints(config) as checkpoints,
+            StopRequest() as stop,
+            RunLog(run_dir, step, config.steps, console) as log,
+        ):
             while step < config.steps and not self._must_stop(stop):
                 state, metrics = train_step(state, shard_batch(next(self.loader), self.mesh))
                 step += 1
@@ -155,17 +171,34 @@ class _Sitting:
             seconds = time.monotonic() - self.started
         worst = max(int(record["bad_steps"]) for record in records)
         tokens = float(np.mean([record["tokens"] for record in records]))
-        means = {name: np.mean([record[name] for record in records], axis=0).tolist() for name in records[0] if name != "bad_steps"}
-        log.training({"step": step, **means, "bad_total": int(records[-1]["bad_total"]), "seconds_per_step": seconds,
-                      "tokens_per_second": tokens / seconds})
+        means = {
+            name: np.mean([record[name] for record in records], axis=0).tolist()
+            for name in records[0]
+            if name != "bad_steps"
+        }
+        log.training(
+            {
+                "step": step,
+                **means,
+                "bad_total": int(records[-1]["bad_total"]),
+                "seconds_per_step": seconds,
+                "tokens_per_second": tokens / seconds,
+            }
+        )
         self.clock.restart()
         if worst >= self.config.max_bad_steps:
-            raise InputError("max_bad_steps", self.config.max_bad_steps, f"{worst} steps in a row up to step {step} had a non-finite loss "
-                             "or gradient and were skipped; lower optimizer.learning_rate or look at the data, then run again to "
-                             "continue from the last checkpoint")
+            raise InputError(
+                "max_bad_steps",
+                self.config.max_bad_steps,
+                f"{worst} steps in a row up to step {step} had a non-finite loss "
+                "or gradient and were skipped; lower optimizer.learning_rate or look at the data, then run again to "
+                "continue from the last checkpoint",
+            )
 
     def _evaluate(self, step: int, state: TrainState, log: RunLog) -> None:
-        batches = eval_batches(self.data, self.config.data, jax.process_index(), jax.process_count(), max_windows=self.config.eval_windows)
+        batches = eval_batches(
+            self.data, self.config.data, jax.process_index(), jax.process_count(), max_windows=self.config.eval_windows
+        )
         loss = self.evaluate(self.parts.merge(state.params), (shard_batch(batch, self.mesh) for batch in batches))
         log.held_out(step, loss)
         self.clock.restart()
@@ -173,6 +206,7 @@ class _Sitting:
     def _message(self, step: int, stop: StopRequest) -> str:
         if step == self.config.steps:
             return f"trained {step} steps; the run is in {self.config.run_dir}"
-        why = signal.Signals(stop.signal).name if stop.signal is not None else f"max_minutes={self.config.max_minutes:g}"
+        why = (
+            signal.Signals(stop.signal).name if stop.signal is not None else f"max_minutes={self.config.max_minutes:g}"
+        )
         return f"stopped at step {step} by {why}; saved in {self.config.run_dir}: run the same command again to resume"
-

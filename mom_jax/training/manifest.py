@@ -53,13 +53,19 @@ def verify(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError("checkpoint", str(folder / _NAME), f"is unreadable; {remedy}") from error
     if version != FORMAT_VERSION:
-        raise InputError("checkpoint", str(folder), f"has format version {version}, this program reads {FORMAT_VERSION}; "
-                         "use the program that wrote it, or another run_dir")
+        raise InputError(
+            "checkpoint",
+            str(folder),
+            f"has format version {version}, this program reads {FORMAT_VERSION}; "
+            "use the program that wrote it, or another run_dir",
+        )
     found = _entries(folder)
     for name, (size, digest) in files.items():
         if name not in found:
             raise InputError("checkpoint", str(folder / name), f"is missing; {remedy}")
         if found[name][0] != size:
-            raise InputError("checkpoint", str(folder / name), f"has {found[name][0]} bytes instead of {size}; {remedy}")
+            raise InputError(
+                "checkpoint", str(folder / name), f"has {found[name][0]} bytes instead of {size}; {remedy}"
+            )
         if found[name][1] != digest:
             raise InputError("checkpoint", str(folder / name), f"was altered (its SHA-256 differs); {remedy}")

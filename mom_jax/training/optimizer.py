@@ -23,12 +23,17 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
         after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), alpha=config.min_learning_rate_ratio)
         return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
     decay = min(round(config.decay_fraction * steps), steps - warmup)
-    parts = [optax.linear_schedule(0.0, peak, warmup), optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)]
+    parts = [
+        optax.linear_schedule(0.0, peak, warmup),
+        optax.constant_schedule(peak),
+        optax.linear_schedule(peak, final, decay),
+    ]
     return optax.join_schedules(parts, [warmup, steps - decay])
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: everywhere but norms, ``A_log`` and ``dt_bias``, told by the parameter's path."""
+    """True where weight decay applies: everywhere but norms, ``A_log`` and ``dt_bias``, told by the path."""
+
     def decays(path: tuple[Any, ...], _: Any) -> bool:
         names = [str(getattr(key, "key", key)) for key in path]
         return not any("norm" in name or name in ("A_log", "dt_bias") for name in names)
@@ -40,6 +45,13 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """Clipping by the global norm, then AdamW under `learning_rate_schedule`; moments are float32."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rate_schedule(config, steps), b1=config.beta1, b2=config.beta2, eps=config.eps,
-                    weight_decay=config.weight_decay, mask=decay_mask, mu_dtype=jnp.float32),
+        optax.adamw(
+            learning_rate_schedule(config, steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
+            mu_dtype=jnp.float32,
+        ),
     )

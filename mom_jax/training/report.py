@@ -16,9 +16,18 @@ from mom_jax.training.log import read_metrics
 
 Records = list[dict[str, Any]]
 
-_STYLE = {
-    "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
-    "axes.titlesize": 11, "axes.titleweight": "bold", "axes.labelsize": 10, "legend.frameon": False, "legend.fontsize": 9, "font.size": 10,
+_STYLE: dict[Any, Any] = {
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "font.size": 10,
     "lines.linewidth": 1.6,
 }
 
@@ -44,10 +53,18 @@ def write_report(run_dir: str | Path, evaluation: dict[str, Any] | None = None, 
     held_out = [record for record in records if "held_out_loss" in record]
     if not training:
         raise InputError("run", str(run_dir), "has no metrics yet; train it for a few steps first")
-    for name, draw in _pictures(config, training, held_out).items():
-        _save(draw(), run_dir / f"{name}.png")
-    text = "\n".join([*_summary(config, training, held_out), *(_evaluation(evaluation) if evaluation else []), *([extra, ""] if extra else []),
-                      *_gallery(), ""])
+    with matplotlib.rc_context(_STYLE):
+        for name, draw in _pictures(config, training, held_out).items():
+            _save(draw(), run_dir / f"{name}.png")
+    text = "\n".join(
+        [
+            *_summary(config, training, held_out),
+            *(_evaluation(evaluation) if evaluation else []),
+            *([extra, ""] if extra else []),
+            *_gallery(),
+            "",
+        ]
+    )
     temporary = run_dir / ".report.md.tmp"
     temporary.write_text(text)
     os.replace(temporary, run_dir / "report.md")
@@ -72,10 +89,9 @@ def _save(figure: Figure, path: Path) -> None:
 
 def _axes(title: str, y: str) -> tuple[Figure, Axes]:
     # Figures are made without pyplot: no global state, no window system.
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.0, 3.6), layout="constrained")
-        axes = figure.subplots()
-        axes.set(title=title, xlabel="step", ylabel=y)
+    figure = Figure(figsize=(7.0, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=title, xlabel="step", ylabel=y)
     return figure, axes
 
 
@@ -96,7 +112,14 @@ def _loss(training: Records, held_out: Records) -> Figure:
     if held_out:
         steps, losses = _series(held_out, "held_out_loss")
         axes.plot(steps, losses, color="C3", marker="o", markersize=4, label="held out")
-        axes.annotate(f"{losses[-1]:.3f}", (steps[-1], losses[-1]), xytext=(0, 8), textcoords="offset points", ha="right", color="C3")
+        axes.annotate(
+            f"{losses[-1]:.3f}",
+            (steps[-1], losses[-1]),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="right",
+            color="C3",
+        )
     axes.legend()
     return figure
 
@@ -104,7 +127,13 @@ def _loss(training: Records, held_out: Records) -> Figure:
 def _gradient_norm(config: TrainConfig, training: Records) -> Figure:
     figure, axes = _axes("Gradient norm before clipping", "global L2 norm")
     axes.plot(*_series(training, "grad_norm"), color="C0")
-    axes.axhline(config.optimizer.clip_norm, color="0.4", linestyle="--", linewidth=1, label=f"clipped above {config.optimizer.clip_norm:g}")
+    axes.axhline(
+        config.optimizer.clip_norm,
+        color="0.4",
+        linestyle="--",
+        linewidth=1,
+        label=f"clipped above {config.optimizer.clip_norm:g}",
+    )
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
@@ -115,9 +144,8 @@ def _load(config: TrainConfig, training: Records) -> Figure:
     layers, memories = load.shape[1:]
     columns = min(layers, 4)
     rows = -(-layers // columns)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(max(3.2 * columns, 7.0), 2.6 * rows + 0.7), layout="constrained")
-        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    figure = Figure(figsize=(3.0 * columns + 1.5, 2.6 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for layer, axes in enumerate(grid.flat):
         if layer >= layers:
             axes.set_visible(False)
@@ -127,10 +155,10 @@ def _load(config: TrainConfig, training: Records) -> Figure:
         axes.axhline(1 / memories, color="0.4", linestyle="--", linewidth=1, label="balanced")
         axes.set_title(f"layer {layer}")
         axes.set_ylim(0, max(2 / memories, float(load.max()) * 1.05))
-    figure.suptitle(f"Load per memory (share of a layer's assignments, top {config.model.topk} of {memories})", fontsize=11, fontweight="bold")
+    figure.suptitle(f"Load per memory (top {config.model.topk} of {memories})", fontsize=11, fontweight="bold")
     figure.supxlabel("step", fontsize=10)
     figure.supylabel("share of assignments", fontsize=10)
-    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(memories + 1, 6))
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside right center")
     return figure
 
 
@@ -156,32 +184,77 @@ def _summary(config: TrainConfig, training: Records, held_out: Records) -> list[
     speed = np.median([record["tokens_per_second"] for record in training])
     rows = [
         ("steps", f"{last['step']:,} of {config.steps:,}"),
-        ("tokens per step", f"{config.data.batch_size * config.data.sequence_length:,} "
-                            f"({config.data.batch_size} windows of {config.data.sequence_length})"),
+        (
+            "tokens per step",
+            f"{config.data.batch_size * config.data.sequence_length:,} "
+            f"({config.data.batch_size} windows of {config.data.sequence_length})",
+        ),
         ("text", f"`{config.data.path}`, tokenizer `{config.data.tokenizer}`"),
-        ("model", f"{model.num_hidden_layers} layers, hidden size {model.hidden_size}, {model.num_heads} heads of {model.head_dim}, "
-                  f"{model.num_memories} memories, top {model.topk}" + (", shared memory" if model.shared_mem else "")),
+        (
+            "model",
+            f"{model.num_hidden_layers} layers, hidden size {model.hidden_size}, "
+            f"{model.num_heads} heads of {model.head_dim}, {model.num_memories} memories, top {model.topk}"
+            + (", shared memory" if model.shared_mem else ""),
+        ),
         ("last training loss", f"{last['lm_loss']:.4f} nats per token"),
-        *([("last held-out loss in training", f"{held_out[-1]['held_out_loss']:.4f} nats per token (step {held_out[-1]['step']})")] if held_out else []),
+        *(
+            [
+                (
+                    "last held-out loss in training",
+                    f"{held_out[-1]['held_out_loss']:.4f} nats per token (step {held_out[-1]['step']})",
+                )
+            ]
+            if held_out
+            else []
+        ),
         ("skipped steps", f"{last['bad_total']:.0f}"),
         ("median speed", f"{speed:,.0f} tokens/s"),
     ]
-    return [f"# Training run {Path(config.run_dir).name}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), "",
-            "The whole configuration is in `config.json`, every logged number in `metrics.jsonl`.", ""]
+    return [
+        f"# Training run {Path(config.run_dir).name}",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows),
+        "",
+        "The whole configuration is in `config.json`, every logged number in `metrics.jsonl`.",
+        "",
+    ]
 
 
 def _evaluation(evaluation: dict[str, Any]) -> list[str]:
-    lines = ["## Held-out text", "", "| tokens | loss (nats) | perplexity | bits per byte |", "|---:|---:|---:|---:|",
-             f"| {evaluation['tokens']:,} | {evaluation['loss']:.4f} | {evaluation['perplexity']:.3f} | {evaluation['bits_per_byte']:.4f} |", "",
-             "| position in the window | tokens | loss (nats) |", "|---:|---:|---:|"]
-    lines += [f"| {b['start']}-{b['stop'] - 1} | {b['tokens']:,} | {b['loss']:.4f} |" for b in evaluation["by_position"]]
+    lines = [
+        "## Held-out text",
+        "",
+        "| tokens | loss (nats) | perplexity | bits per byte |",
+        "|---:|---:|---:|---:|",
+        f"| {evaluation['tokens']:,} | {evaluation['loss']:.4f} | {evaluation['perplexity']:.3f} "
+        f"| {evaluation['bits_per_byte']:.4f} |",
+        "",
+        "| position in the window | tokens | loss (nats) |",
+        "|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {b['start']}-{b['stop'] - 1} | {b['tokens']:,} | {b['loss']:.4f} |" for b in evaluation["by_position"]
+    ]
     memories = len(evaluation["load"][0])
-    lines += ["", "| load | " + " | ".join(f"memory {m}" for m in range(memories)) + " | routing entropy (nats) |", "|---|" + "---:|" * (memories + 1)]
+    lines += [
+        "",
+        "| load | " + " | ".join(f"memory {m}" for m in range(memories)) + " | routing entropy (nats) |",
+        "|---|" + "---:|" * (memories + 1),
+    ]
     for layer, (load, entropy) in enumerate(zip(evaluation["load"], evaluation["routing_entropy"], strict=True)):
         lines.append(f"| layer {layer} | " + " | ".join(f"{share:.3f}" for share in load) + f" | {entropy:.3f} |")
     return [*lines, ""]
 
 
 def _gallery() -> list[str]:
-    return ["## Curves", "", "![Loss](loss.png)", "![Load per memory](load.png)", "![Routing entropy](routing_entropy.png)",
-            "![Gradient norm](gradient_norm.png)", "![Learning rate](learning_rate.png)"]
+    return [
+        "## Curves",
+        "",
+        "![Loss](loss.png)",
+        "![Load per memory](load.png)",
+        "![Routing entropy](routing_entropy.png)",
+        "![Gradient norm](gradient_norm.png)",
+        "![Learning rate](learning_rate.png)",
+    ]

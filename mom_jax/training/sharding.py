@@ -27,7 +27,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
         sizes[sizes.index(-1)] = devices // given
     if math.prod(sizes) != devices:
         shown = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise InputError("mesh", shown, f"must multiply to the number of devices ({devices}); -1 takes what is left over")
+        raise InputError(
+            "mesh", shown, f"must multiply to the number of devices ({devices}); -1 takes what is left over"
+        )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -35,7 +37,8 @@ def check_fit(config: TrainConfig, mesh: Mesh) -> None:
     """Checks that model and batch divide over the mesh.
 
     Raises:
-        InputError: heads over ``tensor``, hidden size over ``fsdp``, or rows of a micro-batch over ``data * fsdp`` leave a rest.
+        InputError: heads over ``tensor``, hidden size over ``fsdp``, or rows of a micro-batch over
+            ``data * fsdp`` leave a rest.
     """
     model: MoMConfig = config.model
     rows = config.data.batch_size // config.gradient_accumulation
@@ -63,7 +66,9 @@ def param_shardings(abstract: nnx.State, mesh: Mesh) -> dict[Any, Any]:
             sharding.shard_shape(array.shape)
         except ValueError as error:
             name = ".".join(str(getattr(key, "key", key)) for key in path)
-            raise InputError("mesh", dict(mesh.shape), f"does not divide parameter {name} of shape {array.shape}, split as {spec}") from error
+            raise InputError(
+                "mesh", dict(mesh.shape), f"does not divide parameter {name} of shape {array.shape}, split as {spec}"
+            ) from error
         return sharding
 
     return jax.tree_util.tree_map_with_path(place, nnx.to_pure_dict(abstract), specs, is_leaf=lambda x: x is None)

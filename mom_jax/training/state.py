@@ -23,15 +23,16 @@ class TrainState:
 
     ``params`` is a nested dictionary of float32 arrays, ``opt_state`` Optax's own; ``step`` counts
     the batches used, ``bad_steps`` the latest skipped ones in a row, ``bad_total`` all skipped ones
-    (int32 scalars); ``rng`` is the raw uint32 key that any randomness inside a step folds ``step`` into.
+    (int32 scalars); ``rng`` is the raw uint32 key that any randomness inside a step folds ``step`` into. The same structure carries the
+    arrays' shapes and shardings.
     """
 
     params: Any
     opt_state: Any
-    step: jax.Array
-    rng: jax.Array
-    bad_steps: jax.Array
-    bad_total: jax.Array
+    step: Any
+    rng: Any
+    bad_steps: Any
+    bad_total: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +64,14 @@ def model_parts(config: MoMConfig) -> ModelParts:
 def _init(config: TrainConfig, optimizer: optax.GradientTransformation) -> TrainState:
     params = nnx.to_pure_dict(nnx.split(build_model(config.model, config.seed))[1])
     # Every leaf gets a buffer of its own, for the step donates them all.
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(config.seed)),
-                      jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    return TrainState(
+        params,
+        optimizer.init(params),
+        jnp.zeros((), jnp.int32),
+        jax.random.key_data(jax.random.key(config.seed)),
+        jnp.zeros((), jnp.int32),
+        jnp.zeros((), jnp.int32),
+    )
 
 
 def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
@@ -73,10 +80,13 @@ def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
     shapes = jax.eval_shape(lambda: _init(config, optimizer))
     whole = NamedSharding(mesh, PartitionSpec())
     placed = param_shardings(model_parts(config.model).abstract, mesh)
-    moments = optax.tree_utils.tree_map_params(optimizer, lambda _, sharding: sharding, shapes.opt_state, placed,
-                                               transform_non_params=lambda _: whole)
+    moments = optax.tree_utils.tree_map_params(
+        optimizer, lambda _, sharding: sharding, shapes.opt_state, placed, transform_non_params=lambda _: whole
+    )
     shardings = TrainState(placed, moments, whole, whole, whole, whole)
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
 
 
 def init_state(config: TrainConfig, mesh: Mesh) -> TrainState:

@@ -30,18 +30,26 @@ def _microbatches(batch: Batch, count: int, mesh: Mesh) -> Batch:
     return {name: split(rows) for name, rows in batch.items()}
 
 
-def _loss(params: Any, micro: Batch, total_tokens: jax.Array, config: TrainConfig, parts: ModelParts) -> tuple[jax.Array, Metrics]:
+def _loss(
+    params: Any, micro: Batch, total_tokens: jax.Array, config: TrainConfig, parts: ModelParts
+) -> tuple[jax.Array, Metrics]:
     model = parts.merge(params)
-    hidden, router_logits, _ = model.hidden_states(micro["input_ids"], segment_ids=micro["segment_ids"], remat=config.remat)
+    hidden, router_logits, _ = model.hidden_states(
+        micro["input_ids"], segment_ids=micro["segment_ids"], remat=config.remat
+    )
     nats, _ = chunked_cross_entropy(hidden, model.output_embedding(), micro["labels"])
     lm_loss = nats / total_tokens
     aux_loss = load_balancing_loss(router_logits, config.model.topk) / config.gradient_accumulation
     loss = lm_loss + config.model.aux_loss_scale * aux_loss
-    shares = jax.tree.map(lambda x: x / config.gradient_accumulation, router_statistics(router_logits, config.model.topk))
+    shares = jax.tree.map(
+        lambda x: x / config.gradient_accumulation, router_statistics(router_logits, config.model.topk)
+    )
     return loss, {"loss": loss, "lm_loss": lm_loss, "aux_loss": aux_loss, **shares}
 
 
-def loss_and_gradients(params: Any, batch: Batch, config: TrainConfig, parts: ModelParts, mesh: Mesh) -> tuple[Metrics, Any]:
+def loss_and_gradients(
+    params: Any, batch: Batch, config: TrainConfig, parts: ModelParts, mesh: Mesh
+) -> tuple[Metrics, Any]:
     """Loss, metrics and gradients of one whole batch, micro-batch by micro-batch.
 
     Each micro-batch's cross entropy is divided by the token count of the WHOLE batch, so accumulation gives
@@ -67,7 +75,9 @@ def loss_and_gradients(params: Any, batch: Batch, config: TrainConfig, parts: Mo
     return {**jax.tree.map(lambda x: x.sum(0), metrics), "tokens": tokens}, gradients
 
 
-def train_step(state: TrainState, batch: Batch, *, config: TrainConfig, parts: ModelParts, mesh: Mesh) -> tuple[TrainState, Metrics]:
+def train_step(
+    state: TrainState, batch: Batch, *, config: TrainConfig, parts: ModelParts, mesh: Mesh
+) -> tuple[TrainState, Metrics]:
     """One update, or none when the loss or the gradient is not finite (decided on the device, without a host sync).
 
     A skipped step leaves parameters, moments and learning-rate schedule as they were and is counted.
@@ -84,10 +94,20 @@ def train_step(state: TrainState, batch: Batch, *, config: TrainConfig, parts: M
 
     rate = learning_rate_schedule(config.optimizer, config.steps)(state.step - state.bad_total)
     new = dataclasses.replace(
-        state, params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state), step=state.step + 1,
-        bad_steps=jnp.where(good, 0, state.bad_steps + 1), bad_total=state.bad_total + ~good)
-    return new, {**metrics, "grad_norm": grad_norm, "learning_rate": jnp.asarray(rate, jnp.float32), "bad_steps": new.bad_steps,
-                 "bad_total": new.bad_total}
+        state,
+        params=keep(params, state.params),
+        opt_state=keep(opt_state, state.opt_state),
+        step=state.step + 1,
+        bad_steps=jnp.where(good, 0, state.bad_steps + 1),
+        bad_total=state.bad_total + ~good,
+    )
+    return new, {
+        **metrics,
+        "grad_norm": grad_norm,
+        "learning_rate": jnp.asarray(rate, jnp.float32),
+        "bad_steps": new.bad_steps,
+        "bad_total": new.bad_total,
+    }
 
 
 def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -99,4 +119,9 @@ def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Ba
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return train_step(state, batch, config=config, parts=parts, mesh=mesh)
 
-    return jax.jit(step, donate_argnums=0, in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC)), out_shardings=(shardings, whole))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC)),
+        out_shardings=(shardings, whole),
+    )
