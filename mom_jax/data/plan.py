@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 from mom_jax.data.config import DataConfig
-from mom_jax.data.held_out import held_out_below, stable_hash
+from mom_jax.data.held_out import TooFewItems, held_out_below, stable_hash
 from mom_jax.data.shards import VERSION
 from mom_jax.data.sources import FileSource, HubSource, Source, resolve
 from mom_jax.data.tokenizers import Tokenizer
@@ -59,7 +59,7 @@ def _split_by_document(source: Source, config: DataConfig) -> list[Unit]:
     hashes = (stable_hash(text) for text in source.documents(config.text_field))
     try:
         bound = held_out_below(hashes, config.held_out_fraction)
-    except ValueError as error:
+    except TooFewItems as error:
         remedy = "is a single document, so none can be held out; give more files, or held_out_path"
         raise InputError("path", config.path, remedy) from error
     return [Unit("train-00000", (source,), bound), Unit("held_out-00000", (source,), bound, held_out=True)]

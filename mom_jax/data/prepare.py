@@ -108,8 +108,8 @@ def prepared(config: DataConfig, *, workers: int | None = None, progress: bool =
     Raises:
         InputError: as `prepare` and `open_prepared`, or a folder that was prepared with another tokenizer.
     """
-    folder = Path(config.path).expanduser()
-    if is_prepared(folder):
+    folder = Path(os.path.expanduser(config.path))
+    if config.path != "stdlib" and is_prepared(folder):
         if config.held_out_path is not None:
             raise InputError(
                 "held_out_path",
@@ -227,7 +227,7 @@ def _cache_folder(config: DataConfig) -> Path:
     tokenizer = load_tokenizer(config.tokenizer)
     fields = [config.path, config.held_out_path, config.held_out_fraction, config.text_field, config.shard_bytes]
     blob = json.dumps([VERSION, tokenizer.fingerprint, fields, listing]).encode()
-    return Path(config.cache_dir).expanduser() / "shards" / hashlib.sha256(blob).hexdigest()[:16]
+    return Path(os.path.expanduser(config.cache_dir)) / "shards" / hashlib.sha256(blob).hexdigest()[:16]
 
 
 def _stamp(source: Source) -> tuple[str, int, int]:

@@ -124,7 +124,7 @@ def resolve(spec: str, field: str = "path") -> list[Source]:
 def _resolve(spec: str, field: str) -> list[Source]:
     if spec == "stdlib":
         return _stdlib()
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if spec.startswith("hf:"):
         return _hub(spec.removeprefix("hf:"), field)
     if path.is_dir():

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -178,7 +179,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
         return ByteTokenizer()
     if spec == "mistral":
         return SentencePieceTokenizer(_mistral_file(), name="mistral")
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if path.is_dir():
         path = _file_in_folder(path)
     if path.is_file():

@@ -191,6 +191,23 @@ def test_a_single_document_cannot_be_split(corpus, documents):
         prepared(DataConfig(path=str(path), cache_dir=str(path.parent / "cache")))
 
 
+@pytest.mark.parametrize(
+    ("name", "blob", "reason"),
+    [
+        ("a.txt", b"one\n\0", "a.txt:2: holds a NUL byte"),
+        ("a.jsonl", b'{"text": "one"}\n{"te', "a.jsonl:2: is not a JSON"),
+        ("a.parquet", b"PAR1", "not a whole parquet file"),
+        ("a.txt.gz", b"no archive", "cannot be read"),
+    ],
+)
+def test_a_broken_lone_file_is_named(tmp_path, name, blob, reason):
+    (tmp_path / name).write_bytes(blob)
+    with pytest.raises(InputError) as caught:
+        prepare(DataConfig(path=str(tmp_path / name)), tmp_path / "out")
+    assert reason in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_held_out_path(corpus, tmp_path):
     a, b = corpus([["train one"], ["train two"]], "a"), corpus([["held out"]], "b")
     prepare(DataConfig(path=str(a), held_out_path=str(b)), tmp_path / "out")
@@ -252,6 +269,15 @@ def test_a_prepared_folder_as_path(config, tmp_path):
     (tmp_path / "out" / "index.json").write_text(blob[:-30])
     with pytest.raises(InputError, match="damaged"):
         prepared(ready)
+
+
+def test_stdlib_is_never_a_folder_of_that_name(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(config, "stdlib")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: config.path)
+    Path(config.path, "a.py").write_text("one")
+    Path(config.path, "b.py").write_text("two")
+    assert prepared(DataConfig(cache_dir=str(tmp_path / "cache"))).train.documents == 1
 
 
 def test_a_folder_of_another_tokenizer_is_refused(config, tmp_path, monkeypatch):

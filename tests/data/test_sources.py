@@ -110,7 +110,7 @@ def test_stdlib_is_readable_text_of_the_library_alone():
         assert len(list(source.documents("text"))) == 1
 
 
-@pytest.mark.parametrize("spec", ["absent.txt", "absent/folder/", "*.txt", "two words"])
+@pytest.mark.parametrize("spec", ["absent.txt", "absent/folder/", "*.txt", "two words", "~nobody-of-that-name/a.txt"])
 def test_what_is_not_there(tmp_path, monkeypatch, spec):
     monkeypatch.chdir(tmp_path)
     error = _fails(spec, "no")
