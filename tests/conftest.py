@@ -3,6 +3,10 @@
 With pytest-xdist every worker collects the same tests, so a worker hands its list to the controller when it ends.
 """
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 HARDWARE = ("gpu", "tpu")
@@ -48,3 +52,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(f"not run here: needs {hardware} ({len(names)})")
         for name in names:
             terminalreporter.write_line(name)
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keeps compiled programs for the session, so that tests and the processes they start compile each one once.
+
+    Yields the folder; a child process uses it with ``JAX_COMPILATION_CACHE_DIR`` in its environment.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache as cache
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(exist_ok=True)
+    former = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    cache.reset_cache()
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", former)
+    cache.reset_cache()

@@ -23,8 +23,8 @@ class TrainState:
 
     ``params`` is a nested dictionary of float32 arrays, ``opt_state`` Optax's own; ``step`` counts
     the batches used, ``bad_steps`` the latest skipped ones in a row, ``bad_total`` all skipped ones
-    (int32 scalars); ``rng`` is the raw uint32 key that any randomness inside a step folds ``step`` into. The same structure carries the
-    arrays' shapes and shardings.
+    (int32 scalars); ``rng`` is the raw uint32 key that any randomness inside a step folds ``step``
+    into. The same structure carries the arrays' shapes and shardings.
     """
 
     params: Any

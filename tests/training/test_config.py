@@ -1,0 +1,100 @@
+"""The run's description: JSON round trip, presets, and what may differ between two sittings."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mom_jax.errors import InputError
+from mom_jax.training.config import (
+    TRAIN_PRESETS,
+    CheckpointConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+    check_same_run,
+    get_train_preset,
+)
+
+
+@pytest.mark.parametrize("name", TRAIN_PRESETS)
+def test_json_round_trip(name):
+    config = get_train_preset(name)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_published_recipe():
+    small, large = get_train_preset("mom-340m"), get_train_preset("mom-1.3b")
+    for config, tokens in ((small, 2**19), (large, 2**21)):
+        assert config.data.batch_size * config.data.sequence_length == tokens
+        assert (config.optimizer.learning_rate, config.optimizer.warmup_steps) == (3e-4, 1024)
+        assert (config.data.sequence_length, config.data.tokenizer) == (2048, "mistral")
+        assert config.model.compute_dtype == "bfloat16"
+    assert small.steps == 30720
+    assert large.steps * 2**21 == pytest.approx(100e9, rel=1e-4)
+
+
+def test_importing_the_config_does_not_import_jax():
+    code = "import sys, mom_jax.training.config; sys.exit('jax' in sys.modules or 'optax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        (None, "steps", 0),
+        (None, "remat", "ful"),
+        (None, "max_bad_steps", 0),
+        (None, "gradient_accumulation", 3),
+        (None, "max_minutes", float("nan")),
+        (None, "run_dir", ""),
+        (OptimizerConfig, "learning_rate", 0.0),
+        (OptimizerConfig, "schedule", "cosin"),
+        (OptimizerConfig, "beta2", 1.0),
+        (OptimizerConfig, "decay_fraction", 1.5),
+        (CheckpointConfig, "every", 0),
+        (MeshConfig, "fsdp", 0),
+    ],
+)
+def test_bad_values_name_the_field(section, field, value):
+    with pytest.raises(InputError, match=field):
+        (section or TrainConfig)(**{field: value})
+
+
+def test_two_axes_cannot_both_take_what_is_left():
+    with pytest.raises(InputError, match="only one"):
+        MeshConfig(data=-1, fsdp=-1)
+
+
+def test_unknown_field_in_a_file_suggests_the_known_one():
+    fields = get_train_preset("mom-tiny").to_dict()
+    fields["optimizer"]["learning_rat"] = 1.0
+    with pytest.raises(InputError, match=r"optimizer\.learning_rat=1\.0.*learning_rate"):
+        TrainConfig.from_dict(fields)
+
+
+def test_unreadable_file_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="run_dir"):
+        TrainConfig.from_file(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        TrainConfig.from_file(tmp_path / "config.json")
+
+
+def test_a_run_may_grow_and_move_but_not_change():
+    config = get_train_preset("mom-tiny")
+    check_same_run(config, dataclasses.replace(config, steps=config.steps + 1, mesh=MeshConfig(fsdp=2), log_every=3))
+    other = dataclasses.replace(config, seed=7, optimizer=dataclasses.replace(config.optimizer, beta1=0.5))
+    with pytest.raises(InputError) as error:
+        check_same_run(config, other)
+    assert "optimizer.beta1 (there 0.9, now 0.5)" in str(error.value)
+    assert "seed (there 0, now 7)" in str(error.value)
+    with pytest.raises(InputError, match="steps"):
+        check_same_run(config, dataclasses.replace(config, steps=config.steps - 1))
+
+
+def test_unknown_preset_suggests_a_known_one():
+    with pytest.raises(InputError, match="mom-tiny"):
+        get_train_preset("mom-tinny")

@@ -1,0 +1,111 @@
+"""The compiled step: accumulation, skipped updates, metrics."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mom_jax.training.config import MeshConfig
+from mom_jax.training.sharding import make_mesh, shard_batch
+from mom_jax.training.state import init_state, model_parts
+from mom_jax.training.step import loss_and_gradients, make_train_step
+
+POISON = 250  # a token that the batches below hold only when asked to
+
+
+def make_batch(seed: int, *, poisoned: bool = False) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 200, (8, 65), dtype=np.int32)
+    if poisoned:
+        ids[3, 10] = POISON
+    labels = np.where(rng.random((8, 64)) < 0.1, -100, ids[:, 1:]).astype(np.int32)
+    labels[0, :40] = -100  # rows bear different numbers of labels
+    segments = np.ones((8, 64), np.int32)
+    segments[1, 30:] = 2
+    return {"input_ids": ids[:, :-1], "labels": labels, "segment_ids": segments}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig())
+
+
+def test_accumulation_equals_one_big_batch(make_config, mesh):
+    base = make_config()
+    whole = dataclasses.replace(base, model=dataclasses.replace(base.model, aux_loss_scale=0.0))
+    parts, batch = model_parts(whole.model), shard_batch(make_batch(0), mesh)
+    with jax.set_mesh(mesh):
+        params = init_state(whole, mesh).params
+        results = []
+        for count in (1, 4):
+            config = dataclasses.replace(whole, gradient_accumulation=count)
+            run = jax.jit(loss_and_gradients, static_argnames=("config", "parts", "mesh"))
+            results.append(run(params, batch, config=config, parts=_Static(parts), mesh=mesh))
+    (one, one_gradients), (four, four_gradients) = results
+    assert int(one["tokens"]) == int(four["tokens"]) == int((make_batch(0)["labels"] != -100).sum())
+    np.testing.assert_allclose(one["lm_loss"], four["lm_loss"], rtol=1e-5)
+    np.testing.assert_allclose(one["load"], four["load"], atol=1e-6)
+    for a, b in zip(jax.tree.leaves(one_gradients), jax.tree.leaves(four_gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(jnp.abs(a).max()) + 1e-9)
+
+
+class _Static:
+    """`ModelParts` as a compile-time constant."""
+
+    def __init__(self, parts):
+        self.merge = parts.merge
+
+
+@pytest.fixture(scope="module")
+def stepped(make_config, mesh):
+    """The state and metrics after each of: a good batch, two poisoned ones, a good one."""
+    config = make_config()
+    step, state = make_train_step(config, mesh), init_state(config, mesh)
+    params = dict(state.params)
+    params["embeddings"] = params["embeddings"].at[POISON].set(jnp.inf)
+    state = dataclasses.replace(state, params=jax.device_put(params, jax.tree.map(lambda x: x.sharding, state.params)))
+    history = [(jax.device_get(state), None)]
+    with jax.set_mesh(mesh):
+        for seed, poisoned in ((1, False), (2, True), (3, True), (4, False)):
+            state, metrics = step(state, shard_batch(make_batch(seed, poisoned=poisoned), mesh))
+            history.append((jax.device_get(state), jax.device_get(metrics)))
+    return history
+
+
+def clean(params):
+    """All parameters but the poisoned row."""
+    return [np.delete(leaf, POISON, 0) if leaf.shape[0] == 264 else leaf for leaf in jax.tree.leaves(params)]
+
+
+def test_non_finite_steps_change_nothing_and_are_counted(stepped):
+    states, metrics = zip(*stepped, strict=True)
+    assert [int(s.bad_steps) for s in states] == [0, 0, 1, 2, 0]
+    assert [int(s.bad_total) for s in states] == [0, 0, 1, 2, 2]
+    assert [int(s.step) for s in states] == [0, 1, 2, 3, 4]
+    assert not np.isfinite(metrics[2]["grad_norm"]) and np.isfinite(metrics[4]["grad_norm"])
+    for before, after in ((1, 2), (2, 3)):
+        for a, b in zip(jax.tree.leaves(states[before].opt_state), jax.tree.leaves(states[after].opt_state), strict=True):
+            np.testing.assert_array_equal(a, b)
+        for a, b in zip(clean(states[before].params), clean(states[after].params), strict=True):
+            np.testing.assert_array_equal(a, b)
+    moved = [np.any(a != b) for a, b in zip(clean(states[3].params), clean(states[4].params), strict=True)]
+    assert sum(moved) > len(moved) // 2
+    assert all(np.isfinite(leaf).all() for leaf in clean(states[4].params))
+
+
+def test_the_schedule_waits_while_steps_are_skipped(stepped):
+    rates = [float(metrics["learning_rate"]) for _, metrics in stepped[1:]]
+    np.testing.assert_allclose(rates, [0.0, 2.5e-3, 2.5e-3, 2.5e-3], rtol=1e-5)
+
+
+def test_metrics_describe_every_layer_and_memory(stepped, make_config):
+    metrics, model = stepped[1][1], make_config().model
+    assert metrics["load"].shape == (model.num_hidden_layers, model.num_memories)
+    np.testing.assert_allclose(metrics["load"].sum(-1), 1.0, rtol=1e-5)
+    assert metrics["routing_entropy"].shape == (model.num_hidden_layers,)
+    assert np.all((metrics["routing_entropy"] > 0) & (metrics["routing_entropy"] <= np.log(model.num_memories) + 1e-5))
+    expected = metrics["lm_loss"] + model.aux_loss_scale * metrics["aux_loss"]
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
+    assert metrics["aux_loss"] >= model.topk * 0.99
