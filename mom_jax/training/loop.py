@@ -74,7 +74,7 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
     if step >= config.steps:
         return Outcome(step, True, f"{config.run_dir} is already trained to step {step}; raise --steps to go on", 0.0)
     if step:
-        console.print(f"resuming {config.run_dir} at step {step}")
+        console.print(f"resuming {config.run_dir} at step {step}", highlight=False, soft_wrap=True)
     _write_config(config)
     sitting = _Sitting(config, mesh, data, loader, evaluate, started)
     return sitting.run(state, step, console)

@@ -1,0 +1,165 @@
+"""Whole runs: exact resume, signals, limits, and every way to start one wrongly."""
+
+import dataclasses
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from mom_jax.errors import InputError
+from mom_jax.training.checkpoint import checkpoint_folder, latest_step, restore
+from mom_jax.training.config import MeshConfig
+from mom_jax.training.log import read_metrics
+from mom_jax.training.loop import train
+from mom_jax.training.sharding import make_mesh
+
+
+def silent() -> Console:
+    return Console(file=io.StringIO())
+
+
+def no_evaluation(model, batches) -> float:
+    return 0.0
+
+
+def final_state(config):
+    folder = checkpoint_folder(config.run_dir)
+    return restore(folder, latest_step(folder), config, make_mesh(MeshConfig()))
+
+
+def training_records(config):
+    timing = ("seconds_per_step", "tokens_per_second")
+    return [
+        {name: value for name, value in record.items() if name not in timing}
+        for record in read_metrics(config.run_dir)
+        if "loss" in record
+    ]
+
+
+def assert_same_run(config, reference):
+    (state, position), (expected, expected_position) = final_state(config), final_state(reference)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert position == expected_position
+    assert training_records(config) == training_records(reference)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(make_config, tmp_path_factory):
+    """Twenty steps in one sitting, with checkpoints at 5, 10, 15 and 20."""
+    config = make_config(tmp_path_factory.mktemp("run"))
+    outcome = train(config, no_evaluation, silent())
+    assert (outcome.step, outcome.finished) == (20, True)
+    return config
+
+
+def test_a_run_learns_and_leaves_its_files(uninterrupted):
+    records = training_records(uninterrupted)
+    assert [record["step"] for record in records] == list(range(1, 21))
+    assert records[-1]["lm_loss"] < 0.8 * records[0]["lm_loss"]
+    assert [r["step"] for r in read_metrics(uninterrupted.run_dir) if "held_out_loss" in r] == [10, 20]
+    names = set(os.listdir(uninterrupted.run_dir))
+    assert names == {"checkpoints", "config.json", "metrics.jsonl", "tensorboard"}
+    assert sorted(os.listdir(checkpoint_folder(uninterrupted.run_dir))) == ["10", "15", "20", "5"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_next_sitting_continues_bit_for_bit(number, uninterrupted, make_config, tmp_path):
+    config = make_config(tmp_path / "run", checkpoint=dataclasses.replace(uninterrupted.checkpoint, every=1000))
+
+    def signal_at_ten(model, batches):
+        os.kill(os.getpid(), number)
+        return 0.0
+
+    former = signal.getsignal(number)
+    outcome = train(config, signal_at_ten, silent())
+    assert (outcome.step, outcome.finished) == (10, False)
+    assert number.name in outcome.message and "run the same command again" in outcome.message
+    assert signal.getsignal(number) is former
+    assert latest_step(checkpoint_folder(config.run_dir)) == 10
+    out = silent()
+    assert train(config, no_evaluation, out).finished
+    assert "resuming" in out.file.getvalue() and "at step 10" in out.file.getvalue()
+    assert_same_run(config, uninterrupted)
+
+
+def test_a_checkpoint_written_while_training_goes_on_is_exact(uninterrupted, make_config, tmp_path):
+    shutil.copytree(uninterrupted.run_dir, tmp_path / "run")
+    for step in (10, 15, 20):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    config = make_config(tmp_path / "run")
+    train(config, no_evaluation, silent())
+    assert_same_run(config, uninterrupted)
+
+
+def test_a_finished_run_is_left_alone_and_may_be_extended(uninterrupted, make_config, tmp_path):
+    shutil.copytree(uninterrupted.run_dir, tmp_path / "run")
+    config = make_config(tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    outcome = train(config, no_evaluation, silent())
+    assert outcome.finished and "already trained to step 20" in outcome.message
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert train(dataclasses.replace(config, steps=21), no_evaluation, silent()).step == 21
+
+
+def test_another_config_is_refused_and_nothing_changes(uninterrupted, make_config):
+    config = make_config(uninterrupted.run_dir, seed=3, steps=30)
+    before = sorted(os.listdir(uninterrupted.run_dir))
+    with pytest.raises(InputError, match=r"another config: seed \(there 0, now 3\)"):
+        train(config, no_evaluation, silent())
+    assert sorted(os.listdir(uninterrupted.run_dir)) == before
+
+
+def test_a_time_limit_saves_and_stops(make_config, tmp_path):
+    config = make_config(tmp_path / "run", max_minutes=0.0)
+    outcome = train(config, no_evaluation, silent())
+    assert (outcome.step, outcome.finished) == (0, False)
+    assert "max_minutes=0" in outcome.message
+    assert latest_step(checkpoint_folder(config.run_dir)) == 0
+
+
+def test_a_diverged_run_stops_with_a_clear_message(make_config, tmp_path):
+    optimizer = dataclasses.replace(make_config().optimizer, learning_rate=1e30, warmup_steps=0)
+    config = make_config(tmp_path / "run", optimizer=optimizer, max_bad_steps=3, steps=200)
+    with pytest.raises(InputError, match=r"max_bad_steps=3: 3 steps in a row.*lower optimizer\.learning_rate"):
+        train(config, no_evaluation, silent())
+    assert training_records(config)[-1]["bad_total"] == 3
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("model", {"vocab_size": 300}, r"data\.tokenizer=bytes: has 264 tokens but model\.vocab_size is 300"),
+        ("mesh", {"tensor": 2}, r"must multiply to the number of devices \(1\)"),
+        ("data", {"path": "no-such-file.txt"}, "no-such-file.txt"),
+        ("data", {"batch_size": 10000}, "batch_size"),
+    ],
+)
+def test_bad_starts_write_nothing(section, changes, message, make_config, tmp_path):
+    config = make_config(tmp_path / "run")
+    config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
+    with pytest.raises(InputError, match=message):
+        train(config, no_evaluation, silent())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    code = """
+import os, signal
+from mom_jax.training.signals import StopRequest
+with StopRequest() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("asked", stop.signal == signal.SIGTERM, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "asked True\n"
+    assert done.returncode == 128 + signal.SIGTERM

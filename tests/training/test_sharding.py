@@ -1,0 +1,117 @@
+"""One device and eight agree; meshes that do not fit are refused."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mom_jax.data.loader import train_loader
+from mom_jax.data.prepare import prepared
+from mom_jax.errors import InputError
+from mom_jax.training.config import MeshConfig, TrainConfig
+from mom_jax.training.sharding import check_fit, make_mesh, shard_batch
+from mom_jax.training.state import init_state
+from mom_jax.training.step import make_train_step
+
+SHAPES = [(8, 1, 1), (2, 2, 2)]
+STEPS = 4
+
+
+def run(config: TrainConfig) -> dict:
+    """Hash of the initial parameters and the losses of a few steps."""
+    mesh = make_mesh(config.mesh)
+    state, step = init_state(config, mesh), make_train_step(config, mesh)
+    initial = [np.asarray(leaf).tobytes().hex()[:4096] for leaf in jax.tree.leaves(state.params)]
+    loader = train_loader(prepared(config.data, progress=False), config.data)
+    with jax.set_mesh(mesh):
+        losses = []
+        for _ in range(STEPS):
+            state, metrics = step(state, shard_batch(next(loader), mesh))
+            losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    kernel = state.params["layers"]["mlp"]["up_proj"]["weight"]
+    moment = state.opt_state[1][0].mu["layers"]["mlp"]["up_proj"]["weight"]
+    shards = [list(array.addressable_shards[0].data.shape) for array in (kernel, moment)]
+    return {"initial": initial, "losses": losses, "shards": shards}
+
+
+@pytest.fixture(scope="module")
+def on_eight_devices(make_config, compilation_cache, tmp_path_factory):
+    """Results of `run` on eight simulated devices, by mesh shape, and the complaint about a mesh of four."""
+    path = tmp_path_factory.mktemp("eight") / "config.json"
+    path.write_text(json.dumps(make_config().to_dict()))
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
+    }
+    done = subprocess.run([sys.executable, __file__, str(path)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def on_one_device(make_config):
+    return run(make_config())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_losses_agree_with_one_device(shape, on_one_device, on_eight_devices):
+    losses = on_eight_devices[str(shape)]["losses"]
+    np.testing.assert_allclose(losses, on_one_device["losses"], rtol=2e-4)
+    assert losses[-1][0] < losses[0][0]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_initial_parameters_are_bit_identical(shape, on_one_device, on_eight_devices):
+    assert on_eight_devices[str(shape)]["initial"] == on_one_device["initial"]
+
+
+def test_parameters_and_moments_are_split(on_one_device, on_eight_devices):
+    assert on_one_device["shards"] == [[1, 32, 64]] * 2
+    assert on_eight_devices["(8, 1, 1)"]["shards"] == [[1, 32, 64]] * 2
+    assert on_eight_devices["(2, 2, 2)"]["shards"] == [[1, 16, 32]] * 2
+
+
+def test_a_mesh_smaller_than_the_devices_is_refused(on_eight_devices):
+    assert "must multiply to the number of devices (8)" in on_eight_devices["four"]
+
+
+def test_a_mesh_larger_than_the_devices_is_refused():
+    with pytest.raises(InputError, match=r"data 1 x fsdp 2 x tensor 1: must multiply to the number of devices \(1\)"):
+        make_mesh(MeshConfig(data=1, fsdp=2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 1, 4), r"mesh\.tensor=4: must divide model\.num_heads \(2\)"),
+        ((1, 64, 1), r"mesh\.fsdp=64: must divide model\.hidden_size \(32\)"),
+        ((16, 1, 1), r"mesh\.data \* mesh\.fsdp=16: must divide data\.batch_size / gradient_accumulation \(8\)"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_run_is_refused(shape, message, make_config):
+    mesh = jax.sharding.AbstractMesh(shape, ("data", "fsdp", "tensor"))
+    with pytest.raises(InputError, match=message):
+        check_fit(make_config(), mesh)
+
+
+def main(path: str) -> None:
+    config = TrainConfig.from_file(path)
+    results: dict = {}
+    for shape in SHAPES:
+        results[str(shape)] = run(dataclasses.replace(config, mesh=MeshConfig(*shape)))
+    try:
+        make_mesh(MeshConfig(1, 2, 2))
+    except InputError as error:
+        results["four"] = str(error)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
