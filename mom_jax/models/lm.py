@@ -133,7 +133,7 @@ class MoMForCausalLM(nnx.Module):
         self._check_ids(input_ids)
         attention_mask = _current_columns("attention_mask", attention_mask, input_ids.shape, at_least=True)
         segment_ids = _current_columns("segment_ids", segment_ids, input_ids.shape, at_least=False)
-        x = self.embeddings[...].astype(self.config.compute_dtype)[input_ids]
+        x = _replicated(self.embeddings[...].astype(self.config.compute_dtype))[input_ids]
         graph, blocks = nnx.split(self.layers)
 
         def body(carry, xs):
@@ -173,6 +173,12 @@ class MoMForCausalLM(nnx.Module):
         wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
         if wrong.size:
             raise InputError("input_ids", int(wrong[0]), f"token ids must lie in [0, {self.config.vocab_size})")
+
+
+def _replicated(table):
+    """Gathers a sharded table, so that a look-up by split rows needs no further exchange."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return table if mesh.empty else jax.lax.with_sharding_constraint(table, jax.sharding.PartitionSpec())
 
 
 def _stack(config, rngs):
