@@ -110,19 +110,23 @@ def _explain(
         hint = types_by_option.get(field)
         if hint is not None and not _fits(hint, values):
             raise InputError(field, " ".join(values) or "''", f"expected {_expected(hint, values)}") from None
-    positional = [
-        name
-        for name, hint in typing.get_type_hints(cls, include_extras=True).items()
-        if typing.get_origin(hint) is typing.Annotated
-    ]
-    leading = _leading(args)
-    if len(leading) < len(positional):
-        raise InputError(positional[len(leading)], "''", "is missing; see --help for an example") from None
+    _check_presence(cls, args)
+    raise InputError("arguments", " ".join(args), _plain(boxes)) from None
+
+
+def _check_presence(cls: Any, args: Sequence[str]) -> None:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    positional = [name for name, hint in hints.items() if typing.get_origin(hint) is typing.Annotated]
+    leading, given = _leading(args), {field for field, _ in _given(args)} | set(positional)
     if len(leading) > len(positional):
         raise InputError(
             "argument", leading[len(positional)], "unexpected; an option's name begins with --, see --help"
-        ) from None
-    raise InputError("arguments", " ".join(args), _plain(boxes)) from None
+        )
+    required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
+    missing = [name for name in hints if name in required and name not in given]
+    for name in positional[len(leading) :] + missing:
+        option = name if name in positional else "--" + name.replace("_", "-")
+        raise InputError(option, "''", "is missing; see --help for an example")
 
 
 def _leading(args: Sequence[str]) -> list[str]:

@@ -54,7 +54,9 @@ def resume(config):
 
 
 def largest_file(folder):
-    return max((path for path in (folder / "params").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in (folder / "params").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
 
 
 def test_what_is_written_is_read_back(written, mesh):
@@ -150,7 +152,9 @@ def test_only_the_newest_are_kept(written, make_config, tmp_path):
     assert sorted(path.name for path in checkpoint_folder(tmp_path).iterdir()) == ["2", "3"]
 
 
-def test_a_full_disk_during_the_write_is_an_oserror_and_leaves_no_checkpoint(written, make_config, tmp_path, monkeypatch):
+def test_a_full_disk_during_the_write_is_an_oserror_and_leaves_no_checkpoint(
+    written, make_config, tmp_path, monkeypatch
+):
     def full(folder):
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 

@@ -86,7 +86,9 @@ def test_non_finite_steps_change_nothing_and_are_counted(stepped):
     assert [int(s.step) for s in states] == [0, 1, 2, 3, 4]
     assert not np.isfinite(metrics[2]["grad_norm"]) and np.isfinite(metrics[4]["grad_norm"])
     for before, after in ((1, 2), (2, 3)):
-        for a, b in zip(jax.tree.leaves(states[before].opt_state), jax.tree.leaves(states[after].opt_state), strict=True):
+        for a, b in zip(
+            jax.tree.leaves(states[before].opt_state), jax.tree.leaves(states[after].opt_state), strict=True
+        ):
             np.testing.assert_array_equal(a, b)
         for a, b in zip(clean(states[before].params), clean(states[after].params), strict=True):
             np.testing.assert_array_equal(a, b)

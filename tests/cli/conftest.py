@@ -1,0 +1,27 @@
+"""A tiny run on the command line."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that shrink mom-tiny to a one-layer model on a small text."""
+    folder, rng = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 7))) for _ in range(60)]
+    for number in range(12):
+        (folder / f"{number:02}.txt").write_text(" ".join(rng.choices(words, k=600)) + "\n")
+    sizes = "--model.hidden-size 32 --model.num-hidden-layers 1 --model.head-dim 16 --model.intermediate-size 64"
+    data = f"--data.path {folder} --data.sequence-length 64 --data.held-out-fraction 0.2"
+    cache = f"--data.cache-dir {tmp_path_factory.mktemp('shards')}"
+    return f"{sizes} {data} {cache} --steps 200 --log-every 1 --eval-windows 8 --eval-every 100".split()
+
+
+@pytest.fixture(scope="session")
+def child_environment(compilation_cache: Path) -> dict[str, str]:
+    """Environment of a child process that shares the compiled programs."""
+    import os
+
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compilation_cache)}

@@ -1,0 +1,131 @@
+"""Bad arguments: one line with field, value and remedy, exit status 2, and JAX never loaded."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mom_jax.cli.main import VERBS, main
+from mom_jax.cli.train import parse_train
+
+BAD = [
+    ("trian", "verb=trian: unknown; did you mean train?"),
+    ("train", "preset='': name one first"),
+    ("train --steps 5", "preset='': name one first"),
+    ("train mom-tinny", "preset=mom-tinny: unknown; did you mean mom-tiny?"),
+    ("train mom-tiny extra", "argument=extra: unexpected"),
+    ("train mom-tiny --stpes 5", "option=--stpes: unknown; did you mean --steps?"),
+    ("train mom-tiny --stpes=5", "option=--stpes: unknown; did you mean --steps?"),
+    ("train mom-tiny --topk 3", "option=--topk: unknown; did you mean --model.topk?"),
+    ("train mom-tiny --qqqq 3", "option=--qqqq: unknown; see --help"),
+    ("train mom-tiny --steps", "steps='': expected a whole number"),
+    ("train mom-tiny --steps abc", "steps=abc: expected a whole number"),
+    ("train mom-tiny --steps 1 2", "steps=1 2: expected a whole number, a single value"),
+    ("train mom-tiny --max-minutes soon", "max_minutes=soon: expected a number or None"),
+    ("train mom-tiny --data.batch-size=x", "data.batch_size=x: expected a whole number"),
+    ("train mom-tiny --remat ful", "remat=ful: expected one of none, full, dots; did you mean full?"),
+    ("train mom-tiny --model.shared-mem False", "model.shared_mem=False: expected no value"),
+    ("train mom-tiny --steps -5", "steps=-5: must be at least 1"),
+    ("train mom-tiny --model.topk 7", "topk=7: must lie between 1 and num_memories (4)"),
+    ("train mom-tiny --model.topk 0", "topk=0: must lie between"),
+    ("train mom-tiny --model.expand-v 0.3", "expand_v=0.3: head_dim (32) * expand_v must be a positive whole number"),
+    ("train mom-tiny --gradient-accumulation 3", "gradient_accumulation=3: must divide data.batch_size"),
+    ("train mom-tiny --mesh.fsdp 0", "mesh.fsdp=0: must be at least 1, or -1"),
+    ("train mom-tiny --optimizer.beta1 2", "beta1=2.0: must be at least 0 and below 1"),
+    ("eval", "run='': is missing"),
+    ("eval one two", "argument=two: unexpected"),
+    ("eval runs --max-windows 0", "max_windows=0: must be at least 1"),
+    ("generate", "run='': is missing"),
+    ("generate runs/x --prompt a --top-p 1.5", "top_p=1.5: must be greater than 0 and at most 1"),
+    ("generate runs/x --prompt a --temperature -1", "temperature=-1.0: must be 0 (greedy) or positive"),
+    ("generate runs/x --prompt=", "prompt='': must not be empty"),
+    ("generate runs/x", "--prompt='': is missing"),
+    ("data prepar", "data=prepar: unknown; did you mean prepare?"),
+    ("data prepare", "out='': is missing"),
+    ("data prepare shards --shard 4/4", "shard=4/4: is written i/n with 0 <= i < n"),
+    ("data prepare shards --data.held-out-fraction 2", "held_out_fraction=2.0: must lie strictly between 0 and 1"),
+    ("demo --data.tokenizer mistral", "data.tokenizer=mistral: the demo compares with byte models"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD, ids=[line for line, _ in BAD])
+def test_bad_arguments_are_one_line(line, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("mom-jax: " + message)
+    assert captured.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_overrides_reach_their_fields():
+    line = "mom-tiny --steps 7 --model.no-shared-mem --data.path=x.txt --optimizer.schedule wsd --max-minutes 1.5 --mesh.data 2"
+    config = parse_train(line.split())
+    assert (config.steps, config.model.shared_mem, config.data.path) == (7, False, "x.txt")
+    assert (config.optimizer.schedule, config.max_minutes, config.mesh.data) == ("wsd", 1.5, 2)
+    assert config.model.hidden_size == 128  # the preset's
+
+
+START_UP = ["--help", "--version", "train --help", "train mom-340m --help", "eval --help", "generate --help", "data --help",
+            "data prepare --help", "demo --help", "train mom-tiny --stpes 5", "generate x --prompt a --top-k 0"]  # fmt: skip
+
+
+def test_help_and_mistakes_do_not_load_jax():
+    code = """
+import json, sys
+from mom_jax.cli.main import main
+for line in json.loads(sys.argv[1]):
+    try:
+        main(line.split())
+    except SystemExit:
+        pass
+    heavy = {"jax", "orbax", "grain", "matplotlib", "optax"} & set(sys.modules)
+    if heavy:
+        sys.exit(f"{line!r} loaded {sorted(heavy)}")
+"""
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(START_UP)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", [line for line in START_UP if "--help" in line])
+def test_every_help_shows_an_example(line, capsys):
+    try:
+        status = main(line.split())
+    except SystemExit as error:
+        status = error.code
+    assert status in (0, None)
+    assert "xample: mom-jax " in capsys.readouterr().out
+
+
+def test_usage_names_every_verb(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {verb} " in shown for verb in VERBS)
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "mom_jax", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("mom-jax ")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (
+            OSError(28, "No space left on device", "runs/x"),
+            1,
+            "runs/x: the disk is full; free some space and run the same command again",
+        ),
+        (PermissionError(13, "Permission denied", "runs/x"), 1, "runs/x: Permission denied"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_failures_of_the_machine_are_one_line(error, status, message, capsys, monkeypatch):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr("mom_jax.cli.data.main", fail)
+    assert main(["data"]) == status
+    assert capsys.readouterr().err == f"mom-jax: {message}\n"
