@@ -2,7 +2,7 @@
 # ruff: noqa: B905, BLE001, C408, E402, E501, E731, F401, SIM115, RUF059
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 # pyright: reportIndexIssue=false, reportOperatorIssue=false, reportOptionalMemberAccess=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false, reportOptionalSubscript=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false, reportOptionalOperand=false, reportOptionalSubscript=false
 """Makes the stored arrays of tests/goldens from the PyTorch reference of MoM.
 
 Runs the models and operators of flash-linear-attention 0.6.0 on a CPU, forward and backward,
@@ -619,7 +619,7 @@ def case_j():
             2,
             40,
             attn={"layers": [1], "num_heads": 2, "num_kv_heads": 2, "window_size": None},
-            note="NOT the untouched official model: hybrid MoM crashes in 0.6.0 (see NOTES). Attention.forward wrapped to "
+            note="NOT the untouched official model: hybrid MoM crashes in 0.6.0. Attention.forward wrapped to "
             "return an empty router_logits, flash_attn_func replaced by torch SDPA; rotary runs in Triton.",
         )
 
@@ -826,7 +826,7 @@ def op_gdr():
     meta["fused_recurrent_vs_naive"] = {"o": maxdiff(of, on), "state": maxdiff(sf, sn)}
     global PICK
     PICK = "first"
-    from fla.ops.gated_delta_rule import chunk as chunk_mod  # noqa: F401
+    from fla.ops.gated_delta_rule import chunk as chunk_mod
 
     for m in list(sys.modules.values()):
         if getattr(m, "__name__", "").startswith("fla."):

@@ -1,0 +1,51 @@
+"""The MoM layer alone against the reference's layer with its own defaults (8 memories, V = 2 K, no shared memory)."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from goldens.read import assign, load, mixer_parameters, parameters_by_name, under
+from support.compare import assert_close
+from support.compiled import jit
+
+from mom_jax.layers.mom import MoM
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+    """The stored arrays, our outputs, and our gradients of sum(y * dy)."""
+    stored = load("layer_defaults")
+    with nnx.use_eager_sharding(False):
+        layer = MoM(32, 2, 16, 32, num_memories=8, top_k=2, shared=False, norm_eps=1e-5, rngs=nnx.Rngs(0))
+    assign(layer, mixer_parameters(under(stored, "sd"), 8, shared=False, single=False))
+    graph, params = nnx.split(layer)
+
+    @jit
+    def run(params, x, dy):
+        (y, logits), pull = jax.vjp(lambda params, x: nnx.merge(graph, params)(x)[:2], params, x)
+        return y, logits, pull((dy, jnp.zeros_like(logits)))
+
+    y, logits, (dparams, dx) = run(params, stored["in/x"], stored["in/dy"])
+    return stored, y, logits, parameters_by_name(dparams), dx
+
+
+def test_outputs(evaluated):
+    """Outputs and router logits, within 1e-5 of their largest value."""
+    stored, y, logits, _, _ = evaluated
+    assert_close((y, logits.reshape(-1, 8)), (stored["out/y"], stored["out/router_logits"].reshape(-1, 8)), 1e-5)
+
+
+def test_gradients(evaluated):
+    """Every gradient that is stored, within 1e-4 of its largest value (these are not rounded)."""
+    stored, _, _, dparams, dx = evaluated
+    ours = {
+        "x": dx,
+        "A_log": dparams["rule.A_log"],
+        "dt_bias": dparams["rule.dt_bias"],
+        "gate.weight": dparams["router.weight"].T,
+        "o_norm.weight": dparams["o_norm"],
+        **{f"{n}_conv1d.weight": dparams[f"rule.{n}_conv1d"][:, None] for n in "qkv"},
+    }
+    want = under(stored, "grad")
+    assert set(ours) == set(want)
+    assert_close(ours, want, 1e-4)

@@ -1,0 +1,165 @@
+"""The model against the numbers of the PyTorch reference, with its own parameters.
+
+Logits, router logits and losses within 1e-5 of the largest value of their tensor; parameter
+gradients within 1e-3 (they are stored rounded to 2^-14).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from goldens.read import load, model_of, model_parameters, parameters_by_name, under
+from support.compare import assert_close
+from support.compiled import jit
+
+from mom_jax.ops.loss import IGNORE, chunked_cross_entropy, token_cross_entropy
+from mom_jax.ops.routing import load_balancing_loss
+
+FORWARD, GRADIENT = 1e-5, 1e-3
+SAME_PARAMETERS = {"k_T64_fused": "k_T150_chunk"}
+WITH_GRADIENTS = ("a_default", "b_noshared", "c_single_kv", "e_expand_v2", "g_leftpad", "k_T150_chunk", "m_tiny")
+
+
+@functools.cache
+def evaluated(name):
+    """Loss, its parts, and gradients of a stored case: (stored, config, outputs, gradients)."""
+    stored = load(name)
+    model = model_of(stored, load(SAME_PARAMETERS.get(name, name)))
+    graph, params = nnx.split(model)
+    mask, labels = stored.get("in/attention_mask"), stored["in/labels"]
+    labels = np.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
+
+    @jit
+    def run(params, ids, mask, labels):
+        def loss(params):
+            model = nnx.merge(graph, params)
+            hidden, router_logits, _ = model.hidden_states(ids, mask)
+            total, count = chunked_cross_entropy(hidden, model.output_embedding(), labels)
+            aux = load_balancing_loss(router_logits, model.config.topk, mask)
+            lm = total / count
+            logits = jnp.einsum("btd,vd->btv", hidden, model.output_embedding())
+            full = lm + model.config.aux_loss_scale * aux
+            return full, {
+                "loss": full,
+                "lm_loss": lm,
+                "aux_loss": aux,
+                "logits": logits,
+                "router_logits": router_logits,
+            }
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradients, outputs = run(params, stored["in/input_ids"], mask, labels)
+    return stored, model.config, outputs, parameters_by_name(gradients)
+
+
+@pytest.mark.parametrize("name", (*WITH_GRADIENTS, "k_T64_fused"))
+def test_outputs(name):
+    """Logits and router logits of all real tokens, and the three losses."""
+    stored, config, outputs, _ = evaluated(name)
+    ids = stored["in/input_ids"]
+    keep = stored.get("in/attention_mask", np.ones_like(ids)) != 0
+    got, want = {"logits": outputs["logits"][keep]}, {"logits": stored["out/logits"][keep]}
+    for i, logits in enumerate(outputs["router_logits"]):
+        got[f"router_{i}"] = logits[keep]
+        want[f"router_{i}"] = stored[f"out/router_logits/{i}"].reshape(logits.shape)[keep]
+    assert len(outputs["router_logits"]) == config.num_hidden_layers
+    for loss in ("loss", "lm_loss", "aux_loss"):
+        got[loss], want[loss] = outputs[loss], stored[f"out/{loss}"]
+    assert_close(got, want, FORWARD)
+
+
+@pytest.mark.parametrize("name", WITH_GRADIENTS)
+def test_gradients(name):
+    """The gradient of every parameter.
+
+    Memories that see only one-token segments have a gradient of exactly 0 for their decay
+    projection; the reference stores its noise there, hence the absolute tolerance.
+    """
+    stored, config, _, gradients = evaluated(name)
+    want = model_parameters(config, under(stored, "grad"))
+    assert set(gradients) == set(want)
+    assert_close(gradients, want, GRADIENT, atol=1e-8)
+
+
+def test_training_mode_does_not_leak():
+    """The reference's training mode mixes memories in its convolution; ours has one mode, which differs from that."""
+    _, _, outputs, _ = evaluated("a_default")
+    leaky = load("a_default_train")
+    assert abs(float(outputs["loss"]) - float(leaky["out/loss"])) > 0.01
+    assert np.abs(outputs["logits"][0] - leaky["out/logits_row0"]).max() > 1
+
+
+def test_documents():
+    """Documents packed into one row give the logits and the loss of the reference's variable-length input."""
+    stored = load("l_cu_seqlens")
+    model, ids = model_of(stored), stored["in/input_ids"]
+    documents = np.searchsorted(stored["in/cu_seqlens"], np.arange(ids.shape[1]), side="right")[None]
+    labels = np.pad(stored["in/labels"][:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
+    logits = jit(lambda ids, documents: model(ids, segment_ids=documents).logits)(ids, documents)
+    loss = token_cross_entropy(logits, jnp.asarray(labels)).sum() / (labels != IGNORE).sum()
+    assert_close((logits, loss), (stored["out/logits"], stored["out/lm_loss"]), FORWARD)
+
+
+def reference_states(stored, prefix, config):
+    """Recurrent [G, B, H, K, V] and convolution [G, B, W-1, channels] states of one layer."""
+    memories, batch = config.num_memories, stored["in/input_ids"].shape[0]
+
+    def both(name):
+        routed, shared = stored[f"{prefix}/{name}/routed"], stored[f"{prefix}/{name}/shared"]
+        return np.concatenate([routed.reshape(memories, batch, *routed.shape[1:]), shared[None]])
+
+    conv = {name: both(f"conv_{name}")[..., 1:].swapaxes(-1, -2) for name in "qkv"}
+    return both("recurrent").swapaxes(-1, -2), conv
+
+
+def our_states(cache, layer):
+    """The same of our cache."""
+    return cache.recurrent[layer], {name: state[layer] for name, state in cache.conv.items()}
+
+
+@pytest.fixture(scope="module")
+def cached():
+    """The stored cache case, its model, and a compiled call."""
+    stored = load("h_cache")
+    model = model_of(stored)
+    graph, params = nnx.split(model)
+    call = jit(lambda params, ids, cache: nnx.merge(graph, params)(ids, cache=cache))
+    return stored, model, functools.partial(call, params)
+
+
+def test_prefill_and_steps(cached):
+    """Logits of the prefill and of eight single steps, and all states after each."""
+    stored, model, call = cached
+    ids, config = stored["in/input_ids"], model.config
+    out = call(ids[:, :20], model.init_cache(2))
+    assert_close(out.logits, stored["out/prefill_logits"], FORWARD)
+    assert_close(our_states(out.cache, 0), reference_states(stored, "state_prefill/layer0", config), FORWARD)
+    steps = []
+    for t in range(20, 28):
+        out = call(ids[:, t : t + 1], out.cache)
+        steps.append(out.logits[:, 0])
+    assert_close(jnp.stack(steps, 1), stored["out/step_logits"], FORWARD)
+    for layer in range(config.num_hidden_layers):
+        want = reference_states(stored, f"state_final/layer{layer}", config)
+        assert_close(our_states(out.cache, layer), want, FORWARD)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 7, 7, 7, 1, 1, 1, 1), (7, 7, 7, 7), (1, 20, 7)], ids=str)
+def test_chunked_prefill(cached, sizes):
+    """Reading the tokens in pieces of any size ends in the reference's logits and states."""
+    stored, model, call = cached
+    cache, begin, logits = model.init_cache(2), 0, []
+    for size in sizes:
+        out = call(stored["in/input_ids"][:, begin : begin + size], cache)
+        cache, begin = out.cache, begin + size
+        logits.append(out.logits)
+    logits = jnp.concatenate(logits, 1)
+    assert_close(logits[:, :20], stored["out/prefill_logits"], FORWARD)
+    assert_close(logits[:, 20:], stored["out/step_logits"], FORWARD)
+    for layer in range(model.config.num_hidden_layers):
+        want = reference_states(stored, f"state_final/layer{layer}", model.config)
+        assert_close(our_states(cache, layer), want, FORWARD)

@@ -1,0 +1,65 @@
+"""The gated delta rule against the reference's recurrences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from goldens.read import load, under
+from support.compare import assert_close
+from support.compiled import jit
+from support.packed import Layout
+
+from mom_jax.ops.delta_rule import gated_delta_rule
+from mom_jax.ops.norm import l2_norm
+
+IMPLEMENTATIONS = ("reference", "xla")
+NAMES = ("q", "k", "v", "g", "beta", "initial_state")
+
+
+def differentiate(layout, impl, normalise, inputs, do, dstate):
+    """Outputs, final states, and the gradients of all inputs [tokens, ...]."""
+    table = layout.table()
+
+    def rule(inputs):
+        x = dict(inputs, q=l2_norm(inputs["q"]), k=l2_norm(inputs["k"])) if normalise else inputs
+        rows = (layout.pack(x[name]) for name in NAMES[:-1])
+        o, state = gated_delta_rule(*rows, table, x["initial_state"], impl=impl)
+        return o[layout.index], state
+
+    @jit
+    def run(inputs, do, dstate):
+        outputs, pull = jax.vjp(rule, inputs)
+        return outputs, pull((do, dstate))[0]
+
+    return run(inputs, do, dstate)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_ragged_segments(impl):
+    """Segments of 3, 64, 1, 70 and 17 tokens with incoming states: values and all gradients within 1e-5."""
+    stored = load("op_gdr_varlen")
+    lengths = tuple(int(n) for n in np.diff(stored["in/cu_seqlens"]))
+    inputs = under(stored, "in")
+    state = inputs["initial_state"].swapaxes(-1, -2)  # stored value-first
+    inputs = {**{name: inputs[name][0] for name in NAMES[:-1]}, "initial_state": state}
+    dstate = stored["in/dht"].swapaxes(-1, -2)
+    got = differentiate(Layout(lengths, 64), impl, True, inputs, stored["in/do"][0], dstate)
+    gradients = under(stored, "grad")
+    dinitial = gradients.pop("initial_state").swapaxes(-1, -2)
+    want = {**{name: x[0] for name, x in gradients.items()}, "initial_state": dinitial}
+    assert_close(got, ((stored["out/o"][0], stored["out/state"].swapaxes(-1, -2)), want), 1e-5)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", ["delta_rule", "gated_delta_rule"])
+def test_naive_recurrence(name, impl):
+    """19 tokens, K=8, V=12; the plain delta rule is g = 0."""
+    stored = load(f"op_naive_{name}")
+    inputs = under(stored, "in")
+    tokens = {n: jnp.asarray(inputs[n][0]) for n in NAMES[:-1] if n in inputs}
+    tokens.setdefault("g", jnp.zeros_like(tokens["beta"]))
+    inputs = {**tokens, "initial_state": inputs["initial_state"]}
+    got, gradients = differentiate(Layout((19,), 16), impl, False, inputs, stored["in/do"][0], stored["in/dstate0"])
+    assert_close(got, (stored["out/o"][0], stored["out/state0"]), 1e-5)
+    want = {n: x if n == "initial_state" else x[0] for n, x in under(stored, "grad").items()}
+    assert_close({n: gradients[n] for n in want}, want, 1e-5)

@@ -1,0 +1,1 @@
+"""Independent definitions and checks that several tests share."""
