@@ -37,8 +37,8 @@ EVALUATION_FILE = "eval.json"
 
 
 def console() -> Console:
-    """Where verbs print; the libraries' own warnings are kept out of it."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    """Where verbs print; the checkpoint library's own log is kept out of it, for its errors reach us as exceptions."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     return Console(file=sys.stdout)
 
 

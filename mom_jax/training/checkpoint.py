@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +26,11 @@ def _full_disk_as_oserror(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if "No space left" in str(error) or "RESOURCE_EXHAUSTED: Error writing" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-        raise
+        if "No space left" not in str(error):
+            raise
+        for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)  # the torso only takes up room
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def _step_folders(folder: Path) -> list[Path]:
@@ -99,6 +102,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             if step in self._manager.all_steps():
                 return  # nothing was trained since
+            self._check_space(state)
             items = ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 state=ocp.args.StandardSave(_all_but_params(state)),
@@ -106,6 +110,12 @@ class Checkpoints:
                 data=ocp.args.JsonSave(data),
             )
             self._manager.save(step, args=items)
+
+    def _check_space(self, state: TrainState) -> None:
+        # Asked before writing: background threads that meet a full disk half-way are noisy and leave torsos.
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if shutil.disk_usage(self.folder).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
     def wait(self) -> None:
         """Returns when the last checkpoint is on disk.

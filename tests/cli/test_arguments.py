@@ -9,6 +9,8 @@ import pytest
 from mom_jax.cli.main import VERBS, main
 from mom_jax.cli.train import parse_train
 
+FULL = "runs/x: the disk is full; free some space and run the same command again"
+
 BAD = [
     ("trian", "verb=trian: unknown; did you mean train?"),
     ("train", "preset='': name one first"),
@@ -61,15 +63,26 @@ def test_bad_arguments_are_one_line(line, message, capsys, tmp_path, monkeypatch
 
 
 def test_overrides_reach_their_fields():
-    line = "mom-tiny --steps 7 --model.no-shared-mem --data.path=x.txt --optimizer.schedule wsd --max-minutes 1.5 --mesh.data 2"
-    config = parse_train(line.split())
+    line = "mom-tiny --steps 7 --model.no-shared-mem --data.path=x.txt --optimizer.schedule wsd --max-minutes 1.5"
+    config = parse_train([*line.split(), "--mesh.data", "2"])
     assert (config.steps, config.model.shared_mem, config.data.path) == (7, False, "x.txt")
     assert (config.optimizer.schedule, config.max_minutes, config.mesh.data) == ("wsd", 1.5, 2)
     assert config.model.hidden_size == 128  # the preset's
 
 
-START_UP = ["--help", "--version", "train --help", "train mom-340m --help", "eval --help", "generate --help", "data --help",
-            "data prepare --help", "demo --help", "train mom-tiny --stpes 5", "generate x --prompt a --top-k 0"]  # fmt: skip
+START_UP = [
+    "--help",
+    "--version",
+    "train --help",
+    "train mom-340m --help",
+    "eval --help",
+    "generate --help",
+    "data --help",
+    "data prepare --help",
+    "demo --help",
+    "train mom-tiny --stpes 5",
+    "generate x --prompt a --top-k 0",
+]
 
 
 def test_help_and_mistakes_do_not_load_jax():
@@ -116,7 +129,7 @@ def test_the_module_is_the_command():
         (
             OSError(28, "No space left on device", "runs/x"),
             1,
-            "runs/x: the disk is full; free some space and run the same command again",
+            FULL,
         ),
         (PermissionError(13, "Permission denied", "runs/x"), 1, "runs/x: Permission denied"),
         (KeyboardInterrupt(), 130, "interrupted"),

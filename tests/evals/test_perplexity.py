@@ -1,5 +1,6 @@
 """Held-out scores against a plain computation from all logits."""
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -103,4 +104,4 @@ def test_nothing_to_score_is_an_error(model):
 def test_position_buckets_cover_the_window(length, last):
     buckets = position_buckets(length)
     assert buckets[-1] == last and buckets[0][0] == 0
-    assert all(a[1] == b[0] for a, b in zip(buckets, buckets[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(buckets))

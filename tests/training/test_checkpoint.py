@@ -164,5 +164,13 @@ def test_a_full_disk_during_the_write_is_an_oserror_and_leaves_no_checkpoint(
         checkpoints.save(1, written[1], POSITION)
         checkpoints.wait()
     assert error.value.errno == errno.ENOSPC
-    monkeypatch.undo()
-    assert latest_step(checkpoint_folder(tmp_path)) is None
+    assert list(checkpoint_folder(tmp_path).iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_fit_is_not_begun(written, make_config, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match="No space left") as error, Checkpoints(make_config(tmp_path)) as checkpoints:
+        checkpoints.save(1, written[1], POSITION)
+    assert error.value.errno == errno.ENOSPC
+    assert list(checkpoint_folder(tmp_path).iterdir()) == []

@@ -1,5 +1,7 @@
 """Schedules by their values, the decay mask by the real model's parameters, AdamW by hand."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +51,7 @@ def test_one_update_clips_and_decays_as_written_down():
     params = {"proj": jnp.array([2.0]), "norm": jnp.array([2.0])}
     gradients = {"proj": jnp.array([3.0]), "norm": jnp.array([4.0])}  # norm 5, clipped to 1
     optimizer = make_optimizer(config, 10)
-    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    updates: Any = optimizer.update(gradients, optimizer.init(params), params)[0]
     # The first Adam step is g / (|g| + eps), g the clipped gradient.
     np.testing.assert_allclose(updates["proj"], [-0.1 * (0.6 / 0.601 + 0.5 * 2.0)], rtol=1e-5)
     np.testing.assert_allclose(updates["norm"], [-0.1 * (0.8 / 0.801)], rtol=1e-5)

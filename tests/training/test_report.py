@@ -13,10 +13,17 @@ from mom_jax.training.report import write_report
 PICTURES = ("loss", "learning_rate", "load", "routing_entropy", "gradient_norm")
 
 EVALUATION = {
-    "tokens": 12345, "loss": 1.25, "perplexity": 3.49, "bits_per_byte": 1.8034,
-    "by_position": [{"start": 0, "stop": 16, "tokens": 345, "loss": 2.5}, {"start": 16, "stop": 32, "tokens": 12000, "loss": 1.2}],
-    "load": [[0.5, 0.25, 0.125, 0.125], [0.25] * 4], "routing_entropy": [1.0, 1.25],
-}  # fmt: skip
+    "tokens": 12345,
+    "loss": 1.25,
+    "perplexity": 3.49,
+    "bits_per_byte": 1.8034,
+    "by_position": [
+        {"start": 0, "stop": 16, "tokens": 345, "loss": 2.5},
+        {"start": 16, "stop": 32, "tokens": 12000, "loss": 1.2},
+    ],
+    "load": [[0.5, 0.25, 0.125, 0.125], [0.25] * 4],
+    "routing_entropy": [1.0, 1.25],
+}
 
 
 @pytest.fixture
@@ -24,10 +31,22 @@ def run_dir(tmp_path):
     config = dataclasses.replace(get_train_preset("mom-tiny"), run_dir=str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     records: list[dict] = [
-        {"step": step, "loss": 3 - step / 100, "lm_loss": 2.9 - step / 100, "aux_loss": 2.0, "grad_norm": 1.0, "learning_rate": 1e-3,
-         "tokens": 2048, "load": [[0.4, 0.3, 0.2, 0.1], [0.25] * 4], "routing_entropy": [1.2, 1.3], "bad_total": 3,
-         "seconds_per_step": 0.5, "tokens_per_second": 4096.0} for step in range(10, 110, 10)
-    ]  # fmt: skip
+        {
+            "step": step,
+            "loss": 3 - step / 100,
+            "lm_loss": 2.9 - step / 100,
+            "aux_loss": 2.0,
+            "grad_norm": 1.0,
+            "learning_rate": 1e-3,
+            "tokens": 2048,
+            "load": [[0.4, 0.3, 0.2, 0.1], [0.25] * 4],
+            "routing_entropy": [1.2, 1.3],
+            "bad_total": 3,
+            "seconds_per_step": 0.5,
+            "tokens_per_second": 4096.0,
+        }
+        for step in range(10, 110, 10)
+    ]
     records.insert(5, {"step": 50, "held_out_loss": 2.75})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return tmp_path

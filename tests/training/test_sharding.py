@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -96,7 +97,7 @@ def test_a_mesh_larger_than_the_devices_is_refused():
     ],
 )
 def test_a_mesh_that_does_not_divide_the_run_is_refused(shape, message, make_config):
-    mesh = jax.sharding.AbstractMesh(shape, ("data", "fsdp", "tensor"))
+    mesh: Any = jax.sharding.AbstractMesh(shape, ("data", "fsdp", "tensor"))
     with pytest.raises(InputError, match=message):
         check_fit(make_config(), mesh)
 
