@@ -78,11 +78,9 @@ def delta_rule_scan(
 class _Chunks(NamedTuple):
     """Everything of a chunk that does not depend on the state; [chunks, H, ...], float32."""
 
-    q: Array  # [C, K], scaled
-    k: Array  # [C, K]
-    enter: Array  # [C] decay from the chunk's start to each row
-    leave: Array  # [C] decay from each row to the chunk's end
-    across: Array  # [] decay over the whole chunk
+    reads: Array  # [2C, K] what reads the incoming state: -e^G k for the residuals, e^G q for the outputs
+    writes: Array  # [C, K] e^(G_C - G) k
+    across: Array  # [] decay over the whole chunk, e^(G_C)
     inverse: Array  # [C, C] (I + A)^-1
     scores: Array  # [C, C] decayed lower triangle of q k^T
 
@@ -120,20 +118,23 @@ def _chunked(scale, q, k, v, g, beta, table, initial_state):
 
 def _chunked_fwd(scale, q, k, v, g, beta, table, initial_state):
     chunks = _prepare(scale, q, k, g, beta, table)
+    to_update = chunks.inverse * beta[..., None, :]
+    inside = jnp.concatenate([to_update, chunks.scores @ to_update], -2)
+    size = table.chunk_size
 
     def body(carry, xs):
         state, stored = carry
-        chunk, value, beta_c, first, segment, last = xs
-        state = jnp.where(first, stored.at[segment].get(mode="clip"), state)
-        residual = value - chunk.enter[..., None] * (chunk.k @ state)
-        update = chunk.inverse @ (beta_c[..., None] * residual)
-        o = chunk.enter[..., None] * (chunk.q @ state) + chunk.scores @ update
-        state = _advance(chunk, state, update)
-        return (state, _store(stored, state, segment, last)), (o, residual)
+        chunk, inside_c, value, first, segment, last = xs
+        state = jnp.where(first, stored[segment], state)
+        read = chunk.reads @ state
+        residual = value + read[..., :size, :]
+        own = inside_c @ residual
+        state = _advance(chunk, state, own[..., :size, :])
+        return (state, _store(stored, state, segment, last)), (own[..., size:, :] + read[..., size:, :], residual)
 
-    xs = (chunks, v, beta, table.first, table.segment, table.last)
-    (_, final), (o, residual) = jax.lax.scan(body, (jnp.zeros_like(initial_state[0]), initial_state), xs)
-    return (o, final), (q, k, g, beta, table, initial_state, residual, chunks.inverse)
+    xs = (chunks, inside, v, table.first, table.segment, table.last)
+    (_, final), (o, residual) = jax.lax.scan(body, _carry(initial_state), xs)
+    return (o, final[:-1]), (q, k, g, beta, table, initial_state, residual, chunks.inverse)
 
 
 def _chunked_bwd(scale, residuals, cotangents):
@@ -142,34 +143,25 @@ def _chunked_bwd(scale, residuals, cotangents):
     chunks = _prepare(scale, q, k, g, beta, table, inverse)
     update = inverse @ (beta[..., None] * residual)
     states = _chunk_states(chunks, update, table, initial_state)
-    dupdate = jnp.swapaxes(chunks.scores, -1, -2) @ do
+    dupdate = _transpose(chunks.scores) @ do
 
     def body(carry, xs):
         dstate, dstored = carry
         chunk, beta_c, state, update_c, do_c, du, first, segment, last = xs
-        dstate = jnp.where(last, dstored.at[segment].get(mode="clip"), dstate)
-        k_leave = chunk.leave[..., None] * chunk.k
-        dw = jnp.swapaxes(chunk.inverse, -1, -2) @ (du + k_leave @ dstate)
-        dresidual = beta_c[..., None] * dw
-        do_enter = chunk.enter[..., None] * do_c
-        dq = do_enter @ jnp.swapaxes(state, -1, -2)
-        dk_enter = -chunk.enter[..., None] * (dresidual @ jnp.swapaxes(state, -1, -2))
-        dk_leave = chunk.leave[..., None] * (update_c @ jnp.swapaxes(dstate, -1, -2))
-        dacross = chunk.across * jnp.sum(dstate * state, (-2, -1))
-        dstate = (
-            chunk.across[..., None, None] * dstate
-            + jnp.swapaxes(chunk.q, -1, -2) @ do_enter
-            - jnp.swapaxes(chunk.k, -1, -2) @ (chunk.enter[..., None] * dresidual)
-        )
-        return (dstate, _store(dstored, dstate, segment, first)), (dw, dresidual, dq, dk_enter, dk_leave, dacross)
+        dstate = jnp.where(last, dstored[segment], dstate)
+        dwritten = _transpose(chunk.inverse) @ (du + chunk.writes @ dstate)
+        dread = jnp.concatenate([beta_c[..., None] * dwritten, do_c], -2)
+        dreads = dread @ _transpose(state)
+        dwrites = update_c @ _transpose(dstate)
+        dacross = jnp.sum(dstate * state, (-2, -1))
+        dstate = chunk.across[..., None, None] * dstate + _transpose(chunk.reads) @ dread
+        return (dstate, _store(dstored, dstate, segment, first)), (dwritten, dreads, dwrites, dacross)
 
     xs = (chunks, beta, states, update, do, dupdate, table.first, table.segment, table.last)
-    init = (jnp.zeros_like(initial_state[0]), dfinal)
-    (_, dinitial), (dw, dv, dq, dk_enter, dk_leave, dacross) = jax.lax.scan(body, init, xs, reverse=True)
-    dq, dk, dg, dbeta = _gate_gradients(
-        chunks, g, beta, residual, update, do, dw, dq, dk_enter, dk_leave, dacross, table
-    )
-    return scale * dq, dk, dv, dg, dbeta, None, dinitial
+    (_, dinitial), (dwritten, dreads, dwrites, dacross) = jax.lax.scan(body, _carry(dfinal), xs, reverse=True)
+    dq, dk, dgram, dg = _inner_gradients(scale, q, k, g, beta, table, chunks, update, do, dwritten, dreads, dwrites, dacross)
+    dbeta = jnp.sum(dwritten * residual, -1) + dgram
+    return dq, dk, beta[..., None] * dwritten, dg, dbeta, None, dinitial[:-1]
 
 
 _chunked.defvjp(_chunked_fwd, _chunked_bwd)
@@ -187,26 +179,35 @@ def _from_chunks(x):
     return x.reshape(-1, *x.shape[2:])
 
 
+def _transpose(x):
+    return jnp.swapaxes(x, -1, -2)
+
+
+def _carry(stored):
+    """A state to start from, and the states of all segments with one more slot that takes what nobody reads."""
+    return jnp.zeros_like(stored[0]), jnp.pad(stored, ((0, 1), (0, 0), (0, 0), (0, 0)))
+
+
 def _store(stored, state, segment, when):
-    """Writes ``state`` in place where ``when`` holds; everywhere else the index is out of range."""
-    return stored.at[jnp.where(when, segment, stored.shape[0])].set(state, mode="drop")
+    """Writes ``state`` in place where ``when`` holds, else into the spare slot."""
+    return stored.at[jnp.where(when, segment, stored.shape[0] - 1)].set(state)
 
 
 def _advance(chunk, state, update):
-    k_leave = chunk.leave[..., None] * chunk.k
-    return chunk.across[..., None, None] * state + jnp.swapaxes(k_leave, -1, -2) @ update
+    return chunk.across[..., None, None] * state + _transpose(chunk.writes) @ update
 
 
 def _chunk_states(chunks, update, table, initial_state):
     """The state that enters every chunk, [chunks, H, K, V]."""
 
-    def body(state, xs):
+    def body(carry, xs):
+        state, stored = carry
         chunk, update_c, first, segment = xs
-        state = jnp.where(first, initial_state.at[segment].get(mode="clip"), state)
-        return _advance(chunk, state, update_c), state
+        state = jnp.where(first, stored[segment], state)
+        return (_advance(chunk, state, update_c), stored), state
 
     xs = (chunks, update, table.first, table.segment)
-    return jax.lax.scan(body, jnp.zeros_like(initial_state[0]), xs)[1]
+    return jax.lax.scan(body, _carry(initial_state), xs)[1]
 
 
 def _decays(g, table):
@@ -237,36 +238,36 @@ def _masked(x, keep):
 
 
 def _prepare(scale, q, k, g, beta, table, inverse=None):
-    q = scale * q
     between, enter, leave, across = _decays(g, table)
-    k_transposed = jnp.swapaxes(k, -1, -2)
     if inverse is None:
-        strict = jnp.tril(beta[..., None] * between * (k @ k_transposed), -1)
-        inverse = unit_lower_inverse(strict)
-    return _Chunks(q, k, enter, leave, across, inverse, between * (q @ k_transposed))
+        inverse = unit_lower_inverse(jnp.tril(beta[..., None] * between * (k @ _transpose(k)), -1))
+    reads = jnp.concatenate([-enter[..., None] * k, (scale * enter)[..., None] * q], -2)
+    return _Chunks(reads, leave[..., None] * k, across, inverse, scale * between * (q @ _transpose(k)))
 
 
-def _gate_gradients(chunks, g, beta, residual, update, do, dw, dq, dk_enter, dk_leave, dacross, table):
-    """Adds the gradients inside chunks to those through the state, and collects those of g and beta."""
-    between = _decays(g, table)[0]
-    gram = between * (chunks.k @ jnp.swapaxes(chunks.k, -1, -2))
-    update_transposed = jnp.swapaxes(update, -1, -2)
-    dscores = do @ update_transposed
-    dstrict = -jnp.tril(dw @ update_transposed, -1)
-    through_scores = dscores * chunks.scores
-    through_strict = beta[..., None] * dstrict * gram
-    paths = through_scores + through_strict
-    leaving = jnp.sum(chunks.k * dk_leave, -1)
-    dtotal = jnp.sum(chunks.q * dq + chunks.k * dk_enter, -1) - leaving + paths.sum(-1) - paths.sum(-2)
-    dtotal = dtotal.at[..., -1].add(leaving.sum(-1) + dacross)
+def _inner_gradients(scale, q, k, g, beta, table, chunks, update, do, dwritten, dreads, dwrites, dacross):
+    """Gradients of q, k and g, and beta's share through A, once those of `_Chunks` are known."""
+    between, enter, leave, across = _decays(g, table)
+    gram = between * (k @ _transpose(k))
+    dscores = do @ _transpose(update)
+    dstrict = -jnp.tril(dwritten @ _transpose(update), -1)
+    dgram = jnp.sum(dstrict * gram, -1)
+
+    # log decays: every path adds its gradient times its value at its end and takes it away at its start
+    paths = dscores * chunks.scores + beta[..., None] * dstrict * gram
+    leaving = jnp.sum(chunks.writes * dwrites, -1)
+    read = jnp.sum(chunks.reads * dreads, -1)
+    size = table.chunk_size
+    dtotal = read[..., :size] + read[..., size:] - leaving + paths.sum(-1) - paths.sum(-2)
+    dtotal = dtotal.at[..., -1].add(leaving.sum(-1) + across * dacross)
     dg = jnp.flip(jnp.cumsum(jnp.flip(dtotal, -1), -1), -1)
-    dbeta = jnp.sum(dw * residual, -1) + jnp.sum(dstrict * gram, -1)
 
-    dscores = between * dscores
-    dgram = beta[..., None] * between * dstrict
-    dk = dk_enter + dk_leave + jnp.swapaxes(dscores, -1, -2) @ chunks.q
-    dk = dk + (dgram + jnp.swapaxes(dgram, -1, -2)) @ chunks.k
-    return dq + dscores @ chunks.k, dk, dg, dbeta
+    dscores = scale * between * dscores
+    dstrict = beta[..., None] * between * dstrict
+    dq = (scale * enter)[..., None] * dreads[..., size:, :] + dscores @ k
+    dk = leave[..., None] * dwrites - enter[..., None] * dreads[..., :size, :]
+    dk = dk + _transpose(dscores) @ q + (dstrict + _transpose(dstrict)) @ k
+    return dq, dk, dgram, dg
 
 
 _IMPLEMENTATIONS = {"reference": delta_rule_scan, "xla": delta_rule_chunked}

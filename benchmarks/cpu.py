@@ -1,0 +1,185 @@
+"""The CPU tables of docs/benchmarks.md: ``python -m benchmarks.cpu`` prints them as Markdown.
+
+Quiet the machine first: every number is the best of several turns, ratios are of calls that
+took turns in one process. About ten minutes on two cores.
+"""
+
+import dataclasses
+import datetime
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from benchmarks.operands import delta_rule_rows, one_segment
+from benchmarks.timing import interleaved_seconds, machine, temporary_bytes
+from mom_jax.layers.mom import MoM
+from mom_jax.models.config import MoMConfig, mom_340m
+from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.ops.delta_rule import gated_delta_rule
+from mom_jax.ops.loss import chunked_cross_entropy
+
+try:
+    from jla.ops.chunked import gated_delta_rule as jla_gated_delta_rule
+except ImportError:  # jax-linear-attention needs Python 3.12; its column says so
+    jla_gated_delta_rule = None
+
+
+def plain_scan(q, k, v, g, beta):
+    """The recurrence as a bare `jax.lax.scan`, without segments: the fair baseline."""
+
+    def body(state, row):
+        q_t, k_t, v_t, g_t, beta_t = row
+        state = jnp.exp(g_t)[:, None, None] * state
+        error = beta_t[:, None] * (v_t - jnp.einsum("hkv,hk->hv", state, k_t))
+        state = state + k_t[..., None] * error[:, None]
+        return state, jnp.einsum("hkv,hk->hv", state, q_t) * q_t.shape[-1] ** -0.5
+
+    return jax.lax.scan(body, jnp.zeros((*k.shape[1:], v.shape[-1])), (q, k, v, g, beta))[1]
+
+
+def chunked(*rows):
+    """Our operator on one segment."""
+    return gated_delta_rule(*rows, one_segment(rows[0].shape[0]), impl="xla")[0]
+
+
+def jla(*rows):
+    """The chunked operator of jax-linear-attention."""
+    return jla_gated_delta_rule(*(x[None] for x in rows))[0][0]
+
+
+def with_gradient(function):
+    """A jitted forward plus backward pass of ``sum(function)`` in all arguments."""
+    return jax.jit(jax.value_and_grad(lambda rows: function(*rows).sum()))
+
+
+def operator_table() -> Iterator[str]:
+    """Chunked against token by token and against jax-linear-attention."""
+    yield "| K=V | token scan ms | ours ms | scan / ours | jax-linear-attention ms | theirs / ours |"
+    yield "|---|---|---|---|---|---|"
+    for size in (64, 128, 256):
+        rows = (delta_rule_rows(2048, 4, size, size),)
+        calls = {"scan": (with_gradient(plain_scan), rows), "ours": (with_gradient(chunked), rows)}
+        if jla_gated_delta_rule is not None:
+            calls["jla"] = (with_gradient(jla), rows)
+        ms = {name: 1e3 * s for name, s in interleaved_seconds(calls, rounds=7).items()}
+        other = f"{ms['jla']:.0f} | {ms['jla'] / ms['ours']:.2f}" if "jla" in ms else "not installed | "
+        yield f"| {size} | {ms['scan']:.0f} | {ms['ours']:.0f} | {ms['scan'] / ms['ours']:.1f} | {other} |"
+
+
+def length_table() -> Iterator[str]:
+    """Time and memory of the whole mixer, forward plus backward, as T doubles."""
+    yield "| T | seconds | x | temporary MiB | x |"
+    yield "|---|---|---|---|---|"
+    mixer, step = _mixer_step(num_memories=4, top_k=2, shared=True, hidden=256, heads=4, size=64)
+    lengths = [2048 * 2**i for i in range(5)]
+    inputs = {t: (mixer, jax.random.normal(jax.random.key(t), (1, t, 256))) for t in lengths}
+    seconds = interleaved_seconds({str(t): (jax.jit(step), inputs[t]) for t in lengths}, rounds=5)
+    before: tuple[float, float] | None = None
+    for t in lengths:
+        now = seconds[str(t)], temporary_bytes(step, *inputs[t]) / 2**20
+        growth = [f"{a / b:.2f}" for a, b in zip(now, before, strict=True)] if before else ["", ""]
+        yield f"| {t} | {now[0]:.3f} | {growth[0]} | {now[1]:.0f} | {growth[1]} |"
+        before = now
+
+
+def mixer_table() -> Iterator[str]:
+    """Four memories, top-2 and a shared one against one memory of the same sizes."""
+    yield "| hidden | H | K=V | T | one memory ms | MoM ms | ratio |"
+    yield "|---|---|---|---|---|---|---|"
+    for hidden, size in ((256, 64), (1024, 256)):
+        x = jax.random.normal(jax.random.key(0), (1, 2048, hidden))
+        one = _mixer_step(num_memories=1, top_k=1, shared=False, hidden=hidden, heads=4, size=size)
+        mom = _mixer_step(num_memories=4, top_k=2, shared=True, hidden=hidden, heads=4, size=size)
+        calls = {name: (jax.jit(step), (params, x)) for name, (params, step) in (("one", one), ("mom", mom))}
+        ms = {name: 1e3 * s for name, s in interleaved_seconds(calls, rounds=7).items()}
+        yield f"| {hidden} | 4 | {size} | 2048 | {ms['one']:.0f} | {ms['mom']:.0f} | {ms['mom'] / ms['one']:.2f} |"
+
+
+def _mixer_step(*, num_memories, top_k, shared, hidden, heads, size):
+    with nnx.use_eager_sharding(False):
+        mixer = MoM(
+            hidden, heads, size, size, num_memories=num_memories, top_k=top_k, shared=shared, rngs=nnx.Rngs(0)
+        )
+    graph, params = nnx.split(mixer)
+
+    def step(params, x):
+        return jax.value_and_grad(lambda p, x: nnx.merge(graph, p)(x)[0].sum(), argnums=(0, 1))(params, x)
+
+    return params, step
+
+
+def decode_table() -> Iterator[str]:
+    """Latency of one token after short and long contexts, and the bytes of state."""
+    yield "| context | ms per token | state MiB |"
+    yield "|---|---|---|"
+    config = MoMConfig(vocab_size=32000, hidden_size=512, num_hidden_layers=4, num_heads=4, head_dim=128)
+    model = MoMForCausalLM(config, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model)
+
+    @jax.jit
+    def read(params, ids, cache):
+        output = nnx.merge(graph, params)(ids, cache=cache)
+        return output.logits[:, -1], output.cache
+
+    caches, cache, context = {}, model.init_cache(1), 0
+    for goal in (1024, 65536):
+        for _ in range((goal - context) // 1024):
+            _, cache = read(params, jax.random.randint(jax.random.key(context), (1, 1024), 0, 32000), cache)
+        caches[goal], context = cache, goal
+    token = jnp.zeros((1, 1), jnp.int32)
+    seconds = interleaved_seconds({str(n): (read, (params, token, c)) for n, c in caches.items()}, rounds=100)
+    for n, c in caches.items():
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(c)) / 2**20
+        yield f"| {n} | {1e3 * seconds[str(n)]:.2f} | {size:.2f} |"
+
+
+def compile_table() -> Iterator[str]:
+    """Compile time of a train step by depth."""
+    yield "| layers | compile seconds | x |"
+    yield "|---|---|---|"
+    base = None
+    for layers in (2, 24):
+        config = dataclasses.replace(mom_340m(), num_hidden_layers=layers)
+        seconds = _compile_seconds(config)
+        base = base or seconds
+        yield f"| {layers} | {seconds:.1f} | {seconds / base:.2f} |"
+
+
+def _compile_seconds(config):
+    abstract = nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(abstract)
+
+    def loss(params, ids):
+        model = nnx.merge(graph, params)
+        hidden, _, _ = model.hidden_states(ids, remat="full")
+        return chunked_cross_entropy(hidden, model.output_embedding(), ids)[0]
+
+    begin = time.perf_counter()
+    jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((1, 2048), jnp.int32)).compile()
+    return time.perf_counter() - begin
+
+
+SECTIONS = {
+    "Operator: gated delta rule, forward + backward, T=2048, H=4, float32": operator_table,
+    "Mixer: MoM against one memory, forward + backward": mixer_table,
+    "Length: MoM mixer (hidden 256, H=4, K=V=64), forward + backward": length_table,
+    "Decoding: 4 layers, hidden 512, H=4, K=V=128, batch 1": decode_table,
+    "Compile time of a train step, mom-340m sizes": compile_table,
+}
+
+
+def main() -> None:
+    """Prints every table."""
+    print(f"{datetime.date.today()}; {machine()}\n")
+    for title, table in SECTIONS.items():
+        print(f"### {title}\n")
+        for line in table():
+            print(line, flush=True)
+        print()
+
+
+if __name__ == "__main__":
+    main()
