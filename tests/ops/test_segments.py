@@ -1,0 +1,239 @@
+"""Packing by counting, against lists built token by token."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.compare import assert_close
+
+from mom_jax.ops.segments import pack, packed_length, plan_packing, unpack_mix
+
+
+def expected_segments(memories, num_memories, shared, mask):
+    """The flat assignments of every (memory, row), memory-major, in time order."""
+    batch, time, top_k = memories.shape
+    slots = top_k + shared
+    segments = []
+    for memory, b in itertools.product(range(num_memories + shared), range(batch)):
+        chosen = []
+        for t in range(time):
+            choices = [*memories[b, t], *([num_memories] if shared else [])]
+            if mask[b, t] and memory in choices:
+                chosen.append((b * time + t) * slots + choices.index(memory))
+        segments.append(chosen)
+    return segments
+
+
+def check_packing(packing, segments, chunk, slots, tokens):
+    """Every claim of `Packing` and `ChunkTable` that does not concern documents."""
+    rows = packing.assignment.shape[0]
+    assignment, row, table = np.asarray(packing.assignment), np.asarray(packing.row).reshape(-1), packing.table
+    want_row, want_assignment, begin = np.full(tokens * slots, rows), np.full(rows, tokens * slots), 0
+    chunks = []
+    for s, chosen in enumerate(segments):
+        assert packing.start[s] == begin and packing.length[s] == len(chosen)
+        want_assignment[begin : begin + len(chosen)] = chosen
+        want_row[chosen] = np.arange(begin, begin + len(chosen))
+        np.testing.assert_array_equal(packing.position[begin : begin + len(chosen)], np.arange(len(chosen)))
+        count = -(-len(chosen) // chunk)
+        chunks += [(s, i == 0, i == count - 1) for i in range(count)]
+        begin += count * chunk
+    np.testing.assert_array_equal(assignment, want_assignment)
+    np.testing.assert_array_equal(row, want_row)
+    np.testing.assert_array_equal(packing.valid, want_assignment < tokens * slots)
+    np.testing.assert_array_equal(packing.token, want_assignment // slots)
+    assert rows % chunk == 0 and begin <= rows and table.chunk_size == chunk and table.num_segments == len(segments)
+    used = len(chunks)
+    assert (
+        list(zip(*(np.asarray(x)[:used].tolist() for x in (table.segment, table.first, table.last)), strict=True))
+        == chunks
+    )
+    assert (np.asarray(table.segment)[used:] == len(segments)).all() and not np.asarray(table.last)[used:].any()
+    batch = len(segments) // packing.group_sizes.shape[0]
+    sizes = [sum(-(-len(c) // chunk) * chunk for c in segments[i : i + batch]) for i in range(0, len(segments), batch)]
+    np.testing.assert_array_equal(packing.group_sizes, sizes)
+
+
+def distinct_memories(rng, batch, time, num_memories, top_k):
+    """Random distinct choices [B, T, k]."""
+    return np.argsort(rng.random((batch, time, num_memories)), -1)[..., :top_k].astype(np.int32)
+
+
+@st.composite
+def routings(draw):
+    """(memories, num_memories, shared, chunk, mask) of any small shape, skewed or balanced, with any mask."""
+    batch, time = draw(st.sampled_from([(1, 1), (1, 13), (2, 9), (3, 6)]))
+    num_memories = draw(st.sampled_from([1, 3, 5]))
+    top_k = draw(st.integers(1, num_memories))
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    if draw(st.booleans()):
+        memories = distinct_memories(rng, batch, time, num_memories, top_k)
+    else:  # everything to the same memories; the others stay empty
+        memories = np.broadcast_to(rng.permutation(num_memories)[:top_k].astype(np.int32), (batch, time, top_k))
+    kind = draw(st.sampled_from(["none", "left", "right", "holes", "row", "all"]))
+    mask, cut = np.ones((batch, time), np.int32), draw(st.integers(0, time))
+    if kind == "left":
+        mask[-1, :cut] = 0
+    elif kind == "right":
+        mask[-1, cut:] = 0
+    elif kind == "holes":
+        mask = rng.integers(0, 2, (batch, time)).astype(np.int32)
+    elif kind == "row":
+        mask[0] = 0
+    elif kind == "all":
+        mask[:] = 0
+    return memories, num_memories, draw(st.booleans()), draw(st.sampled_from([1, 4])), None if kind == "none" else mask
+
+
+@given(routings())
+@settings(max_examples=40, deadline=None)
+def test_rows_are_the_tokens_of_each_memory_in_time_order(routing):
+    """No token is dropped, moved or doubled, and the chunk table describes exactly these rows."""
+    memories, num_memories, shared, chunk, mask = routing
+    packing = plan_packing(
+        jnp.asarray(memories), num_memories, shared=shared, chunk_size=chunk,
+        attention_mask=None if mask is None else jnp.asarray(mask),
+    )  # fmt: skip
+    batch, time, top_k = memories.shape
+    keep = np.ones((batch, time)) if mask is None else mask
+    segments = expected_segments(memories, num_memories, shared, keep)
+    check_packing(packing, segments, chunk, top_k + shared, batch * time)
+    assert packing.assignment.shape[0] == packed_length(batch, time, top_k, num_memories, shared, chunk)
+
+
+@pytest.mark.parametrize("time", [70, 64])
+def test_full_size_chunks(time):
+    """C = 64, with time a multiple of it and not."""
+    memories = distinct_memories(np.random.default_rng(time), 2, time, 4, 2)
+    packing = plan_packing(jnp.asarray(memories), 4, shared=True, chunk_size=64)
+    check_packing(packing, expected_segments(memories, 4, True, np.ones((2, time))), 64, 3, 2 * time)
+
+
+@pytest.mark.parametrize("time,top_k,num_memories,chunk", itertools.product([1, 2, 5, 6], [1, 2, 3], [3, 4], [1, 2, 4]))
+def test_packed_length_is_the_worst_case(time, top_k, num_memories, chunk):
+    """Exactly the rows of the routing that needs most: no routing overflows, and one fills it."""
+    loads = itertools.product(range(time + 1), repeat=num_memories)
+    worst = max(sum(-(-n // chunk) for n in load) for load in loads if sum(load) == time * top_k)
+    for batch, shared in ((1, False), (3, True)):
+        want = batch * (worst + (-(-time // chunk) if shared else 0)) * chunk
+        assert packed_length(batch, time, top_k, num_memories, shared, chunk) == want
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_resets(masked):
+    """A row resets where its document differs from that of the token before it in the same memory, or from the
+    document that the incoming state belongs to."""
+    rng = np.random.default_rng(3)
+    memories = distinct_memories(rng, 2, 12, 4, 2)
+    documents = np.sort(rng.integers(0, 4, (2, 12)), -1).astype(np.int32)
+    mask = rng.integers(0, 2, (2, 12)) if masked else np.ones((2, 12), np.int64)
+    last = rng.integers(0, 3, 10).astype(np.int32)
+    segments = expected_segments(memories, 4, True, mask)
+    for incoming in (None, last):
+        packing = plan_packing(
+            jnp.asarray(memories), 4, shared=True, chunk_size=4, attention_mask=jnp.asarray(mask),
+            segment_ids=jnp.asarray(documents), last_document=None if incoming is None else jnp.asarray(incoming),
+        )  # fmt: skip
+        want = np.zeros(packing.assignment.shape[0], bool)
+        for s, chosen in enumerate(segments):
+            before = None if incoming is None else incoming[s]
+            for i, assignment in enumerate(chosen):
+                document = documents.reshape(-1)[assignment // 3]
+                want[int(packing.start[s]) + i] = before is not None and document != before
+                before = document
+        np.testing.assert_array_equal(packing.table.reset, want)
+
+
+@pytest.fixture(scope="module", params=["shared", "routed", "masked"])
+def example(request):
+    """A packing with empty memories, its weights and a mask."""
+    rng = np.random.default_rng(7)
+    memories = jnp.asarray(distinct_memories(rng, 2, 11, 3, 2))
+    mask = jnp.asarray(rng.integers(0, 2, (2, 11))) if request.param == "masked" else None
+    shared = request.param != "routed"
+    packing = plan_packing(memories, 6, shared=shared, chunk_size=4, attention_mask=mask)
+    weights = jnp.asarray(rng.normal(size=(2, 11, 2 + shared)), jnp.float32)
+    return packing, weights, np.ones((2, 11)) if mask is None else np.asarray(mask)
+
+
+@pytest.mark.parametrize("rest", [(), (3,), (2, 5)], ids=str)
+def test_pack_and_its_gradient(example, rest):
+    """Against a loop over rows, and its automatic gradient."""
+    packing, _, _ = example
+    rng = np.random.default_rng(1)
+    x, dy = rng.normal(size=(2, 11, *rest)), rng.normal(size=(packing.assignment.shape[0], *rest))
+    want, dx = np.zeros(dy.shape), np.zeros((22, *rest))
+    for n, token in enumerate(np.asarray(packing.token)):
+        if token < 22:
+            want[n] = x.reshape(22, *rest)[token]
+            dx[token] += dy[n]
+    got, pull = jax.vjp(lambda x: pack(x, packing), jnp.asarray(x, jnp.float32))
+    assert_close((got, pull(jnp.asarray(dy, jnp.float32))[0]), (want, dx.reshape(x.shape)), 1e-6)
+
+
+@pytest.mark.parametrize("rest", [(), (2, 5)], ids=str)
+def test_unpack_mix_and_its_gradients(example, rest):
+    """Against a loop over tokens; masked tokens read exactly 0 and send nothing back."""
+    packing, weights, mask = example
+    rng = np.random.default_rng(2)
+    y, do = rng.normal(size=(packing.assignment.shape[0], *rest)), rng.normal(size=(2, 11, *rest))
+    want, dy, dw = np.zeros(do.shape), np.zeros(y.shape), np.zeros(weights.shape)
+    for b, t, j in itertools.product(*map(range, weights.shape)):
+        n = int(packing.row[b, t, j])
+        assert (n < len(y)) == bool(mask[b, t])
+        if n < len(y):
+            want[b, t] += float(weights[b, t, j]) * y[n]
+            dy[n] += float(weights[b, t, j]) * do[b, t]
+            dw[b, t, j] = (y[n] * do[b, t]).sum()
+    y, do = (jnp.asarray(a, jnp.float32) for a in (y, do))
+    got, pull = jax.vjp(lambda y, w: unpack_mix(y, w, packing), y, weights)
+    assert_close((got, pull(do)), (want, (dy, dw)), 1e-6)
+    assert not np.asarray(got)[mask == 0].any()
+
+
+def primitives(jaxpr):
+    """Names of all primitives, inner programs included."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from primitives(inner)
+
+
+def test_no_sort_and_no_scatter_add(example):
+    """Neither planning, nor packing, nor their gradients sort or accumulate by scatter."""
+    packing, weights, _ = example
+
+    def plan(memories):
+        return plan_packing(memories, 6, shared=True, chunk_size=4).assignment
+
+    def there_and_back(x, weights):
+        return (unpack_mix(pack(x, packing) ** 2, weights, packing) ** 2).sum()
+
+    x = jnp.ones((2, 11, 3))
+    memories = jnp.zeros((2, 11, 2), jnp.int32)
+    used = set(primitives(jax.make_jaxpr(plan)(memories).jaxpr))
+    used |= set(primitives(jax.make_jaxpr(jax.grad(there_and_back, (0, 1)))(x, weights).jaxpr))
+    assert {"cumsum", "gather", "scatter"} <= used  # the walk sees inside
+    assert not {name for name in used if "sort" in name or name in ("scatter-add", "scatter_add", "scatter-mul")}
+
+
+def test_one_program_for_all_routings():
+    """Shapes do not depend on the routing: different routings trace once."""
+    traces = []
+
+    @jax.jit
+    def plan(memories):
+        traces.append(memories.shape)
+        return plan_packing(memories, 4, shared=True, chunk_size=4)
+
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        plan(jnp.asarray(distinct_memories(rng, 2, 9, 4, 2)))
+    plan(jnp.zeros((2, 9, 2), jnp.int32).at[..., 1].set(1))
+    assert traces == [(2, 9, 2)]

@@ -1,0 +1,114 @@
+"""The short convolution over packed segments against a loop over single segments, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.compare import assert_close
+from support.compiled import jit
+from support.packed import Layout
+from support.recurrence import convolution
+
+from mom_jax.ops.short_conv import conv_state, short_conv
+
+CASES = {
+    "ragged": ((7, 0, 1, 2, 9, 3), ()),
+    "documents": ((7, 0, 1, 2, 9, 3), (0, 3, 4, 7, 9, 12, 18, 19)),
+    "late documents": ((5, 12), (4, 16)),
+    "one token each": ((1, 1, 1), (1,)),
+    "first segment empty": ((0, 4, 0), (0, 1, 2, 3)),
+}
+
+
+def example(lengths, taps, width=5, seed=0):
+    """x, weight and state in float32."""
+    rng = np.random.default_rng(seed)
+    shapes = (sum(lengths), width), (width, taps), (len(lengths), taps - 1, width)
+    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+
+
+def packed(layout, resets, x, weight, state):
+    """Outputs of the tokens, and the new state."""
+    packing, rows = layout.packing(resets), layout.pack(x)
+    y = short_conv(rows, weight, packing, state)[layout.index]
+    return y, conv_state(rows, packing, state)
+
+
+def with_gradients(function, arguments, cotangents):
+    """Outputs, and the gradients of all arguments."""
+    outputs, pull = jax.vjp(function, *arguments)
+    return outputs, pull(cotangents)
+
+
+@pytest.mark.parametrize(
+    "case,taps,chunk", [*((case, 4, 4) for case in CASES), ("ragged", 1, 4), ("documents", 2, 4), ("documents", 4, 64)]
+)
+def test_equals_a_loop(case, taps, chunk):
+    """Values, new states and the gradients of x, weight and state."""
+    lengths, resets = CASES[case]
+    arguments = example(lengths, taps)
+    rng = np.random.default_rng(1)
+    cotangents = tuple(jnp.asarray(rng.normal(size=s.shape), jnp.float32) for s in (arguments[0], arguments[2]))
+    layout = Layout(lengths, chunk)
+    function = lambda *a: packed(layout, resets or None, *a)  # noqa: E731
+    got = jit(lambda a, c: with_gradients(function, a, c))(arguments, cotangents)
+    with jax.enable_x64(True):
+        wide, wide_cotangents = jax.tree.map(lambda a: np.asarray(a, np.float64), (arguments, cotangents))
+        reference = lambda *a: convolution(*a, lengths, resets)  # noqa: E731
+        want = jax.device_get(jit(lambda a, c: with_gradients(reference, a, c))(wide, wide_cotangents))
+    assert_close(got, want, 1e-5)
+
+
+def test_without_state_is_a_state_of_zeros():
+    """Leaving the state out reads zeros before every segment."""
+    lengths = CASES["ragged"][0]
+    x, weight, state = example(lengths, 4)
+    layout = Layout(lengths, 4)
+    packing, rows = layout.packing(), layout.pack(x)
+    want = short_conv(rows, weight, packing, jnp.zeros_like(state))[layout.index]
+    np.testing.assert_array_equal(short_conv(rows, weight, packing)[layout.index], want)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 6, 7, 9])
+def test_hand_over_anywhere(cut):
+    """Two calls joined by the state equal one, wherever they are cut; a document may begin at the cut."""
+    resets = (6,)
+    x, weight, state = example((9,), 4)
+    whole, final = packed(Layout((9,), 4), resets, x, weight, state)
+    outputs = []
+    for begin, end in ((0, cut), (cut, 9)):
+        part = [r - begin for r in resets if begin <= r < end]
+        y, state = packed(Layout((end - begin,), 4), part, x[begin:end], weight, state)
+        outputs.append(y)
+    assert_close((jnp.concatenate(outputs), state), (whole, final), 1e-6)
+
+
+def test_padding_and_other_segments_do_not_matter():
+    """Whatever lies in padding rows changes no token's output and no state."""
+    lengths = (3, 0, 6)
+    x, weight, state = example(lengths, 4)
+    layout = Layout(lengths, 4)
+    rows = layout.pack(x)
+    dirty = jnp.full_like(rows, 99.0).at[layout.index].set(x)
+    packing = layout.packing()
+    for clean_result, dirty_result in (
+        (
+            short_conv(rows, weight, packing, state)[layout.index],
+            short_conv(dirty, weight, packing, state)[layout.index],
+        ),
+        (conv_state(rows, packing, state), conv_state(dirty, packing, state)),
+    ):
+        np.testing.assert_array_equal(clean_result, dirty_result)
+
+
+def test_bfloat16():
+    """bfloat16 inputs give bfloat16 outputs within two roundings (2^-7 of the largest value)."""
+    lengths = CASES["ragged"][0]
+    x, weight, state = example(lengths, 4)
+    x = x.astype(jnp.bfloat16)
+    y, new = packed(Layout(lengths, 4), None, x, weight, state.astype(jnp.bfloat16))
+    want, _ = packed(
+        Layout(lengths, 4), None, x.astype(jnp.float32), weight, state.astype(jnp.bfloat16).astype(jnp.float32)
+    )
+    assert y.dtype == new.dtype == jnp.bfloat16
+    assert_close(y, want, 2**-7)
