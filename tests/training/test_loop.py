@@ -31,7 +31,9 @@ def no_evaluation(model, batches) -> float:
 
 def final_state(config):
     folder = checkpoint_folder(config.run_dir)
-    return restore(folder, latest_step(folder), config, make_mesh(MeshConfig()))
+    step = latest_step(folder)
+    assert step is not None
+    return restore(folder, step, config, make_mesh(MeshConfig()))
 
 
 def training_records(config):
@@ -84,9 +86,9 @@ def test_a_signal_saves_and_the_next_sitting_continues_bit_for_bit(number, unint
     assert number.name in outcome.message and "run the same command again" in outcome.message
     assert signal.getsignal(number) is former
     assert latest_step(checkpoint_folder(config.run_dir)) == 10
-    out = silent()
-    assert train(config, no_evaluation, out).finished
-    assert "resuming" in out.file.getvalue() and "at step 10" in out.file.getvalue()
+    shown = io.StringIO()
+    assert train(config, no_evaluation, Console(file=shown)).finished
+    assert f"resuming {config.run_dir} at step 10\n" in shown.getvalue()
     assert_same_run(config, uninterrupted)
 
 
