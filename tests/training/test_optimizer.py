@@ -17,7 +17,7 @@ from mom_jax.training.state import model_parts
 def test_cosine_warms_up_peaks_and_ends_at_the_minimum():
     schedule = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=10), 110)
     np.testing.assert_allclose(
-        [float(schedule(i)) for i in (0, 5, 10, 60, 110, 500)], [0, 0.5, 1, 0.55, 0.1, 0.1], rtol=1e-5
+        [np.asarray(schedule(i)) for i in (0, 5, 10, 60, 110, 500)], [0, 0.5, 1, 0.55, 0.1, 0.1], rtol=1e-5
     )
 
 
@@ -25,14 +25,14 @@ def test_wsd_is_flat_until_its_decay():
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, schedule="wsd", decay_fraction=0.2)
     schedule = learning_rate_schedule(config, 100)
     np.testing.assert_allclose(
-        [float(schedule(i)) for i in (0, 5, 10, 79, 90, 100)], [0, 0.5, 1, 1, 0.55, 0.1], rtol=1e-5
+        [np.asarray(schedule(i)) for i in (0, 5, 10, 79, 90, 100)], [0, 0.5, 1, 1, 0.55, 0.1], rtol=1e-5
     )
 
 
 @pytest.mark.parametrize("kind", ["cosine", "wsd"])
 def test_a_run_shorter_than_its_warmup_still_has_a_schedule(kind):
     schedule = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=1000, schedule=kind), 10)
-    np.testing.assert_allclose([float(schedule(i)) for i in (0, 5)], [0, 0.5], rtol=1e-5)
+    np.testing.assert_allclose([np.asarray(schedule(i)) for i in (0, 5)], [0, 0.5], rtol=1e-5)
 
 
 def test_decay_spares_exactly_norms_and_decay_parameters():
