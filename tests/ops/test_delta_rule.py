@@ -183,7 +183,7 @@ def test_vmap_and_checkpoint():
 
 
 def test_bfloat16():
-    """bfloat16 inputs: outputs bfloat16 within 2^-7 of the largest value of the same inputs in float32; state float32."""
+    """bfloat16 inputs: outputs bfloat16 within 2^-7 of the same inputs in float32, state float32."""
     lengths = (33, 5)
     inputs = example(38, 2)
     half = {name: x.astype(jnp.bfloat16) if name in "qkv" else x for name, x in inputs.items()}

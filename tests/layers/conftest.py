@@ -1,0 +1,31 @@
+"""A small layer with parameters that make every part matter."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from mom_jax.layers.mom import MoM
+
+MakeLayer = Callable[..., MoM]
+
+
+@pytest.fixture(scope="session")
+def make_layer() -> MakeLayer:
+    """A layer of D=16, H=2, K=8, V=12, four memories, top-2; keyword arguments replace these."""
+
+    def make(hidden: int = 16, heads: int = 2, key_dim: int = 8, value_dim: int = 12, **options) -> MoM:
+        with nnx.use_eager_sharding(False):
+            layer = MoM(
+                hidden, heads, key_dim, value_dim, **{"num_memories": 4, "top_k": 2} | options, rngs=nnx.Rngs(0)
+            )
+        # the published initialisation is so small that the norm's eps would hide the memories
+        state = nnx.state(layer)
+        keys = iter(jax.random.split(jax.random.key(1), 32))
+        grown = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape), state)
+        nnx.update(layer, jax.tree.map(lambda p: p.astype(jnp.float32), grown))
+        return layer
+
+    return make

@@ -1,0 +1,65 @@
+"""Gradient by gradient: no output depends on what it must not see, in the pass that training uses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.dependence import dependence
+from support.mixer import choose
+
+from mom_jax.layers.rules import gated_deltanet
+
+ROWS, TIME = 2, 12
+
+
+def allowed(memories=None, keep=None, documents=None):
+    """Who may depend on whom: same row, not later, same document, both real, with memories a common one."""
+    may = np.zeros((ROWS, TIME, ROWS, TIME), bool)
+    for b in range(ROWS):
+        for t in range(TIME):
+            for s in range(t + 1):
+                common = memories is None or set(memories[b, t]) & set(memories[b, s])
+                real = keep is None or (keep[b, t] and keep[b, s])
+                together = documents is None or documents[b, t] == documents[b, s]
+                may[b, t, b, s] = bool(common) and bool(real) and bool(together)
+    return may
+
+
+@pytest.fixture(scope="module")
+def x():
+    """Hidden states."""
+    return jnp.asarray(np.random.default_rng(0).normal(size=(ROWS, TIME, 16)), jnp.float32)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_exactly_the_allowed_dependences(make_layer, x, shared):
+    """Every token sees all earlier ones of its row; without the shared memory, those alone with a common memory."""
+    layer = make_layer(shared=shared)
+    memories = None if shared else choose(layer.router.weight[...], x, 2)
+    may = allowed(memories)
+    if not shared:
+        assert may.sum() < allowed().sum()  # some pairs have no memory in common
+    np.testing.assert_array_equal(dependence(lambda x: layer(x)[0], x), may)
+
+
+def test_masks_and_documents(make_layer, x):
+    """Nothing crosses a document, and padding neither gives nor takes."""
+    layer = make_layer()
+    rng = np.random.default_rng(1)
+    keep = rng.integers(0, 2, (ROWS, TIME))
+    documents = np.array([[0] * 5 + [1] * 3 + [2] * 4, [4] * 9 + [3] * 3])
+    run = lambda x: layer(x, jnp.asarray(keep), jnp.asarray(documents))[0]  # noqa: E731
+    np.testing.assert_array_equal(dependence(run, x), allowed(None, keep, documents))
+
+
+def test_a_leak_is_seen(make_layer, x, monkeypatch):
+    """A convolution that runs over all packed rows, blind to segments, is caught by the same check."""
+
+    def blind(x, weight, packing, state=None):
+        shifted = [jnp.pad(x, ((w, 0), (0, 0)))[: len(x)] for w in range(weight.shape[1])]
+        return jax.nn.silu(sum(s * weight[:, -1 - w] for w, s in enumerate(shifted)))
+
+    monkeypatch.setattr(gated_deltanet, "short_conv", blind)
+    layer = make_layer(shared=False)
+    seen = dependence(lambda x: layer(x)[0], x)
+    assert (seen & ~allowed()).any()  # a later token or another row

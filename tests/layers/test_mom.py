@@ -1,0 +1,130 @@
+"""The packed MoM layer against the dense definition, and what must not change its output."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from goldens.read import parameters_by_name
+from support.compare import assert_close
+from support.compiled import jit
+from support.mixer import choose, dense_mixer, sequences
+
+CASES = {
+    "shared": ({}, 11),
+    "routed only, no gate": ({"shared": False, "output_gate": False}, 11),
+    "one projection, top-1": ({"single_projection": True, "top_k": 1}, 11),
+    "all memories, no convolution": ({"top_k": 4, "conv_size": None}, 9),
+    "one tap, one token": ({"conv_size": 1}, 1),
+    "sizes of a model": ({"hidden": 32, "heads": 1, "key_dim": 64, "value_dim": 64}, 70),
+}
+
+
+def random_input(batch, time, hidden, seed=0):
+    """Hidden states and cotangents."""
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.normal(size=(batch, time, hidden)), jnp.float32) for _ in range(2))
+
+
+def differentiate(function, params, x, dy):
+    """Outputs, and gradients of parameters and inputs."""
+    y, pull = jax.vjp(function, params, x)
+    return y, pull(dy)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_dense_definition(make_layer, case):
+    """Values and the gradients of x and of every parameter, with holes in the mask and documents."""
+    options, time = CASES[case]
+    layer = make_layer(**options)
+    graph, params = nnx.split(layer)
+    x, dy = random_input(2, time, layer.router.weight.shape[0])
+    rng = np.random.default_rng(5)
+    mask = (rng.random((2, time)) < 0.8).astype(np.int32)
+    mask[:, 0] = 1
+    documents = np.sort(rng.integers(0, 3, (2, time)), -1).astype(np.int32)
+    dy = dy * mask[..., None]
+
+    def packed(params, x):
+        return nnx.merge(graph, params)(x, jnp.asarray(mask), jnp.asarray(documents))[0]
+
+    y, (dparams, dx) = jit(functools.partial(differentiate, packed))(params, x, dy)
+    memories = choose(layer.router.weight[...], x, layer.top_k)
+    found = sequences(memories, layer.num_memories, layer.shared, mask, documents)
+    by_name = {name: np.asarray(value, np.float64) for name, value in parameters_by_name(params).items()}
+    with jax.enable_x64(True):
+        heads = layer.o_proj.weight.shape[0] // layer.value_dim
+        dense = functools.partial(
+            dense_mixer, memories=memories, found=found, heads=heads, shared=layer.shared, eps=layer.norm_eps
+        )
+        run = jit(functools.partial(differentiate, dense))
+        want, (dp, dx_want) = jax.device_get(run(by_name, np.asarray(x, np.float64), np.asarray(dy, np.float64)))
+    assert not np.asarray(y)[mask == 0].any()
+    assert_close((y, dx), (want * mask[..., None], dx_want), 2e-5)
+    # an eighth of the tolerance of the reference's gradients: sums over all tokens cancel
+    assert_close(parameters_by_name(dparams), dp, 1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def run(make_layer):
+    """The compiled layer: (x, mask, documents) to the output."""
+    layer = make_layer()
+    graph, params = nnx.split(layer)
+    return jit(lambda x, mask, documents: nnx.merge(graph, params)(x, mask, documents)[0])
+
+
+@pytest.mark.parametrize("kind", ["left", "right", "holes"])
+def test_padding_does_not_matter(run, kind):
+    """Outputs of real tokens equal the run without padding; the output at padding is exactly 0."""
+    places = {"left": range(3, 12), "right": range(9), "holes": [0, 1, 3, 4, 5, 8, 9, 10, 11]}[kind]
+    places = np.array(list(places))
+    x, padding = random_input(1, 12, 16)
+    real = x[:, :9]
+    padded = (padding * 100).at[:, places].set(real)
+    mask = np.zeros((1, 12), np.int32)
+    mask[:, places] = 1
+    y = run(padded, mask, None)
+    assert_close(y[:, places], run(real, None, None), 1e-5)
+    assert not np.asarray(y)[mask == 0].any()
+
+
+def test_a_row_of_padding(run):
+    """A row without a real token gives zeros and leaves the other row alone."""
+    x, _ = random_input(2, 12, 16)
+    mask = np.ones((2, 12), np.int32)
+    y = run(x, mask, None)
+    mask[0] = 0
+    masked = run(x, mask, None)
+    assert not np.asarray(masked[0]).any()
+    assert_close(masked[1], y[1], 1e-6)
+
+
+def test_documents_equal_runs_alone(run):
+    """Three documents in one row give what each gives in a row of its own."""
+    x, _ = random_input(1, 12, 16)
+    documents = jnp.repeat(jnp.array([7, 2, 9]), 4)[None]
+    assert_close(run(x, None, documents).reshape(3, 4, 16), run(x.reshape(3, 4, 16), None, None), 1e-5)
+
+
+def test_one_document_is_no_document(run):
+    """A constant document number changes nothing."""
+    x, _ = random_input(2, 12, 16)
+    assert_close(run(x, None, jnp.full((2, 12), 3)), run(x, None, None), 1e-6)
+
+
+def test_rows_are_independent(run):
+    """Permuted rows give permuted outputs."""
+    x, _ = random_input(2, 12, 16)
+    mask = np.ones((2, 12), np.int32)
+    mask[0, :5] = 0
+    assert_close(run(x[::-1], mask[::-1], None), run(x, mask, None)[::-1], 1e-6)
+
+
+def test_vmap(run, make_layer):
+    """A leading axis of inputs by vmap."""
+    graph, params = nnx.split(make_layer())
+    x = jnp.stack(random_input(2, 12, 16))
+    mapped = jit(jax.vmap(lambda x: nnx.merge(graph, params)(x)[0]))(x)
+    assert_close(mapped, jnp.stack([run(one, None, None) for one in x]), 1e-5)

@@ -1,0 +1,39 @@
+"""One small model with random parameters, and its compiled call, shared by the tests of this folder."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import pytest
+from flax import nnx
+from support.compiled import jit
+
+from mom_jax.models.config import MoMConfig
+from mom_jax.models.lm import MoMForCausalLM
+
+SMALL = MoMConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_heads=2, head_dim=8, expand_v=1.5,
+                  intermediate_size=24, initializer_range=0.3)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small() -> MoMConfig:
+    """V=12, K=8, two layers."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def model() -> MoMForCausalLM:
+    """The model of `small`; its mixers are larger than at initialisation, so that every part matters."""
+    model = MoMForCausalLM(SMALL, rngs=nnx.Rngs(0))
+    keys = iter(jax.random.split(jax.random.key(1), 32))
+    grown = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape), nnx.state(model))
+    nnx.update(model, grown)
+    return model
+
+
+@pytest.fixture(scope="session")
+def call(model: MoMForCausalLM) -> Callable:
+    """The compiled model: (ids, mask, documents, cache) to its output."""
+    graph, params = nnx.split(model)
+    run = jit(lambda params, ids, mask, documents, cache: nnx.merge(graph, params)(ids, mask, documents, cache))
+    return functools.partial(run, params)

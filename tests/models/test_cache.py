@@ -1,0 +1,121 @@
+"""One call for prefill, chunked prefill and single steps: any split of the tokens gives the full pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.compare import assert_close
+
+TIME = 14
+PIECES = (1, 2, 4, 7)  # few lengths, because each compiles
+
+
+@st.composite
+def splits(draw):
+    """Lengths that sum to TIME."""
+    lengths = []
+    while sum(lengths) < TIME:
+        lengths.append(draw(st.sampled_from([n for n in PIECES if n <= TIME - sum(lengths)])))
+    return lengths
+
+
+@st.composite
+def batches(draw):
+    """Ids, a mask with padding left, right or in holes, and document numbers, of two rows."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    ids = rng.integers(0, 32, (2, TIME)).astype(np.int32)
+    kind, cut = draw(st.sampled_from(["none", "left", "right", "holes"])), draw(st.integers(1, TIME - 1))
+    mask = np.ones((2, TIME), np.int32)
+    if kind == "left":
+        mask[0, :cut] = 0
+    elif kind == "right":
+        mask[0, cut:] = 0
+    elif kind == "holes":
+        mask = rng.integers(0, 2, (2, TIME)).astype(np.int32)
+    documents = np.sort(rng.integers(0, draw(st.integers(1, 6)), (2, TIME)), -1).astype(np.int32)
+    return ids, mask, documents
+
+
+def in_pieces(call, cache, lengths, ids, mask, documents):
+    """Logits of all tokens and the last cache."""
+    logits, begin = [], 0
+    for n in lengths:
+        now = slice(begin, begin + n)
+        out = call(ids[:, now], mask[:, now], documents[:, now], cache)
+        logits.append(out.logits)
+        cache, begin = out.cache, begin + n
+    return np.concatenate(logits, 1), cache
+
+
+@given(splits(), batches())
+@settings(max_examples=25, deadline=None)
+def test_any_split_equals_the_full_pass(call, model, lengths, batch):
+    """Logits and the final cache, also cut inside documents and where a memory holds an older document."""
+    ids, mask, documents = batch
+    full = call(ids, mask, documents, model.init_cache(2))
+    logits, cache = in_pieces(call, model.init_cache(2), lengths, ids, mask, documents)
+    assert_close((logits, cache), (full.logits, full.cache), 2e-5, atol=2e-6)
+    without = call(ids, mask, documents, None)
+    assert without.cache is None
+    assert_close(full.logits, without.logits, 1e-5)
+
+
+def test_documents_across_calls_equal_runs_alone(call, model):
+    """A document that is continued in the next call reads its own tokens and no others."""
+    ids = np.random.default_rng(0).integers(0, 32, (1, TIME)).astype(np.int32)
+    documents = np.repeat([5, 6], 7)[None].astype(np.int32)
+    mask = np.ones_like(ids)
+    logits, _ = in_pieces(call, model.init_cache(1), (4, 2, 4, 4), ids, mask, documents)
+    alone = call(ids.reshape(2, 7), None, None, None).logits
+    assert_close(logits.reshape(alone.shape), alone, 1e-5)
+
+
+@pytest.mark.parametrize("padding", [3, 6])
+def test_steps_after_a_left_padded_prefill(call, model, padding):
+    """A padded row continues exactly as the unpadded prompt does."""
+    ids = np.random.default_rng(1).integers(0, 32, (2, 16)).astype(np.int32)
+    mask = np.ones((2, 11), np.int32)
+    mask[0, :padding] = 0
+    want = [
+        call(ids[:1, padding:], None, None, None).logits[0, 11 - padding :],
+        call(ids[1:], None, None, None).logits[0, 11:],
+    ]
+    out, steps = call(ids[:, :11], mask, None, model.init_cache(2)), []
+    for t in range(11, 16):
+        out = call(ids[:, t : t + 1], None, None, out.cache)
+        steps.append(out.logits[:, 0])
+    assert_close(np.stack(steps, 1), np.stack(want), 1e-5)
+
+
+def test_a_mask_with_columns_of_earlier_calls(call, model):
+    """A mask that grows with the text, as other libraries keep it: its last columns count."""
+    ids = np.random.default_rng(2).integers(0, 32, (2, 8)).astype(np.int32)
+    mask = np.ones((2, 8), np.int32)
+    mask[0, 4] = 0
+    cache = call(ids[:, :4], None, None, model.init_cache(2)).cache
+    short = call(ids[:, 4:], mask[:, 4:], None, cache)
+    long = call(ids[:, 4:], mask, None, cache)
+    np.testing.assert_array_equal(short.logits, long.logits)
+
+
+def test_the_size_is_constant(call, model):
+    """Shapes and dtypes after any call are those of the empty cache."""
+    empty = model.init_cache(2)
+    describe = lambda cache: jax.tree.map(lambda x: (x.shape, x.dtype), cache)  # noqa: E731
+    for n in (1, 7):
+        out = call(np.zeros((2, n), np.int32), None, None, empty)
+        assert describe(out.cache) == describe(empty)
+    assert empty.recurrent.shape == (2, 5, 2, 2, 8, 12) and empty.recurrent.dtype == jnp.float32
+    assert {name: x.shape[2:] for name, x in empty.conv.items()} == {"q": (2, 3, 16), "k": (2, 3, 16), "v": (2, 3, 24)}
+
+
+def test_a_masked_step_changes_nothing(call, model):
+    """A step under mask 0 leaves that row's memories as they were."""
+    ids = np.random.default_rng(3).integers(0, 32, (2, 7)).astype(np.int32)
+    before = call(ids, None, None, model.init_cache(2)).cache
+    after = call(ids[:, :1], np.array([[0], [1]]), None, before).cache
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(new[:, :, 0], old[:, :, 0])
+    assert np.abs(after.recurrent[:, -1, 1] - before.recurrent[:, -1, 1]).max() > 1e-3

@@ -1,0 +1,199 @@
+"""The language model: precision, rematerialisation, program size, independence of rows, and its error messages."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from support.compare import assert_close, relative_error
+from support.compiled import jit
+
+from mom_jax.errors import InputError
+from mom_jax.models.config import MoMConfig
+from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.ops.loss import chunked_cross_entropy
+from mom_jax.ops.routing import load_balancing_loss
+
+
+def tokens(rows=2, time=12, seed=0):
+    """Random ids."""
+    return np.random.default_rng(seed).integers(0, 32, (rows, time)).astype(np.int32)
+
+
+def train_loss(graph, ids, params, remat="none"):
+    """Loss of next-token prediction with the auxiliary loss, as training computes it."""
+    model = nnx.merge(graph, params)
+    hidden, router_logits, _ = model.hidden_states(ids, remat=remat)
+    total, count = chunked_cross_entropy(hidden, model.output_embedding(), jnp.roll(ids, -1, 1))
+    return total / count + 0.01 * load_balancing_loss(router_logits, model.config.topk)
+
+
+@functools.cache
+def loss_and_gradients(config, remat="none"):
+    """Of a fixed model of that configuration."""
+    graph, params = nnx.split(MoMForCausalLM(config, rngs=nnx.Rngs(0)))
+    return jit(jax.value_and_grad(lambda params: train_loss(graph, jnp.asarray(tokens()), params, remat)))(params)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialisation_changes_nothing(small, remat):
+    """Loss and gradients agree with keeping everything."""
+    assert_close(loss_and_gradients(small, remat), loss_and_gradients(small), 1e-5)
+
+
+def test_bfloat16(small):
+    """bfloat16 compute: loss within 2 %, parameters and gradients float32 and finite, gradients mostly parallel."""
+    half = dataclasses.replace(small, compute_dtype="bfloat16")
+    loss, gradients = loss_and_gradients(half)
+    want_loss, want = loss_and_gradients(small)
+    assert loss.dtype == jnp.float32 and abs(float(loss) - float(want_loss)) < 0.02 * float(want_loss)
+    assert {p.dtype for p in jax.tree.leaves((nnx.state(MoMForCausalLM(half, rngs=nnx.Rngs(0))), gradients))} == {
+        jnp.dtype(jnp.float32)
+    }
+    got, want = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in (gradients, want))
+    assert np.isfinite(got).all()
+    assert got @ want / np.linalg.norm(got) / np.linalg.norm(want) > 0.95
+
+
+def test_bfloat16_logits(model, call):
+    """Logits are float32, within 5 % of the float32 model's largest where the routing is the same."""
+    half = MoMForCausalLM(dataclasses.replace(model.config, compute_dtype="bfloat16"), rngs=nnx.Rngs(0))
+    nnx.update(half, nnx.state(model))
+    out, want = half(jnp.asarray(tokens(1, 4))), call(tokens(1, 4), None, None, None)
+    assert out.logits.dtype == jnp.float32 and all(r.dtype == jnp.float32 for r in out.router_logits)
+    assert relative_error(out.logits, want.logits) < 0.05
+    assert half.init_cache(1).recurrent.dtype == jnp.float32 and half.init_cache(1).conv["k"].dtype == jnp.bfloat16
+
+
+def test_rows_are_independent(call):
+    """Permuted rows give permuted logits; another row's tokens change nothing."""
+    ids = tokens()
+    logits = call(ids, None, None, None).logits
+    assert_close(call(ids[::-1], None, None, None).logits, logits[::-1], 1e-5)
+    assert_close(call(np.stack([ids[0], tokens(1, seed=9)[0]]), None, None, None).logits[0], logits[0], 1e-5)
+
+
+def test_later_tokens_change_nothing(call):
+    """Logits before a changed token stay, from it on they move."""
+    ids = tokens()
+    other = ids.copy()
+    other[:, 7] = (other[:, 7] + 5) % 32
+    before, after = (np.asarray(call(x, None, None, None).logits) for x in (ids, other))
+    assert_close(after[:, :7], before[:, :7], 1e-6)
+    assert (np.abs(after[:, 7:] - before[:, 7:]).max((0, 2)) > 1e-4).all()
+
+
+def test_tied_embedding(small):
+    """A tied model has no output matrix of its own and uses the embedding."""
+    model = MoMForCausalLM(dataclasses.replace(small, tie_word_embeddings=True), rngs=nnx.Rngs(0))
+    assert not hasattr(model, "lm_head")
+    assert model.output_embedding() is model.embeddings[...] or bool(
+        (model.output_embedding() == model.embeddings[...]).all()
+    )
+
+
+def equations(jaxpr):
+    """All equations, inner programs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+@functools.cache
+def training_program(config):
+    """Primitive names of the traced gradient."""
+    graph, params = nnx.split(MoMForCausalLM(config, rngs=nnx.Rngs(0)))
+    ids = jnp.asarray(tokens())
+    jaxpr = jax.make_jaxpr(jax.grad(lambda params: train_loss(graph, ids, params)))(params)
+    return [equation.primitive.name for equation in equations(jaxpr.jaxpr)]
+
+
+def test_the_program_does_not_grow_with_depth(small):
+    """Eight layers are the program of two, but for taking the router logits of each layer apart."""
+    two, eight = (training_program(dataclasses.replace(small, num_hidden_layers=n)) for n in (2, 8))
+    assert len(two) > 500  # the walk sees inside the scan
+    assert two.count("dot_general") == eight.count("dot_general") and two.count("scan") == eight.count("scan")
+    assert len(eight) - len(two) <= 6 * 8
+
+
+def test_no_host_callback_and_no_sort(small):
+    """Nothing in the training program synchronises with the host, and only top-k orders anything."""
+    names = set(training_program(small))
+    assert not {name for name in names if "callback" in name or "infeed" in name or "outfeed" in name}
+    assert "sort" not in names and "top_k" in names
+
+
+def test_traced_once(model):
+    """Shapes are static: other tokens, other routings, no second trace."""
+    graph, params = nnx.split(model)
+    traces = []
+
+    @jit
+    def run(params, ids):
+        traces.append(ids.shape)
+        return nnx.merge(graph, params)(ids).logits
+
+    for seed in range(3):
+        run(params, tokens(seed=seed))
+    run(params, np.zeros((2, 12), np.int32))
+    assert traces == [(2, 12)]
+
+
+def test_everything_is_a_parameter(model):
+    """The module holds float32 parameters and nothing else; blocks are stacked."""
+    leaves = nnx.to_flat_state(nnx.state(model))
+    assert all(isinstance(leaf, nnx.Param) and leaf[...].dtype == jnp.float32 for _, leaf in leaves)
+    assert all(leaf[...].shape[0] == 2 for path, leaf in leaves if path[0] == "layers")
+
+
+def test_numpy_inputs_outside_jit(model, call):
+    """Plain numpy arrays are welcome everywhere."""
+    ids, mask, documents = tokens(1, 4), np.array([[0, 1, 1, 1]]), np.array([[0, 0, 1, 1]])
+    want = call(ids, mask, documents, None).logits
+    assert_close(model(ids, attention_mask=mask, segment_ids=documents).logits, want, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ({"input_ids": [[3, 32]]}, r"input_ids=32: token ids must lie in \[0, 32\)"),
+        ({"input_ids": [[3, -1]]}, r"input_ids=-1: token ids must lie"),
+        ({"input_ids": [[3, 1]], "attention_mask": [[1]]}, r"attention_mask\.shape=\(1, 1\): expected \(1, 2\)"),
+        ({"input_ids": [[3, 1]], "attention_mask": [[1, 1], [1, 1]]}, r"attention_mask\.shape=\(2, 2\)"),
+        ({"input_ids": [[3, 1]], "segment_ids": [[1, 1, 1]]}, r"segment_ids\.shape=\(1, 3\): expected \(1, 2\)"),
+    ],
+)
+def test_bad_input(model, arguments, message):
+    """Each names the field, the value and what was expected."""
+    with pytest.raises(InputError, match=message):
+        model(**{name: jnp.array(value) for name, value in arguments.items()})
+
+
+def test_unknown_remat(model):
+    """The message names the policies."""
+    with pytest.raises(InputError, match=r"remat='?half'?: choose one of none, full, dots"):
+        model.hidden_states(jnp.zeros((1, 2), jnp.int32), remat="half")
+
+
+def count(config):
+    """Parameters of a configuration, without allocating them."""
+    shapes = nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0)))
+    return sum(int(np.prod(leaf[...].shape)) for _, leaf in nnx.to_flat_state(nnx.state(shapes)))
+
+
+def test_parameter_count_by_hand(small):
+    """Every matrix, vector and filter of the small model."""
+    D, H, K, V, M, W = 16, 2, 8, 12, 4, 4
+    per_memory = D * (H * K + H * V + 2 * H)
+    mixer = D * M + D * H * K + (M + 1) * per_memory + 2 * H + W * (2 * H * K + H * V) + 2 * D * H * V + V
+    block = mixer + 2 * D + 3 * D * 24
+    assert count(small) == 2 * block + D + 2 * 32 * D
+    no_shared = dataclasses.replace(small, shared_mem=False, use_output_gate=False, use_short_conv=False)
+    assert count(small) - count(no_shared) == 2 * (per_memory + D * H * V + W * (2 * H * K + H * V))
+    assert isinstance(small, MoMConfig)
