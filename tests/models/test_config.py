@@ -147,7 +147,7 @@ def test_initial_values():
     for weight in (rule.k_proj, rule.v_proj, rule.q_proj.weight, block.attn.o_proj.weight, block.attn.g_proj.weight):
         assert float(jax.numpy.abs(weight[...]).max()) == pytest.approx(bound, rel=0.01)
     a, dt = np.exp(rule.A_log[...]), np.log1p(np.exp(rule.dt_bias[...]))
-    assert 0 < a.min() and 12 < a.max() <= 16.001
+    assert a.min() > 0 and 12 < a.max() <= 16.001
     assert 0.00099 < dt.min() < 0.002 and 0.05 < dt.max() < 0.101
     assert float(np.abs(rule.q_conv1d[...]).max()) == pytest.approx(0.5, rel=0.02)
     for norm in (block.attn_norm.weight, block.mlp_norm.weight, model.norm.weight, block.attn.o_norm):

@@ -30,7 +30,7 @@ def sequences(memories, num_memories: int, shared: bool, keep, documents) -> lis
 
 
 def dense_mixer(p: dict[str, Any], x, memories, found, *, heads: int, shared: bool, eps: float):
-    """Output [B, T, D] of the layer with parameters ``p`` by name; each item of ``found`` starts with an empty memory."""
+    """Output [B, T, D] of the layer with parameters ``p`` by name; each ``found`` item starts empty."""
     split = lambda y: y.reshape(*y.shape[:-1], heads, -1)  # noqa: E731
     unit = lambda y: y / jnp.sqrt((y * y).sum(-1, keepdims=True) + 1e-6)  # noqa: E731
 

@@ -1,0 +1,87 @@
+"""Run by itself on eight fake devices: prints what agrees with one device, fails at the first thing that does not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mom_jax.models.config import MoMConfig
+from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.ops.loss import chunked_cross_entropy
+from mom_jax.ops.routing import load_balancing_loss
+from support.compare import assert_close
+from support.compiled import jit
+
+CONFIG = MoMConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_heads=2, head_dim=8, expand_v=2.0,
+                   intermediate_size=24, initializer_range=0.3)  # fmt: skip
+
+
+def train(graph, params, ids, mask, documents):
+    """Loss, logits, and gradients of all parameters."""
+
+    def loss(params):
+        model = nnx.merge(graph, params)
+        hidden, router_logits, _ = model.hidden_states(ids, mask, documents)
+        weight = model.output_embedding()
+        total, count = chunked_cross_entropy(hidden, weight, jnp.roll(ids, -1, 1))
+        aux = load_balancing_loss(router_logits, CONFIG.topk, mask)
+        return total / count + CONFIG.aux_loss_scale * aux, hidden @ weight.T
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+def read(graph, params, ids, mask, cache):
+    """Logits and the new cache."""
+    out = nnx.merge(graph, params)(ids, mask, None, cache)
+    return out.logits, out.cache
+
+
+def main():
+    """Compares the two runs, one after the other."""
+    assert len(jax.devices()) == 8
+    model = MoMForCausalLM(CONFIG, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    specs = nnx.get_partition_spec(params)
+    split = jax.tree.map(
+        lambda p, spec: jax.device_put(p, NamedSharding(mesh, spec)), params, specs,
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )  # fmt: skip
+    sizes = [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(split)]
+    assert min(sizes) == 1 / 4, sizes
+    print("agree: parameters are split")
+
+    rng = np.random.default_rng(0)
+    ids, documents = rng.integers(0, 32, (4, 12)), np.sort(rng.integers(0, 3, (4, 12)), -1)
+    mask = np.ones((4, 12), np.int32)
+    mask[1, :5] = 0
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    batch = [jnp.asarray(x, jnp.int32) for x in (ids, mask, documents)]
+    step, call = jit(functools.partial(train, graph)), jit(functools.partial(read, graph))
+    want = jax.device_get(step(params, *batch))
+    with jax.set_mesh(mesh):
+        got = jax.device_get(step(split, *(jax.device_put(x, rows) for x in batch)))
+    assert_close(got, want, 1e-5, atol=1e-7)
+    print("agree: loss, logits, gradients")
+
+    def in_pieces(params, ids, mask):
+        cache, logits, begin = model.init_cache(len(ids)), [], 0
+        for end in (7, 8, 9, 12):
+            part, cache = call(params, ids[:, begin:end], mask[:, begin:end], cache)
+            logits.append(part)
+            begin = end
+        return jax.device_get((logits, cache))
+
+    for name, count in (("cached pieces", 4), ("three rows", 3)):
+        want = in_pieces(params, batch[0][:count], batch[1][:count])
+        with jax.set_mesh(mesh):
+            got = in_pieces(split, batch[0][:count], batch[1][:count])
+        assert_close(got, want, 1e-5, atol=1e-7)
+        print(f"agree: {name}")
+
+
+if __name__ == "__main__":
+    main()

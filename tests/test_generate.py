@@ -1,0 +1,143 @@
+"""Generation against full passes of the model, and sampling against its definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mom_jax.errors import InputError
+from mom_jax.generate import _sample, _Sampling, generate
+from mom_jax.models.config import MoMConfig
+from mom_jax.models.lm import MoMForCausalLM
+
+CONFIG = MoMConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_heads=2, head_dim=8, intermediate_size=24,
+                   initializer_range=0.5)  # fmt: skip
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A small random model whose logits are spread out."""
+    return MoMForCausalLM(CONFIG, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Two rows of nine tokens."""
+    return np.random.default_rng(0).integers(0, 32, (2, 9)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def greedy(model, prompts):
+    """Greedy continuations."""
+    return np.asarray(generate(model, prompts, NEW))
+
+
+def test_greedy_is_the_argmax_of_full_passes(model, prompts, greedy):
+    """Every new token is the likeliest one after all tokens before it."""
+    assert greedy.shape == (2, 9 + NEW) and greedy.dtype == np.int32
+    np.testing.assert_array_equal(greedy[:, :9], prompts)
+    logits = np.asarray(jax.jit(lambda ids: model(ids).logits)(greedy))
+    np.testing.assert_array_equal(greedy[:, 9:], logits[:, 8:-1].argmax(-1))
+    assert len(set(greedy[:, 9:].ravel())) > 2  # not one token for ever
+
+
+@pytest.mark.parametrize("padding", [2, 8])
+def test_left_padding(model, prompts, greedy, padding):
+    """Prompts of different lengths in one batch continue as they do alone; what stands under the mask is irrelevant."""
+    short = np.asarray(generate(model, prompts[:1, padding:], NEW))
+    ids, mask = prompts.copy(), np.ones_like(prompts)
+    ids[0, :padding], mask[0, :padding] = 31, 0
+    both = np.asarray(generate(model, ids, NEW, attention_mask=mask))
+    np.testing.assert_array_equal(both[0, 9:], short[0, 9 - padding :])
+    np.testing.assert_array_equal(both[1], greedy[1])
+
+
+def test_end_token_fills_the_row(model, prompts, greedy):
+    """A row that produced the end token is filled with it; the other goes on."""
+    end = int(greedy[0, 10])
+    out = np.asarray(generate(model, prompts, NEW, eos_token_id=end))
+    for row, want in zip(out[:, 9:], greedy[:, 9:], strict=True):
+        hits = np.flatnonzero(want == end)
+        stop = hits[0] if hits.size else NEW
+        np.testing.assert_array_equal(row[:stop], want[:stop])
+        assert (row[stop:] == end).all()
+
+
+def test_a_prompt_with_the_end_token_goes_on(model, prompts, greedy):
+    """An end token inside the prompt ends nothing."""
+    out = np.asarray(generate(model, prompts, 1, eos_token_id=int(prompts[0, -1])))
+    np.testing.assert_array_equal(out, greedy[:, :10])
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"top_k": 3, "top_p": 1e-6}, {"temperature": 1e-4}])
+def test_sharp_sampling_is_greedy(model, prompts, greedy, options):
+    """The likeliest token alone is left."""
+    out = generate(model, prompts, NEW, **({"temperature": 1.0} | options), rng=jax.random.key(0))
+    np.testing.assert_array_equal(out, greedy)
+
+
+def test_streaming_and_keys(model, prompts):
+    """Each step's tokens arrive in order; the same key gives the same text, another key another."""
+    seen = []
+    options = {"temperature": 1.0, "top_k": 20, "top_p": 0.95}
+    streamed = generate(model, prompts, NEW, **options, rng=jax.random.key(1), on_token=seen.append)
+    np.testing.assert_array_equal(np.stack(seen, 1), streamed[:, 9:])
+    np.testing.assert_array_equal(generate(model, prompts, NEW, **options, rng=jax.random.key(1)), streamed)
+    assert (np.asarray(generate(model, prompts, NEW, **options, rng=jax.random.key(2))) != np.asarray(streamed)).any()
+
+
+@pytest.mark.parametrize(
+    "temperature,top_k,top_p,kept",
+    [
+        (1.0, None, None, [0, 1, 2, 3, 4]),
+        (2.0, None, None, [0, 1, 2, 3, 4]),
+        (1.0, 3, None, [1, 2, 4]),
+        (1.0, None, 0.6, [1, 4]),  # 0.5 is not enough, the second token crosses 0.6
+        (1.0, None, 0.5, [1]),
+        (1.0, 3, 0.8, [1, 2, 4]),  # after top-k, two tokens hold 0.75 / 0.9 of what is left
+        (1.0, None, 1.0, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_sampling_frequencies(temperature, top_k, top_p, kept):
+    """20,000 draws follow the softmax over the tokens that are left, within five standard errors."""
+    p = np.array([0.06, 0.5, 0.15, 0.04, 0.25])
+    draws = 20_000
+    logits = jnp.tile(jnp.log(jnp.asarray(p, jnp.float32)), (draws, 1))
+    sampling = _Sampling(False, top_k, top_p is not None, None)
+    tokens = np.asarray(_sample(logits, sampling, temperature, 1.0 if top_p is None else top_p, jax.random.key(3)))
+    want = np.zeros(5)
+    want[kept] = p[kept] ** (1 / temperature)
+    want /= want.sum()
+    frequency = np.bincount(tokens, minlength=5) / draws
+    assert (frequency[want == 0] == 0).all()
+    assert (np.abs(frequency - want) <= 5 * np.sqrt(want * (1 - want) / draws)).all()
+
+
+PROMPT = np.zeros((1, 2), np.int32)
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ({"top_k": 0}, r"top_k=0: must lie between 1 and the vocabulary size \(32\)"),
+        ({"top_k": 33}, r"top_k=33: must lie"),
+        ({"top_p": 0.0}, r"top_p=0\.0: must lie in \(0, 1\]"),
+        ({"top_p": 1.5}, r"top_p=1\.5: must lie"),
+        ({"temperature": -1.0}, r"temperature=-1\.0: must be 0 \(greedy\) or positive"),
+        ({"temperature": 1.0}, r"rng=None: pass a jax\.random\.key"),
+        ({"max_new_tokens": 0}, r"max_new_tokens=0: must be at least 1"),
+        ({"input_ids": np.zeros((1, 0), np.int32)}, r"input_ids\.shape=\(1, 0\): expected a non-empty"),
+        ({"input_ids": np.zeros(3, np.int32)}, r"input_ids\.shape=\(3,\): expected a non-empty"),
+        ({"input_ids": [[1, 32]]}, r"input_ids=32: token ids must lie in \[0, 32\)"),
+        ({"input_ids": [[-1, 5]]}, r"input_ids=-1: token ids must lie in \[0, 32\)"),
+        ({"attention_mask": np.array([[1, 0]])}, r"attention_mask=0 in the last column: pad prompts on the left"),
+        ({"attention_mask": np.array([[1]])}, r"attention_mask\.shape=\(1, 1\): expected \(1, 2\)"),
+    ],
+)
+def test_bad_input(model, arguments, message):
+    """Field, value and remedy, before anything is computed."""
+    with pytest.raises(InputError, match=message) as caught:
+        generate(model, **({"input_ids": PROMPT, "max_new_tokens": 2} | arguments))
+    assert "\n" not in str(caught.value)
