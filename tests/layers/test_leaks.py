@@ -10,6 +10,14 @@ from support.mixer import choose
 from mom_jax.layers.rules import gated_deltanet
 
 ROWS, TIME = 2, 12
+ROUNDING = 1e-6  # gradients of gates are differences of sums; what cancels leaves float32's last digits
+
+
+def check(function, x, may):
+    """Every allowed dependence is there, and no other one above rounding."""
+    sizes = dependence(function, x)
+    assert (sizes[may] > 0).all()
+    assert sizes[~may].max() < ROUNDING, np.argwhere((sizes >= ROUNDING) & ~may)
 
 
 def allowed(memories=None, keep=None, documents=None):
@@ -39,7 +47,7 @@ def test_exactly_the_allowed_dependences(make_layer, x, shared):
     may = allowed(memories)
     if not shared:
         assert may.sum() < allowed().sum()  # some pairs have no memory in common
-    np.testing.assert_array_equal(dependence(lambda x: layer(x)[0], x), may)
+    check(lambda x: layer(x)[0], x, may)
 
 
 def test_masks_and_documents(make_layer, x):
@@ -49,17 +57,21 @@ def test_masks_and_documents(make_layer, x):
     keep = rng.integers(0, 2, (ROWS, TIME))
     documents = np.array([[0] * 5 + [1] * 3 + [2] * 4, [4] * 9 + [3] * 3])
     run = lambda x: layer(x, jnp.asarray(keep), jnp.asarray(documents))[0]  # noqa: E731
-    np.testing.assert_array_equal(dependence(run, x), allowed(None, keep, documents))
+    check(run, x, allowed(None, keep, documents))
 
 
 def test_a_leak_is_seen(make_layer, x, monkeypatch):
-    """A convolution that runs over all packed rows, blind to segments, is caught by the same check."""
+    """A convolution that runs over all packed rows, blind to segments, is caught by the same check.
+
+    Its taps are 16 rows apart, a whole chunk, since the padding of such short segments would hide neighbours.
+    """
 
     def blind(x, weight, packing, state=None):
-        shifted = [jnp.pad(x, ((w, 0), (0, 0)))[: len(x)] for w in range(weight.shape[1])]
+        shifted = [jnp.pad(x, ((16 * w, 0), (0, 0)))[: len(x)] for w in range(weight.shape[1])]
         return jax.nn.silu(sum(s * weight[:, -1 - w] for w, s in enumerate(shifted)))
 
     monkeypatch.setattr(gated_deltanet, "short_conv", blind)
     layer = make_layer(shared=False)
-    seen = dependence(lambda x: layer(x)[0], x)
-    assert (seen & ~allowed()).any()  # a later token or another row
+    may = allowed(choose(layer.router.weight[...], x, 2))
+    with pytest.raises(AssertionError, match=r"\[\["):
+        check(lambda x: layer(x)[0], x, may)

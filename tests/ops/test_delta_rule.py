@@ -114,7 +114,9 @@ def test_values_states_and_gradients(name, impl):
     if name in ("ragged", "documents"):
         np.testing.assert_array_equal(got[0][1][1], inputs["state"][1])  # an empty segment keeps its state
         np.testing.assert_array_equal(got[1]["state"][1], cotangents_of(inputs)[1][1])  # and passes its gradient on
-    assert_close(got, want, TOLERANCE, atol=1e-30)
+    # running sums of gates near -50 lose two digits more; gradients of gates that decay to 0 are 0 and their noise
+    strong = name == "strong decay"
+    assert_close(got, want, 3 * TOLERANCE if strong else TOLERANCE, atol=1e-6 if name == "total decay" else 0)
 
 
 def test_one_chunk_sizes_of_the_models():

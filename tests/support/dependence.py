@@ -10,10 +10,10 @@ from support.compiled import jit
 
 
 def dependence(function: Callable, x) -> np.ndarray:
-    """Whether output [b, t] of ``function(x)``, [B, T, D] to [B, T, D'], depends on input [c, s]: bool [B, T, B, T].
+    """How much output [b, t] of ``function(x)``, [B, T, D] to [B, T, D'], depends on input [c, s]: [B, T, B, T].
 
-    Each output is projected on a random direction, so a dependence is missed with probability 0
-    and an independence is an exact 0.
+    Each output is projected on a random direction, so a dependence is missed with probability 0.
+    Sizes are relative to the largest gradient of the same output.
     """
     rows, time = x.shape[:2]
 
@@ -22,6 +22,7 @@ def dependence(function: Callable, x) -> np.ndarray:
         y, pull = jax.vjp(function, x)
         direction = jax.random.normal(jax.random.key(0), y.shape)
         alone = jnp.eye(rows * time).reshape(rows * time, rows, time, 1) * direction
-        return jnp.abs(jax.vmap(lambda dy: pull(dy)[0])(alone)).max(-1)
+        return jax.lax.map(lambda dy: jnp.abs(pull(dy)[0]).max(-1), alone)
 
-    return np.asarray(gradients(x)).reshape(rows, time, rows, time) > 0
+    sizes = np.asarray(gradients(x)).reshape(rows, time, rows, time)
+    return sizes / np.maximum(sizes.max((2, 3), keepdims=True), 1e-30)
