@@ -54,7 +54,7 @@ PUBLISHED = {
 def parameter_shapes(config):
     """Shapes by name, without allocating anything."""
     model = nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0)))
-    return {".".join(map(str, path)): leaf[...].shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    return {".".join(map(str, path)): leaf.get_value().shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
 @pytest.mark.parametrize("name,hidden,mlp", [("mom-340m", 1024, 2048), ("mom-1.3b", 2048, 5632)])

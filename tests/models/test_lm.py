@@ -184,7 +184,7 @@ def test_unknown_remat(model):
 def count(config):
     """Parameters of a configuration, without allocating them."""
     shapes = nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0)))
-    return sum(int(np.prod(leaf[...].shape)) for _, leaf in nnx.to_flat_state(nnx.state(shapes)))
+    return sum(int(np.prod(leaf.get_value().shape)) for _, leaf in nnx.to_flat_state(nnx.state(shapes)))
 
 
 def test_parameter_count_by_hand(small):
