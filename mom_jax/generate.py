@@ -97,8 +97,9 @@ def _check(model, input_ids, max_new_tokens, temperature, top_k, top_p, rng):
     vocab = model.config.vocab_size
     if input_ids.ndim != 2 or input_ids.size == 0:
         raise InputError("input_ids.shape", input_ids.shape, "expected a non-empty [batch, time]")
-    if bool(((input_ids < 0) | (input_ids >= vocab)).any()):
-        raise InputError("input_ids", int(input_ids.max()), f"token ids must lie in [0, {vocab})")
+    wrong = input_ids[(input_ids < 0) | (input_ids >= vocab)]
+    if wrong.size:
+        raise InputError("input_ids", int(wrong[0]), f"token ids must lie in [0, {vocab})")
     if max_new_tokens < 1:
         raise InputError("max_new_tokens", max_new_tokens, "must be at least 1")
     if temperature < 0:

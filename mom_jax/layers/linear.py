@@ -14,7 +14,7 @@ _AXES = {"column": ("fsdp", "tensor"), "row": ("tensor", "fsdp"), "replicated": 
 
 def param(rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> nnx.Param:
     """A float32 parameter and the mesh axes (``fsdp``, ``tensor`` or None) that split it."""
-    return nnx.Param(init(rngs.params(), shape, jnp.float32), sharding_names=axes)
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), out_sharding=axes, eager_sharding=False)
 
 
 def mixer_init() -> Initializer:

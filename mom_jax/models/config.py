@@ -13,6 +13,14 @@ from mom_jax.errors import InputError
 
 MODEL_TYPES = ("mom", "mom_gated_deltanet")
 
+# fields of the published config with a single value that this library computes
+_FIXED = {
+    "attn": (None,),
+    "attnres_block_size": (None,),
+    "hidden_act": ("swish", "silu"),
+    "mom_backend": ("gated_deltanet",),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class MoMConfig:
@@ -51,7 +59,8 @@ class MoMConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
 
     def __post_init__(self):
-        for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_heads", "head_dim", "num_memories", "conv_size"):
+        sizes = "vocab_size hidden_size num_hidden_layers num_heads head_dim num_memories conv_size".split()
+        for field in sizes:
             if getattr(self, field) < 1:
                 raise InputError(field, getattr(self, field), "must be at least 1")
         if not 1 <= self.topk <= self.num_memories:
@@ -97,6 +106,9 @@ class MoMConfig:
         model_type = fields.get("model_type", "mom")
         if model_type not in MODEL_TYPES:
             raise InputError("model_type", model_type, f"expected one of {', '.join(MODEL_TYPES)}")
+        for field, only in _FIXED.items():
+            if fields.get(field, only[0]) not in only:
+                raise InputError(field, fields[field], f"not available; only {only[0]!r} is")
         known = {f.name for f in dataclasses.fields(cls)}
         return cls(**{k: v for k, v in fields.items() if k in known})
 
@@ -106,14 +118,32 @@ class MoMConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
-        """Reads a ``config.json``."""
-        return cls.from_dict(json.loads(Path(path).read_text()))
+        """Reads a ``config.json``.
+
+        Raises:
+            InputError: the file is missing or not JSON, or as `from_dict`.
+        """
+        try:
+            fields = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise InputError("config", str(path), f"cannot be read as JSON ({error})") from error
+        return cls.from_dict(fields)
 
 
 def mom_tiny() -> MoMConfig:
     """Byte-level demonstration model: trains in about two minutes on two CPU cores."""
-    return MoMConfig(vocab_size=264, hidden_size=128, num_hidden_layers=2, num_heads=2, head_dim=32, hidden_ratio=3,
-                     tie_word_embeddings=True, bos_token_id=256, eos_token_id=257, pad_token_id=258)
+    return MoMConfig(
+        vocab_size=264,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_heads=2,
+        head_dim=32,
+        hidden_ratio=3,
+        tie_word_embeddings=True,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
+    )
 
 
 def mom_340m() -> MoMConfig:

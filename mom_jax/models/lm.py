@@ -82,12 +82,11 @@ class MoMForCausalLM(nnx.Module):
         self.config = config
         init = jax.nn.initializers.normal(config.initializer_range)
         table = (config.vocab_size, config.hidden_size)
-        with nnx.use_eager_sharding(False):
-            self.embeddings = param(rngs, init, table, ("tensor", "fsdp"))
-            self.layers = _stack(config, rngs)
-            self.norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
-            if not config.tie_word_embeddings:
-                self.lm_head = param(rngs, init, table, ("tensor", "fsdp"))
+        self.embeddings = param(rngs, init, table, ("tensor", "fsdp"))
+        self.layers = _stack(config, rngs)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
+        if not config.tie_word_embeddings:
+            self.lm_head = param(rngs, init, table, ("tensor", "fsdp"))
 
     def __call__(
         self,
@@ -196,4 +195,4 @@ def _current_columns(name, values, shape, at_least):
     fits = values.shape[0] == shape[0] and (values.shape[1] >= shape[1] if at_least else values.shape[1] == shape[1])
     if not fits:
         raise InputError(f"{name}.shape", values.shape, f"expected {shape}, as input_ids")
-    return values[:, -shape[1] :]
+    return jnp.asarray(values)[:, -shape[1] :]

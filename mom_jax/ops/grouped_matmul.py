@@ -1,21 +1,23 @@
-"""Matrix products of contiguous row groups, each with its own weight."""
+"""Matrix products of contiguous row groups, each with its own weights."""
 
 import jax
 import jax.numpy as jnp
 
 from mom_jax.typing import Array, Float, Int
 
+Weights = tuple[Float[Array, "G D F"], ...]
+
 
 @jax.custom_vjp
 def grouped_matmul(
-    x: Float[Array, "N D"], weights: Float[Array, "G D F"], group_sizes: Int[Array, " G"]
-) -> Float[Array, "N F"]:
-    """``y[n] = x[n] @ weights[g]`` for the group g that row n falls into.
+    x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"]
+) -> tuple[Float[Array, "N F"], ...]:
+    """``y[n] = x[n] @ w[g]`` for every ``w`` in ``weights`` and the group g that row n falls into.
 
     Groups follow each other from row 0; rows behind the last group must be 0 and give 0. Cost
-    follows the rows, not N * G: on TPU by the native `jax.lax.ragged_dot`, on CPU by a loop
-    over row tiles of each group (where ``ragged_dot`` is a dense expansion). Sums in float32,
-    returns ``x.dtype``.
+    follows the rows, not N * G: by `jax.lax.ragged_dot`, which is native on TPU, and on CPU
+    (where ``ragged_dot`` is a dense expansion) by a loop over row tiles of each group. Sums in
+    float32, returns ``x.dtype``.
     """
     return jax.lax.platform_dependent(x, weights, group_sizes, cpu=_tiled, default=_ragged)
 
@@ -24,23 +26,25 @@ def _forward(x, weights, group_sizes):
     return grouped_matmul(x, weights, group_sizes), (x, weights, group_sizes)
 
 
-def _backward(residuals, dy):
+def _backward(residuals, dys):
     x, weights, group_sizes = residuals
-    dx = grouped_matmul(dy, jnp.swapaxes(weights, 1, 2), group_sizes)
-    dweights = jax.lax.platform_dependent(x, dy, group_sizes, cpu=_tiled_outer, default=_ragged_outer)
-    return dx, dweights.astype(weights.dtype), None
+    dx, dweights = jax.lax.platform_dependent(
+        x, weights, dys, group_sizes, cpu=_tiled_gradients, default=_ragged_gradients
+    )
+    return dx, tuple(dw.astype(w.dtype) for dw, w in zip(dweights, weights, strict=True)), None
 
 
 grouped_matmul.defvjp(_forward, _backward)
 
 
 def _ragged(x, weights, group_sizes):
-    return jax.lax.ragged_dot(x, weights, group_sizes, preferred_element_type=jnp.float32).astype(x.dtype)
+    return tuple(
+        jax.lax.ragged_dot(x, w, group_sizes, preferred_element_type=jnp.float32).astype(x.dtype) for w in weights
+    )
 
 
-def _ragged_outer(x, dy, group_sizes):
-    zeros = jnp.zeros((group_sizes.shape[0], x.shape[1], dy.shape[1]), dy.dtype)
-    return jax.vjp(lambda w: jax.lax.ragged_dot(x, w, group_sizes), zeros)[1](dy)[0]
+def _ragged_gradients(x, weights, dys, group_sizes):
+    return jax.vjp(lambda x, weights: _ragged(x, weights, group_sizes), x, weights)[1](dys)
 
 
 def _tile_rows(rows: int, groups: int) -> int:
@@ -48,10 +52,9 @@ def _tile_rows(rows: int, groups: int) -> int:
     return min(256, 1 << max(0, (rows // groups).bit_length() - 1))
 
 
-def _each_tile(group_sizes, tile, body, init):
+def _each_tile(group_sizes, tile, body, carry):
     """Runs ``body(group, first_row, rows_left, carry)`` over the row tiles of every group, in order."""
     ends = jnp.cumsum(group_sizes)
-    carry = init
     for group in range(group_sizes.shape[0]):
         begin = ends[group] - group_sizes[group]
 
@@ -63,31 +66,44 @@ def _each_tile(group_sizes, tile, body, init):
     return carry
 
 
+def _pad_rows(x, rows):
+    return jnp.pad(x, ((0, rows), (0, 0)))
+
+
+def _put(y, rows, first):
+    # a group's last tile runs into the next group's rows, which that group then overwrites
+    return jax.lax.dynamic_update_slice_in_dim(y, rows.astype(y.dtype), first, 0)
+
+
 def _tiled(x, weights, group_sizes):
-    rows, tile = x.shape[0], _tile_rows(x.shape[0], weights.shape[0])
-    padded = jnp.pad(x, ((0, tile), (0, 0)))
+    rows, tile = x.shape[0], _tile_rows(x.shape[0], group_sizes.shape[0])
+    padded = _pad_rows(x, tile)
 
-    def body(group, first, _, y):
-        # a group's last tile runs into the next group's rows, which that group then overwrites
-        product = jnp.dot(
-            jax.lax.dynamic_slice_in_dim(padded, first, tile), weights[group], preferred_element_type=jnp.float32
-        )
-        return jax.lax.dynamic_update_slice_in_dim(y, product.astype(x.dtype), first, 0)
+    def body(group, first, _, ys):
+        x_tile = jax.lax.dynamic_slice_in_dim(padded, first, tile)
+        products = (jnp.dot(x_tile, w[group], preferred_element_type=jnp.float32) for w in weights)
+        return tuple(_put(y, product, first) for y, product in zip(ys, products, strict=True))
 
-    init = jnp.zeros((rows + tile, weights.shape[2]), x.dtype)
-    return _each_tile(group_sizes, tile, body, init)[:rows]
+    init = tuple(jnp.zeros((rows + tile, w.shape[2]), x.dtype) for w in weights)
+    return tuple(y[:rows] for y in _each_tile(group_sizes, tile, body, init))
 
 
-def _tiled_outer(x, dy, group_sizes):
-    tile = _tile_rows(x.shape[0], group_sizes.shape[0])
-    x, dy = (jnp.pad(a, ((0, tile), (0, 0))) for a in (x, dy))
+def _tiled_gradients(x, weights, dys, group_sizes):
+    rows, tile = x.shape[0], _tile_rows(x.shape[0], group_sizes.shape[0])
+    padded = _pad_rows(x, tile)
+    padded_dys = tuple(_pad_rows(dy, tile) for dy in dys)
 
-    def body(group, first, left, dweights):
-        x_tile = jax.lax.dynamic_slice_in_dim(x, first, tile)
+    def body(group, first, left, carry):
+        dx, dweights = carry
+        x_tile = jax.lax.dynamic_slice_in_dim(padded, first, tile)
         x_tile = jnp.where((jnp.arange(tile) < left)[:, None], x_tile, 0)
-        dy_tile = jax.lax.dynamic_slice_in_dim(dy, first, tile)
-        product = jnp.dot(x_tile.T, dy_tile, preferred_element_type=jnp.float32)
-        return dweights.at[group].add(product)
+        dy_tiles = [jax.lax.dynamic_slice_in_dim(dy, first, tile) for dy in padded_dys]
+        pairs = list(zip(dy_tiles, weights, strict=True))
+        dx_tile = sum(jnp.dot(dy, w[group].T, preferred_element_type=jnp.float32) for dy, w in pairs)
+        outer = (jnp.dot(x_tile.T, dy, preferred_element_type=jnp.float32) for dy in dy_tiles)
+        dweights = tuple(dw.at[group].add(product) for dw, product in zip(dweights, outer, strict=True))
+        return _put(dx, dx_tile, first), dweights
 
-    init = jnp.zeros((group_sizes.shape[0], x.shape[1], dy.shape[1]), jnp.float32)
-    return _each_tile(group_sizes, tile, body, init)
+    init = _pad_rows(jnp.zeros_like(x), tile), tuple(jnp.zeros(w.shape, jnp.float32) for w in weights)
+    dx, dweights = _each_tile(group_sizes, tile, body, init)
+    return dx[:rows], dweights

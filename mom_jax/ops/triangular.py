@@ -1,5 +1,6 @@
 """Inverse of unit lower triangular matrices, the only solve in the delta rule."""
 
+import jax
 import jax.numpy as jnp
 
 from mom_jax.typing import Array, Float
@@ -35,10 +36,12 @@ def _diagonal_blocks(x, block):
 
 
 def _substitute(strict):
-    size = strict.shape[-1]
-    identity = jnp.eye(size, dtype=strict.dtype)
-    rows = [jnp.broadcast_to(identity[0], strict.shape[:-1])]
-    for i in range(1, size):
-        above = jnp.stack(rows, -2)
-        rows.append(identity[i] - jnp.einsum("...j,...jk->...k", strict[..., i, :i], above))
-    return jnp.stack(rows, -2)
+    """Row i of the inverse is ``e_i - strict[i] @ inverse``, which needs the rows above alone."""
+    identity = jnp.eye(strict.shape[-1], dtype=strict.dtype)
+
+    def row(i, inverse):
+        weights = jax.lax.dynamic_index_in_dim(strict, i, -2, keepdims=False)
+        solved = identity[i] - jnp.sum(weights[..., None] * inverse, -2)
+        return jax.lax.dynamic_update_index_in_dim(inverse, solved, i, -2)
+
+    return jax.lax.fori_loop(1, strict.shape[-1], row, jnp.broadcast_to(identity, strict.shape))

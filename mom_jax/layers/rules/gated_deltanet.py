@@ -74,17 +74,17 @@ class GatedDeltaNet(nnx.Module):
         v = v.reshape(v.shape[0], -1, self.value_dim)
         valid = packing.valid[:, None]
         decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(a + self.dt_bias[...])
-        return self._recur(q, k, v, jnp.where(valid, decay, 0), jnp.where(valid, jax.nn.sigmoid(b), 0), packing, cache, layer)
+        g, beta = (jnp.where(valid, y, 0) for y in (decay, jax.nn.sigmoid(b)))
+        return self._recur(q, k, v, g, beta, packing, cache, layer)
 
     def _project(self, x, packing):
         """Rows of k and v in ``x.dtype`` [N, H*K], [N, H*V]; b and a in float32 [N, H]."""
         gates = jnp.concatenate([self.b_proj[...], self.a_proj[...]], -1)
-        weights = [w.astype(x.dtype) for w in (self.k_proj[...], self.v_proj[...], gates)]
+        weights = tuple(w.astype(x.dtype) for w in (self.k_proj[...], self.v_proj[...], gates))
         if weights[0].shape[0] == 1:
             k, v, gates = (pack(jnp.dot(x, w[0]), packing) for w in weights)
         else:
-            rows = pack(x, packing)
-            k, v, gates = (grouped_matmul(rows, w, packing.group_sizes) for w in weights)
+            k, v, gates = grouped_matmul(pack(x, packing), weights, packing.group_sizes)
         b, a = jnp.split(gates.astype(jnp.float32), 2, axis=-1)
         return k, v, b, a
 
