@@ -96,7 +96,7 @@ def test_streaming_and_keys(model, prompts):
         (1.0, 3, None, [1, 2, 4]),
         (1.0, None, 0.6, [1, 4]),  # 0.5 is not enough, the second token crosses 0.6
         (1.0, None, 0.5, [1]),
-        (1.0, 3, 0.8, [1, 2, 4]),  # after top-k, two tokens hold 0.75 / 0.9 of what is left
+        (1.0, 3, 0.8, [1, 4]),  # top-k first: of what it leaves, two tokens hold 0.83
         (1.0, None, 1.0, [0, 1, 2, 3, 4]),
     ],
 )
