@@ -16,10 +16,18 @@ MakeLayer = Callable[..., MoM]
 def make_layer() -> MakeLayer:
     """A layer of D=16, H=2, K=8, V=12, four memories, top-2; keyword arguments replace these."""
 
-    def make(hidden: int = 16, heads: int = 2, key_dim: int = 8, value_dim: int = 12, **options) -> MoM:
+    def make(
+        hidden: int = 16,
+        heads: int = 2,
+        key_dim: int = 8,
+        value_dim: int = 12,
+        num_memories: int = 4,
+        top_k: int = 2,
+        **options,
+    ) -> MoM:
         with nnx.use_eager_sharding(False):
             layer = MoM(
-                hidden, heads, key_dim, value_dim, **{"num_memories": 4, "top_k": 2} | options, rngs=nnx.Rngs(0)
+                hidden, heads, key_dim, value_dim, num_memories=num_memories, top_k=top_k, **options, rngs=nnx.Rngs(0)
             )
         # the published initialisation is so small that the norm's eps would hide the memories
         state = nnx.state(layer)

@@ -24,7 +24,7 @@ WITH_GRADIENTS = ("a_default", "b_noshared", "c_single_kv", "e_expand_v2", "g_le
 
 
 @functools.cache
-def evaluated(name):
+def evaluated(name: str):
     """Loss, its parts, and gradients of a stored case: (stored, config, outputs, gradients)."""
     stored = load(name)
     model = model_of(stored, load(SAME_PARAMETERS.get(name, name)))

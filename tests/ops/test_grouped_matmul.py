@@ -20,52 +20,58 @@ CASES = {
 }
 
 
-def loop(x, weights, sizes, dy):
-    """y, dx and dW in float64."""
-    x, weights, dy = (np.asarray(a, np.float64) for a in (x, weights, dy))
-    y, dx, dw, begin = np.zeros((len(x), weights.shape[2])), np.zeros_like(x), np.zeros_like(weights), 0
+def loop(x, weights, sizes, dys):
+    """ys, dx and dWs in float64."""
+    x, *rest = (np.asarray(a, np.float64) for a in (x, *weights, *dys))
+    weights, dys = rest[: len(weights)], rest[len(weights) :]
+    ys, dx, dws, begin = [np.zeros_like(dy) for dy in dys], np.zeros_like(x), [np.zeros_like(w) for w in weights], 0
     for group, size in enumerate(sizes):
         rows = slice(begin, begin + size)
-        y[rows], dx[rows], dw[group] = x[rows] @ weights[group], dy[rows] @ weights[group].T, x[rows].T @ dy[rows]
+        for y, w, dy, dw in zip(ys, weights, dys, dws, strict=True):
+            y[rows], dw[group] = x[rows] @ w[group], x[rows].T @ dy[rows]
+            dx[rows] += dy[rows] @ w[group].T
         begin += size
-    return y, dx, dw
+    return tuple(ys), dx, tuple(dws)
 
 
 def example(case, dtype):
-    """x (0 beyond the groups), weights, sizes and dy."""
+    """x (0 beyond the groups), weights of two widths, sizes and the outputs' cotangents."""
     sizes, rows, inputs, outputs = CASES[case]
     rng = np.random.default_rng(rows)
-    x, dy = rng.normal(size=(rows, inputs)), rng.normal(size=(rows, outputs))
-    x[sum(sizes) :] = dy[sum(sizes) :] = 0
-    weights = rng.normal(size=(len(sizes), inputs, outputs))
-    return (*(jnp.asarray(a, dtype) for a in (x, weights)), jnp.array(sizes, jnp.int32), jnp.asarray(dy, dtype))
+    x = rng.normal(size=(rows, inputs))
+    dys = [rng.normal(size=(rows, width)) for width in (outputs, 2)]
+    for a in (x, *dys):
+        a[sum(sizes) :] = 0
+    weights = [rng.normal(size=(len(sizes), inputs, width)) for width in (outputs, 2)]
+    cast = lambda arrays: tuple(jnp.asarray(a, dtype) for a in arrays)  # noqa: E731
+    return jnp.asarray(x, dtype), cast(weights), jnp.array(sizes, jnp.int32), cast(dys)
 
 
 @jit
-def differentiate(x, weights, sizes, dy):
-    """y, dx, dW."""
-    y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes), x, weights)
-    return y, *pull(dy)
+def differentiate(x, weights, sizes, dys):
+    """ys, dx, dWs."""
+    ys, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes), x, weights)
+    return ys, *pull(dys)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_float32(case):
     """Values and both gradients."""
-    x, weights, sizes, dy = example(case, jnp.float32)
-    assert_close(differentiate(x, weights, sizes, dy), loop(x, weights, CASES[case][0], dy), 1e-5)
+    x, weights, sizes, dys = example(case, jnp.float32)
+    assert_close(differentiate(x, weights, sizes, dys), loop(x, weights, CASES[case][0], dys), 1e-5)
 
 
 @pytest.mark.parametrize("case", ["empty groups", "long groups"])
 def test_bfloat16(case):
     """Sums in float32: one rounding of the result (2^-8 of the largest value)."""
-    x, weights, sizes, dy = example(case, jnp.bfloat16)
-    got = differentiate(x, weights, sizes, dy)
-    assert {a.dtype for a in got} == {jnp.dtype(jnp.bfloat16)}
-    assert_close(got, loop(x, weights, CASES[case][0], dy), 2**-8)
+    x, weights, sizes, dys = example(case, jnp.bfloat16)
+    got = differentiate(x, weights, sizes, dys)
+    assert {a.dtype for a in jax.tree.leaves(got)} == {jnp.dtype(jnp.bfloat16)}
+    assert_close(got, loop(x, weights, CASES[case][0], dys), 2**-8)
 
 
 def test_the_split_is_data():
     """One compiled program serves every split of the rows."""
-    x, weights, _, dy = example("all in one", jnp.float32)
+    x, weights, _, dys = example("all in one", jnp.float32)
     for sizes in ((40, 0, 0), (13, 14, 13), (1, 0, 39)):
-        assert_close(differentiate(x, weights, jnp.array(sizes), dy), loop(x, weights, sizes, dy), 1e-5)
+        assert_close(differentiate(x, weights, jnp.array(sizes), dys), loop(x, weights, sizes, dys), 1e-5)

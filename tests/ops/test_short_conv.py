@@ -54,7 +54,7 @@ def test_equals_a_loop(case, taps, chunk):
     got = jit(lambda a, c: with_gradients(function, a, c))(arguments, cotangents)
     with jax.enable_x64(True):
         wide, wide_cotangents = jax.tree.map(lambda a: np.asarray(a, np.float64), (arguments, cotangents))
-        reference = lambda *a: convolution(*a, lengths, resets)  # noqa: E731
+        reference = lambda x, w, s: convolution(x, w, s, lengths, resets)  # noqa: E731
         want = jax.device_get(jit(lambda a, c: with_gradients(reference, a, c))(wide, wide_cotangents))
     assert_close(got, want, 1e-5)
 
