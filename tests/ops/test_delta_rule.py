@@ -36,8 +36,8 @@ def example(tokens, segments, sizes=(2, 8, 12), seed=0, **changes):
 
 def rule(impl, layout, resets, inputs):
     """Outputs of the tokens and final states."""
-    rows = {name: layout.pack(inputs[name]) for name in NAMES[:-1]}
-    o, final = gated_delta_rule(**rows, table=layout.table(resets), initial_state=inputs["state"], impl=impl)
+    q, k, v, g, beta = (layout.pack(inputs[name]) for name in NAMES[:-1])
+    o, final = gated_delta_rule(q, k, v, g, beta, layout.table(resets), inputs["state"], impl=impl)
     return o[layout.index], final
 
 
@@ -203,14 +203,15 @@ def test_no_state_is_a_state_of_zeros():
     """Without an initial state every segment begins empty; ``scale`` replaces K^-0.5."""
     inputs = example(9, 1)
     layout = Layout((9,), 16)
-    rows = {name: layout.pack(inputs[name]) for name in NAMES[:-1]}
-    o, state = gated_delta_rule(**rows, table=layout.table(), scale=1.0)
-    want = gated_delta_rule(**rows, table=layout.table(), initial_state=jnp.zeros_like(inputs["state"]))
+    q, k, v, g, beta = (layout.pack(inputs[name]) for name in NAMES[:-1])
+    o, state = gated_delta_rule(q, k, v, g, beta, layout.table(), scale=1.0)
+    want = gated_delta_rule(q, k, v, g, beta, layout.table(), jnp.zeros_like(inputs["state"]))
     assert_close((o, state), (want[0] * 8**0.5, want[1]), 1e-6)
 
 
 def test_unknown_implementation():
     """The message names those that exist."""
     layout, inputs = Layout((3,), 16), example(3, 1)
+    q, k, v, g, beta = (layout.pack(inputs[name]) for name in NAMES[:-1])
     with pytest.raises(InputError, match=r"impl=cuda: choose one of auto, reference, xla"):
-        gated_delta_rule(**{n: layout.pack(inputs[n]) for n in NAMES[:-1]}, table=layout.table(), impl="cuda")
+        gated_delta_rule(q, k, v, g, beta, layout.table(), impl="cuda")

@@ -22,8 +22,8 @@ def differentiate(layout, impl, normalise, inputs, do, dstate):
 
     def rule(inputs):
         x = dict(inputs, q=l2_norm(inputs["q"]), k=l2_norm(inputs["k"])) if normalise else inputs
-        rows = {name: layout.pack(x[name]) for name in NAMES[:-1]}
-        o, state = gated_delta_rule(**rows, table=table, initial_state=x["initial_state"], impl=impl)
+        q, k, v, g, beta = (layout.pack(x[name]) for name in NAMES[:-1])
+        o, state = gated_delta_rule(q, k, v, g, beta, table, x["initial_state"], impl=impl)
         return o[layout.index], state
 
     @jit
