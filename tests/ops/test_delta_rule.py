@@ -191,7 +191,7 @@ def test_bfloat16():
     half = {name: x.astype(jnp.bfloat16) if name in "qkv" else x for name, x in inputs.items()}
     o, state = rule("xla", Layout(lengths, 16), None, half)
     want, want_state = rule("reference", Layout(lengths, 16), None, jax.tree.map(lambda x: x.astype(jnp.float32), half))
-    assert o.dtype == jnp.bfloat16 and state.dtype == jnp.float32
+    assert state is not None and o.dtype == jnp.bfloat16 and state.dtype == jnp.float32
     assert_close(o, want, 2**-7)
     assert_close(state, want_state, TOLERANCE)
     gradients = jax.grad(lambda x: rule("xla", Layout(lengths, 16), None, x)[0].astype(jnp.float32).sum())(half)
@@ -199,14 +199,31 @@ def test_bfloat16():
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in gradients.values())
 
 
-def test_no_state_is_a_state_of_zeros():
-    """Without an initial state every segment begins empty; ``scale`` replaces K^-0.5."""
-    inputs = example(9, 1)
-    layout = Layout((9,), 16)
+@pytest.mark.parametrize("impl", ["reference", "xla"])
+def test_no_state_is_a_state_of_zeros(impl):
+    """Without an initial state segments begin empty and no state returns: outputs and gradients are those of zeros."""
+    lengths, resets = (17, 0, 9), (20,)
+    layout, inputs = Layout(lengths, 16), example(26, 3)
+    cotangent = cotangents_of(inputs)[0]
+
+    def outputs(state, x):
+        q, k, v, g, beta = (layout.pack(x[name]) for name in NAMES[:-1])
+        o, final = gated_delta_rule(q, k, v, g, beta, layout.table(resets), state, impl=impl)
+        assert (final is None) == (state is None)
+        return o[layout.index]
+
+    zeros = jnp.zeros_like(inputs.pop("state"))
+    run = lambda state: jit(lambda x: with_gradients(functools.partial(outputs, state), x, cotangent))(inputs)  # noqa: E731
+    assert_close(run(None), run(zeros), 1e-6)
+
+
+def test_scale():
+    """``scale`` replaces K^-0.5."""
+    layout, inputs = Layout((9,), 16), example(9, 1)
     q, k, v, g, beta = (layout.pack(inputs[name]) for name in NAMES[:-1])
-    o, state = gated_delta_rule(q, k, v, g, beta, layout.table(), scale=1.0)
-    want = gated_delta_rule(q, k, v, g, beta, layout.table(), jnp.zeros_like(inputs["state"]))
-    assert_close((o, state), (want[0] * 8**0.5, want[1]), 1e-6)
+    o, _ = gated_delta_rule(q, k, v, g, beta, layout.table(), inputs["state"], scale=1.0)
+    want, _ = gated_delta_rule(q, k, v, g, beta, layout.table(), inputs["state"])
+    assert_close(o, want * 8**0.5, 1e-6)
 
 
 def test_unknown_implementation():
