@@ -149,6 +149,7 @@ def test_initial_values():
     a, dt = np.exp(rule.A_log[...]), np.log1p(np.exp(rule.dt_bias[...]))
     assert a.min() > 0 and 12 < a.max() <= 16.001
     assert 0.00099 < dt.min() < 0.002 and 0.05 < dt.max() < 0.101
-    assert float(np.abs(nnx.state(rule)["q_conv1d"][...]).max()) == pytest.approx(0.5, rel=0.02)
+    (q_taps,) = (leaf for path, leaf in nnx.to_flat_state(nnx.state(rule)) if path[-1] == "q_conv1d")
+    assert float(np.abs(q_taps[...]).max()) == pytest.approx(0.5, rel=0.02)
     for norm in (block.attn_norm.weight, block.mlp_norm.weight, model.norm.weight, block.attn.o_norm):
         assert (norm[...] == 1).all()
