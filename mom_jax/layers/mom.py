@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import Linear, mixer_init, param
-from mom_jax.layers.rules.gated_deltanet import CHUNK_SIZE, GatedDeltaNet
+from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
 from mom_jax.ops.norm import gated_rms_norm, rms_norm
 from mom_jax.ops.routing import route
 from mom_jax.ops.segments import plan_packing, unpack_mix
@@ -102,7 +102,7 @@ class MoM(nnx.Module):
             routing.memories,
             self.num_memories,
             shared=self.shared,
-            chunk_size=min(CHUNK_SIZE, 1 << (time - 1).bit_length()),
+            chunk_size=self.rule.chunk_rows(time),
             attention_mask=attention_mask,
             segment_ids=segment_ids,
             last_document=documents,

@@ -48,13 +48,14 @@ def delta_rule_scan(
     g: Float[Array, "N H"],
     beta: Float[Array, "N H"],
     table: ChunkTable,
-    initial_state: Float[Array, "S H K V"],
+    initial_state: Float[Array, "S H K V"] | None,
     scale: float,
-) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"]]:
+) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
     """The recurrence exactly as written, one row after the other.
 
     Returns outputs (``v.dtype``) and the state of every segment after its last row; empty
-    segments keep their initial state.
+    segments keep their initial state. Without an initial state segments start from 0, and no
+    state is returned.
     """
     rows = q.shape[0]
     begins = jnp.zeros(rows, bool).at[:: table.chunk_size].set(table.first)
@@ -64,15 +65,13 @@ def delta_rule_scan(
     def body(carry, row):
         state, stored = carry
         q_t, k_t, v_t, g_t, beta_t, begins_t, segment_t, forget_t = row
-        state = jnp.where(begins_t, stored.at[segment_t].get(mode="clip"), state)
-        state = jnp.where(forget_t, 0.0, state)
+        state = jnp.where(forget_t, 0.0, _load(stored, state, segment_t, begins_t))
         o_t, state = delta_rule_step(*(x[None] for x in (q_t, k_t, v_t, g_t, beta_t, state)), scale)
-        return (state[0], stored.at[segment_t].set(state[0], mode="drop")), o_t[0]
+        return (state[0], _store(stored, state[0], segment_t, True)), o_t[0]
 
-    stored = initial_state.astype(jnp.float32)
     xs = (q, k, v, g, beta, begins, segment, forget)
-    (_, final), o = jax.lax.scan(body, (jnp.zeros_like(stored[0]), stored), xs)
-    return o, final
+    (_, stored), o = jax.lax.scan(body, _carry(initial_state, (*k.shape[1:], v.shape[-1])), xs)
+    return o, _final(stored)
 
 
 class _Chunks(NamedTuple):
@@ -92,9 +91,9 @@ def delta_rule_chunked(
     g: Float[Array, "N H"],
     beta: Float[Array, "N H"],
     table: ChunkTable,
-    initial_state: Float[Array, "S H K V"],
+    initial_state: Float[Array, "S H K V"] | None,
     scale: float,
-) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"]]:
+) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
     """The same function chunk by chunk (WY form, arXiv 2412.06464 section 3.3).
 
     Inside a chunk with incoming state S and G the running sum of g:
@@ -107,7 +106,7 @@ def delta_rule_chunked(
     recomputed with one matmul each, so they exist for one layer at a time.
     """
     heads_first = tuple(_to_chunks(x, table.chunk_size) for x in (q, k, v, g, beta))
-    o, final = _chunked(scale, *heads_first, table, initial_state.astype(jnp.float32))
+    o, final = _chunked(scale, *heads_first, table, initial_state)
     return _from_chunks(o).astype(v.dtype), final
 
 
@@ -125,7 +124,7 @@ def _chunked_fwd(scale, q, k, v, g, beta, table, initial_state):
     def body(carry, xs):
         state, stored = carry
         chunk, inside_c, value, first, segment, last = xs
-        state = jnp.where(first, stored[segment], state)
+        state = _load(stored, state, segment, first)
         read = chunk.reads @ state
         residual = value + read[..., :size, :]
         own = inside_c @ residual
@@ -133,8 +132,8 @@ def _chunked_fwd(scale, q, k, v, g, beta, table, initial_state):
         return (state, _store(stored, state, segment, last)), (own[..., size:, :] + read[..., size:, :], residual)
 
     xs = (chunks, inside, v, table.first, table.segment, table.last)
-    (_, final), (o, residual) = jax.lax.scan(body, _carry(initial_state), xs)
-    return (o, final[:-1]), (q, k, g, beta, table, initial_state, residual, chunks.inverse)
+    (_, stored), (o, residual) = jax.lax.scan(body, _carry(initial_state, _state_shape(k, v)), xs)
+    return (o, _final(stored)), (q, k, g, beta, table, initial_state, residual, chunks.inverse)
 
 
 def _chunked_bwd(scale, residuals, cotangents):
@@ -148,7 +147,7 @@ def _chunked_bwd(scale, residuals, cotangents):
     def body(carry, xs):
         dstate, dstored = carry
         chunk, beta_c, state, update_c, do_c, du, first, segment, last = xs
-        dstate = jnp.where(last, dstored[segment], dstate)
+        dstate = _load(dstored, dstate, segment, last)
         dwritten = _transpose(chunk.inverse) @ (du + chunk.writes @ dstate)
         dread = jnp.concatenate([beta_c[..., None] * dwritten, do_c], -2)
         dreads = dread @ _transpose(state)
@@ -158,10 +157,11 @@ def _chunked_bwd(scale, residuals, cotangents):
         return (dstate, _store(dstored, dstate, segment, first)), (dwritten, dreads, dwrites, dacross)
 
     xs = (chunks, beta, states, update, do, dupdate, table.first, table.segment, table.last)
-    (_, dinitial), (dwritten, dreads, dwrites, dacross) = jax.lax.scan(body, _carry(dfinal), xs, reverse=True)
+    init = _carry(dfinal, _state_shape(k, residual))
+    (_, dstored), (dwritten, dreads, dwrites, dacross) = jax.lax.scan(body, init, xs, reverse=True)
     dq, dk, dgram, dg = _inner_gradients(scale, q, k, g, beta, table, chunks, update, do, dwritten, dreads, dwrites, dacross)
     dbeta = jnp.sum(dwritten * residual, -1) + dgram
-    return dq, dk, beta[..., None] * dwritten, dg, dbeta, None, dinitial[:-1]
+    return dq, dk, beta[..., None] * dwritten, dg, dbeta, None, _final(dstored)
 
 
 _chunked.defvjp(_chunked_fwd, _chunked_bwd)
@@ -183,14 +183,28 @@ def _transpose(x):
     return jnp.swapaxes(x, -1, -2)
 
 
-def _carry(stored):
+def _state_shape(k, v):
+    return k.shape[1], k.shape[-1], v.shape[-1]
+
+
+def _carry(stored, shape):
     """A state to start from, and the states of all segments with one more slot that takes what nobody reads."""
-    return jnp.zeros_like(stored[0]), jnp.pad(stored, ((0, 1), (0, 0), (0, 0), (0, 0)))
+    spare = None if stored is None else jnp.pad(stored.astype(jnp.float32), ((0, 1), (0, 0), (0, 0), (0, 0)))
+    return jnp.zeros(shape, jnp.float32), spare
+
+
+def _final(stored):
+    return None if stored is None else stored[:-1]
+
+
+def _load(stored, state, segment, when):
+    """The state of ``segment`` where ``when`` holds, else the running one."""
+    return jnp.where(when, 0.0 if stored is None else stored[segment], state)
 
 
 def _store(stored, state, segment, when):
     """Writes ``state`` in place where ``when`` holds, else into the spare slot."""
-    return stored.at[jnp.where(when, segment, stored.shape[0] - 1)].set(state)
+    return None if stored is None else stored.at[jnp.where(when, segment, stored.shape[0] - 1)].set(state)
 
 
 def _advance(chunk, state, update):
@@ -203,11 +217,11 @@ def _chunk_states(chunks, update, table, initial_state):
     def body(carry, xs):
         state, stored = carry
         chunk, update_c, first, segment = xs
-        state = jnp.where(first, stored[segment], state)
+        state = _load(stored, state, segment, first)
         return (_advance(chunk, state, update_c), stored), state
 
     xs = (chunks, update, table.first, table.segment)
-    return jax.lax.scan(body, _carry(initial_state), xs)[1]
+    return jax.lax.scan(body, _carry(initial_state, _state_shape(chunks.writes, update)), xs)[1]
 
 
 def _decays(g, table):
@@ -270,6 +284,11 @@ def _inner_gradients(scale, q, k, g, beta, table, chunks, update, do, dwritten, 
     return dq, dk, dgram, dg
 
 
+def chunk_rows(time: int, key_dim: int) -> int:
+    """Rows of a chunk: small keys gain from short chunks, and short rows need no long ones."""
+    return min(32 if key_dim <= 64 else 64, 1 << (time - 1).bit_length())
+
+
 _IMPLEMENTATIONS = {"reference": delta_rule_scan, "xla": delta_rule_chunked}
 
 
@@ -284,7 +303,7 @@ def gated_delta_rule(
     *,
     scale: float | None = None,
     impl: str = "auto",
-) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"]]:
+) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
     """Gated delta rule over packed rows (module docstring).
 
     Args:
@@ -292,18 +311,16 @@ def gated_delta_rule(
         g: log decay, at most 0; 0 on padding rows.
         beta: write strength; 0 on padding rows.
         table: segments and documents of the rows.
-        initial_state: float32 state of every segment; zeros if None.
+        initial_state: float32 state of every segment; None starts from 0 and returns no state.
         scale: of the output, K^-0.5 if None.
         impl: ``auto``, ``reference`` (token by token) or ``xla`` (chunk-parallel).
 
     Returns:
-        Outputs in ``v.dtype`` and the float32 state of every segment after its last row; an
-        empty segment keeps its initial state.
+        Outputs in ``v.dtype``, and the float32 state of every segment after its last row (an
+        empty segment keeps its initial state), or None without an initial state.
 
     Raises:
         InputError: unknown ``impl``.
     """
-    if initial_state is None:
-        initial_state = jnp.zeros((table.num_segments, *k.shape[1:], v.shape[-1]), jnp.float32)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     return select(impl, _IMPLEMENTATIONS, auto="xla")(q, k, v, g, beta, table, initial_state, scale)

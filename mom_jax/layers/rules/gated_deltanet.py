@@ -13,14 +13,12 @@ from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import Linear, mixer_init, param
-from mom_jax.ops.delta_rule import delta_rule_step, gated_delta_rule
+from mom_jax.ops.delta_rule import chunk_rows, delta_rule_step, gated_delta_rule
 from mom_jax.ops.grouped_matmul import grouped_matmul
 from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.ops.short_conv import conv_state, short_conv
 from mom_jax.typing import Array, Float
-
-CHUNK_SIZE = 64
 
 
 class GatedDeltaNet(nnx.Module):
@@ -76,6 +74,10 @@ class GatedDeltaNet(nnx.Module):
         decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(a + self.dt_bias[...])
         g, beta = (jnp.where(valid, y, 0) for y in (decay, jax.nn.sigmoid(b)))
         return self._recur(q, k, v, g, beta, packing, cache, layer)
+
+    def chunk_rows(self, time: int) -> int:
+        """Alignment of packed segments for rows of ``time`` tokens; 1 for a single step."""
+        return chunk_rows(time, self.key_dim)
 
     def _project(self, x, packing):
         """Rows of k and v in ``x.dtype`` [N, H*K], [N, H*V]; b and a in float32 [N, H]."""
