@@ -1,12 +1,16 @@
 """Parameters with their place on the mesh, and the bias-free linear map."""
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from mom_jax.typing import Array, Float
 
-Initializer = jax.nn.initializers.Initializer
+Initializer = Callable[..., Array]  # (key, shape, dtype) -> values
 Axis = str | None
 
 _AXES = {"column": ("fsdp", "tensor"), "row": ("tensor", "fsdp"), "replicated": (None, None)}
@@ -17,9 +21,10 @@ def param(rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: tuple
     return nnx.Param(init(rngs.params(), shape, jnp.float32), out_sharding=axes, eager_sharding=False)
 
 
-def mixer_init() -> Initializer:
-    """Initialisation of the published mixer's linear maps: Xavier uniform with gain 2^-2.5."""
-    return jax.nn.initializers.variance_scaling(2.0**-5, "fan_avg", "uniform", in_axis=-2, out_axis=-1, batch_axis=())
+def mixer_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Initialisation of the published mixer's linear maps [..., in, out]: Xavier uniform with gain 2^-2.5."""
+    bound = 2.0**-2.5 * math.sqrt(6 / (shape[-2] + shape[-1]))
+    return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
 
 
 class Linear(nnx.Module):

@@ -51,7 +51,7 @@ class MoM(nnx.Module):
     ):
         self.num_memories, self.top_k, self.shared = num_memories, top_k, shared
         self.value_dim, self.norm_eps = value_dim, norm_eps
-        init = mixer_init()
+        init = mixer_init
         self.router = Linear(hidden, num_memories, split="replicated", init=init, rngs=rngs)
         self.rule = GatedDeltaNet(
             hidden,

@@ -228,21 +228,23 @@ def _decays(g, table):
     """Decays inside chunks from log gates [chunks, H, C]; a document's start cuts every path across it.
 
     Returns the decay between rows [chunks, H, C, C] (lower triangle), from the start, to the
-    end and across. Differences are masked before the exponential, so nothing overflows.
+    end and across. Sums run over just the rows between two places: a difference of two running
+    sums would lose small gates beside very negative ones.
     """
-    total = jnp.cumsum(g, -1)
     size = table.chunk_size
     between = jnp.tril(jnp.ones((size, size), bool))
+    lower = between.astype(g.dtype)
+    passed = jnp.matmul(lower, g[..., :, None] * jnp.tril(lower, -1), precision="highest")  # sum over i < j <= t
     enter = leave = across = None
     if table.reset is not None:
         document = jnp.cumsum(table.reset.reshape(-1, 1, size), -1, dtype=jnp.int32)
         between = between & (document[..., :, None] == document[..., None, :])
         enter, leave, across = document == 0, document == document[..., -1:], document[..., -1] == 0
-    difference = total[..., :, None] - total[..., None, :]
+    total = jnp.cumsum(g, -1)
     return (
-        jnp.exp(jnp.where(between, difference, -jnp.inf)),
+        jnp.exp(jnp.where(between, passed, -jnp.inf)),
         _masked(jnp.exp(total), enter),
-        _masked(jnp.exp(total[..., -1:] - total), leave),
+        _masked(jnp.exp(passed[..., -1, :]), leave),
         _masked(jnp.exp(total[..., -1]), across),
     )
 
@@ -267,14 +269,16 @@ def _inner_gradients(scale, q, k, g, beta, table, chunks, update, do, dwritten, 
     dstrict = -jnp.tril(dwritten @ _transpose(update), -1)
     dgram = jnp.sum(dstrict * gram, -1)
 
-    # log decays: every path adds its gradient times its value at its end and takes it away at its start
-    paths = dscores * chunks.scores + beta[..., None] * dstrict * gram
-    leaving = jnp.sum(chunks.writes * dwrites, -1)
-    read = jnp.sum(chunks.reads * dreads, -1)
+    # the gate of row j lies on every path from a row i < j to a row t >= j, from the start to t, and from i to the end
     size = table.chunk_size
-    dtotal = read[..., :size] + read[..., size:] - leaving + paths.sum(-1) - paths.sum(-2)
-    dtotal = dtotal.at[..., -1].add(leaving.sum(-1) + across * dacross)
-    dg = jnp.flip(jnp.cumsum(jnp.flip(dtotal, -1), -1), -1)
+    lower = jnp.tril(jnp.ones((size, size), g.dtype))
+    paths = dscores * chunks.scores + beta[..., None] * dstrict * gram
+    read = jnp.sum(chunks.reads * dreads, -1)
+    entering = read[..., :size] + read[..., size:]
+    leaving = jnp.sum(chunks.writes * dwrites, -1)
+    dg = jnp.sum(jnp.tril(jnp.matmul(lower.T, paths, precision="highest"), -1), -1)
+    dg += jnp.matmul(entering, lower, precision="highest") + jnp.matmul(leaving, jnp.triu(lower.T, 1), precision="highest")
+    dg += (across * dacross)[..., None]
 
     dscores = scale * between * dscores
     dstrict = beta[..., None] * between * dstrict

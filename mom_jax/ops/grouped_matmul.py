@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
 
 from mom_jax.typing import Array, Float, Int
 
@@ -19,7 +20,7 @@ def grouped_matmul(
     (where ``ragged_dot`` is a dense expansion) by a loop over row tiles of each group. Sums in
     float32, returns ``x.dtype``.
     """
-    return jax.lax.platform_dependent(x, weights, group_sizes, cpu=_tiled, default=_ragged)
+    return _products(x, weights, group_sizes)
 
 
 def _forward(x, weights, group_sizes):
@@ -28,13 +29,20 @@ def _forward(x, weights, group_sizes):
 
 def _backward(residuals, dys):
     x, weights, group_sizes = residuals
-    dx, dweights = jax.lax.platform_dependent(
-        x, weights, dys, group_sizes, cpu=_tiled_gradients, default=_ragged_gradients
-    )
-    return dx, tuple(dw.astype(w.dtype) for dw, w in zip(dweights, weights, strict=True)), None
+    return *_gradients(x, weights, dys, group_sizes), None
 
 
 grouped_matmul.defvjp(_forward, _backward)
+
+
+@sequential_vmap  # neither loop nor ragged_dot has a batched form
+def _products(x, weights, group_sizes):
+    return jax.lax.platform_dependent(x, weights, group_sizes, cpu=_tiled, default=_ragged)
+
+
+@sequential_vmap
+def _gradients(x, weights, dys, group_sizes):
+    return jax.lax.platform_dependent(x, weights, dys, group_sizes, cpu=_tiled_gradients, default=_ragged_gradients)
 
 
 def _ragged(x, weights, group_sizes):
@@ -106,4 +114,4 @@ def _tiled_gradients(x, weights, dys, group_sizes):
 
     init = _pad_rows(jnp.zeros_like(x), tile), tuple(jnp.zeros(w.shape, jnp.float32) for w in weights)
     dx, dweights = _each_tile(group_sizes, tile, body, init)
-    return dx[:rows], dweights
+    return dx[:rows], tuple(dw.astype(w.dtype) for dw, w in zip(dweights, weights, strict=True))

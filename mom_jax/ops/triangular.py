@@ -41,7 +41,7 @@ def _substitute(strict):
 
     def row(i, inverse):
         weights = jax.lax.dynamic_index_in_dim(strict, i, -2, keepdims=False)
-        solved = identity[i] - jnp.sum(weights[..., None] * inverse, -2)
+        solved = identity[i] - jnp.einsum("...j,...jk->...k", weights, inverse)
         return jax.lax.dynamic_update_index_in_dim(inverse, solved, i, -2)
 
     return jax.lax.fori_loop(1, strict.shape[-1], row, jnp.broadcast_to(identity, strict.shape))

@@ -44,7 +44,7 @@ class GatedDeltaNet(nnx.Module):
     ):
         self.key_dim, self.value_dim = key_dim, value_dim
         keys, values = num_heads * key_dim, num_heads * value_dim
-        init = mixer_init()
+        init = mixer_init
         self.q_proj = Linear(hidden, keys, split="column", init=init, rngs=rngs)
         per_memory = (None, "fsdp", "tensor")
         self.k_proj = param(rngs, init, (memories, hidden, keys), per_memory)
