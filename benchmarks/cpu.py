@@ -6,6 +6,8 @@ took turns in one process. About ten minutes on two cores.
 
 import dataclasses
 import datetime
+import importlib
+import importlib.util
 import time
 from collections.abc import Iterator
 
@@ -21,10 +23,7 @@ from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.delta_rule import gated_delta_rule
 from mom_jax.ops.loss import chunked_cross_entropy
 
-try:
-    from jla.ops.chunked import gated_delta_rule as jla_gated_delta_rule
-except ImportError:  # jax-linear-attention needs Python 3.12; its column says so
-    jla_gated_delta_rule = None
+HAS_JLA = importlib.util.find_spec("jla") is not None  # the package jax-linear-attention, for Python 3.12
 
 
 def plain_scan(q, k, v, g, beta):
@@ -40,14 +39,16 @@ def plain_scan(q, k, v, g, beta):
     return jax.lax.scan(body, jnp.zeros((*k.shape[1:], v.shape[-1])), (q, k, v, g, beta))[1]
 
 
-def chunked(*rows):
+def chunked(q, k, v, g, beta):
     """Our operator on one segment."""
-    return gated_delta_rule(*rows, one_segment(rows[0].shape[0]), impl="xla")[0]
+    table = one_segment(q.shape[0], q.shape[2])
+    return gated_delta_rule(q, k, v, g, beta, table, impl="xla")[0]
 
 
 def jla(*rows):
     """The chunked operator of jax-linear-attention."""
-    return jla_gated_delta_rule(*(x[None] for x in rows))[0][0]
+    operator = importlib.import_module("jla.ops.chunked").gated_delta_rule
+    return operator(*(x[None] for x in rows))[0][0]
 
 
 def with_gradient(function):
@@ -62,7 +63,7 @@ def operator_table() -> Iterator[str]:
     for size in (64, 128, 256):
         rows = (delta_rule_rows(2048, 4, size, size),)
         calls = {"scan": (with_gradient(plain_scan), rows), "ours": (with_gradient(chunked), rows)}
-        if jla_gated_delta_rule is not None:
+        if HAS_JLA:
             calls["jla"] = (with_gradient(jla), rows)
         ms = {name: 1e3 * s for name, s in interleaved_seconds(calls, rounds=7).items()}
         other = f"{ms['jla']:.0f} | {ms['jla'] / ms['ours']:.2f}" if "jla" in ms else "not installed | "
@@ -99,10 +100,8 @@ def mixer_table() -> Iterator[str]:
 
 
 def _mixer_step(*, num_memories, top_k, shared, hidden, heads, size):
-    with nnx.use_eager_sharding(False):
-        mixer = MoM(
-            hidden, heads, size, size, num_memories=num_memories, top_k=top_k, shared=shared, rngs=nnx.Rngs(0)
-        )
+    sizes = {"num_memories": num_memories, "top_k": top_k, "shared": shared}
+    mixer = MoM(hidden, heads, size, size, **sizes, rngs=nnx.Rngs(0))
     graph, params = nnx.split(mixer)
 
     def step(params, x):

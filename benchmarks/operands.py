@@ -3,15 +3,16 @@
 import jax
 import jax.numpy as jnp
 
+from mom_jax.ops.delta_rule import chunk_rows
 from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.segments import ChunkTable, plan_packing
 from mom_jax.typing import Array
 
 
-def one_segment(time: int, chunk_size: int = 64) -> ChunkTable:
-    """A single segment of ``time`` rows."""
+def one_segment(time: int, key_dim: int) -> ChunkTable:
+    """A single segment of ``time`` rows, in the chunks that layers use for keys of this size."""
     memories = jnp.zeros((1, time, 1), jnp.int32)
-    return plan_packing(memories, 1, shared=False, chunk_size=chunk_size).table
+    return plan_packing(memories, 1, shared=False, chunk_size=chunk_rows(time, key_dim)).table
 
 
 def delta_rule_rows(time: int, heads: int, key_dim: int, value_dim: int) -> tuple[Array, Array, Array, Array, Array]:

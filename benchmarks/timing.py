@@ -31,7 +31,9 @@ def interleaved_seconds(calls: Mapping[str, Call], rounds: int) -> dict[str, flo
 
 def temporary_bytes(function: Callable[..., Any], *arguments: Any) -> int:
     """Bytes that XLA allocates for intermediate values of one call."""
-    return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    analysis = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    assert analysis is not None, "this backend tells no memory"
+    return analysis.temp_size_in_bytes
 
 
 def machine() -> str:

@@ -10,18 +10,16 @@ __version__ = "0.1.0"
 _HOME = {
     "MoMConfig": "mom_jax.models.config",
     "MoMForCausalLM": "mom_jax.models.lm",
-    "generate": "mom_jax.generate",
+    "generate": "mom_jax.decoding",
     "load_balancing_loss": "mom_jax.ops.routing",
 }
 
-__all__ = [*_HOME, "__version__"]
+__all__ = ["MoMConfig", "MoMForCausalLM", "__version__", "generate", "load_balancing_loss"]
 
 
 def __getattr__(name: str):
     if name in _HOME:
-        # Kept, because importing the module ``mom_jax.generate`` binds its own name over the function's.
-        globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
-        return globals()[name]
+        return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'mom_jax' has no attribute {name!r}")
 
 

@@ -40,7 +40,7 @@ def test_public_names_have_docstrings():
 
 def test_the_checker_sees():
     """It finds what lacks a docstring and nothing else."""
-    source = '''
+    source = """
 def open(): pass
 def _hidden(): pass
 class Layer:
@@ -49,5 +49,5 @@ class Layer:
     def told(self): "Told."
 class _Inner:
     def free(self): pass
-'''
+"""
     assert list(undocumented(ast.parse(source).body)) == ["open", "Layer", "Layer.__call__"]

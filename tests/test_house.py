@@ -19,7 +19,7 @@ FLOORS = {
     "mom_jax.models": 3,
     "mom_jax.data": 4,
     "mom_jax.interop": 4,
-    "mom_jax.generate": 4,
+    "mom_jax.decoding": 4,
     "mom_jax": 5,
     "mom_jax.training": 5,
     "mom_jax.evals": 5,
@@ -141,7 +141,7 @@ def plant(root: Path, name: str, text: str) -> None:
     """A small tree with one package per floor and the file under test."""
     for package in ("ops", "layers", "models", "data", "training", "evals", "cli"):
         (root / "mom_jax" / package).mkdir(parents=True)
-    (root / "mom_jax/generate.py").touch()
+    (root / "mom_jax/decoding.py").touch()
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_text(text)
 

@@ -22,9 +22,9 @@ from mom_jax.data.loader import eval_batches
 from mom_jax.data.prepare import prepared
 from mom_jax.data.shards import PreparedData
 from mom_jax.data.tokenizers import StreamDecoder, load_tokenizer
+from mom_jax.decoding import generate
 from mom_jax.errors import InputError
 from mom_jax.evals.perplexity import evaluate, held_out_loss
-from mom_jax.generate import generate
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.training.checkpoint import load_run
 from mom_jax.training.config import MeshConfig, TrainConfig

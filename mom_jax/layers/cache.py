@@ -24,7 +24,13 @@ class MemoryCache:
 
     @classmethod
     def zeros(
-        cls, layers: int, memories: int, batch: int, state: tuple[int, int, int], conv: dict[str, tuple[int, int]], dtype
+        cls,
+        layers: int,
+        memories: int,
+        batch: int,
+        state: tuple[int, int, int],
+        conv: dict[str, tuple[int, int]],
+        dtype,
     ) -> Self:
         """Empty memories.
 

@@ -130,9 +130,7 @@ class MoM(nnx.Module):
             return nnx.merge(graph, params)._mix(x, attention_mask, segment_ids, cache, layer, tensor_axis="tensor")
 
         specs = (of_params, P(rows), P(rows), P(rows), of_cache, P())
-        run = jax.shard_map(
-            local, mesh=mesh, in_specs=specs, out_specs=(P(rows), P(rows), of_cache), check_vma=False
-        )
+        run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(P(rows), P(rows), of_cache), check_vma=False)
         return run(params, x, attention_mask, segment_ids, cache, jnp.asarray(layer))
 
 
@@ -151,11 +149,12 @@ def _local_spec(value, spec):
 
 
 def _cache_specs(cache, rows):
-    return MemoryCache(
-        recurrent=P(None, None, rows, "tensor"),
-        conv={name: P(None, None, rows, None, "tensor") for name in cache.conv},
-        document=P(None, None, rows),
-    )
+    specs = {
+        "recurrent": P(None, None, rows, "tensor"),
+        "conv": {name: P(None, None, rows, None, "tensor") for name in cache.conv},
+        "document": P(None, None, rows),
+    }
+    return dataclasses.replace(cache, **specs)
 
 
 def _note_documents(cache, layer, documents, packing, segment_ids):

@@ -59,14 +59,15 @@ class MoMConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
 
     def __post_init__(self):
-        sizes = "vocab_size hidden_size num_hidden_layers num_heads head_dim num_memories conv_size".split()
+        sizes = ["vocab_size", "hidden_size", "num_hidden_layers", "num_heads", "head_dim", "num_memories", "conv_size"]
         for field in sizes:
             if getattr(self, field) < 1:
                 raise InputError(field, getattr(self, field), "must be at least 1")
         if not 1 <= self.topk <= self.num_memories:
             raise InputError("topk", self.topk, f"must lie between 1 and num_memories ({self.num_memories})")
         if self.head_dim * self.expand_v != self.head_v_dim or self.head_v_dim < 1:
-            raise InputError("expand_v", self.expand_v, f"head_dim ({self.head_dim}) * expand_v must be a positive whole number")
+            remedy = f"head_dim ({self.head_dim}) * expand_v must be a positive whole number"
+            raise InputError("expand_v", self.expand_v, remedy)
         if self.intermediate_size is None and self.hidden_ratio is None:
             raise InputError("hidden_ratio", None, "set hidden_ratio or intermediate_size")
         for field, known in (("memory_rule", ("gated_deltanet",)), ("compute_dtype", ("float32", "bfloat16"))):

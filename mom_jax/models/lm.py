@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
@@ -166,7 +167,7 @@ class MoMForCausalLM(nnx.Module):
         )
 
     def _check_ids(self, input_ids):
-        if isinstance(input_ids, jax.core.Tracer):
+        if isinstance(input_ids, Tracer):
             return
         ids = np.asarray(input_ids)
         wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]

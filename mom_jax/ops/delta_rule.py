@@ -12,7 +12,6 @@ its own backward pass). All take packed rows ordered by a `ChunkTable`. Padding 
 ``beta = 0`` and ``g = 0``; then they neither write nor decay.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -105,18 +104,18 @@ def delta_rule_chunked(
     C floats for each row and head. The states at chunk borders, K*V floats for C rows, are
     recomputed with one matmul each, so they exist for one layer at a time.
     """
-    heads_first = tuple(_to_chunks(x, table.chunk_size) for x in (q, k, v, g, beta))
-    o, final = _chunked(scale, *heads_first, table, initial_state)
+    q, k, value, g, beta = (_to_chunks(x, table.chunk_size) for x in (q, k, v, g, beta))
+    o, final = _chunked(scale * q, k, value, g, beta, table, initial_state)
     return _from_chunks(o).astype(v.dtype), final
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(scale, q, k, v, g, beta, table, initial_state):
-    return _chunked_fwd(scale, q, k, v, g, beta, table, initial_state)[0]
+@jax.custom_vjp
+def _chunked(q, k, v, g, beta, table, initial_state) -> tuple[Array, Array | None]:
+    return _chunked_fwd(q, k, v, g, beta, table, initial_state)[0]
 
 
-def _chunked_fwd(scale, q, k, v, g, beta, table, initial_state):
-    chunks = _prepare(scale, q, k, g, beta, table)
+def _chunked_fwd(q, k, v, g, beta, table, initial_state):
+    chunks = _prepare(q, k, g, beta, table)
     to_update = chunks.inverse * beta[..., None, :]
     inside = jnp.concatenate([to_update, chunks.scores @ to_update], -2)
     size = table.chunk_size
@@ -136,10 +135,10 @@ def _chunked_fwd(scale, q, k, v, g, beta, table, initial_state):
     return (o, _final(stored)), (q, k, g, beta, table, initial_state, residual, chunks.inverse)
 
 
-def _chunked_bwd(scale, residuals, cotangents):
+def _chunked_bwd(residuals, cotangents):
     q, k, g, beta, table, initial_state, residual, inverse = residuals
     do, dfinal = cotangents
-    chunks = _prepare(scale, q, k, g, beta, table, inverse)
+    chunks = _prepare(q, k, g, beta, table, inverse)
     update = inverse @ (beta[..., None] * residual)
     states = _chunk_states(chunks, update, table, initial_state)
     dupdate = _transpose(chunks.scores) @ do
@@ -159,7 +158,7 @@ def _chunked_bwd(scale, residuals, cotangents):
     xs = (chunks, beta, states, update, do, dupdate, table.first, table.segment, table.last)
     init = _carry(dfinal, _state_shape(k, residual))
     (_, dstored), (dwritten, dreads, dwrites, dacross) = jax.lax.scan(body, init, xs, reverse=True)
-    dq, dk, dgram, dg = _inner_gradients(scale, q, k, g, beta, table, chunks, update, do, dwritten, dreads, dwrites, dacross)
+    dq, dk, dgram, dg = _inner_gradients(q, k, g, beta, table, chunks, update, do, dwritten, dreads, dwrites, dacross)
     dbeta = jnp.sum(dwritten * residual, -1) + dgram
     return dq, dk, beta[..., None] * dwritten, dg, dbeta, None, _final(dstored)
 
@@ -253,15 +252,15 @@ def _masked(x, keep):
     return x if keep is None else jnp.where(keep, x, 0.0)
 
 
-def _prepare(scale, q, k, g, beta, table, inverse=None):
+def _prepare(q, k, g, beta, table, inverse=None):
     between, enter, leave, across = _decays(g, table)
     if inverse is None:
         inverse = unit_lower_inverse(jnp.tril(beta[..., None] * between * (k @ _transpose(k)), -1))
-    reads = jnp.concatenate([-enter[..., None] * k, (scale * enter)[..., None] * q], -2)
-    return _Chunks(reads, leave[..., None] * k, across, inverse, scale * between * (q @ _transpose(k)))
+    reads = jnp.concatenate([-enter[..., None] * k, enter[..., None] * q], -2)
+    return _Chunks(reads, leave[..., None] * k, across, inverse, between * (q @ _transpose(k)))
 
 
-def _inner_gradients(scale, q, k, g, beta, table, chunks, update, do, dwritten, dreads, dwrites, dacross):
+def _inner_gradients(q, k, g, beta, table, chunks, update, do, dwritten, dreads, dwrites, dacross):
     """Gradients of q, k and g, and beta's share through A, once those of `_Chunks` are known."""
     between, enter, leave, across = _decays(g, table)
     gram = between * (k @ _transpose(k))
@@ -277,12 +276,12 @@ def _inner_gradients(scale, q, k, g, beta, table, chunks, update, do, dwritten, 
     entering = read[..., :size] + read[..., size:]
     leaving = jnp.sum(chunks.writes * dwrites, -1)
     dg = jnp.sum(jnp.tril(jnp.matmul(lower.T, paths, precision="highest"), -1), -1)
-    dg += jnp.matmul(entering, lower, precision="highest") + jnp.matmul(leaving, jnp.triu(lower.T, 1), precision="highest")
-    dg += (across * dacross)[..., None]
+    dg += jnp.matmul(entering, lower, precision="highest") + (across * dacross)[..., None]
+    dg += jnp.matmul(leaving, jnp.triu(lower.T, 1), precision="highest")
 
-    dscores = scale * between * dscores
+    dscores = between * dscores
     dstrict = beta[..., None] * between * dstrict
-    dq = (scale * enter)[..., None] * dreads[..., size:, :] + dscores @ k
+    dq = enter[..., None] * dreads[..., size:, :] + dscores @ k
     dk = leave[..., None] * dwrites - enter[..., None] * dreads[..., :size, :]
     dk = dk + _transpose(dscores) @ q + (dstrict + _transpose(dstrict)) @ k
     return dq, dk, dgram, dg

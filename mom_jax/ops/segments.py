@@ -10,6 +10,7 @@ The shared memory is one more memory that every token chooses, so it needs no se
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +160,7 @@ def unpack_mix(
 
     Masked tokens read exactly 0. Sums in float32, returns ``y.dtype``.
     """
-    return sum(_weighted_rows(y, weights, packing)).astype(y.dtype)
+    return functools.reduce(jnp.add, _weighted_rows(y, weights, packing)).astype(y.dtype)
 
 
 def _weighted_rows(y, weights, packing):

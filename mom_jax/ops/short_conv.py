@@ -35,9 +35,7 @@ def short_conv(
     return jax.nn.silu(y).astype(x.dtype)
 
 
-def conv_state(
-    x: Float[Array, "N D"], packing: Packing, state: Float[Array, "S W-1 D"]
-) -> Float[Array, "S W-1 D"]:
+def conv_state(x: Float[Array, "N D"], packing: Packing, state: Float[Array, "S W-1 D"]) -> Float[Array, "S W-1 D"]:
     """The last W-1 inputs of every segment, oldest first, after the rows ``x``.
 
     Inputs of earlier documents are stored as 0, which is what the next call must see.

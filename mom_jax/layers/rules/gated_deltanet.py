@@ -53,10 +53,11 @@ class GatedDeltaNet(nnx.Module):
         self.a_proj = param(rngs, init, (memories, hidden, num_heads), per_memory)
         self.A_log = param(rngs, _init_a_log, (num_heads,), ("tensor",))
         self.dt_bias = param(rngs, _init_dt_bias, (num_heads,), ("tensor",))
-        if conv_size is not None:
-            for name, channels in (("q_conv1d", keys), ("k_conv1d", keys), ("v_conv1d", values)):
-                setattr(self, name, param(rngs, _init_conv, (channels, conv_size), ("tensor", None)))
         self.conv_size = conv_size
+        if conv_size is not None:
+            self.q_conv1d, self.k_conv1d, self.v_conv1d = (
+                param(rngs, _init_conv, (channels, conv_size), ("tensor", None)) for channels in (keys, keys, values)
+            )
 
     def __call__(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array

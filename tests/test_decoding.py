@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mom_jax.decoding import _sample, _Sampling, generate
 from mom_jax.errors import InputError
-from mom_jax.generate import _sample, _Sampling, generate
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 

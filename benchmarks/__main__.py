@@ -1,0 +1,5 @@
+"""``python -m benchmarks`` prints the tables for this machine."""
+
+from benchmarks.cpu import main
+
+main()
