@@ -4,6 +4,13 @@ Names are imported on first use, so that ``mom-jax --help`` need not load JAX.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mom_jax.decoding import generate
+    from mom_jax.models.config import MoMConfig
+    from mom_jax.models.lm import MoMForCausalLM
+    from mom_jax.ops.routing import load_balancing_loss
 
 __version__ = "0.1.0"
 

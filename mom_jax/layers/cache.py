@@ -5,6 +5,7 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from mom_jax.typing import Array, Float, Int
 
@@ -30,7 +31,7 @@ class MemoryCache:
         batch: int,
         state: tuple[int, int, int],
         conv: dict[str, tuple[int, int]],
-        dtype,
+        dtype: DTypeLike,
     ) -> Self:
         """Empty memories.
 
