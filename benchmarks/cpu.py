@@ -65,7 +65,7 @@ def operator_table() -> Iterator[str]:
         calls = {"scan": (with_gradient(plain_scan), rows), "ours": (with_gradient(chunked), rows)}
         if HAS_JLA:
             calls["jla"] = (with_gradient(jla), rows)
-        ms = {name: 1e3 * s for name, s in interleaved_seconds(calls, rounds=7).items()}
+        ms = {name: 1e3 * s for name, s in interleaved_seconds(calls, rounds=4).items()}
         other = f"{ms['jla']:.0f} | {ms['jla'] / ms['ours']:.2f}" if "jla" in ms else "not installed | "
         yield f"| {size} | {ms['scan']:.0f} | {ms['ours']:.0f} | {ms['scan'] / ms['ours']:.1f} | {other} |"
 
@@ -77,7 +77,7 @@ def length_table() -> Iterator[str]:
     mixer, step = _mixer_step(num_memories=4, top_k=2, shared=True, hidden=256, heads=4, size=64)
     lengths = [2048 * 2**i for i in range(5)]
     inputs = {t: (mixer, jax.random.normal(jax.random.key(t), (1, t, 256))) for t in lengths}
-    seconds = interleaved_seconds({str(t): (jax.jit(step), inputs[t]) for t in lengths}, rounds=5)
+    seconds = interleaved_seconds({str(t): (jax.jit(step), inputs[t]) for t in lengths}, rounds=3)
     before: tuple[float, float] | None = None
     for t in lengths:
         now = seconds[str(t)], temporary_bytes(step, *inputs[t]) / 2**20

@@ -20,7 +20,18 @@ from mom_jax.ops.routing import load_balancing_loss
 
 FORWARD, GRADIENT = 1e-5, 1e-3
 SAME_PARAMETERS = {"k_T64_fused": "k_T150_chunk"}
-WITH_GRADIENTS = ("a_default", "b_noshared", "c_single_kv", "e_expand_v2", "g_leftpad", "k_T150_chunk", "m_tiny")
+WITH_GRADIENTS = (
+    "a_default",
+    "b_noshared",
+    "c_single_kv",
+    "d_top1of3",
+    "e_expand_v2",
+    "f_tied",
+    "g_leftpad",
+    "i_nogate",
+    "k_T150_chunk",
+    "m_tiny",
+)
 
 
 @functools.cache

@@ -113,7 +113,9 @@ def test_full_size_chunks(time):
     check_packing(packing, expected_segments(memories, 4, True, np.ones((2, time))), 64, 3, 2 * time)
 
 
-@pytest.mark.parametrize("time,top_k,num_memories,chunk", itertools.product([1, 2, 5, 6], [1, 2, 3], [3, 4], [1, 2, 4]))
+@pytest.mark.parametrize(
+    "time,top_k,num_memories,chunk", [*itertools.product([1, 2, 5, 6], [1, 2, 3], [3, 4], [1, 2, 4])]
+)
 def test_packed_length_is_the_worst_case(time, top_k, num_memories, chunk):
     """Exactly the rows of the routing that needs most: no routing overflows, and one fills it."""
     loads = itertools.product(range(time + 1), repeat=num_memories)
