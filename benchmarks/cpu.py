@@ -65,7 +65,7 @@ def operator_table() -> Iterator[str]:
         calls = {"scan": (with_gradient(plain_scan), rows), "ours": (with_gradient(chunked), rows)}
         if HAS_JLA:
             calls["jla"] = (with_gradient(jla), rows)
-        ms = {name: 1e3 * s for name, s in interleaved_seconds(calls, rounds=4).items()}
+        ms = {name: 1e3 * s for name, s in interleaved_seconds(calls, rounds=3).items()}
         other = f"{ms['jla']:.0f} | {ms['jla'] / ms['ours']:.2f}" if "jla" in ms else "not installed | "
         yield f"| {size} | {ms['scan']:.0f} | {ms['ours']:.0f} | {ms['scan'] / ms['ours']:.1f} | {other} |"
 
@@ -95,7 +95,7 @@ def mixer_table() -> Iterator[str]:
         one = _mixer_step(num_memories=1, top_k=1, shared=False, hidden=hidden, heads=4, size=size)
         mom = _mixer_step(num_memories=4, top_k=2, shared=True, hidden=hidden, heads=4, size=size)
         calls = {name: (jax.jit(step), (params, x)) for name, (params, step) in (("one", one), ("mom", mom))}
-        ms = {name: 1e3 * s for name, s in interleaved_seconds(calls, rounds=7).items()}
+        ms = {name: 1e3 * s for name, s in interleaved_seconds(calls, rounds=4).items()}
         yield f"| {hidden} | 4 | {size} | 2048 | {ms['one']:.0f} | {ms['mom']:.0f} | {ms['mom'] / ms['one']:.2f} |"
 
 
