@@ -8,7 +8,7 @@ from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
 from mom_jax.training.config import TrainConfig, get_train_preset
 
-DESCRIPTION = """Trains mom-tiny for about two minutes (on two CPU cores) on the Python standard library's source,
+DESCRIPTION = """Trains mom-tiny for about three minutes (on two CPU cores) on the Python standard library's source,
 or resumes; scores it on held-out files beside unigram, bigram and trigram models of the same text; continues a prompt;
 writes the report. Options are those of mom-jax train mom-tiny.
 

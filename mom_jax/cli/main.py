@@ -15,7 +15,7 @@ VERBS = {
     "eval": ("mom_jax.cli.evaluate", "held-out loss, perplexity and bits per byte of a run"),
     "generate": ("mom_jax.cli.generate", "continue a prompt with the model of a run"),
     "data": ("mom_jax.cli.data", "prepare token shards (mom-jax data prepare)"),
-    "demo": ("mom_jax.cli.demo", "train mom-tiny for about two minutes, evaluate it and write a report"),
+    "demo": ("mom_jax.cli.demo", "train mom-tiny for about three minutes, evaluate it and write a report"),
 }
 
 
