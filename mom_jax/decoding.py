@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from mom_jax.errors import InputError
-from mom_jax.layers.cache import MemoryCache
+from mom_jax.layers.cache import Cache
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.typing import Array, Float, Int
 
@@ -27,7 +27,7 @@ class _Sampling(NamedTuple):
 class _Decoding(NamedTuple):
     """What goes from one new token to the next."""
 
-    cache: MemoryCache
+    cache: Cache
     logits: Float[Array, "B vocab"]
     finished: Array  # [B] bool
     rng: Array
@@ -81,7 +81,8 @@ def generate(
     graph, params = nnx.split(model)
     sampling = _Sampling(temperature == 0, top_k, top_p is not None, eos_token_id)
     rng = jax.random.key(0) if rng is None else rng
-    state = _prefill(graph, params, padded, padded_mask, rng)
+    capacity = _bucket(padded.shape[1] + max_new_tokens) if "attention" in model.config.layer_kinds else None
+    state = _prefill(graph, capacity, params, padded, padded_mask, rng)
     knobs = (jnp.float32(temperature), jnp.float32(1.0 if top_p is None else top_p))
     new = []
     steps = max_new_tokens if on_token is None else 1
@@ -116,11 +117,11 @@ def _bucket(length: int) -> int:
     return max(16, 1 << (length - 1).bit_length())
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _prefill(graph, params, input_ids, mask, rng):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _prefill(graph, capacity, params, input_ids, mask, rng):
     model = nnx.merge(graph, params)
     batch = input_ids.shape[0]
-    hidden, _, cache = model.hidden_states(input_ids, mask, cache=model.init_cache(batch))
+    hidden, _, cache = model.hidden_states(input_ids, mask, cache=model.init_cache(batch, capacity))
     return _Decoding(cache, _last_logits(model, hidden), jnp.zeros(batch, bool), rng)
 
 

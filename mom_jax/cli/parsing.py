@@ -147,6 +147,8 @@ def _given(args: Sequence[str]) -> list[tuple[str, list[str]]]:
 def _fits(hint: Any, values: list[str]) -> bool:
     if hint is bool:
         return not values
+    if typing.get_origin(hint) is tuple:
+        return all(_parses(typing.get_args(hint)[0], value) for value in values)
     if len(values) != 1:
         return False
     return any(_parses(choice, values[0]) for choice in _choices(hint))
@@ -172,6 +174,8 @@ def _parses(hint: Any, value: str) -> bool:
 def _expected(hint: Any, values: list[str]) -> str:
     if hint is bool:
         return "no value: write --option or --no-option"
+    if typing.get_origin(hint) is tuple:
+        return "whole numbers with spaces between them"
     names = {int: "a whole number", float: "a number", str: "text", type(None): "None"}
     wanted = []
     for choice in _choices(hint):

@@ -61,7 +61,7 @@ def evaluate(model: MoMForCausalLM, batches: Iterable[Batch], top_k: int, bytes_
     """
     totals: dict[str, np.ndarray] = {}
     length = 0
-    graphdef, params = nnx.split(model)
+    graphdef, params = nnx.split(model.without_conv_leak())
     for batch in batches:
         length = batch["labels"].shape[1]
         for name, value in _score(graphdef, params, batch, top_k).items():

@@ -1,4 +1,4 @@
-"""The constant-size state that decoding carries from call to call."""
+"""The state that decoding carries from call to call."""
 
 import dataclasses
 from typing import Self
@@ -13,7 +13,7 @@ from mom_jax.typing import Array, Float, Int
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MemoryCache:
-    """The memories of all layers: G memories (the shared one last) for each of B rows.
+    """The memories of all memory layers: G memories (the shared one last) for each of B rows.
 
     Its size does not depend on how many tokens were read. Layers index it in place, so a step
     touches the memories it writes and no others.
@@ -46,3 +46,39 @@ class MemoryCache:
             conv={name: jnp.zeros((*lead, *shape), dtype) for name, shape in conv.items()},
             document=jnp.zeros(lead, jnp.int32),
         )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionCache:
+    """Keys and values of all attention layers, in a ring of ``capacity`` slots for each of B rows.
+
+    A token at position p sits in slot ``p % capacity``; padding takes no slot.
+    """
+
+    keys: Float[Array, "L B capacity heads K"]
+    values: Float[Array, "L B capacity heads K"]
+    position: Int[Array, "L B capacity"]  # of the token in each slot; -1 where it is empty
+    document: Int[Array, "L B capacity"]  # its document (segment id)
+    length: Int[Array, "L B"]  # tokens read so far
+
+    @classmethod
+    def zeros(cls, layers: int, batch: int, capacity: int, heads: int, head_dim: int, dtype: DTypeLike) -> Self:
+        """Empty slots; keys and values are stored in ``dtype``."""
+        slots = (layers, batch, capacity)
+        return cls(
+            keys=jnp.zeros((*slots, heads, head_dim), dtype),
+            values=jnp.zeros((*slots, heads, head_dim), dtype),
+            position=jnp.full(slots, -1, jnp.int32),
+            document=jnp.zeros(slots, jnp.int32),
+            length=jnp.zeros((layers, batch), jnp.int32),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """The state of a whole model, by kind of layer; None where it has no layer of that kind."""
+
+    memory: MemoryCache | None
+    attention: AttentionCache | None

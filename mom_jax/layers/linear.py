@@ -1,4 +1,4 @@
-"""Parameters with their place on the mesh, and the bias-free linear map."""
+"""Parameters with their place on the mesh, and the linear map."""
 
 import math
 from collections.abc import Callable
@@ -28,17 +28,21 @@ def mixer_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 
 
 class Linear(nnx.Module):
-    """``y = x @ weight`` with ``weight`` [in, out], computed in the dtype of x.
+    """``y = x @ weight (+ bias)`` with ``weight`` [in, out], computed in the dtype of x.
 
     Args:
         split: ``column`` shards the output over the tensor axis, ``row`` the input,
             ``replicated`` neither.
+        bias: add a bias, initially 0.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, split: str, init: Initializer, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, *, split: str, init: Initializer, bias: bool = False, rngs: nnx.Rngs):
         self.weight = param(rngs, init, (inputs, outputs), _AXES[split])
+        if bias:
+            self.bias = param(rngs, jax.nn.initializers.zeros, (outputs,), _AXES[split][1:])
+        self.has_bias = bias
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """Applies the map; sums in float32, returns ``x.dtype``."""
-        weight = self.weight[...].astype(x.dtype)
-        return jnp.dot(x, weight, preferred_element_type=jnp.float32).astype(x.dtype)
+        y = jnp.dot(x, self.weight[...].astype(x.dtype), preferred_element_type=jnp.float32)
+        return (y + self.bias[...] if self.has_bias else y).astype(x.dtype)

@@ -31,6 +31,8 @@ class MoM(nnx.Module):
         output_gate: gate the normalised output with ``silu(g_proj(x))``.
         conv_size: taps of the short convolutions, None for none.
         norm_eps: of the output norm.
+        reference_conv_leak: let the convolutions of the routed memories read across rows and from
+            the future wherever no cache is given, as the PyTorch reference does in training.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class MoM(nnx.Module):
         output_gate: bool = True,
         conv_size: int | None = 4,
         norm_eps: float = 1e-5,
+        reference_conv_leak: bool = False,
         rngs: nnx.Rngs,
     ):
         self.num_memories, self.top_k, self.shared = num_memories, top_k, shared
@@ -60,6 +63,7 @@ class MoM(nnx.Module):
             value_dim,
             memories=1 if single_projection else num_memories + shared,
             conv_size=conv_size,
+            leaking_memories=num_memories if reference_conv_leak else 0,
             rngs=rngs,
         )
         if output_gate:

@@ -10,16 +10,42 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from mom_jax.errors import InputError
+from mom_jax.models.older_config import in_new_words
 
 MODEL_TYPES = ("mom", "mom_gated_deltanet")
 
 # fields of the published config with a single value that this library computes
 _FIXED = {
-    "attn": (None,),
     "attnres_block_size": (None,),
     "hidden_act": ("swish", "silu"),
     "mom_backend": ("gated_deltanet",),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """The softmax attention layers of a hybrid (the published ``attn`` field); none by default."""
+
+    layers: tuple[int, ...] = ()
+    """Numbers of the layers that are attention layers, from 0."""
+    num_heads: int = 4
+    """Query heads, of hidden_size / num_heads channels."""
+    num_kv_heads: int | None = None
+    """Key and value heads; as many as query heads if None."""
+    qkv_bias: bool = False
+    """Add biases to the query, key and value projections."""
+    window_size: int | None = None
+    """Tokens that a query sees, itself included; all before it if None."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", tuple(self.layers))  # JSON has lists
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +81,12 @@ class MoMConfig:
     pad_token_id: int | None = None
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
+    attn: AttentionConfig = AttentionConfig()  # attention layers of a hybrid
     memory_rule: Literal["gated_deltanet"] = "gated_deltanet"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
+    # Let short convolutions read across sequences and future tokens wherever no cache is given, as the
+    # PyTorch reference does in training. Only to reproduce its published curves.
+    reference_conv_leak: bool = False
 
     def __post_init__(self):
         sizes = ["vocab_size", "hidden_size", "num_hidden_layers", "num_heads", "head_dim", "num_memories", "conv_size"]
@@ -73,6 +103,26 @@ class MoMConfig:
         for field, known in (("memory_rule", ("gated_deltanet",)), ("compute_dtype", ("float32", "bfloat16"))):
             if getattr(self, field) not in known:
                 raise InputError(field, getattr(self, field), f"choose one of {', '.join(known)}")
+        if self.attn.layers:
+            self._check_attention(self.attn)
+
+    def _check_attention(self, attn: AttentionConfig) -> None:
+        outside = [i for i in attn.layers if not 0 <= i < self.num_hidden_layers]
+        if outside or len(set(attn.layers)) < len(attn.layers):
+            remedy = f"must be different layer numbers from 0 to {self.num_hidden_layers - 1}"
+            raise InputError("attn.layers", list(attn.layers), remedy)
+        if attn.num_heads < 1 or self.hidden_size % (2 * attn.num_heads):
+            remedy = f"must divide hidden_size ({self.hidden_size}) into heads of an even size"
+            raise InputError("attn.num_heads", attn.num_heads, remedy)
+        if attn.kv_heads < 1 or attn.num_heads % attn.kv_heads:
+            raise InputError("attn.num_kv_heads", attn.num_kv_heads, f"must divide attn.num_heads ({attn.num_heads})")
+        if attn.window_size is not None and attn.window_size < 1:
+            raise InputError("attn.window_size", attn.window_size, "must be at least 1, or None for no window")
+
+    @property
+    def layer_kinds(self) -> tuple[Literal["memory", "attention"], ...]:
+        """What mixes along time in each layer."""
+        return tuple("attention" if i in self.attn.layers else "memory" for i in range(self.num_hidden_layers))
 
     @property
     def head_v_dim(self) -> int:
@@ -107,15 +157,19 @@ class MoMConfig:
         model_type = fields.get("model_type", "mom")
         if model_type not in MODEL_TYPES:
             raise InputError("model_type", model_type, f"expected one of {', '.join(MODEL_TYPES)}")
+        if model_type == "mom_gated_deltanet":
+            fields = in_new_words(fields)
         for field, only in _FIXED.items():
             if fields.get(field, only[0]) not in only:
                 raise InputError(field, fields[field], f"not available; only {only[0]!r} is")
         known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in fields.items() if k in known})
+        fields = {k: v for k, v in fields.items() if k in known}
+        return cls(**fields | {"attn": _attention(fields.get("attn"))})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON-ready dictionary with ``model_type``; `from_dict` reads it back."""
-        return {"model_type": "mom", **dataclasses.asdict(self)}
+        attn = dataclasses.asdict(self.attn) if self.attn.layers else None
+        return {"model_type": "mom", **dataclasses.asdict(self), "attn": attn}
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -129,6 +183,19 @@ class MoMConfig:
         except (OSError, ValueError) as error:
             raise InputError("config", str(path), f"cannot be read as JSON ({error})") from error
         return cls.from_dict(fields)
+
+
+def _attention(fields: Any) -> AttentionConfig:
+    """Reads the published ``attn`` field: None or a dictionary."""
+    if fields is None:
+        return AttentionConfig()
+    if not isinstance(fields, dict):
+        raise InputError("attn", fields, "expected null or an object with layers and num_heads")
+    known = {f.name for f in dataclasses.fields(AttentionConfig)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise InputError("attn", ", ".join(unknown), f"unknown; known are {', '.join(sorted(known))}")
+    return AttentionConfig(**fields)
 
 
 def mom_tiny() -> MoMConfig:

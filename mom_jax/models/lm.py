@@ -1,6 +1,8 @@
 """The MoM language model: embedding, scanned blocks, tied or separate output."""
 
-from typing import NamedTuple
+import dataclasses
+import warnings
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +11,14 @@ from flax import nnx
 from jax.core import Tracer
 
 from mom_jax.errors import InputError
-from mom_jax.layers.cache import MemoryCache
+from mom_jax.layers.cache import AttentionCache, Cache, MemoryCache
 from mom_jax.layers.linear import param
-from mom_jax.layers.mlp import SwiGLU
-from mom_jax.layers.mom import MoM
 from mom_jax.layers.norm import RMSNorm
+from mom_jax.models.blocks import REMAT_POLICIES, run_blocks, stack_blocks
 from mom_jax.models.config import MoMConfig
 from mom_jax.typing import Array, Float, Int
 
-REMAT_POLICIES = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+_STACKS = {"memory": "layers", "attention": "attention_layers"}  # the attribute that holds each kind of block
 
 
 class CausalLMOutput(NamedTuple):
@@ -29,50 +26,15 @@ class CausalLMOutput(NamedTuple):
 
     logits: Float[Array, "B T vocab"]  # float32
     router_logits: tuple[Float[Array, "B T M"], ...]  # float32, one for each MoM layer
-    cache: MemoryCache | None
-
-
-class Block(nnx.Module):
-    """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``."""
-
-    def __init__(self, config: MoMConfig, *, rngs: nnx.Rngs):
-        self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
-        self.attn = MoM(
-            config.hidden_size,
-            config.num_heads,
-            config.head_dim,
-            config.head_v_dim,
-            num_memories=config.num_memories,
-            top_k=config.topk,
-            shared=config.shared_mem,
-            single_projection=config.single_kv_proj,
-            output_gate=config.use_output_gate,
-            conv_size=config.conv_size if config.use_short_conv else None,
-            norm_eps=config.norm_eps,
-            rngs=rngs,
-        )
-        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
-        self.mlp = SwiGLU(config.hidden_size, config.mlp_dim, config.initializer_range, rngs=rngs)
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        attention_mask: Int[Array, "B T"] | None,
-        segment_ids: Int[Array, "B T"] | None,
-        cache: MemoryCache | None,
-        layer: int | Array,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T M"], MemoryCache | None]:
-        """Returns hidden states, router logits and the new cache."""
-        mixed, router_logits, cache = self.attn(self.attn_norm(x), attention_mask, segment_ids, cache, layer)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), router_logits, cache
+    cache: Cache | None
 
 
 class MoMForCausalLM(nnx.Module):
     """Causal language model with Mixture-of-Memories layers.
 
-    The module holds float32 parameters and nothing else; the parameters of all blocks are
-    stacked along a leading axis and scanned, so compile time does not grow with depth.
+    The module holds float32 parameters and nothing else; the parameters of all blocks of a kind
+    (``layers``: memories, ``attention_layers``: the attention of a hybrid) are stacked along a
+    leading axis and scanned, so compile time does not grow with depth.
 
     Args:
         config: sizes and options.
@@ -80,11 +42,17 @@ class MoMForCausalLM(nnx.Module):
     """
 
     def __init__(self, config: MoMConfig, *, rngs: nnx.Rngs):
+        if config.reference_conv_leak:
+            warnings.warn(
+                "reference_conv_leak is on: without a cache, outputs depend on later tokens and other rows",
+                stacklevel=2,
+            )
         self.config = config
         init = jax.nn.initializers.normal(config.initializer_range)
         table = (config.vocab_size, config.hidden_size)
         self.embeddings = param(rngs, init, table, ("tensor", "fsdp"))
-        self.layers = _stack(config, rngs)
+        for kind in sorted(set(config.layer_kinds), reverse=True):
+            setattr(self, _STACKS[kind], stack_blocks(config, kind, rngs))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
         if not config.tie_word_embeddings:
             self.lm_head = param(rngs, init, table, ("tensor", "fsdp"))
@@ -94,7 +62,7 @@ class MoMForCausalLM(nnx.Module):
         input_ids: Int[Array, "B T"],
         attention_mask: Int[Array, "B >=T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-        cache: MemoryCache | None = None,
+        cache: Cache | None = None,
     ) -> CausalLMOutput:
         """Logits of the next token at every position.
 
@@ -122,9 +90,9 @@ class MoMForCausalLM(nnx.Module):
         input_ids: Int[Array, "B T"],
         attention_mask: Int[Array, "B >=T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-        cache: MemoryCache | None = None,
+        cache: Cache | None = None,
         remat: str = "none",
-    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T M"], ...], MemoryCache | None]:
+    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T M"], ...], Cache | None]:
         """As `__call__`, up to the final norm; ``remat`` is what a block keeps for its backward pass.
 
         ``none`` keeps everything, ``dots`` the results of dense matmuls, ``full`` only the
@@ -134,31 +102,54 @@ class MoMForCausalLM(nnx.Module):
         attention_mask = _current_columns("attention_mask", attention_mask, input_ids.shape, at_least=True)
         segment_ids = _current_columns("segment_ids", segment_ids, input_ids.shape, at_least=False)
         x = _replicated(self.embeddings[...].astype(self.config.compute_dtype))[input_ids]
-        graph, blocks = nnx.split(self.layers)
-
-        def body(carry, xs):
-            x, cache = carry
-            block, layer = xs
-            x, router_logits, cache = nnx.merge(graph, block)(x, attention_mask, segment_ids, cache, layer)
-            return (x, cache), router_logits
-
         if remat not in REMAT_POLICIES:
             raise InputError("remat", remat, f"choose one of {', '.join(REMAT_POLICIES)}")
-        if remat != "none":
-            body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-        (x, cache), router_logits = jax.lax.scan(body, (x, cache), (blocks, jnp.arange(self.config.num_hidden_layers)))
-        return self.norm(x), tuple(router_logits), cache
+        kinds = self.config.layer_kinds
+        stacks = {kind: getattr(self, _STACKS[kind]) for kind in set(kinds)}
+        x, router_logits, cache = run_blocks(kinds, stacks, x, attention_mask, segment_ids, cache, remat)
+        return self.norm(x), () if router_logits is None else tuple(router_logits), cache
+
+    def without_conv_leak(self) -> Self:
+        """This model, with clean convolutions if ``reference_conv_leak`` is on: as the reference evaluates."""
+        if not self.config.reference_conv_leak:
+            return self
+        config = dataclasses.replace(self.config, reference_conv_leak=False)
+        graph, _ = nnx.split(nnx.eval_shape(lambda: type(self)(config, rngs=nnx.Rngs(0))))
+        return nnx.merge(graph, nnx.state(self))
 
     def output_embedding(self) -> Float[Array, "vocab D"]:
         """The matrix that turns hidden states into logits: the embedding when tied."""
         return self.embeddings[...] if self.config.tie_word_embeddings else self.lm_head[...]
 
-    def init_cache(self, batch_size: int) -> MemoryCache:
-        """Empty memories for ``batch_size`` rows; their size never changes."""
+    def init_cache(self, batch_size: int, max_length: int | None = None) -> Cache:
+        """Empty state for ``batch_size`` rows.
+
+        The size of memories never changes. Attention layers, where the model has any, keep the
+        keys and values of their window, or of ``max_length`` tokens without one; that is
+        ``max_position_embeddings`` unless given.
+        """
+        c = self.config
+        attention = c.layer_kinds.count("attention")
+        capacity = c.attn.window_size or max_length or c.max_position_embeddings
+        return Cache(
+            memory=self._memory_cache(batch_size) if attention < c.num_hidden_layers else None,
+            attention=AttentionCache.zeros(
+                attention,
+                batch_size,
+                capacity,
+                c.attn.kv_heads,
+                c.hidden_size // c.attn.num_heads,
+                jnp.dtype(c.compute_dtype),
+            )
+            if attention
+            else None,
+        )
+
+    def _memory_cache(self, batch_size):
         c = self.config
         channels = {"q": c.key_dim, "k": c.key_dim, "v": c.value_dim} if c.use_short_conv else {}
         return MemoryCache.zeros(
-            c.num_hidden_layers,
+            c.layer_kinds.count("memory"),
             c.num_memories + c.shared_mem,
             batch_size,
             state=(c.num_heads, c.head_dim, c.head_v_dim),
@@ -179,15 +170,6 @@ def _replicated(table):
     """Gathers a sharded table, so that a look-up by split rows needs no further exchange."""
     mesh = jax.sharding.get_abstract_mesh()
     return table if mesh.empty else jax.lax.with_sharding_constraint(table, jax.sharding.PartitionSpec())
-
-
-def _stack(config, rngs):
-    @nnx.split_rngs(splits=config.num_hidden_layers)
-    @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
-    def blocks(rngs):
-        return Block(config, rngs=rngs)
-
-    return blocks(rngs)
 
 
 def _current_columns(name, values, shape, at_least):

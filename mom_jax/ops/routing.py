@@ -42,8 +42,10 @@ def load_balancing_loss(
         attention_mask: [B, >=T], 1 for real tokens; the last T columns are used.
 
     Returns:
-        A float32 scalar, not yet scaled by ``aux_loss_scale``.
+        A float32 scalar, not yet scaled by ``aux_loss_scale``; 0 without MoM layers.
     """
+    if not router_logits:
+        return jnp.float32(0)
     logits = jnp.stack(router_logits).astype(jnp.float32)
     num_memories = logits.shape[-1]
     memories = route(logits.reshape(-1, *logits.shape[-2:]), top_k).memories.reshape(*logits.shape[:-1], top_k)

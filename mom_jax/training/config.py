@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from mom_jax.data.config import DataConfig
 from mom_jax.errors import InputError
-from mom_jax.models.config import MoMConfig, get_preset
+from mom_jax.models.config import AttentionConfig, MoMConfig, get_preset
 
 CONFIG_FILE = "config.json"  # in the run's folder
 
@@ -183,6 +183,7 @@ _SECTIONS = {
     "optimizer": OptimizerConfig,
     "mesh": MeshConfig,
     "checkpoint": CheckpointConfig,
+    "model.attn": AttentionConfig,
 }
 
 # Changing these between two sittings of one run changes where and how it runs, not what it computes.
@@ -209,11 +210,9 @@ def _build(cls: type, fields: Any, prefix: str) -> Any:
         if name not in known:
             close = difflib.get_close_matches(name, known) or sorted(known)
             raise InputError(prefix + name, fields[name], f"unknown field; did you mean {' or '.join(close)}?")
-    if cls is not TrainConfig:
-        return cls(**fields)
     return cls(
         **{
-            name: _build(_SECTIONS[name], value, f"{name}.") if name in _SECTIONS else value
+            name: _build(_SECTIONS[prefix + name], value, f"{prefix}{name}.") if prefix + name in _SECTIONS else value
             for name, value in fields.items()
         }
     )

@@ -1,5 +1,6 @@
 """Reads a stored file, and puts the reference's parameters into our modules."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -54,16 +55,20 @@ def mixer_parameters(entries: Arrays, memories: int, shared: bool, single: bool)
 
 def model_parameters(config: MoMConfig, entries: Arrays) -> dict[str, np.ndarray]:
     """Our names and values of a whole model; blocks are stacked along a leading axis."""
-    blocks = []
-    for i in range(config.num_hidden_layers):
+    blocks: dict[str, list[Arrays]] = {"layers": [], "attention_layers": []}
+    for i, kind in enumerate(config.layer_kinds):
         inside = {key.removeprefix(f"model.layers.{i}."): a for key, a in entries.items() if f"layers.{i}." in key}
         attn = {key.removeprefix("attn."): a for key, a in inside.items() if key.startswith("attn.")}
-        mixer = mixer_parameters(attn, config.num_memories, config.shared_mem, config.single_kv_proj)
+        if kind == "attention":
+            mixer = {key: a.T for key, a in attn.items()}
+        else:
+            mixer = mixer_parameters(attn, config.num_memories, config.shared_mem, config.single_kv_proj)
         block = {f"attn.{key}": a for key, a in mixer.items()}
         block |= {f"{name}_norm.weight": inside[f"{name}_norm.weight"] for name in ("attn", "mlp")}
         block |= {f"mlp.{name}_proj.weight": inside[f"mlp.{name}_proj.weight"].T for name in ("gate", "up", "down")}
-        blocks.append(block)
-    ours = {f"layers.{key}": np.stack([block[key] for block in blocks]) for key in blocks[0]}
+        blocks["layers" if kind == "memory" else "attention_layers"].append(block)
+    ours = {f"{stack}.{key}": np.stack([block[key] for block in stacked])
+            for stack, stacked in blocks.items() if stacked for key in stacked[0]}  # fmt: skip
     ours |= {"embeddings": entries["model.embeddings.weight"], "norm.weight": entries["model.norm.weight"]}
     if not config.tie_word_embeddings:
         ours["lm_head"] = entries["lm_head.weight"]
@@ -86,9 +91,9 @@ def assign(module: nnx.Module, values: dict[str, np.ndarray]) -> None:
     nnx.update(module, nnx.from_flat_state(flat))
 
 
-def model_of(arrays: Arrays, parameters_from: Arrays | None = None) -> MoMForCausalLM:
-    """The file's model, with its own or another file's parameters."""
-    config = config_of(arrays)
+def model_of(arrays: Arrays, parameters_from: Arrays | None = None, **options: Any) -> MoMForCausalLM:
+    """The file's model, with its own or another file's parameters; options replace fields of its configuration."""
+    config = dataclasses.replace(config_of(arrays), **options)
     model = MoMForCausalLM(config, rngs=nnx.Rngs(0))
     assign(model, model_parameters(config, under(parameters_from or arrays, "sd")))
     return model

@@ -107,8 +107,12 @@ def test_the_size_is_constant(call, model):
     for n in (1, 7):
         out = call(np.zeros((2, n), np.int32), None, None, empty)
         assert describe(out.cache) == describe(empty)
-    assert empty.recurrent.shape == (2, 5, 2, 2, 8, 12) and empty.recurrent.dtype == jnp.float32
-    assert {name: x.shape[2:] for name, x in empty.conv.items()} == {"q": (2, 3, 16), "k": (2, 3, 16), "v": (2, 3, 24)}
+    assert empty.memory.recurrent.shape == (2, 5, 2, 2, 8, 12) and empty.memory.recurrent.dtype == jnp.float32
+    assert {name: x.shape[2:] for name, x in empty.memory.conv.items()} == {
+        "q": (2, 3, 16),
+        "k": (2, 3, 16),
+        "v": (2, 3, 24),
+    }
 
 
 def test_a_masked_step_changes_nothing(call, model):
@@ -118,4 +122,4 @@ def test_a_masked_step_changes_nothing(call, model):
     after = call(ids[:, :1], np.array([[0], [1]]), None, before).cache
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(new[:, :, 0], old[:, :, 0])
-    assert np.abs(after.recurrent[:, -1, 1] - before.recurrent[:, -1, 1]).max() > 1e-3
+    assert np.abs(after.memory.recurrent[:, -1, 1] - before.memory.recurrent[:, -1, 1]).max() > 1e-3

@@ -65,7 +65,10 @@ def test_bfloat16_logits(model, call):
     out, want = half(jnp.asarray(tokens(1, 4))), call(tokens(1, 4), None, None, None)
     assert out.logits.dtype == jnp.float32 and all(r.dtype == jnp.float32 for r in out.router_logits)
     assert relative_error(out.logits, want.logits) < 0.05
-    assert half.init_cache(1).recurrent.dtype == jnp.float32 and half.init_cache(1).conv["k"].dtype == jnp.bfloat16
+    assert (
+        half.init_cache(1).memory.recurrent.dtype == jnp.float32
+        and half.init_cache(1).memory.conv["k"].dtype == jnp.bfloat16
+    )
 
 
 def test_rows_are_independent(call):

@@ -16,6 +16,7 @@ from mom_jax.layers.linear import Linear, mixer_init, param
 from mom_jax.ops.delta_rule import chunk_rows, delta_rule_step, gated_delta_rule
 from mom_jax.ops.grouped_matmul import grouped_matmul
 from mom_jax.ops.norm import l2_norm
+from mom_jax.ops.reference_conv_leak import leaking_short_conv
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.ops.short_conv import conv_state, short_conv
 from mom_jax.typing import Array, Float
@@ -29,6 +30,8 @@ class GatedDeltaNet(nnx.Module):
         num_heads, key_dim, value_dim: H, and K and V per head.
         memories: G, the shared memory included; 1 with one projection for all memories.
         conv_size: taps W of the short convolutions; None leaves SiLU alone.
+        leaking_memories: without a cache, convolve the sequences of that many memories end to end
+            (`mom_jax.ops.reference_conv_leak`).
     """
 
     def __init__(
@@ -40,9 +43,10 @@ class GatedDeltaNet(nnx.Module):
         *,
         memories: int,
         conv_size: int | None,
+        leaking_memories: int = 0,
         rngs: nnx.Rngs,
     ):
-        self.key_dim, self.value_dim = key_dim, value_dim
+        self.key_dim, self.value_dim, self.leaking_memories = key_dim, value_dim, leaking_memories
         keys, values = num_heads * key_dim, num_heads * value_dim
         init = mixer_init
         self.q_proj = Linear(hidden, keys, split="column", init=init, rngs=rngs)
@@ -93,6 +97,10 @@ class GatedDeltaNet(nnx.Module):
 
     def _convolve(self, inputs, packing, cache, layer):
         weights = {"q": self.q_conv1d[...], "k": self.k_conv1d[...], "v": self.v_conv1d[...]}
+        if cache is None and self.leaking_memories:
+            return [
+                leaking_short_conv(y, weights[name], packing, self.leaking_memories) for name, y in inputs.items()
+            ], None
         if cache is None:
             return [short_conv(y, weights[name], packing) for name, y in inputs.items()], None
         outputs, stored = [], {}

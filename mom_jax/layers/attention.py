@@ -1,0 +1,139 @@
+"""Causal softmax attention with rotary positions, for hybrid models and the Transformer++ baseline."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mom_jax.layers.cache import AttentionCache
+from mom_jax.layers.linear import Linear
+from mom_jax.ops.rotary import rotary
+from mom_jax.typing import Array, Bool, Float, Int
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention (arXiv 2305.13245) over the tokens of a row's own document.
+
+    Heads have ``hidden / num_heads`` channels. Padding takes no position: a padded row gives
+    what the same tokens give without padding.
+
+    Args:
+        hidden: D.
+        num_heads: query heads.
+        num_kv_heads: key and value heads; divides ``num_heads``.
+        qkv_bias: add a bias to the query, key and value projections.
+        window: tokens that a query sees, itself included; None for all before it.
+        rope_theta: base of the rotary frequencies.
+        initializer_range: standard deviation of the initial weights.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        num_heads: int,
+        num_kv_heads: int,
+        *,
+        qkv_bias: bool = False,
+        window: int | None = None,
+        rope_theta: float = 10000.0,
+        initializer_range: float = 0.02,
+        rngs: nnx.Rngs,
+    ):
+        self.head_dim, self.window, self.rope_theta = hidden // num_heads, window, rope_theta
+        init = jax.nn.initializers.normal(initializer_range)
+        sizes = (num_heads * self.head_dim, *2 * (num_kv_heads * self.head_dim,))
+        self.q_proj, self.k_proj, self.v_proj = (
+            Linear(hidden, size, split="column", init=init, bias=qkv_bias, rngs=rngs) for size in sizes
+        )
+        self.o_proj = Linear(num_heads * self.head_dim, hidden, split="row", init=init, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        attention_mask: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: AttentionCache | None = None,
+        layer: int | Array = 0,
+    ) -> tuple[Float[Array, "B T D"], AttentionCache | None]:
+        """Mixes along time.
+
+        Args:
+            x: hidden states, float32 or bfloat16.
+            attention_mask: 0 marks padding, anywhere in the row; its output is exactly 0.
+            segment_ids: document numbers; attention stays inside a document.
+            cache: keys and values of all layers, read and written at ``layer``.
+
+        Returns:
+            The output in ``x.dtype`` and the new cache. Without a window, a call beyond the
+            cache's capacity gives NaN, because what its tokens should see is lost.
+        """
+        batch, time, _ = x.shape
+        q, k, v = (p(x).reshape(batch, time, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
+        keep = jnp.ones((batch, time), bool) if attention_mask is None else attention_mask != 0
+        before = 0 if cache is None else cache.length[layer][:, None]
+        position = before + jnp.cumsum(keep, 1, dtype=jnp.int32) - 1
+        q, k = (rotary(y, position, self.rope_theta) for y in (q, k))
+        document = jnp.zeros((batch, time), jnp.int32) if segment_ids is None else segment_ids
+        if cache is None and attention_mask is None and segment_ids is None:
+            o = _attend(q, k, v, window=self.window)
+        else:
+            new = _Keys(k, v, jnp.where(keep, position, -1), document)
+            seen = new
+            if cache is not None:
+                cache, seen = _remember(cache, layer, new)
+            o = _attend(q, seen.k, seen.v, mask=self._visible(position, document, seen))
+        if cache is not None and self.window is None:
+            o = jnp.where(jnp.any(position >= cache.keys.shape[2], 1)[:, None, None, None], jnp.nan, o)
+        o = jnp.where(keep[..., None, None], o, 0).astype(x.dtype)
+        return self.o_proj(o.reshape(batch, time, -1)), cache
+
+    def _visible(self, position, document, seen) -> Bool[Array, "B T S"]:
+        distance = position[:, :, None] - seen.position[:, None]
+        visible = (seen.position[:, None] >= 0) & (distance >= 0)
+        visible &= document[:, :, None] == seen.document[:, None]
+        return visible if self.window is None else visible & (distance < self.window)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Keys:
+    """What queries look at: S keys of each row."""
+
+    k: Float[Array, "B S heads K"]
+    v: Float[Array, "B S heads K"]
+    position: Int[Array, "B S"]  # -1 where there is none
+    document: Int[Array, "B S"]
+
+
+def _remember(cache: AttentionCache, layer: int | Array, new: _Keys) -> tuple[AttentionCache, _Keys]:
+    """Writes the new keys into the ring of slots; returns the cache and all keys that queries may see."""
+    capacity, time = cache.keys.shape[2], new.position.shape[1]
+    old = _Keys(cache.keys[layer], cache.values[layer], cache.position[layer], cache.document[layer])
+    length = cache.length[layer] + jnp.sum(new.position >= 0, 1)
+    # of two tokens for one slot the later one stays
+    stays = (new.position >= 0) & (new.position >= length[:, None] - capacity)
+    slot = jnp.where(stays, new.position % capacity, capacity)
+    row = jnp.arange(slot.shape[0])[:, None]
+    names = {"keys": new.k, "values": new.v, "position": new.position, "document": new.document}
+    stored = {n: getattr(cache, n).at[layer, row, slot].set(y.astype(getattr(cache, n).dtype), mode="drop")
+              for n, y in names.items()}  # fmt: skip
+    cache = dataclasses.replace(cache, **stored, length=cache.length.at[layer].set(length))
+    if time == 1:  # the token it overwrote lies outside its window
+        return cache, _Keys(cache.keys[layer], cache.values[layer], cache.position[layer], cache.document[layer])
+    return cache, jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], 1), old, new)
+
+
+def _attend(q, k, v, mask=None, window=None):
+    """Attention in the dtype of q; cuDNN's flash kernel where it can run, otherwise XLA."""
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    implementation = "cudnn" if half and mask is None and jax.default_backend() == "gpu" else "xla"
+    return jax.nn.dot_product_attention(
+        q,
+        k.astype(q.dtype),
+        v.astype(q.dtype),
+        mask=None if mask is None else mask[:, None],
+        is_causal=mask is None,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation=implementation,
+    )

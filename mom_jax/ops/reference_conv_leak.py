@@ -1,0 +1,35 @@
+"""The short convolution as the PyTorch reference computes it in training: blind to where a memory's sequence begins.
+
+For reproducing curves that were trained that way, and for nothing else: outputs depend on later
+tokens and on other rows of the batch.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.ops.segments import Packing
+from mom_jax.typing import Array, Float
+
+
+def leaking_short_conv(
+    x: Float[Array, "N D"], weight: Float[Array, "D W"], packing: Packing, routed_memories: int
+) -> Float[Array, "N D"]:
+    """As `mom_jax.ops.short_conv.short_conv`, but over the routed memories' sequences end to end.
+
+    The sequences follow each other memory by memory and row by row; the first tokens of each
+    read the last tokens of the one before. The shared memory, which comes after the first
+    ``routed_memories`` memories, is convolved row by row. Returns ``x.dtype``.
+    """
+    rows, taps = x.shape[0], weight.shape[-1]
+    memories = packing.group_sizes.shape[0]
+    first_of_segment = jnp.cumsum(packing.length) - packing.length  # in the list of all tokens without gaps
+    segment = jnp.repeat(packing.table.segment, packing.table.chunk_size)
+    begin = first_of_segment.at[segment].get(mode="clip")
+    place = begin + packing.position
+    row_at = jnp.full(rows, rows).at[jnp.where(packing.valid, place, rows)].set(jnp.arange(rows), mode="drop")
+    floor = jnp.where(segment < routed_memories * (packing.length.shape[0] // memories), 0, begin)
+    y = 0.0
+    for w in range(taps):
+        source = jnp.where(place - w >= floor, row_at.at[place - w].get(mode="clip"), rows)
+        y += x.at[source].get(mode="fill", fill_value=0).astype(jnp.float32) * weight[:, taps - 1 - w]
+    return jax.nn.silu(y).astype(x.dtype)

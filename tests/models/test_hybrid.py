@@ -1,0 +1,186 @@
+"""Models with attention layers between memory layers: order, caches, generation, configuration."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from support.compare import assert_close
+from support.compiled import jit
+
+from mom_jax.decoding import generate
+from mom_jax.errors import InputError
+from mom_jax.models.config import AttentionConfig, MoMConfig
+from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.ops.routing import load_balancing_loss
+
+TIME = 14
+
+
+def hybrid_config(layers, depth, window=None):
+    """Small sizes, attention layers at the given places."""
+    attn = AttentionConfig(layers=layers, num_heads=4, num_kv_heads=2, window_size=window)
+    return MoMConfig(vocab_size=32, hidden_size=16, num_hidden_layers=depth, num_heads=2, head_dim=8,
+                       intermediate_size=24, initializer_range=0.3, max_position_embeddings=32, attn=attn)  # fmt: skip
+
+
+@functools.cache
+def hybrid(layers, depth, window=None):
+    """The model, and its compiled call."""
+    config = hybrid_config(layers, depth, window)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0))))
+    params = jit(lambda: nnx.state(MoMForCausalLM(config, rngs=nnx.Rngs(0))))()
+    run = jit(lambda params, ids, mask, documents, cache: nnx.merge(graph, params)(ids, mask, documents, cache))
+    return nnx.merge(graph, params), functools.partial(run, params)
+
+
+def one_by_one(graph, params, ids):
+    """Router logits and logits of blocks that are called one after the other."""
+    model = nnx.merge(graph, params)
+    x, seen, logits = model.embeddings[...][ids], {"memory": 0, "attention": 0}, []
+    for kind in model.config.layer_kinds:
+        stack, stacked = nnx.split(model.layers if kind == "memory" else model.attention_layers)
+        block = nnx.merge(stack, jax.tree.map(lambda a, i=seen[kind]: a[i], stacked))
+        x, router_logits, _ = block(x, None, None, None, 0)
+        logits += [] if router_logits is None else [router_logits]
+        seen[kind] += 1
+    return tuple(logits), model.norm(x) @ model.lm_head[...].T
+
+
+def tokens(rows=2, time=TIME, seed=0):
+    """Random ids."""
+    return np.random.default_rng(seed).integers(0, 32, (rows, time)).astype(np.int32)
+
+
+@pytest.mark.parametrize("layers,depth", [((2, 5), 6), ((0,), 3), ((0, 1), 2)])
+def test_layers_run_in_order(layers, depth):
+    """Scanned patterns equal blocks called one after the other."""
+    model, call = hybrid(layers, depth)
+    graph, params = nnx.split(model)
+    out = call(tokens(), None, None, None)
+    assert len(out.router_logits) == depth - len(layers)
+    want = jit(functools.partial(one_by_one, graph))(params, tokens())
+    assert_close((out.router_logits, out.logits), want, 1e-5)
+
+
+def test_a_repeated_pattern_is_scanned():
+    """Twelve layers of "memory, memory, attention" trace as many blocks as three do."""
+
+    def products(depth):
+        config = hybrid_config(tuple(range(2, depth, 3)), depth)
+        model = nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0)))
+        graph, params = nnx.split(model)
+        run = lambda params, ids: nnx.merge(graph, params)(ids).logits  # noqa: E731
+        return str(jax.make_jaxpr(run)(params, jnp.zeros((1, 4), jnp.int32))).count("dot_general")
+
+    assert products(12) == products(3) > 10
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("lengths", [(1,) * TIME, (7, 1, 2, 2, 2), (2, 1, 1, 1, 7, 2)], ids=str)
+def test_any_split_equals_the_full_pass(window, lengths):
+    """Prefill, pieces longer and shorter than the window, and steps; padding left and documents."""
+    model, call = hybrid((1,), 2, window)
+    ids, mask = tokens(), np.ones((2, TIME), np.int32)
+    mask[0, :5] = 0
+    documents = np.where(np.arange(TIME) < 9, 3, 4)[None].repeat(2, 0).astype(np.int32)
+    want = call(ids, mask, documents, None).logits
+    cache, begin, got = model.init_cache(2), 0, []
+    for n in lengths:
+        now = slice(begin, begin + n)
+        out = call(ids[:, now], mask[:, now], documents[:, now], cache)
+        cache, begin = out.cache, begin + n
+        got.append(out.logits)
+    assert_close(np.concatenate(got, 1), want, 2e-5)
+    assert cache.attention.keys.shape[2] == (window or 32)
+
+
+def test_no_room_left_is_not_a_number():
+    """Tokens beyond the capacity of a cache without a window say so; as many as fit are right."""
+    model, call = hybrid((1,), 2)
+    ids = tokens()
+    out = call(ids[:, :7], None, None, model.init_cache(2, max_length=7))
+    assert_close(out.logits, call(ids, None, None, None).logits[:, :7], 2e-5)
+    assert np.isnan(call(ids[:, 7:8], None, None, out.cache).logits).all()
+    assert np.isnan(call(ids[:, 7:], None, None, out.cache).logits).all()
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_greedy_generation(window):
+    """Every new token is the likeliest after a full pass over what came before; rows are padded on the left."""
+    model, call = hybrid((1,), 2, window)
+    ids, mask = tokens(2, 5), np.ones((2, 5), np.int32)
+    mask[0, :2] = 0
+    out = np.asarray(generate(model, ids, 9, mask))
+    for row, padding in ((0, 2), (1, 0)):
+        logits = np.asarray(call(out[row : row + 1, padding:-1], None, None, None).logits)
+        np.testing.assert_array_equal(out[row, 5:], logits[0, 4 - padding :].argmax(-1))
+
+
+def test_attention_alone_is_a_transformer():
+    """All layers attention: no memories, no router, no auxiliary loss."""
+    model, call = hybrid((0, 1), 2)
+    out = call(tokens(), None, None, model.init_cache(2))
+    assert out.router_logits == () and out.cache.memory is None and not hasattr(model, "layers")
+    assert float(load_balancing_loss(out.router_logits, 2)) == 0
+
+
+def test_memories_alone_have_no_keys():
+    """The cache of a pure MoM model holds memories alone."""
+    model, _ = hybrid((), 2)
+    assert model.init_cache(1).attention is None and not hasattr(model, "attention_layers")
+
+
+def test_published_field():
+    """The published form is read, written back, and None for a model without attention."""
+    published = {
+        "layers": [1, 3],
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "qkv_bias": True,
+        "window_size": 8,
+        "rope_theta": 1e5,
+    }
+    config = MoMConfig.from_dict({"hidden_size": 16, "num_hidden_layers": 4, "attn": published})
+    assert config.attn == AttentionConfig((1, 3), 4, 2, True, 8, 1e5)
+    assert config.layer_kinds == ("memory", "attention", "memory", "attention")
+    assert MoMConfig.from_dict(config.to_dict()) == config
+    assert MoMConfig().to_dict()["attn"] is None and MoMConfig.from_dict({"attn": None}) == MoMConfig()
+
+
+@pytest.mark.parametrize(
+    "fields,message",
+    [
+        ({"layers": (4,)}, r"attn\.layers=\[4\]: must be different layer numbers from 0 to 3"),
+        ({"layers": (1, 1)}, r"attn\.layers=\[1, 1\]: must be different"),
+        ({"layers": (1,), "num_heads": 3}, r"attn\.num_heads=3: must divide hidden_size \(16\)"),
+        (
+            {"layers": (1,), "num_heads": 16},
+            r"attn\.num_heads=16: must divide hidden_size \(16\) into heads of an even",
+        ),
+        ({"layers": (1,), "num_kv_heads": 3}, r"attn\.num_kv_heads=3: must divide attn\.num_heads \(4\)"),
+        ({"layers": (1,), "window_size": 0}, r"attn\.window_size=0: must be at least 1"),
+    ],
+)
+def test_bad_attention(fields, message):
+    """Field, value and remedy."""
+    with pytest.raises(InputError, match=message):
+        MoMConfig(hidden_size=16, num_hidden_layers=4, attn=AttentionConfig(**fields))
+
+
+@pytest.mark.parametrize(
+    "attn,message", [([1], r"attn=\[1\]: expected null"), ({"layer": [1]}, r"attn=layer: unknown")]
+)
+def test_bad_published_attention(attn, message):
+    """Another type, an unknown name."""
+    with pytest.raises(InputError, match=message):
+        MoMConfig.from_dict({"attn": attn})
+
+
+def test_a_hybrid_differs_from_its_parts():
+    """The attention layers take part: another window, other logits."""
+    wide, narrow = (hybrid((1,), 2, window)[1](tokens(), None, None, None).logits for window in (None, 3))
+    assert_close(wide[:, :3], narrow[:, :3], 1e-5)
+    assert np.abs(wide[:, 5:] - narrow[:, 5:]).max() > 1e-3
