@@ -29,7 +29,12 @@ FLOORS = {
     "benchmarks": 7,
 }
 # Libraries that only one package may know.
-ONLY_IN = {"jax_triton": "pallas_kernels.gpu"}
+ONLY_IN = {
+    "jax_triton": "pallas_kernels.gpu",
+    "torch": "mom_jax.evals.reference",
+    "transformers": "mom_jax.evals.reference",
+    "fla": "mom_jax.evals.reference",
+}
 
 
 def within(module: str, package: str) -> bool:
@@ -126,6 +131,7 @@ CLIMBS = {
     "front door from below": ("mom_jax/data/a.py", "import mom_jax\n"),
     "kernels know no config": ("pallas_kernels/gpu/a.py", "from mom_jax.models.config import MoMConfig\n"),
     "jax_triton outside its package": ("mom_jax/ops/a.py", "import jax_triton as jt\n"),
+    "torch outside the reference": ("mom_jax/evals/a.py", "from torch.nn import functional as F\n"),
     "library reaches for an experiment": ("mom_jax/cli/a.py", "import experiments.mqar\n"),
 }
 LEVEL = {
@@ -133,6 +139,7 @@ LEVEL = {
     "same package": ("mom_jax/data/a.py", "from mom_jax.data.config import x\nfrom . import sources\n"),
     "version": ("mom_jax/data/a.py", "from mom_jax import __version__\n"),
     "front door from above": ("experiments/a.py", "from mom_jax import MoMConfig, generate\n"),
+    "torch at home": ("mom_jax/evals/reference/a.py", "import torch\nfrom fla.modules import RMSNorm\n"),
     "jax_triton at home": ("pallas_kernels/gpu/a.py", "import jax\nimport jax_triton as jt\n"),
 }
 

@@ -6,8 +6,8 @@
 """Makes the stored arrays of tests/goldens from the PyTorch reference of MoM.
 
 Runs the models and operators of flash-linear-attention 0.6.0 on a CPU, forward and backward,
-through Triton's interpreter. Nothing of that library is copied or edited: what it needs to run
-there is patched at run time (section 1). Needs Python 3.11, torch 2.13.0 (CPU), triton 3.9.0,
+through Triton's interpreter. Nothing of that library is copied or edited: mom_jax/evals/reference changes what
+it needs there at run time. Needs this package, Python 3.11, torch 2.13.0 (CPU), triton 3.9.0,
 transformers 5.23.0 and flash-linear-attention 0.6.0; about eight minutes on two cores.
 
     python tools/make_goldens.py [--only a,b,...] [--out tests/goldens]
@@ -23,16 +23,12 @@ Every .npz file holds:
                    (relative error at most 2^-14)
 """
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
-
 import argparse
-import builtins
 import contextlib
 import io
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -47,43 +43,11 @@ import torch.nn.functional as F
 torch.set_num_threads(1)
 
 # ----------------------------------------------------------------------------------------
-# 1. monkeypatches needed to run fla's Triton kernels on CPU through the interpreter
+# 1. what fla needs on a CPU; the modules say what is changed and why
 # ----------------------------------------------------------------------------------------
-from triton.runtime.autotuner import Autotuner
+from mom_jax.evals.reference import interpreter
 
-
-def _pick_one_config(self, kwargs):
-    """P1: no driver -> no benchmarker -> autotuning raises. Returning one config skips benchmarking.
-    PICK='big' takes the largest tiles (fewest interpreted programs), 'first' the first config."""
-    cfgs = self.configs
-    if PICK == "first":
-        return [cfgs[0]]
-    size = lambda c: math.prod(v for v in c.kwargs.values() if isinstance(v, int) and not isinstance(v, bool))
-    return [max(cfgs, key=size)]
-
-
-PICK = "big"
-Autotuner.prune_configs = _pick_one_config
-
-
-class KInt(int):
-    """P2: an int with .to(): kernels do `for i_t in range(NT): i_t.to(tl.int64)`, and the
-    interpreter's loop variable is a plain Python int."""
-
-    def to(self, *a, **k):
-        return self
-
-
-def _krange(*a):
-    return [KInt(i) for i in builtins.range(*[int(x) for x in a])]
-
-
-def inject_range():
-    """Put _krange in the globals of every fla module that holds Triton code (host loops get ints too)."""
-    for name, m in list(sys.modules.items()):
-        if name.startswith(("fla.ops", "fla.modules")) and m is not None and "tl" in m.__dict__:
-            m.__dict__["range"] = _krange
-
+interpreter.enable()
 
 import fla.layers.attn as fla_attn
 import fla.layers.mom as fla_mom
@@ -94,126 +58,20 @@ from fla.models.utils import Cache
 from fla.modules import FusedRMSNormGated, GatedMLP, RMSNorm, ShortConvolution
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
+from triton.runtime.autotuner import Autotuner
 
-inject_range()
+from mom_jax.evals.reference import operators
 
-# P4: transform() sorts tokens with combined.argsort(), which is not stable.  On CPU, torch >= 2.x sorts with SIMD
-#     code that really reorders equal keys (n > 16), i.e. scrambles time order inside a memory.  Intended: stable.
+interpreter.convert_loops()
 ARGSORT_DEFAULT = torch.Tensor.argsort
-
-
-def _stable_argsort(self, *a, **k):
-    assert not a and not k
-    return torch.sort(self, stable=True).indices
-
-
-torch.Tensor.argsort = _stable_argsort
-
-# P3: FusedCrossEntropyLoss asserts a CUDA/NPU/XPU tensor, so every config has fuse_cross_entropy=False
-#     (torch.nn.CrossEntropyLoss: same mathematics).
+torch.Tensor.argsort = interpreter.stable_argsort
+# FusedCrossEntropyLoss wants a device, so every config has fuse_cross_entropy=False (torch.nn.CrossEntropyLoss: same
+# mathematics).
 
 
 # ----------------------------------------------------------------------------------------
-# 2. torch-only substitutes (written here), used as an independent check of the interpreter
+# 2. an independent definition, as a check of the interpreter
 # ----------------------------------------------------------------------------------------
-def l2n(x):
-    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
-
-
-def torch_gdr(
-    q,
-    k,
-    v,
-    g,
-    beta,
-    scale=None,
-    initial_state=None,
-    output_final_state=False,
-    use_qk_l2norm_in_kernel=False,
-    state_v_first=False,
-    cu_seqlens=None,
-    **_,
-):
-    """Same interface as fla's chunk/fused_recurrent ops, over fla's own naive recurrence."""
-    if use_qk_l2norm_in_kernel:
-        q, k = l2n(q), l2n(k)
-    h0 = initial_state
-    if h0 is not None and state_v_first:
-        h0 = h0.transpose(-1, -2)
-    if cu_seqlens is None:
-        o, s = naive_recurrent_gated_delta_rule(q, k, v, beta, g, scale, h0, True)
-    else:
-        os_, ss = [], []
-        cu = cu_seqlens.tolist()
-        for i in range(len(cu) - 1):
-            sl = slice(cu[i], cu[i + 1])
-            o_, s_ = naive_recurrent_gated_delta_rule(
-                q[:, sl], k[:, sl], v[:, sl], beta[:, sl], g[:, sl], scale, None if h0 is None else h0[i : i + 1], True
-            )
-            os_.append(o_)
-            ss.append(s_)
-        o, s = torch.cat(os_, 1), torch.cat(ss, 0)
-    if state_v_first:
-        s = s.transpose(-1, -2)
-    return o, (s if output_final_state else None)
-
-
-def torch_conv(x, w, cu_seqlens=None):
-    """causal depthwise conv + SiLU, zero state, x [B,T,D], w [D,1,W]"""
-
-    def one(z):
-        return F.silu(F.conv1d(F.pad(z.transpose(1, 2), (w.shape[-1] - 1, 0)), w, groups=w.shape[0]).transpose(1, 2))
-
-    if cu_seqlens is None:
-        return one(x)
-    cu = cu_seqlens.tolist()
-    return torch.cat([one(x[:, cu[i] : cu[i + 1]]) for i in range(len(cu) - 1)], 1)
-
-
-def torch_rms(x, w, eps):
-    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * w
-
-
-@contextlib.contextmanager
-def torch_only():
-    """Replace every Triton op used by MoM (no cache) by torch code."""
-    saved = (
-        fla_mom.chunk_gated_delta_rule,
-        fla_mom.fused_recurrent_gated_delta_rule,
-        ShortConvolution.forward,
-        RMSNorm.forward,
-        FusedRMSNormGated.forward,
-        GatedMLP.forward,
-    )
-
-    def conv_fwd(self, x, cache=None, output_final_state=False, cu_seqlens=None, **k):
-        assert cache is None and not output_final_state
-        return torch_conv(x, self.weight, cu_seqlens), None
-
-    def rms_fwd(self, x, residual=None, prenorm=False, residual_in_fp32=False):
-        if residual is not None:
-            x = x + residual
-        y = torch_rms(x, self.weight, self.eps)
-        return (y, x) if prenorm else y
-
-    fla_mom.chunk_gated_delta_rule = fla_mom.fused_recurrent_gated_delta_rule = torch_gdr
-    ShortConvolution.forward = conv_fwd
-    RMSNorm.forward = rms_fwd
-    FusedRMSNormGated.forward = lambda self, x, g, **k: torch_rms(x, self.weight, self.eps) * F.silu(g)
-    GatedMLP.forward = lambda self, x, **k: self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-    try:
-        yield
-    finally:
-        (
-            fla_mom.chunk_gated_delta_rule,
-            fla_mom.fused_recurrent_gated_delta_rule,
-            ShortConvolution.forward,
-            RMSNorm.forward,
-            FusedRMSNormGated.forward,
-            GatedMLP.forward,
-        ) = saved
-
-
 def dense_mom(layer, x, mask=None):
     """Independent definition of the eval-mode layer: loop over (sequence, memory), no sorting, no packing."""
     B, T, _ = x.shape
@@ -226,11 +84,11 @@ def dense_mom(layer, x, mask=None):
 
     def run(xs, fk, fv, fb, fa):
         q, k, v = (
-            heads(torch_conv(p(xs), c.weight))
+            heads(operators.short_convolution(p(xs), c.weight)[0])
             for p, c in ((layer.q_proj, layer.q_conv1d), (fk, layer.k_conv1d), (fv, layer.v_conv1d))
         )
         g = -layer.A_log.exp() * F.softplus(fa(xs) + layer.dt_bias)
-        return torch_gdr(q, k, v, g, fb(xs).sigmoid(), use_qk_l2norm_in_kernel=True)[0]
+        return operators.delta_rule(q, k, v, g, fb(xs).sigmoid(), use_qk_l2norm_in_kernel=True)[0]
 
     o = torch.zeros(B, T, H, layer.head_v_dim)
     for b in range(B):
@@ -249,9 +107,9 @@ def dense_mom(layer, x, mask=None):
             t = keep[b].nonzero().flatten()
             o[b, t] += run(x[b : b + 1, t], layer.shared_k, layer.shared_v, layer.shared_b, layer.shared_a)[0]
     if layer.use_output_gate:
-        o = torch_rms(o, layer.o_norm.weight, layer.o_norm.eps) * F.silu(layer.g_proj(x).unflatten(-1, (H, -1)))
+        o = operators.rms_norm(o, layer.o_norm.weight, layer.o_norm.eps) * F.silu(layer.g_proj(x).unflatten(-1, (H, -1)))
     else:
-        o = torch_rms(o, layer.o_norm.weight, layer.o_norm.eps)
+        o = operators.rms_norm(o, layer.o_norm.weight, layer.o_norm.eps)
     return layer.o_proj(o.flatten(2)), logits
 
 
@@ -298,7 +156,7 @@ def build(seed, **kw):
     cfg = {**BASE, **kw}
     torch.manual_seed(seed)
     m = fill(MomForCausalLM(MomConfig(**cfg)), seed).eval()
-    inject_range()
+    interpreter.convert_loops()
     return cfg, m
 
 
@@ -385,7 +243,7 @@ def best_seed(seed, B, T, mask, n=16, **kw):
     best = (-1.0, seed)
     for s in range(100 * seed, 100 * seed + n):
         cfg, m, ids = build_ids(s, B, T, mask, **kw)
-        with torch_only(), torch.no_grad():
+        with operators.naive_operators(), torch.no_grad():
             rl = m(ids, use_cache=False, **({} if mask is None else {"attention_mask": mask})).router_logits
         rl = [r if mask is None else r[mask.flatten().bool()] for r in rl if r.shape[0]]
         best = max(best, (topk_gap(rl, cfg["topk"]), s))
@@ -471,7 +329,7 @@ def model_case(
     if cross:  # same official model code, all Triton ops replaced by torch
         m.zero_grad()
         t = time.time()
-        with torch_only(), contextlib.nullcontext() if grads else torch.no_grad():
+        with operators.naive_operators(), contextlib.nullcontext() if grads else torch.no_grad():
             ot = m(**call)
             if grads:
                 ot.loss.backward()
@@ -509,26 +367,6 @@ def left_mask(B, T, pads):
     for b, p in enumerate(pads):
         m[b, :p] = 0
     return m
-
-
-@contextlib.contextmanager
-def hybrid_patches():
-    """j: (1) MomBlock unpacks 4 values but Attention.forward returns 3; (2) no flash-attn on CPU."""
-    orig, had = fla_attn.Attention.forward, fla_attn.flash_attn_func
-
-    def fwd(self, hidden_states, *a, **k):
-        o, attn, cache = orig(self, hidden_states, *a, **k)
-        return o, attn, cache, hidden_states.new_zeros(0, BASE["num_memories"])
-
-    def sdpa(q, k, v, causal=True, window_size=(-1, -1)):
-        assert window_size == (-1, -1) and causal
-        return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), is_causal=True).transpose(1, 2)
-
-    fla_attn.Attention.forward, fla_attn.flash_attn_func = fwd, sdpa
-    try:
-        yield
-    finally:
-        fla_attn.Attention.forward, fla_attn.flash_attn_func = orig, had
 
 
 def case_a():
@@ -612,7 +450,7 @@ def case_i():
 
 
 def case_j():
-    with hybrid_patches():
+    with operators.with_attention(), operators.repaired_hybrid(BASE["num_memories"]):
         model_case(
             "j_hybrid_patched",
             9,
@@ -810,7 +648,7 @@ def op_gdr():
         note="state [N,H,V,K]; l2norm eps 1e-6; scale K**-0.5; g natural-log decay; "
         "out/* and grad/* are from naive_recurrent_gated_delta_rule per segment",
     )
-    on, sn, gn = run(torch_gdr)
+    on, sn, gn = run(operators.delta_rule)
     t = time.time()
     oc, sc, gc = run(chunk_gated_delta_rule)
     meta["t_chunk_fwd_bwd_s"] = round(time.time() - t, 1)
@@ -824,8 +662,7 @@ def op_gdr():
         **{"d" + n: maxdiff(gc[n], gn[n]) for n in gn},
     }
     meta["fused_recurrent_vs_naive"] = {"o": maxdiff(of, on), "state": maxdiff(sf, sn)}
-    global PICK
-    PICK = "first"
+    interpreter.use_tiles(lambda configurations: configurations[0])
     from fla.ops.gated_delta_rule import chunk as chunk_mod
 
     for m in list(sys.modules.values()):
@@ -837,7 +674,7 @@ def op_gdr():
                 if isinstance(f, Autotuner):
                     f.cache.clear()
     oc1, sc1, gc1 = run(chunk_gated_delta_rule)
-    PICK = "big"
+    interpreter.use_tiles(interpreter.largest_tiles)
     meta["chunk_first_config_vs_big_config"] = {
         "o": maxdiff(oc1, oc)[0],
         "state": maxdiff(sc1, sc)[0],
@@ -1136,10 +973,10 @@ def experiments():
         pert = m(idsp).logits
         torch.Tensor.argsort = lambda self: self.shape[0] - 1 - torch.sort(self.flip(0), stable=True).indices
         u = m(ids).logits  # ties reversed: a legal result of a non-stable sort
-        torch.Tensor.argsort = _stable_argsort
+        torch.Tensor.argsort = interpreter.stable_argsort
     x = torch.randint(0, 4, (160,), generator=gen)
     E["argsort"] = dict(
-        cpu_argsort_equals_stable_n160=bool(torch.equal(ARGSORT_DEFAULT(x), _stable_argsort(x))),
+        cpu_argsort_equals_stable_n160=bool(torch.equal(ARGSORT_DEFAULT(x), interpreter.stable_argsort(x))),
         logits_default_vs_stable=maxdiff(base, s)[0],
         logits_ties_reversed_vs_stable=maxdiff(u, s)[0],
         logits_absmax=float(s.abs().max()),

@@ -1,0 +1,52 @@
+"""Which packages of the extra ``parity`` are there, and which kernels run; imports none of them."""
+
+import importlib.metadata
+import re
+from typing import Literal
+
+from mom_jax.errors import InputError
+
+RELEASE = "0.6.0"  # of flash-linear-attention, the release that the comparison is written for
+REMEDY = "pip install 'mom-jax[parity]'"
+PACKAGES = ("flash-linear-attention", "torch", "transformers")
+
+Kernels = Literal["triton", "interpreter", "naive"]
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that a comparison needs.
+
+    Raises:
+        InputError: one is missing, or flash-linear-attention is older than `RELEASE`.
+    """
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise InputError(package, "not installed", f"a comparison runs it; {REMEDY}") from None
+    have = versions[PACKAGES[0]]
+    if _numbers(have) < _numbers(RELEASE):
+        raise InputError(PACKAGES[0], have, f"is older than {RELEASE}, which this comparison is written for; {REMEDY}")
+    return versions
+
+
+def choose_kernels(wanted: Literal["auto"] | Kernels, gpu: bool) -> Kernels:
+    """What runs the reference's operators: its Triton kernels on a GPU, naive PyTorch on a CPU, or what is wanted.
+
+    Raises:
+        InputError: Triton's compiler without a GPU, or its interpreter beside one.
+    """
+    if wanted == "triton" and not gpu:
+        raise InputError("kernels", wanted, "needs a GPU that PyTorch sees; without one take naive or interpreter")
+    if wanted == "interpreter" and gpu:
+        raise InputError("kernels", wanted, "is for machines without a GPU; take triton or naive")
+    if wanted == "auto":
+        return "triton" if gpu else "naive"
+    return wanted
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Leading numbers of a version: 0.6.0.post1 is (0, 6, 0)."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
