@@ -163,8 +163,9 @@ class MoMConfig:
             if fields.get(field, only[0]) not in only:
                 raise InputError(field, fields[field], f"not available; only {only[0]!r} is")
         known = {f.name for f in dataclasses.fields(cls)}
-        fields = {k: v for k, v in fields.items() if k in known}
-        return cls(**fields | {"attn": _attention(fields.get("attn"))})
+        values: dict[str, Any] = {k: v for k, v in fields.items() if k in known}
+        values["attn"] = _attention(fields.get("attn"))
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON-ready dictionary with ``model_type``; `from_dict` reads it back."""

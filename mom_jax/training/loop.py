@@ -18,12 +18,13 @@ from mom_jax.data.prepare import prepared
 from mom_jax.data.shards import PreparedData
 from mom_jax.errors import InputError
 from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.parts import model_parts
 from mom_jax.training.checkpoint import Checkpoints, checkpoint_folder, latest_step, read_config, restore
 from mom_jax.training.config import CONFIG_FILE, TrainConfig, check_same_run
 from mom_jax.training.log import RunLog
 from mom_jax.training.sharding import check_fit, make_mesh, shard_batch
 from mom_jax.training.signals import StopRequest
-from mom_jax.training.state import TrainState, init_state, model_parts
+from mom_jax.training.state import TrainState, init_state
 from mom_jax.training.step import make_train_step
 
 # Held-out loss in nats per token of a model over batches of global arrays.

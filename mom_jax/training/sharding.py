@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import jax
-from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mom_jax.errors import InputError
@@ -50,28 +49,6 @@ def check_fit(config: TrainConfig, mesh: Mesh) -> None:
     ):
         if size % parts:
             raise InputError(field, parts, f"must divide {over} ({size})")
-
-
-def param_shardings(abstract: nnx.State, mesh: Mesh) -> dict[Any, Any]:
-    """NamedShardings of the parameters, from the logical axes in their metadata, as a plain nested dictionary.
-
-    Raises:
-        InputError: a parameter's dimension does not divide by the mesh axes it is split over.
-    """
-    specs = nnx.to_pure_dict(nnx.get_partition_spec(abstract))
-
-    def place(path: tuple[Any, ...], array: jax.ShapeDtypeStruct, spec: PartitionSpec | None) -> NamedSharding:
-        sharding = NamedSharding(mesh, spec or PartitionSpec())
-        try:
-            sharding.shard_shape(array.shape)
-        except ValueError as error:
-            name = ".".join(str(getattr(key, "key", key)) for key in path)
-            raise InputError(
-                "mesh", dict(mesh.shape), f"does not divide parameter {name} of shape {array.shape}, split as {spec}"
-            ) from error
-        return sharding
-
-    return jax.tree_util.tree_map_with_path(place, nnx.to_pure_dict(abstract), specs, is_leaf=lambda x: x is None)
 
 
 def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

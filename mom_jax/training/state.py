@@ -9,11 +9,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mom_jax.models.config import MoMConfig
-from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.parts import build_model, model_parts, param_shardings
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.optimizer import make_optimizer
-from mom_jax.training.sharding import param_shardings
 
 
 @jax.tree_util.register_dataclass
@@ -33,32 +31,6 @@ class TrainState:
     rng: Any
     bad_steps: Any
     bad_total: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelParts:
-    """A model taken apart: its structure, and the shapes and metadata of its parameters."""
-
-    graphdef: Any
-    abstract: nnx.State
-
-    def merge(self, params: dict[Any, Any]) -> MoMForCausalLM:
-        """The model holding ``params`` (a nested dictionary of arrays, or of tracers inside a step)."""
-        state = jax.tree.map(lambda leaf: leaf, self.abstract)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(self.graphdef, state)
-
-
-def build_model(config: MoMConfig, seed: int | jax.Array) -> MoMForCausalLM:
-    """A freshly initialised model; every model of a run is built here, so that all share one tree structure."""
-    with nnx.use_eager_sharding(False):
-        return MoMForCausalLM(config, rngs=nnx.Rngs(seed))
-
-
-def model_parts(config: MoMConfig) -> ModelParts:
-    """The parts of a model, without allocating a parameter."""
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build_model(config, 0)))
-    return ModelParts(graphdef, abstract)
 
 
 def _init(config: TrainConfig, optimizer: optax.GradientTransformation) -> TrainState:

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mom_jax.models.parts import ModelParts, model_parts
 from mom_jax.ops.loss import chunked_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
 from mom_jax.ops.routing import load_balancing_loss
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from mom_jax.training.sharding import BATCH_SPEC
-from mom_jax.training.state import ModelParts, TrainState, abstract_state, model_parts
+from mom_jax.training.state import TrainState, abstract_state
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

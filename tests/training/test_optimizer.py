@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from mom_jax.models.config import get_preset
+from mom_jax.models.parts import model_parts
 from mom_jax.training.config import OptimizerConfig
 from mom_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
-from mom_jax.training.state import model_parts
 
 
 def test_cosine_warms_up_peaks_and_ends_at_the_minimum():

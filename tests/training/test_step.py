@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mom_jax.models.parts import model_parts
 from mom_jax.training.config import MeshConfig
 from mom_jax.training.sharding import make_mesh, shard_batch
-from mom_jax.training.state import init_state, model_parts
+from mom_jax.training.state import init_state
 from mom_jax.training.step import loss_and_gradients, make_train_step
 
 POISON = 250  # a token that the batches below hold only when asked to
