@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mom_jax.decoding import generate
+    from mom_jax.interop.pretrained import load_pretrained, save_pretrained
     from mom_jax.models.config import MoMConfig
     from mom_jax.models.lm import MoMForCausalLM
     from mom_jax.ops.routing import load_balancing_loss
@@ -19,9 +20,11 @@ _HOME = {
     "MoMForCausalLM": "mom_jax.models.lm",
     "generate": "mom_jax.decoding",
     "load_balancing_loss": "mom_jax.ops.routing",
+    "load_pretrained": "mom_jax.interop.pretrained",
+    "save_pretrained": "mom_jax.interop.pretrained",
 }
 
-__all__ = ["MoMConfig", "MoMForCausalLM", "__version__", "generate", "load_balancing_loss"]
+__all__ = ["MoMConfig", "MoMForCausalLM", "__version__", "generate", "load_balancing_loss", "load_pretrained", "save_pretrained"]
 
 
 def __getattr__(name: str):

@@ -1,0 +1,182 @@
+"""Which tensor of the PyTorch library holds which of our parameters: one table for each layout.
+
+A row reads ``our name: (their name, how it lies there)``. Our parameters of a layer lie in a stack
+with a leading layer axis, those of single memories behind it with a memory axis (the shared
+memory last); theirs are one tensor for each layer and memory.
+
+A new kind of layer is a table of its rows and an entry in ``_STACKS``; a new layout an entry in
+``_LAYOUTS``.
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+
+from mom_jax.models.config import MoMConfig
+
+Shape = tuple[int, ...]
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How one of their tensors holds one of our matrices or vectors.
+
+    Attributes:
+        transposed: they store [out, in], we [in, out].
+        taps: they store a convolution as [channels, 1, W], we as [channels, W].
+        part: ``(i, n)``: they store n of our matrices on top of each other (before transposing), this is number i.
+    """
+
+    transposed: bool = False
+    taps: bool = False
+    part: tuple[int, int] = (0, 1)
+
+    def stored_shape(self, shape: Shape) -> Shape:
+        """The shape of their tensor for ours of ``shape``."""
+        rows, *rest = reversed(shape) if self.transposed else shape
+        return (rows * self.part[1], *([1] if self.taps else []), *rest)
+
+    def stored_index(self, index: Index, shape: Shape) -> Index:
+        """Where their tensor holds ``index`` of ours, which has ``shape`` in all."""
+        bounds = [slice(*cut.indices(size)[:2]) for cut, size in zip(index, shape, strict=True)]
+        if self.transposed:
+            bounds, shape = bounds[::-1], shape[::-1]
+        before = self.part[0] * shape[0]
+        rows = slice(before + bounds[0].start, before + bounds[0].stop)
+        return (rows, *([slice(0, 1)] if self.taps else []), *bounds[1:])
+
+    def ours(self, stored: np.ndarray) -> np.ndarray:
+        """Our view of what was read at `stored_index`."""
+        if self.taps:
+            return stored[:, 0]
+        return stored.T if self.transposed else stored
+
+    def stored(self, ours: np.ndarray) -> np.ndarray:
+        """Their view of a whole matrix of ours; only for a ``part`` of one."""
+        if self.taps:
+            return ours[:, None]
+        return ours.T if self.transposed else ours
+
+
+SAME = Form()
+MATRIX = Form(transposed=True)
+TAPS = Form(taps=True)
+FIRST_HALF = Form(transposed=True, part=(0, 2))
+SECOND_HALF = Form(transposed=True, part=(1, 2))
+
+
+class Row(NamedTuple):
+    """A row of the table; ``{memory}`` in a name stands for the number of a routed memory."""
+
+    name: str
+    form: Form
+    shared: str | None = None  # their name of the shared memory's (or the only) projection
+    also: str | None = None  # another name it may have
+
+
+Table = dict[str, Row]
+
+_MODEL: Table = {
+    "embeddings": Row("model.embeddings.weight", SAME),
+    "norm.weight": Row("model.norm.weight", SAME),
+    "lm_head": Row("lm_head.weight", SAME),
+}
+_BLOCK: Table = {
+    "attn_norm.weight": Row("attn_norm.weight", SAME),
+    "mlp_norm.weight": Row("mlp_norm.weight", SAME),
+    "mlp.gate_proj.weight": Row("mlp.gate_proj.weight", MATRIX),
+    "mlp.up_proj.weight": Row("mlp.up_proj.weight", MATRIX),
+    "mlp.down_proj.weight": Row("mlp.down_proj.weight", MATRIX),
+}
+_MEMORY: Table = {
+    "attn.router.weight": Row("attn.gate.weight", MATRIX),
+    "attn.rule.q_proj.weight": Row("attn.q_proj.weight", MATRIX),
+    "attn.rule.k_proj": Row("attn.k_proj.{memory}.weight", MATRIX, shared="attn.shared_k.weight"),
+    "attn.rule.v_proj": Row("attn.v_proj.{memory}.weight", MATRIX, shared="attn.shared_v.weight"),
+    "attn.rule.b_proj": Row("attn.b_proj.{memory}.weight", MATRIX, shared="attn.shared_b.weight"),
+    "attn.rule.a_proj": Row("attn.a_proj.{memory}.weight", MATRIX, shared="attn.shared_a.weight"),
+    "attn.rule.A_log": Row("attn.A_log", SAME),
+    "attn.rule.dt_bias": Row("attn.dt_bias", SAME),
+    "attn.rule.q_conv1d": Row("attn.q_conv1d.weight", TAPS),
+    "attn.rule.k_conv1d": Row("attn.k_conv1d.weight", TAPS),
+    "attn.rule.v_conv1d": Row("attn.v_conv1d.weight", TAPS),
+    "attn.g_proj.weight": Row("attn.g_proj.weight", MATRIX),
+    "attn.o_norm": Row("attn.o_norm.weight", SAME),
+    "attn.o_proj.weight": Row("attn.o_proj.weight", MATRIX),
+}
+_ATTENTION: Table = {
+    "attn.q_proj.weight": Row("attn.q_proj.weight", MATRIX),
+    "attn.k_proj.weight": Row("attn.k_proj.weight", MATRIX),
+    "attn.v_proj.weight": Row("attn.v_proj.weight", MATRIX),
+    "attn.o_proj.weight": Row("attn.o_proj.weight", MATRIX),
+    "attn.q_proj.bias": Row("attn.q_proj.bias", SAME),
+    "attn.k_proj.bias": Row("attn.k_proj.bias", SAME),
+    "attn.v_proj.bias": Row("attn.v_proj.bias", SAME),
+}
+# The older layout fuses gate and up projection, gate first, and may keep the norm inside the MLP.
+_OLD_BLOCK: Table = _BLOCK | {
+    "mlp_norm.weight": Row("mlp_norm.weight", SAME, also="mlp.norm.weight"),
+    "mlp.gate_proj.weight": Row("mlp.gate_proj.weight", FIRST_HALF),
+    "mlp.up_proj.weight": Row("mlp.gate_proj.weight", SECOND_HALF),
+}
+# Our stack: (the kind of its layers, their mixer).
+_STACKS = {"layers": ("memory", _MEMORY), "attention_layers": ("attention", _ATTENTION)}
+# model_type: what surrounds the mixer.
+_LAYOUTS = {"mom": _BLOCK, "mom_gated_deltanet": _OLD_BLOCK}
+# Stored here and there, but without effect on what a model computes.
+_WITHOUT_EFFECT = re.compile(r"model\.layers\.\d+\.attn\.(D|rotary\.inv_freq)")
+
+
+class Piece(NamedTuple):
+    """One of their tensors and the place of what it holds inside one of our parameters."""
+
+    where: tuple[int, ...]  # () or (layer,) or (layer, memory): leading index into ours
+    name: str
+    form: Form
+
+
+def pieces(config: MoMConfig, layout: str, ours: str, shape: Shape, stored: Collection[str] = ()) -> list[Piece]:
+    """Their tensors that make up one of our parameters.
+
+    Args:
+        config: of the model.
+        layout: ``mom`` or ``mom_gated_deltanet``.
+        ours: dotted name of our parameter.
+        shape: its shape, the layer and memory axes included.
+        stored: names in the file, which choose between the names that a tensor may have.
+    """
+    if ours in _MODEL:
+        row = _MODEL[ours]
+        return [Piece((), row.name, row.form)]
+    stack, _, inside = ours.partition(".")
+    kind, mixer = _STACKS[stack]
+    row = (_LAYOUTS[layout] | mixer)[inside]
+    numbers = [i for i, is_kind in enumerate(config.layer_kinds) if is_kind == kind]
+    found = []
+    for rank, number in enumerate(numbers):
+        prefix = f"model.layers.{number}."
+        if row.shared is None:
+            name = prefix + row.name
+            if row.also is not None and name not in stored and prefix + row.also in stored:
+                name = prefix + row.also
+            found.append(Piece((rank,), name, row.form))
+        else:
+            names = _memory_names(row, config, shape[1])
+            found += [Piece((rank, memory), prefix + name, row.form) for memory, name in enumerate(names)]
+    return found
+
+
+def _memory_names(row: Row, config: MoMConfig, memories: int) -> list[str]:
+    assert row.shared is not None
+    routed = 0 if config.single_kv_proj else config.num_memories
+    names = [row.name.format(memory=memory) for memory in range(routed)]
+    return names + [row.shared] * (memories - routed)
+
+
+def without_effect(config: MoMConfig, name: str) -> bool:
+    """Whether a stored tensor may be left aside: the reference stores it but never reads it."""
+    return _WITHOUT_EFFECT.fullmatch(name) is not None or (config.tie_word_embeddings and name == "lm_head.weight")

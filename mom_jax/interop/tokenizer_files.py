@@ -1,0 +1,44 @@
+"""The tokenizer that travels with a model: its files, or the name of one that needs none."""
+
+import json
+import shutil
+from pathlib import Path
+
+from mom_jax.errors import InputError
+
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model")
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
+_NAME_FILE = "mom_jax.json"  # names a tokenizer that has no file, such as bytes
+
+
+def find_tokenizer(folder: Path) -> str | None:
+    """The tokenizer of a published model: its folder if the files are there, a name, or None."""
+    if any((folder / name).is_file() for name in _VOCABULARIES):
+        return str(folder.absolute())
+    path = folder / _NAME_FILE
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text())["tokenizer"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("tokenizer", str(path), "is not a JSON object with a tokenizer; write or remove it") from error
+
+
+def put_tokenizer(tokenizer: str, folder: Path) -> None:
+    """Copies a tokenizer's files into ``folder``, or notes its name there if it has none.
+
+    Args:
+        tokenizer: as `mom_jax.data.tokenizers.load_tokenizer` takes it.
+        folder: an existing folder.
+    """
+    path = Path(tokenizer).expanduser()
+    if path.is_dir():
+        for name in (*_VOCABULARIES, *_BESIDE):
+            if (path / name).is_file():
+                shutil.copyfile(path / name, folder / name)
+    elif path.is_file():
+        shutil.copyfile(path, folder / f"tokenizer{path.suffix}")
+        if (path.parent / _BESIDE[0]).is_file():
+            shutil.copyfile(path.parent / _BESIDE[0], folder / _BESIDE[0])
+    else:
+        (folder / _NAME_FILE).write_text(json.dumps({"tokenizer": tokenizer}) + "\n")

@@ -1,0 +1,54 @@
+"""Small models of every shape of checkpoint, and folders that hold them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mom_jax.interop.pretrained import save_pretrained
+from mom_jax.models.config import MoMConfig
+from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.parts import model_parts
+
+SIZES = {"vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 2, "head_dim": 8}
+CONFIGS = {
+    "defaults": {},
+    "no shared": {"shared_mem": False},
+    "single projection": {"single_kv_proj": True},
+    "single, not shared": {"single_kv_proj": True, "shared_mem": False},
+    "top-1 of 3": {"topk": 1, "num_memories": 3},
+    "expanded values": {"expand_v": 2.0},
+    "tied": {"tie_word_embeddings": True},
+    "no gate": {"use_output_gate": False},
+}
+
+MakeModel = Callable[..., MoMForCausalLM]
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=list(CONFIGS))
+def config(request: pytest.FixtureRequest) -> MoMConfig:
+    """Each kind of model in turn."""
+    return MoMConfig(**SIZES, intermediate_size=24, **request.param)
+
+
+@pytest.fixture(scope="session")
+def make_model() -> MakeModel:
+    """A model whose parameters are all random, norms and convolutions included; the same at every call."""
+
+    def make(config: MoMConfig | None = None) -> MoMForCausalLM:
+        parts, rng = model_parts(config or MoMConfig(**SIZES, intermediate_size=24)), np.random.default_rng(0)
+        abstract = nnx.to_pure_dict(parts.abstract)
+        return parts.merge(jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.3, p.shape), p.dtype), abstract))
+
+    return make
+
+
+@pytest.fixture
+def saved(make_model: MakeModel, tmp_path: Path) -> Path:
+    """The defaults' model in a folder."""
+    save_pretrained(make_model(), tmp_path / "saved")
+    return tmp_path / "saved"

@@ -1,0 +1,108 @@
+"""What was saved is loaded bit for bit, and what was loaded is saved bit for bit."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from goldens.read import load, parameters_by_name, under
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from mom_jax import MoMConfig, load_pretrained, save_pretrained
+
+# The reference's parameters; between them they have every key that it writes.
+STORED = ("a_default", "b_noshared", "c_single_kv", "d_top1of3", "e_expand_v2", "f_tied", "i_nogate")
+
+
+def assert_same(got, want):
+    """The parameters of two models are equal to the last bit."""
+    got, want = (parameters_by_name(nnx.state(model)) for model in (got, want))
+    assert set(got) == set(want)
+    for name, values in want.items():
+        assert got[name].dtype == values.dtype == jnp.float32
+        assert np.array_equal(got[name], values), name
+
+
+def test_every_kind_of_model(config, make_model, tmp_path):
+    """Configuration and parameters survive."""
+    model = make_model(config)
+    save_pretrained(model, tmp_path / "saved")
+    loaded = load_pretrained(tmp_path / "saved")
+    assert loaded.config == config
+    assert_same(loaded, model)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_tensors_of_the_reference(name, tmp_path):
+    """A folder as the reference writes it: loaded and saved again, every tensor has its name and its bits back."""
+    stored = load(name)
+    entries = under(stored, "sd")
+    if json.loads(str(stored["config"])).get("tie_word_embeddings"):
+        entries.pop("lm_head.weight", None)  # never in its files
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/config.json").write_text(
+        json.dumps({"model_type": "mom", **json.loads(str(stored["config"]))})
+    )
+    save_file(entries, tmp_path / "theirs/model.safetensors", metadata={"format": "pt"})
+    save_pretrained(load_pretrained(tmp_path / "theirs"), tmp_path / "ours")
+    again = load_file(tmp_path / "ours/model.safetensors")
+    assert set(again) == set(entries)
+    for key, values in entries.items():
+        assert np.array_equal(again[key], values), key
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_short_floats(dtype, make_model, tmp_path):
+    """Parameters become float32 of the same value; saved in the stored dtype again, the files are equal."""
+    model = make_model()
+    save_pretrained(model, tmp_path / "first", dtype=dtype)
+    loaded = load_pretrained(tmp_path / "first")
+    want = {name: values.astype(dtype).astype(jnp.float32) for name, values in params(model).items()}
+    for name, values in params(loaded).items():
+        assert np.array_equal(values, want[name]), name
+    save_pretrained(loaded, tmp_path / "second", dtype=dtype)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+def params(model):
+    """Parameters by name."""
+    return parameters_by_name(nnx.state(model))
+
+
+def test_shards(make_model, tmp_path):
+    """Files stay below the limit, the index names the file of each tensor, and the model is whole."""
+    model = make_model()
+    save_pretrained(model, tmp_path / "saved", max_shard_bytes=5000)
+    files = sorted(path.name for path in (tmp_path / "saved").glob("*.safetensors"))
+    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    index = json.loads((tmp_path / "saved/model.safetensors.index.json").read_text())
+    total = 0
+    for name in files:
+        tensors = load_file(tmp_path / "saved" / name)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        assert size <= 5000 or len(tensors) == 1
+        assert {key for key, file in index["weight_map"].items() if file == name} == set(tensors)
+        total += size
+    assert index["metadata"]["total_size"] == total == 4 * sum(values.size for values in params(model).values())
+    assert_same(load_pretrained(tmp_path / "saved"), model)
+
+
+def test_what_the_folder_says(saved):
+    """The file names the framework whose layout it has; config.json holds what the reference asks for."""
+    with safe_open(saved / "model.safetensors", framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+    fields = json.loads((saved / "config.json").read_text())
+    assert fields["model_type"] == "mom" and fields["architectures"] == ["MomForCausalLM"]
+    assert fields["mom_backend"] == "gated_deltanet" and fields["dtype"] == "float32" and fields["attn"] is None
+    assert MoMConfig.from_dict(fields) == MoMConfig.from_file(saved / "config.json")
+
+
+def test_rotary_frequencies_are_left_aside(saved, make_model):
+    """Buffers that older versions store change nothing."""
+    tensors = load_file(saved / "model.safetensors")
+    tensors["model.layers.1.attn.rotary.inv_freq"] = np.ones(4, np.float32)
+    save_file(tensors, saved / "model.safetensors")
+    assert_same(load_pretrained(saved), make_model())
