@@ -24,7 +24,15 @@ _HOME = {
     "save_pretrained": "mom_jax.interop.pretrained",
 }
 
-__all__ = ["MoMConfig", "MoMForCausalLM", "__version__", "generate", "load_balancing_loss", "load_pretrained", "save_pretrained"]
+__all__ = [
+    "MoMConfig",
+    "MoMForCausalLM",
+    "__version__",
+    "generate",
+    "load_balancing_loss",
+    "load_pretrained",
+    "save_pretrained",
+]
 
 
 def __getattr__(name: str):

@@ -19,7 +19,7 @@ class GenerateConfig:
     """What to continue, and how to choose tokens."""
 
     run: tyro.conf.Positional[str]
-    """Folder of the run."""
+    """Folder of the run, or of a published model."""
     prompt: str
     """Text to continue."""
     max_new_tokens: int = 200

@@ -14,6 +14,7 @@ VERBS = {
     "train": ("mom_jax.cli.train", "train a model, or resume a run"),
     "eval": ("mom_jax.cli.evaluate", "held-out loss, perplexity and bits per byte of a run"),
     "generate": ("mom_jax.cli.generate", "continue a prompt with the model of a run"),
+    "convert": ("mom_jax.cli.convert", "published PyTorch models to runs, and back"),
     "data": ("mom_jax.cli.data", "prepare token shards (mom-jax data prepare)"),
     "demo": ("mom_jax.cli.demo", "train mom-tiny for about three minutes, evaluate it and write a report"),
 }

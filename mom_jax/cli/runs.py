@@ -25,9 +25,11 @@ from mom_jax.data.tokenizers import StreamDecoder, load_tokenizer
 from mom_jax.decoding import generate
 from mom_jax.errors import InputError
 from mom_jax.evals.perplexity import evaluate, held_out_loss
+from mom_jax.interop.published import is_published
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.training.checkpoint import load_run
 from mom_jax.training.config import MeshConfig, TrainConfig
+from mom_jax.training.conversion import load_published
 from mom_jax.training.log import time_left
 from mom_jax.training.loop import Outcome, check_vocabulary, train
 from mom_jax.training.report import write_report
@@ -68,8 +70,14 @@ def one_device() -> Mesh:
 
 @contextmanager
 def opened_run(run_dir: str, mesh: Mesh) -> Iterator[tuple[TrainConfig, MoMForCausalLM, int]]:
-    """A run's config, its newest model on ``mesh``, and the step; the mesh is set while it is entered."""
-    config, model, step = load_run(run_dir, mesh)
+    """A run's config, its newest model on ``mesh``, and the step; the mesh is set while it is entered.
+
+    A published model's folder serves as a run at step 0.
+    """
+    if is_published(Path(run_dir).expanduser()):
+        config, model, step = *load_published(run_dir, mesh), 0
+    else:
+        config, model, step = load_run(run_dir, mesh)
     with jax.set_mesh(mesh):
         yield config, model, step
 

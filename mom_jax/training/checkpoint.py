@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 
 from mom_jax.errors import InputError
 from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.parts import model_parts
 from mom_jax.training import manifest
 from mom_jax.training.config import TrainConfig
-from mom_jax.training.state import TrainState, abstract_state, model_parts
+from mom_jax.training.state import TrainState, abstract_state
 
 
 @contextmanager
@@ -59,10 +60,15 @@ def latest_step(folder: Path) -> int | None:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in ``run_dir/checkpoints/<step>``. Use it as a context manager."""
+    """The checkpoints of one run, in ``run_dir/checkpoints/<step>``. Use it as a context manager.
 
-    def __init__(self, config: TrainConfig):
-        self.config, self.folder = config, checkpoint_folder(config.run_dir)
+    Args:
+        config: of the run; stored with each checkpoint.
+        run_dir: the run's folder while it is not yet in its place; ``config.run_dir`` otherwise.
+    """
+
+    def __init__(self, config: TrainConfig, run_dir: str | Path | None = None):
+        self.config, self.folder = config, checkpoint_folder(run_dir or config.run_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.checkpoint.keep,
@@ -103,17 +109,33 @@ class Checkpoints:
             if step in self._manager.all_steps():
                 return  # nothing was trained since
             self._check_space(state)
-            items = ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                state=ocp.args.StandardSave(_all_but_params(state)),
-                config=ocp.args.JsonSave(self.config.to_dict()),
-                data=ocp.args.JsonSave(data),
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    state=ocp.args.StandardSave(_all_but_params(state)),
+                    config=ocp.args.JsonSave(self.config.to_dict()),
+                    data=ocp.args.JsonSave(data),
+                ),
             )
-            self._manager.save(step, args=items)
 
-    def _check_space(self, state: TrainState) -> None:
+    def save_weights(self, params: Any) -> None:
+        """Writes a checkpoint of step 0 that holds parameters alone, as a model from elsewhere brings them.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        with _full_disk_as_oserror(self.folder):
+            self._check_space(params)
+            items = ocp.args.Composite(
+                params=ocp.args.StandardSave(params), config=ocp.args.JsonSave(self.config.to_dict())
+            )
+            self._manager.save(0, args=items)
+        self.wait()
+
+    def _check_space(self, tree: Any) -> None:
         # Asked before writing: background threads that meet a full disk half-way are noisy and leave torsos.
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
         if shutil.disk_usage(self.folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
@@ -170,6 +192,17 @@ def restore(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> tuple[T
     return TrainState(params=found["params"], **found["state"]), found["data"]
 
 
+def restore_params(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
+    """The parameters of a checkpoint, whose files `read_config` has verified, on ``mesh``."""
+    target = abstract_state(config, mesh).params
+    return _read(folder, step, params=ocp.args.StandardRestore(target))["params"]
+
+
+def holds_weights_alone(folder: Path, step: int) -> bool:
+    """Whether a checkpoint came from `Checkpoints.save_weights`: nothing to resume, but parameters to start from."""
+    return not (folder / str(step) / "state").exists()
+
+
 def load_run(run_dir: str | Path, mesh: Mesh) -> tuple[TrainConfig, MoMForCausalLM, int]:
     """The model of a run's newest checkpoint, for evaluation and generation.
 
@@ -186,6 +219,5 @@ def load_run(run_dir: str | Path, mesh: Mesh) -> tuple[TrainConfig, MoMForCausal
     if step is None:
         raise InputError("run", str(run_dir), "holds no checkpoint; train it first, with --run-dir set to this folder")
     config = read_config(folder, step)
-    target = abstract_state(config, mesh).params
-    params = _read(folder, step, params=ocp.args.StandardRestore(target))["params"]
+    params = restore_params(folder, step, config, mesh)
     return config, model_parts(config.model).merge(params), step

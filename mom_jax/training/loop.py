@@ -19,7 +19,15 @@ from mom_jax.data.shards import PreparedData
 from mom_jax.errors import InputError
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.parts import model_parts
-from mom_jax.training.checkpoint import Checkpoints, checkpoint_folder, latest_step, read_config, restore
+from mom_jax.training.checkpoint import (
+    Checkpoints,
+    checkpoint_folder,
+    holds_weights_alone,
+    latest_step,
+    read_config,
+    restore,
+    restore_params,
+)
 from mom_jax.training.config import CONFIG_FILE, TrainConfig, check_same_run
 from mom_jax.training.log import RunLog
 from mom_jax.training.sharding import check_fit, make_mesh, shard_batch
@@ -29,6 +37,18 @@ from mom_jax.training.step import make_train_step
 
 # Held-out loss in nats per token of a model over batches of global arrays.
 Evaluate = Callable[[MoMForCausalLM, Iterable[dict[str, jax.Array]]], float]
+
+# What of a model's config its weights do not determine: a run that starts from weights may choose it anew.
+_NOT_IN_WEIGHTS = (
+    "aux_loss_scale",
+    "bos_token_id",
+    "compute_dtype",
+    "eos_token_id",
+    "initializer_range",
+    "max_position_embeddings",
+    "pad_token_id",
+    "reference_conv_leak",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,25 +91,33 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
     data = prepared(config.data)
     check_vocabulary(config, data)
     loader = train_loader(data, config.data, jax.process_index(), jax.process_count())
-    state, step = _first_state(config, mesh, loader)
+    state, step, origin = _first_state(config, mesh, loader)
     if step >= config.steps:
         return Outcome(step, True, f"{config.run_dir} is already trained to step {step}; raise --steps to go on", 0.0)
-    if step:
-        console.print(f"resuming {config.run_dir} at step {step}", highlight=False, soft_wrap=True)
+    if origin:
+        console.print(origin, highlight=False, soft_wrap=True)
     _write_config(config)
     sitting = _Sitting(config, mesh, data, loader, evaluate, started)
     return sitting.run(state, step, console)
 
 
-def _first_state(config: TrainConfig, mesh: Mesh, loader: TrainLoader) -> tuple[TrainState, int]:
+def _first_state(config: TrainConfig, mesh: Mesh, loader: TrainLoader) -> tuple[TrainState, int, str]:
+    """The state to go on from, its step, and where it comes from, in words for the user."""
     folder = checkpoint_folder(config.run_dir)
     step = latest_step(folder)
     if step is None:
-        return init_state(config, mesh), 0
-    check_same_run(read_config(folder, step), config)
+        return init_state(config, mesh), 0, ""
+    saved = read_config(folder, step)
+    if holds_weights_alone(folder, step):
+        free = {field: getattr(config.model, field) for field in _NOT_IN_WEIGHTS}
+        check_same_run(dataclasses.replace(config, model=dataclasses.replace(saved.model, **free)), config)
+        params = restore_params(folder, step, config, mesh)
+        state = dataclasses.replace(init_state(config, mesh), params=params)
+        return state, 0, f"starting from the weights in {config.run_dir}"
+    check_same_run(saved, config)
     state, position = restore(folder, step, config, mesh)
     loader.set_state(position)
-    return state, step
+    return state, step, f"resuming {config.run_dir} at step {step}"
 
 
 def _write_config(config: TrainConfig) -> None:

@@ -1,0 +1,57 @@
+"""``mom-jax convert SRC DST``."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from mom_jax.cli.parsing import parse
+from mom_jax.errors import InputError
+
+DESCRIPTION = """Converts between a published model (a Hugging Face folder: config.json, safetensors files, tokenizer)
+and a run. SRC tells the direction: a published model becomes a run that eval and generate take, a run becomes a folder
+that the PyTorch library loads.
+
+Example: mom-jax convert MoM-Gated-Deltanet-340M runs/published-340m
+Example: mom-jax convert runs/mom-340m published/mom-340m --dtype bfloat16"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """What to convert, and into what."""
+
+    src: tyro.conf.Positional[str]
+    """A published model's folder, or a run's."""
+    dst: tyro.conf.Positional[str]
+    """The folder to write; it must not exist, or be empty."""
+    tokenizer: str | None = None
+    """Of a published model that brings none: bytes, mistral, a file, a folder or a hub name."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """In which a published model stores its parameters."""
+    max_shard_bytes: int = 5 * 10**9
+    """Size of a published model's files; a larger model is split."""
+
+    def __post_init__(self):
+        if self.max_shard_bytes < 1:
+            raise InputError("max_shard_bytes", self.max_shard_bytes, "must be at least 1")
+
+
+def main(args: Sequence[str]) -> int:
+    """Parses the arguments, converts, says what was written."""
+    wanted = parse(ConvertConfig, args, prog="mom-jax convert", description=DESCRIPTION)
+    # JAX loads only now, after the arguments have proved sound.
+    from mom_jax.cli.runs import console, one_device
+    from mom_jax.interop.published import is_published
+    from mom_jax.training.conversion import published_to_run, run_to_published
+
+    if is_published(Path(wanted.src).expanduser()):
+        published_to_run(wanted.src, wanted.dst, one_device(), wanted.tokenizer)
+        said = f"run: {wanted.dst}; try mom-jax generate {wanted.dst} --prompt 'Once'"
+    else:
+        sizes = {"dtype": wanted.dtype, "max_shard_bytes": wanted.max_shard_bytes}
+        run_to_published(wanted.src, wanted.dst, one_device(), **sizes)
+        said = f"published model: {wanted.dst}"
+    console().print(said, highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,89 @@
+"""Published models to runs and back."""
+
+import json
+from pathlib import Path
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from mom_jax.data.config import DataConfig
+from mom_jax.data.tokenizers import load_tokenizer
+from mom_jax.errors import InputError
+from mom_jax.interop.folders import check_empty, in_place_of
+from mom_jax.interop.pretrained import load_pretrained, save_pretrained
+from mom_jax.interop.published import read_config
+from mom_jax.interop.tokenizer_files import find_tokenizer, put_tokenizer
+from mom_jax.models.config import MoMConfig
+from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.training.checkpoint import Checkpoints, load_run
+from mom_jax.training.config import CONFIG_FILE, TrainConfig
+
+_TOKENIZER_FOLDER = "tokenizer"  # in the run's folder
+
+
+def load_published(
+    directory: str | Path, mesh: Mesh, tokenizer: str | None = None
+) -> tuple[TrainConfig, MoMForCausalLM]:
+    """A published model on ``mesh``, and a training config that names its tokenizer.
+
+    Args:
+        directory: ``config.json``, safetensors, and the tokenizer's files.
+        mesh: where the parameters go.
+        tokenizer: replaces the folder's own.
+
+    Raises:
+        InputError: no tokenizer, or one of another vocabulary; or as `load_pretrained`.
+    """
+    folder = Path(directory).expanduser()
+    config = _train_config(read_config(folder)[0], folder, tokenizer)
+    with jax.set_mesh(mesh):
+        return config, load_pretrained(folder)
+
+
+def _train_config(model: MoMConfig, folder: Path, tokenizer: str | None) -> TrainConfig:
+    spec = tokenizer or find_tokenizer(folder)
+    if spec is None:
+        remedy = f"{folder} holds none; name it with --tokenizer (bytes, mistral, a file, a folder or a hub name)"
+        raise InputError("tokenizer", "''", remedy)
+    tokens = load_tokenizer(spec).vocab_size
+    if tokens > model.vocab_size:
+        remedy = f"has {tokens} tokens but the model {model.vocab_size}; name the model's own with --tokenizer"
+        raise InputError("tokenizer", spec, remedy)
+    return TrainConfig(model=model, data=DataConfig(tokenizer=spec))
+
+
+def published_to_run(source: str | Path, destination: str | Path, mesh: Mesh, tokenizer: str | None = None) -> None:
+    """Writes a published model as a run whose checkpoint of step 0 holds its parameters.
+
+    Raises:
+        InputError: ``destination`` is not empty, or as `load_published`.
+        OSError: the disk is full.
+    """
+    folder = Path(destination).expanduser().absolute()
+    check_empty(folder)
+    config, model = load_published(source, mesh, tokenizer)
+    with in_place_of(folder) as temporary:
+        spec = config.data.tokenizer
+        if Path(spec).expanduser().exists():
+            (temporary / _TOKENIZER_FOLDER).mkdir()
+            put_tokenizer(spec, temporary / _TOKENIZER_FOLDER)
+            spec = str(folder / _TOKENIZER_FOLDER)
+        config = TrainConfig(model=config.model, data=DataConfig(tokenizer=spec), run_dir=str(folder))
+        (temporary / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        with Checkpoints(config, temporary) as checkpoints:
+            checkpoints.save_weights(nnx.to_pure_dict(nnx.state(model)))
+
+
+def run_to_published(
+    source: str | Path, destination: str | Path, mesh: Mesh, *, dtype: str, max_shard_bytes: int
+) -> None:
+    """Writes the newest checkpoint of a run as a published model, its tokenizer beside it.
+
+    Raises:
+        InputError: as `load_run` and `save_pretrained`.
+    """
+    check_empty(Path(destination).expanduser().absolute())
+    config, model, _ = load_run(source, mesh)
+    save_pretrained(model, destination, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    put_tokenizer(config.data.tokenizer, Path(destination).expanduser())

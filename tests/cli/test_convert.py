@@ -1,0 +1,130 @@
+"""``mom-jax convert`` both ways, and what the other verbs do with the result."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from goldens.read import parameters_by_name
+from safetensors.numpy import load_file
+
+from mom_jax import MoMConfig, load_pretrained, save_pretrained
+from mom_jax.cli.main import main
+from mom_jax.models.parts import build_model
+from mom_jax.training.log import read_metrics
+
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small byte model as the PyTorch library writes it."""
+    folder = tmp_path_factory.mktemp("models") / "published"
+    sizes = {"vocab_size": 264, "hidden_size": 32, "num_hidden_layers": 1, "num_heads": 2, "head_dim": 16}
+    config = MoMConfig(**sizes, hidden_ratio=3, intermediate_size=64, tie_word_embeddings=True)
+    save_pretrained(build_model(config, 0), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(published: Path) -> Path:
+    """The same as a run."""
+    folder = published.parent / "run"
+    assert main(["convert", str(published), str(folder), "--tokenizer", "bytes"]) == 0
+    return folder
+
+
+def test_there_and_back(published, run, tmp_path):
+    """The tensors come back bit for bit, and the tokenizer by its name."""
+    assert main(["convert", str(run), str(tmp_path / "back")]) == 0
+    assert (tmp_path / "back/model.safetensors").read_bytes() == (published / "model.safetensors").read_bytes()
+    assert load_pretrained(tmp_path / "back").config == load_pretrained(published).config
+    assert main(["convert", str(tmp_path / "back"), str(tmp_path / "again")]) == 0
+    assert json.loads((tmp_path / "again/config.json").read_text())["data"]["tokenizer"] == "bytes"
+
+
+def test_dtype_and_shards(run, tmp_path):
+    """Both reach the files."""
+    options = ["--dtype", "float16", "--max-shard-bytes", "20000"]
+    assert main(["convert", str(run), str(tmp_path / "short"), *options]) == 0
+    files = sorted((tmp_path / "short").glob("*.safetensors"))
+    assert len(files) > 1
+    assert all(values.dtype == np.float16 for path in files for values in load_file(path).values())
+
+
+def test_generate(run, capsys):
+    """The run continues a prompt."""
+    assert main(["generate", str(run), "--prompt", "abc", "--max-new-tokens", "2"]) == 0
+    assert capsys.readouterr().out.startswith("abc")
+
+
+def test_eval_of_a_published_folder(run, tmp_path, capsys):
+    """It serves as a run; there is no report, for nothing was trained."""
+    assert main(["convert", str(run), str(tmp_path / "back")]) == 0
+    assert main(["eval", str(tmp_path / "back"), "--sequence-length", "32", "--max-windows", "8"]) == 0
+    assert "held-out text, step 0" in capsys.readouterr().out
+    assert not (tmp_path / "back/report.md").exists()
+
+
+def test_training_starts_from_the_weights(published, tiny_run, tmp_path, capsys):
+    """Steps too small to move a weight leave them as they were; another model is refused."""
+    assert main(["convert", str(published), str(tmp_path / "run"), "--tokenizer", "bytes"]) == 0
+    options = [*tiny_run, "--run-dir", str(tmp_path / "run"), "--steps", "2", "--optimizer.learning-rate", "1e-30"]
+    assert main(["train", "mom-tiny", *options, "--model.topk", "1"]) == 2
+    assert "another config: model.topk (there 2, now 1)" in capsys.readouterr().err
+    assert main(["train", "mom-tiny", *options]) == 0
+    assert f"starting from the weights in {tmp_path / 'run'}" in capsys.readouterr().out
+    assert [record["step"] for record in read_metrics(tmp_path / "run") if "loss" in record] == [1, 2]
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "trained")]) == 0
+    before, after = (parameters_by_name(nnx.state(load_pretrained(f))) for f in (published, tmp_path / "trained"))
+    assert all(np.allclose(after[name], values, rtol=0, atol=1e-6) for name, values in before.items())
+    assert main(["train", "mom-tiny", *options]) == 0
+    assert "already trained to step 2" in capsys.readouterr().out
+
+
+def test_tokenizer_files_travel(published, tmp_path):
+    """A published model's own files are copied into the run, and from there into the next folder."""
+    import tokenizers
+
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in published.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    words = {f"w{i}": i for i in range(263)} | {"</s>": 263}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0")).save(str(source / "tokenizer.json"))
+    (source / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    assert main(["convert", str(source), str(tmp_path / "run")]) == 0
+    (source / "tokenizer.json").unlink()
+    assert json.loads((tmp_path / "run/config.json").read_text())["data"]["tokenizer"] == str(
+        tmp_path / "run/tokenizer"
+    )
+    assert main(["generate", str(tmp_path / "run"), "--prompt", "w7", "--max-new-tokens", "2"]) == 0
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
+    assert {"tokenizer.json", "tokenizer_config.json"} <= {path.name for path in (tmp_path / "back").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("{published} {out}", "tokenizer='': {published} holds none; name it with --tokenizer"),
+        ("{published} {published}", "directory={published}: exists and is not an empty folder"),
+        ("{published} {out} --tokenizer {missing}.json", "tokenizer={missing}.json: no such file"),
+        ("{missing} {out}", "run={missing}: no such folder"),
+        ("{run}/checkpoints {out}", "run={run}/checkpoints: holds no checkpoint"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, published, run, tmp_path, capsys):
+    """And nothing is written."""
+    names = {"published": published, "run": run, "out": tmp_path / "out", "missing": tmp_path / "missing"}
+    assert main(["convert", *arguments.format(**names).split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mom-jax: " + message.format(**names)) and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_vocabulary(published, tmp_path, capsys):
+    """A tokenizer with more tokens than the model has rows."""
+    assert main(["convert", str(published), str(tmp_path / "out"), "--tokenizer", "mistral"]) == 2
+    error = capsys.readouterr().err
+    assert "tokenizer=mistral: " in error and not list(tmp_path.iterdir())
