@@ -18,6 +18,8 @@ from flax import nnx
 from benchmarks.operands import delta_rule_rows, one_segment
 from benchmarks.timing import interleaved_seconds, machine, temporary_bytes
 from mom_jax.layers.mom import MoM
+from mom_jax.layers.output import HeadNormOutput
+from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
 from mom_jax.models.config import MoMConfig, mom_340m
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.delta_rule import gated_delta_rule
@@ -104,8 +106,10 @@ def mixer_table() -> Iterator[str]:
 
 
 def _mixer_step(*, num_memories, top_k, shared, hidden, heads, size):
-    sizes = {"num_memories": num_memories, "top_k": top_k, "shared": shared}
-    mixer = MoM(hidden, heads, size, size, **sizes, rngs=nnx.Rngs(0))
+    rngs = nnx.Rngs(0)
+    rule = GatedDeltaNet(hidden, heads, size, size, memories=num_memories + shared, conv_size=4, rngs=rngs)
+    output = HeadNormOutput(hidden, heads, size, gate=True, norm_eps=1e-5, rngs=rngs)
+    mixer = MoM(hidden, rule, output, num_memories=num_memories, top_k=top_k, shared=shared, rngs=rngs)
     graph, params = nnx.split(mixer)
 
     def step(params, x):

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from mom_jax.layers.cache import AttentionCache
 from mom_jax.layers.linear import Linear
@@ -40,13 +41,18 @@ class Attention(nnx.Module):
         initializer_range: float = 0.02,
         rngs: nnx.Rngs,
     ):
-        self.head_dim, self.window, self.rope_theta = hidden // num_heads, window, rope_theta
+        self.head_dim, self.num_kv_heads = hidden // num_heads, num_kv_heads
+        self.window, self.rope_theta = window, rope_theta
         init = jax.nn.initializers.normal(initializer_range)
         sizes = (num_heads * self.head_dim, *2 * (num_kv_heads * self.head_dim,))
         self.q_proj, self.k_proj, self.v_proj = (
             Linear(hidden, size, split="column", init=init, bias=qkv_bias, rngs=rngs) for size in sizes
         )
         self.o_proj = Linear(num_heads * self.head_dim, hidden, split="row", init=init, rngs=rngs)
+
+    def empty_cache(self, layers: int, batch: int, capacity: int, dtype: DTypeLike) -> AttentionCache:
+        """Empty slots of ``layers`` layers like this one for ``capacity`` tokens, kept in ``dtype``."""
+        return AttentionCache.zeros(layers, batch, capacity, self.num_kv_heads, self.head_dim, dtype)
 
     def __call__(
         self,

@@ -1,7 +1,7 @@
 """The state that decoding carries from call to call."""
 
 import dataclasses
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ class MemoryCache:
     touches the memories it writes and no others.
     """
 
-    recurrent: Float[Array, "L G B H K V"]  # float32
+    recurrent: Any  # float32 [L, G, B, *state] in the rule's own shape or shapes, e.g. [L, G, B, H, K, V]
     conv: dict[str, Float[Array, "L G B W-1 channels"]]  # last inputs of each convolution, oldest first
     document: Int[Array, "L G B"]  # the document (segment id) that each memory holds
 
@@ -29,20 +29,20 @@ class MemoryCache:
         layers: int,
         memories: int,
         batch: int,
-        state: tuple[int, int, int],
+        state: Any,
         conv: dict[str, tuple[int, int]],
         dtype: DTypeLike,
     ) -> Self:
         """Empty memories.
 
         Args:
-            state: (H, K, V).
+            state: one `jax.ShapeDtypeStruct` or a tuple of them: the state of one memory of one row.
             conv: (W-1, channels) of each short convolution.
-            dtype: of the convolution inputs; the memories are float32.
+            dtype: of the convolution inputs.
         """
         lead = (layers, memories, batch)
         return cls(
-            recurrent=jnp.zeros((*lead, *state), jnp.float32),
+            recurrent=jax.tree.map(lambda s: jnp.zeros((*lead, *s.shape), s.dtype), state),
             conv={name: jnp.zeros((*lead, *shape), dtype) for name, shape in conv.items()},
             document=jnp.zeros(lead, jnp.int32),
         )

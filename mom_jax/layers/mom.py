@@ -1,4 +1,4 @@
-"""The Mixture-of-Memories layer (arXiv 2502.13685, section 3)."""
+"""The Mixture-of-Memories layer (arXiv 2502.13685, section 3), and the single memory it generalises."""
 
 import dataclasses
 
@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from mom_jax.layers.cache import MemoryCache
-from mom_jax.layers.linear import Linear, mixer_init, param
-from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
-from mom_jax.ops.norm import gated_rms_norm, rms_norm
-from mom_jax.ops.routing import route
+from mom_jax.layers.linear import Linear, mixer_init
+from mom_jax.layers.output import HeadNormOutput
+from mom_jax.layers.rules.rule import MemoryRule
+from mom_jax.ops.routing import Routing, route
 from mom_jax.ops.segments import plan_packing, unpack_mix
 from mom_jax.typing import Array, Float, Int
 
@@ -19,58 +20,44 @@ from mom_jax.typing import Array, Float, Int
 class MoM(nnx.Module):
     """Routes each token to its top-k memories and the shared one, and mixes what it reads there.
 
-    Memories that a token does not choose are not touched by it. Under a mesh that is set with
-    `jax.set_mesh`, rows are split over the axes ``data`` and ``fsdp`` and heads over ``tensor``.
+    Memories that a token does not choose are not touched by it. With ``num_memories=None`` there is
+    one memory that every token is written to, and no router: the rule as it was published. Under a
+    mesh that is set with `jax.set_mesh`, rows are split over the axes ``data`` and ``fsdp`` and
+    heads over ``tensor``.
 
     Args:
         hidden: D.
-        num_heads, key_dim, value_dim: H, and K and V per head.
+        rule: how the memories are written and read; holds ``num_memories + shared`` of them.
+        output: from mixed reads to the layer's output.
         num_memories, top_k: M and k.
-        shared: add the memory that sees every token.
-        single_projection: one key/value/gate projection for all memories.
-        output_gate: gate the normalised output with ``silu(g_proj(x))``.
-        conv_size: taps of the short convolutions, None for none.
-        norm_eps: of the output norm.
-        reference_conv_leak: let the convolutions of the routed memories read across rows and from
-            the future wherever no cache is given, as the PyTorch reference does in training.
+        shared: the last memory sees every token.
     """
 
     def __init__(
         self,
         hidden: int,
-        num_heads: int,
-        key_dim: int,
-        value_dim: int,
+        rule: MemoryRule,
+        output: HeadNormOutput,
         *,
-        num_memories: int,
-        top_k: int,
-        shared: bool = True,
-        single_projection: bool = False,
-        output_gate: bool = True,
-        conv_size: int | None = 4,
-        norm_eps: float = 1e-5,
-        reference_conv_leak: bool = False,
+        num_memories: int | None,
+        top_k: int = 1,
+        shared: bool = False,
         rngs: nnx.Rngs,
     ):
         self.num_memories, self.top_k, self.shared = num_memories, top_k, shared
-        self.value_dim, self.norm_eps = value_dim, norm_eps
-        init = mixer_init
-        self.router = Linear(hidden, num_memories, split="replicated", init=init, rngs=rngs)
-        self.rule = GatedDeltaNet(
-            hidden,
-            num_heads,
-            key_dim,
-            value_dim,
-            memories=1 if single_projection else num_memories + shared,
-            conv_size=conv_size,
-            leaking_memories=num_memories if reference_conv_leak else 0,
-            rngs=rngs,
-        )
-        if output_gate:
-            self.g_proj = Linear(hidden, num_heads * value_dim, split="column", init=init, rngs=rngs)
-        self.output_gate = output_gate
-        self.o_norm = param(rngs, jax.nn.initializers.ones, (value_dim,), (None,))
-        self.o_proj = Linear(num_heads * value_dim, hidden, split="row", init=init, rngs=rngs)
+        if num_memories is not None:
+            self.router = Linear(hidden, num_memories, split="replicated", init=mixer_init, rngs=rngs)
+        self.rule, self.output = rule, output
+
+    @property
+    def memories(self) -> int:
+        """G: all memories, the shared one included."""
+        return (self.num_memories or 1) + self.shared
+
+    def empty_cache(self, layers: int, batch: int, dtype: DTypeLike) -> MemoryCache:
+        """Empty memories of ``layers`` layers like this one; convolutions remember inputs of ``dtype``."""
+        state, history = self.rule.state_shapes(), self.rule.conv_history()
+        return MemoryCache.zeros(layers, self.memories, batch, state, history, dtype)
 
     def __call__(
         self,
@@ -79,7 +66,7 @@ class MoM(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         cache: MemoryCache | None = None,
         layer: int | Array = 0,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T M"], MemoryCache | None]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T M"] | None, MemoryCache | None]:
         """Mixes along time.
 
         Args:
@@ -90,7 +77,8 @@ class MoM(nnx.Module):
             cache: memories of all layers, read and written at ``layer``.
 
         Returns:
-            The output in ``x.dtype``, the router logits in float32, and the new cache.
+            The output in ``x.dtype``, the router logits in float32 (None without a router), and the
+            new cache.
         """
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
@@ -98,13 +86,12 @@ class MoM(nnx.Module):
         return self._mix_sharded(mesh, x, attention_mask, segment_ids, cache, layer)
 
     def _mix(self, x, attention_mask, segment_ids, cache, layer, tensor_axis=None):
-        logits = self.router(x.astype(jnp.float32))
-        routing = route(logits, self.top_k)
         batch, time, _ = x.shape
+        routing, logits = self._route(x)
         documents = None if cache is None or segment_ids is None else cache.document[layer].reshape(-1)
         packing = plan_packing(
             routing.memories,
-            self.num_memories,
+            self.num_memories or 1,
             shared=self.shared,
             chunk_size=self.rule.chunk_rows(time),
             attention_mask=attention_mask,
@@ -115,13 +102,16 @@ class MoM(nnx.Module):
         if documents is not None:
             cache = _note_documents(cache, layer, documents, packing, segment_ids)
         ones = jnp.ones((batch, time, 1 if self.shared else 0), jnp.float32)
-        o = unpack_mix(o, jnp.concatenate([routing.weights, ones], -1), packing)
-        if self.output_gate:
-            o = gated_rms_norm(o, self.g_proj(x).reshape(o.shape), self.o_norm[...], self.norm_eps)
-        else:
-            o = rms_norm(o, self.o_norm[...], self.norm_eps)
-        y = self.o_proj(o.reshape(batch, time, -1))
+        y = self.output(unpack_mix(o, jnp.concatenate([routing.weights, ones], -1), packing), x)
         return (y if tensor_axis is None else jax.lax.psum(y, tensor_axis)), logits, cache
+
+    def _route(self, x):
+        """Choices and router logits; without a router every token chooses the one memory."""
+        if self.num_memories is None:
+            shape = (*x.shape[:2], 1)
+            return Routing(jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.int32)), None
+        logits = self.router(x.astype(jnp.float32))
+        return route(logits, self.top_k), logits
 
     def _mix_sharded(self, mesh, x, attention_mask, segment_ids, cache, layer):
         """The same on every device's own rows and heads, with one sum over the tensor axis."""
@@ -134,7 +124,8 @@ class MoM(nnx.Module):
             return nnx.merge(graph, params)._mix(x, attention_mask, segment_ids, cache, layer, tensor_axis="tensor")
 
         specs = (of_params, P(rows), P(rows), P(rows), of_cache, P())
-        run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(P(rows), P(rows), of_cache), check_vma=False)
+        outs = (P(rows), None if self.num_memories is None else P(rows), of_cache)
+        run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)
         return run(params, x, attention_mask, segment_ids, cache, jnp.asarray(layer))
 
 
@@ -154,7 +145,7 @@ def _local_spec(value, spec):
 
 def _cache_specs(cache, rows):
     specs = {
-        "recurrent": P(None, None, rows, "tensor"),
+        "recurrent": jax.tree.map(lambda _: P(None, None, rows, "tensor"), cache.recurrent),
         "conv": {name: P(None, None, rows, None, "tensor") for name in cache.conv},
         "document": P(None, None, rows),
     }

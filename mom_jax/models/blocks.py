@@ -15,6 +15,8 @@ from mom_jax.layers.cache import Cache
 from mom_jax.layers.mlp import SwiGLU
 from mom_jax.layers.mom import MoM
 from mom_jax.layers.norm import RMSNorm
+from mom_jax.layers.output import HeadNormOutput
+from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
 from mom_jax.models.config import MoMConfig
 from mom_jax.typing import Array, Float, Int
 
@@ -134,19 +136,29 @@ def _period(kinds):
 
 
 def _mom(config, rngs):
-    return MoM(
+    sizes = (config.hidden_size, config.num_heads, config.head_dim, config.head_v_dim)
+    rule = GatedDeltaNet(
+        *sizes,
+        memories=1 if config.single_kv_proj else config.num_memories + config.shared_mem,
+        conv_size=config.conv_size if config.use_short_conv else None,
+        leaking_memories=config.num_memories if config.reference_conv_leak else 0,
+        rngs=rngs,
+    )
+    output = HeadNormOutput(
         config.hidden_size,
         config.num_heads,
-        config.head_dim,
         config.head_v_dim,
+        gate=config.use_output_gate,
+        norm_eps=config.norm_eps,
+        rngs=rngs,
+    )
+    return MoM(
+        config.hidden_size,
+        rule,
+        output,
         num_memories=config.num_memories,
         top_k=config.topk,
         shared=config.shared_mem,
-        single_projection=config.single_kv_proj,
-        output_gate=config.use_output_gate,
-        conv_size=config.conv_size if config.use_short_conv else None,
-        norm_eps=config.norm_eps,
-        reference_conv_leak=config.reference_conv_leak,
         rngs=rngs,
     )
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.core import Tracer
 
 from mom_jax.errors import InputError
-from mom_jax.layers.cache import AttentionCache, Cache, MemoryCache
+from mom_jax.layers.cache import Cache
 from mom_jax.layers.linear import param
 from mom_jax.layers.norm import RMSNorm
 from mom_jax.models.blocks import REMAT_POLICIES, run_blocks, stack_blocks
@@ -128,34 +128,14 @@ class MoMForCausalLM(nnx.Module):
         keys and values of their window, or of ``max_length`` tokens without one; that is
         ``max_position_embeddings`` unless given.
         """
-        c = self.config
-        attention = c.layer_kinds.count("attention")
-        capacity = c.attn.window_size or max_length or c.max_position_embeddings
-        return Cache(
-            memory=self._memory_cache(batch_size) if attention < c.num_hidden_layers else None,
-            attention=AttentionCache.zeros(
-                attention,
-                batch_size,
-                capacity,
-                c.attn.kv_heads,
-                c.hidden_size // c.attn.num_heads,
-                jnp.dtype(c.compute_dtype),
-            )
-            if attention
-            else None,
-        )
-
-    def _memory_cache(self, batch_size):
-        c = self.config
-        channels = {"q": c.key_dim, "k": c.key_dim, "v": c.value_dim} if c.use_short_conv else {}
-        return MemoryCache.zeros(
-            c.layer_kinds.count("memory"),
-            c.num_memories + c.shared_mem,
-            batch_size,
-            state=(c.num_heads, c.head_dim, c.head_v_dim),
-            conv={name: (c.conv_size - 1, size) for name, size in channels.items()},
-            dtype=jnp.dtype(c.compute_dtype),
-        )
+        kinds, dtype = self.config.layer_kinds, jnp.dtype(self.config.compute_dtype)
+        capacity = self.config.attn.window_size or max_length or self.config.max_position_embeddings
+        memory = attention = None
+        if "memory" in kinds:
+            memory = self.layers.attn.empty_cache(kinds.count("memory"), batch_size, dtype)
+        if "attention" in kinds:
+            attention = self.attention_layers.attn.empty_cache(kinds.count("attention"), batch_size, capacity, dtype)
+        return Cache(memory, attention)
 
     def _check_ids(self, input_ids):
         if isinstance(input_ids, Tracer):

@@ -44,11 +44,11 @@ def mixer_parameters(entries: Arrays, memories: int, shared: bool, single: bool)
         "rule.q_proj.weight": entries["q_proj.weight"].T,
         "rule.A_log": entries["A_log"],
         "rule.dt_bias": entries["dt_bias"],
-        "o_norm": entries["o_norm.weight"],
-        "o_proj.weight": entries["o_proj.weight"].T,
+        "output.norm": entries["o_norm.weight"],
+        "output.o_proj.weight": entries["o_proj.weight"].T,
     }
     if "g_proj.weight" in entries:  # no output gate otherwise
-        ours["g_proj.weight"] = entries["g_proj.weight"].T
+        ours["output.g_proj.weight"] = entries["g_proj.weight"].T
     ours |= {f"rule.{letter}_proj": per_memory(letter) for letter in "kvba"}
     return ours | {f"rule.{letter}_conv1d": entries[f"{letter}_conv1d.weight"][:, 0] for letter in "qkv"}
 

@@ -9,6 +9,8 @@ from support.compare import assert_close
 from support.compiled import jit
 
 from mom_jax.layers.mom import MoM
+from mom_jax.layers.output import HeadNormOutput
+from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +18,10 @@ def evaluated():
     """The stored arrays, our outputs, and our gradients of sum(y * dy)."""
     stored = load("layer_defaults")
     with nnx.use_eager_sharding(False):
-        layer = MoM(32, 2, 16, 32, num_memories=8, top_k=2, shared=False, norm_eps=1e-5, rngs=nnx.Rngs(0))
+        rngs = nnx.Rngs(0)
+        rule = GatedDeltaNet(32, 2, 16, 32, memories=8, conv_size=4, rngs=rngs)
+        output = HeadNormOutput(32, 2, 32, gate=True, norm_eps=1e-5, rngs=rngs)
+        layer = MoM(32, rule, output, num_memories=8, top_k=2, shared=False, rngs=rngs)
     assign(layer, mixer_parameters(under(stored, "sd"), 8, shared=False, single=False))
     graph, params = nnx.split(layer)
 
@@ -43,7 +48,7 @@ def test_gradients(evaluated):
         "A_log": dparams["rule.A_log"],
         "dt_bias": dparams["rule.dt_bias"],
         "gate.weight": dparams["router.weight"].T,
-        "o_norm.weight": dparams["o_norm"],
+        "o_norm.weight": dparams["output.norm"],
         **{f"{n}_conv1d.weight": dparams[f"rule.{n}_conv1d"][:, None] for n in "qkv"},
     }
     want = under(stored, "grad")

@@ -55,9 +55,9 @@ def test_equals_the_dense_definition(make_layer, case):
     found = sequences(memories, layer.num_memories, layer.shared, mask, documents)
     by_name = {name: np.asarray(value, np.float64) for name, value in parameters_by_name(params).items()}
     with jax.enable_x64(True):
-        heads = layer.o_proj.weight.shape[0] // layer.value_dim
+        heads = layer.rule.num_heads
         dense = functools.partial(
-            dense_mixer, memories=memories, found=found, heads=heads, shared=layer.shared, eps=layer.norm_eps
+            dense_mixer, memories=memories, found=found, heads=heads, shared=layer.shared, eps=layer.output.norm_eps
         )
         run = jit(functools.partial(differentiate, dense))
         want, (dp, dx_want) = jax.device_get(run(by_name, np.asarray(x, np.float64), np.asarray(dy, np.float64)))

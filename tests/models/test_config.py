@@ -144,12 +144,12 @@ def test_initial_values():
     for weight in (model.embeddings, model.lm_head, block.mlp.gate_proj.weight, block.mlp.down_proj.weight):
         assert float(weight[...].std()) == pytest.approx(0.02, rel=0.05)
     bound = 2**-2.5 * (6 / (128 + 256)) ** 0.5
-    for weight in (rule.k_proj, rule.v_proj, rule.q_proj.weight, block.attn.o_proj.weight, block.attn.g_proj.weight):
+    for weight in (rule.k_proj, rule.v_proj, rule.q_proj.weight, block.attn.output.o_proj.weight, block.attn.output.g_proj.weight):
         assert float(jax.numpy.abs(weight[...]).max()) == pytest.approx(bound, rel=0.01)
     a, dt = np.exp(rule.A_log[...]), np.log1p(np.exp(rule.dt_bias[...]))
     assert a.min() > 0 and 12 < a.max() <= 16.001
     assert 0.00099 < dt.min() < 0.002 and 0.05 < dt.max() < 0.101
     (q_taps,) = (leaf for path, leaf in nnx.to_flat_state(nnx.state(rule)) if path[-1] == "q_conv1d")
     assert float(np.abs(q_taps[...]).max()) == pytest.approx(0.5, rel=0.02)
-    for norm in (block.attn_norm.weight, block.mlp_norm.weight, model.norm.weight, block.attn.o_norm):
+    for norm in (block.attn_norm.weight, block.mlp_norm.weight, model.norm.weight, block.attn.output.norm):
         assert (norm[...] == 1).all()

@@ -70,7 +70,7 @@ def dense_mixer(p: dict[str, Any], x, memories, found, *, heads: int, shared: bo
         w = jnp.ones(len(t)) if shared and memory == routed else (weights[b, t] * (memories[b, t] == memory)).sum(-1)
         o = o.at[b, t].add(w[:, None, None] * read[begin : begin + len(t)])
         begin += len(t)
-    o = o / jnp.sqrt((o * o).mean(-1, keepdims=True) + eps) * p["o_norm"]
-    if "g_proj.weight" in p:
-        o = o * jax.nn.silu(split(x @ p["g_proj.weight"]))
-    return o.reshape(*x.shape[:2], -1) @ p["o_proj.weight"]
+    o = o / jnp.sqrt((o * o).mean(-1, keepdims=True) + eps) * p["output.norm"]
+    if "output.g_proj.weight" in p:
+        o = o * jax.nn.silu(split(x @ p["output.g_proj.weight"]))
+    return o.reshape(*x.shape[:2], -1) @ p["output.o_proj.weight"]

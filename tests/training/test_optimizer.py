@@ -40,7 +40,7 @@ def test_decay_spares_exactly_norms_and_decay_parameters():
     paths = jax.tree_util.tree_leaves_with_path(decay_mask(params))
     spared = {jax.tree_util.keystr(path) for path, decays in paths if not decays}
     assert spared == {
-        "['layers']['attn']['o_norm']",
+        "['layers']['attn']['output']['norm']",
         "['layers']['attn']['rule']['A_log']",
         "['layers']['attn']['rule']['dt_bias']",
         "['layers']['attn_norm']['weight']",

@@ -1,0 +1,105 @@
+"""What memory rules are made of: per-memory projections, short convolutions with state, recurrences with state."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mom_jax.layers.cache import MemoryCache
+from mom_jax.layers.linear import mixer_init, param
+from mom_jax.ops.grouped_matmul import grouped_matmul
+from mom_jax.ops.reference_conv_leak import leaking_short_conv
+from mom_jax.ops.segments import Packing, pack
+from mom_jax.ops.short_conv import conv_state, short_conv
+from mom_jax.typing import Array, Float
+
+States = Any  # an array [S, ...] or a tuple of them: the state of every segment
+
+
+def per_memory(rngs: nnx.Rngs, memories: int, inputs: int, outputs: int) -> nnx.Param:
+    """A projection of its own for each of G memories: [G, inputs, outputs]."""
+    return param(rngs, mixer_init, (memories, inputs, outputs), (None, "fsdp", "tensor"))
+
+
+def project(
+    x: Float[Array, "B T D"], packing: Packing, weights: tuple[Float[Array, "G D F"], ...]
+) -> tuple[Float[Array, "N F"], ...]:
+    """Packed rows of ``x`` through each memory's own weights, in ``x.dtype``; G = 1 is one projection for all."""
+    weights = tuple(w.astype(x.dtype) for w in weights)
+    if weights[0].shape[0] == 1:
+        return tuple(pack(jnp.dot(x, w[0]), packing) for w in weights)
+    return grouped_matmul(pack(x, packing), weights, packing.group_sizes)
+
+
+def conv_weight(rngs: nnx.Rngs, channels: int, taps: int) -> nnx.Param:
+    """Filters [channels, taps] of a short convolution, uniform within 1 / sqrt(taps)."""
+
+    def init(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, minval=-(taps**-0.5), maxval=taps**-0.5)
+
+    return param(rngs, init, (channels, taps), ("tensor", None))
+
+
+def convolve(
+    rows: dict[str, Float[Array, "N channels"]],
+    weights: dict[str, Float[Array, "channels W"]],
+    packing: Packing,
+    cache: MemoryCache | None,
+    layer: int | Array,
+    leaking_memories: int = 0,
+) -> tuple[list[Float[Array, "N channels"]], MemoryCache | None]:
+    """Short convolutions by name, along each memory's own sequence; the cache keeps their last inputs.
+
+    Without a cache, ``leaking_memories`` memories are convolved end to end
+    (`mom_jax.ops.reference_conv_leak`).
+    """
+    if cache is None and leaking_memories:
+        return [leaking_short_conv(y, weights[name], packing, leaking_memories) for name, y in rows.items()], None
+    if cache is None:
+        return [short_conv(y, weights[name], packing) for name, y in rows.items()], None
+    outputs, stored = [], dict(cache.conv)
+    for name, y in rows.items():
+        state = cache.conv[name][layer]
+        flat = state.reshape(-1, *state.shape[2:])
+        outputs.append(short_conv(y, weights[name], packing, flat))
+        stored[name] = cache.conv[name].at[layer].set(conv_state(y, packing, flat).reshape(state.shape))
+    return outputs, dataclasses.replace(cache, conv=stored)
+
+
+def recur(
+    chunked: Callable[[States | None], tuple[Array, States | None]],
+    step: Callable[[States], tuple[Array, States]],
+    packing: Packing,
+    cache: MemoryCache | None,
+    layer: int | Array,
+) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
+    """Runs a recurrence over packed rows from the states in the cache, if there is one, and stores the new ones.
+
+    Args:
+        chunked: from the states of all segments (None: start empty, keep none) to outputs and new states.
+        step: the same for one token in each row, from the states of the rows' own segments: a
+            decoding step touches the memories that are written and no others.
+    """
+    if cache is None:
+        return chunked(None)[0], None
+    table = packing.table
+    flat = jax.tree.map(lambda a: a.reshape(a.shape[0], -1, *a.shape[3:]), cache.recurrent)
+    if table.chunk_size == 1:
+        state = jax.tree.map(lambda a: _row_states(a, table, layer), flat)
+        o, state = step(state)
+        flat = jax.tree.map(lambda a, b: a.at[layer, table.segment].set(b, mode="drop"), flat, state)
+    else:
+        o, state = chunked(jax.tree.map(lambda a: a[layer], flat))
+        flat = jax.tree.map(lambda a, b: a.at[layer].set(b), flat, state)
+    recurrent = jax.tree.map(lambda a, b: a.reshape(b.shape), flat, cache.recurrent)
+    return o, dataclasses.replace(cache, recurrent=recurrent)
+
+
+def _row_states(states, table, layer):
+    state = states.at[layer, table.segment].get(mode="clip")
+    if table.reset is None:
+        return state
+    return jnp.where(table.reset.reshape(-1, *[1] * (state.ndim - 1)), 0.0, state)

@@ -1,0 +1,46 @@
+"""What every memory rule offers to the layers that use it."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mom_jax.layers.cache import MemoryCache
+from mom_jax.ops.segments import Packing
+from mom_jax.typing import Array, Float
+
+
+class MemoryRule(nnx.Module):
+    """How memories are written, forget and are read: G of them at once, over packed rows.
+
+    A rule holds the projections that make rows out of tokens and calls one primitive of
+    `mom_jax.ops`. Parameters named in ``per_memory`` have a leading axis G, one slice for each
+    memory; all memories share the others.
+
+    Args:
+        num_heads, key_dim, value_dim: H, and K and V per head.
+    """
+
+    per_memory: ClassVar[tuple[str, ...]]
+
+    def __init__(self, num_heads: int, key_dim: int, value_dim: int):
+        self.num_heads, self.key_dim, self.value_dim = num_heads, key_dim, value_dim
+
+    def __call__(
+        self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
+    ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
+        """Writes the tokens into their memories and reads them, row by packed row."""
+        raise NotImplementedError
+
+    def chunk_rows(self, time: int) -> int:
+        """Alignment of packed segments for rows of ``time`` tokens; 1 for a single step."""
+        raise NotImplementedError
+
+    def conv_history(self) -> dict[str, tuple[int, int]]:
+        """Inputs that convolutions remember: (tokens, channels) by name."""
+        return {}
+
+    def state_shapes(self) -> Any:
+        """Shape of the float32 state of one memory, or a tuple of them in a `jax.ShapeDtypeStruct` each."""
+        return jax.ShapeDtypeStruct((self.num_heads, self.key_dim, self.value_dim), jnp.float32)
