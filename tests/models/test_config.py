@@ -144,7 +144,8 @@ def test_initial_values():
     for weight in (model.embeddings, model.lm_head, block.mlp.gate_proj.weight, block.mlp.down_proj.weight):
         assert float(weight[...].std()) == pytest.approx(0.02, rel=0.05)
     bound = 2**-2.5 * (6 / (128 + 256)) ** 0.5
-    for weight in (rule.k_proj, rule.v_proj, rule.q_proj.weight, block.attn.output.o_proj.weight, block.attn.output.g_proj.weight):
+    output = block.attn.output
+    for weight in (rule.k_proj, rule.v_proj, rule.q_proj.weight, output.o_proj.weight, output.g_proj.weight):
         assert float(jax.numpy.abs(weight[...]).max()) == pytest.approx(bound, rel=0.01)
     a, dt = np.exp(rule.A_log[...]), np.log1p(np.exp(rule.dt_bias[...]))
     assert a.min() > 0 and 12 < a.max() <= 16.001
