@@ -104,9 +104,9 @@ _MEMORY: Table = {
     "attn.rule.q_conv1d": Row("attn.q_conv1d.weight", TAPS),
     "attn.rule.k_conv1d": Row("attn.k_conv1d.weight", TAPS),
     "attn.rule.v_conv1d": Row("attn.v_conv1d.weight", TAPS),
-    "attn.g_proj.weight": Row("attn.g_proj.weight", MATRIX),
-    "attn.o_norm": Row("attn.o_norm.weight", SAME),
-    "attn.o_proj.weight": Row("attn.o_proj.weight", MATRIX),
+    "attn.output.g_proj.weight": Row("attn.g_proj.weight", MATRIX),
+    "attn.output.norm": Row("attn.o_norm.weight", SAME),
+    "attn.output.o_proj.weight": Row("attn.o_proj.weight", MATRIX),
 }
 _ATTENTION: Table = {
     "attn.q_proj.weight": Row("attn.q_proj.weight", MATRIX),
