@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from mom_jax.models.parts import model_parts
 from mom_jax.training import manifest
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.state import TrainState, abstract_state
+
+# Files are filled in memory before they are written; small ones bound what a large model takes besides itself.
+_SMALL_FILE_BYTES = 2**23
 
 
 @contextmanager
@@ -128,7 +132,8 @@ class Checkpoints:
         with _full_disk_as_oserror(self.folder):
             self._check_space(params)
             items = ocp.args.Composite(
-                params=ocp.args.StandardSave(params), config=ocp.args.JsonSave(self.config.to_dict())
+                params=ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=_SMALL_FILE_BYTES),
+                config=ocp.args.JsonSave(self.config.to_dict()),
             )
             self._manager.save(0, args=items)
         self.wait()
@@ -160,8 +165,12 @@ def _all_but_params(state: TrainState) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
 
 
+def _reading(folder: Path) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True, create=False))
+
+
 def _read(folder: Path, step: int, **items: Any) -> Any:
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True, create=False)) as manager:
+    with _reading(folder) as manager:
         return manager.restore(step, args=ocp.args.Composite(**items))
 
 
@@ -194,8 +203,16 @@ def restore(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> tuple[T
 
 def restore_params(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
     """The parameters of a checkpoint, whose files `read_config` has verified, on ``mesh``."""
-    target = abstract_state(config, mesh).params
-    return _read(folder, step, params=ocp.args.StandardRestore(target))["params"]
+    target, tree = jax.tree_util.tree_flatten_with_path(abstract_state(config, mesh).params)
+    found: dict[int, jax.Array] = {}
+    with _reading(folder) as manager:
+        # One by one, large ones first: what is in the air besides them then never adds to the whole model.
+        for i, (path, leaf) in sorted(enumerate(target), key=lambda item: -item[1][1].size):
+            part = functools.reduce(lambda inner, key: {key.key: inner}, reversed(path), leaf)
+            arguments = ocp.checkpoint_utils.construct_restore_args(part)
+            item = ocp.args.PyTreeRestore(part, restore_args=arguments, partial_restore=True)
+            (found[i],) = jax.tree.leaves(manager.restore(step, args=ocp.args.Composite(params=item))["params"])
+    return jax.tree.unflatten(tree, [found[i] for i in range(len(target))])
 
 
 def holds_weights_alone(folder: Path, step: int) -> bool:
