@@ -4,8 +4,7 @@ A row reads ``our name: (their name, how it lies there)``. Our parameters of a l
 with a leading layer axis, those of single memories behind it with a memory axis (the shared
 memory last); theirs are one tensor for each layer and memory.
 
-A new kind of layer is a table of its rows and an entry in ``_STACKS``; a new layout an entry in
-``_LAYOUTS``.
+A new layout is a table of its rows and an entry in ``_LAYOUTS``.
 """
 
 import dataclasses
@@ -108,6 +107,24 @@ _MEMORY: Table = {
     "attn.output.norm": Row("attn.o_norm.weight", SAME),
     "attn.output.o_proj.weight": Row("attn.o_proj.weight", MATRIX),
 }
+# A single memory has its projections under plain names.
+_DELTA_NET: Table = {
+    "attn.rule.q_proj.weight": Row("attn.q_proj.weight", MATRIX),
+    "attn.rule.k_proj": Row("", MATRIX, shared="attn.k_proj.weight"),
+    "attn.rule.v_proj": Row("", MATRIX, shared="attn.v_proj.weight"),
+    "attn.rule.b_proj": Row("", MATRIX, shared="attn.b_proj.weight"),
+    "attn.rule.q_conv1d": Row("attn.q_conv1d.weight", TAPS),
+    "attn.rule.k_conv1d": Row("attn.k_conv1d.weight", TAPS),
+    "attn.rule.v_conv1d": Row("attn.v_conv1d.weight", TAPS),
+    "attn.output.g_proj.weight": Row("attn.g_proj.weight", MATRIX),
+    "attn.output.norm": Row("attn.o_norm.weight", SAME),
+    "attn.output.o_proj.weight": Row("attn.o_proj.weight", MATRIX),
+}
+_GATED_DELTANET: Table = _DELTA_NET | {
+    "attn.rule.a_proj": Row("", MATRIX, shared="attn.a_proj.weight"),
+    "attn.rule.A_log": Row("attn.A_log", SAME),
+    "attn.rule.dt_bias": Row("attn.dt_bias", SAME),
+}
 _ATTENTION: Table = {
     "attn.q_proj.weight": Row("attn.q_proj.weight", MATRIX),
     "attn.k_proj.weight": Row("attn.k_proj.weight", MATRIX),
@@ -123,10 +140,15 @@ _OLD_BLOCK: Table = _BLOCK | {
     "mlp.gate_proj.weight": Row("mlp.gate_proj.weight", FIRST_HALF),
     "mlp.up_proj.weight": Row("mlp.gate_proj.weight", SECOND_HALF),
 }
-# Our stack: (the kind of its layers, their mixer).
-_STACKS = {"layers": ("memory", _MEMORY), "attention_layers": ("attention", _ATTENTION)}
-# model_type: what surrounds the mixer.
-_LAYOUTS = {"mom": _BLOCK, "mom_gated_deltanet": _OLD_BLOCK}
+_KINDS = {"layers": "memory", "attention_layers": "attention"}  # our stack: the kind of its layers
+# model_type: (what surrounds the mixer, the mixer of a memory layer).
+_LAYOUTS: dict[str, tuple[Table, Table]] = {
+    "mom": (_BLOCK, _MEMORY),
+    "mom_gated_deltanet": (_OLD_BLOCK, _MEMORY),
+    "gated_deltanet": (_BLOCK, _GATED_DELTANET),
+    "delta_net": (_BLOCK, _DELTA_NET),
+    "transformer": (_BLOCK, {}),
+}
 # Stored here and there, but without effect on what a model computes.
 _WITHOUT_EFFECT = re.compile(r"model\.layers\.\d+\.attn\.(D|rotary\.inv_freq)")
 
@@ -144,7 +166,7 @@ def pieces(config: MoMConfig, layout: str, ours: str, shape: Shape, stored: Coll
 
     Args:
         config: of the model.
-        layout: ``mom`` or ``mom_gated_deltanet``.
+        layout: a published model type.
         ours: dotted name of our parameter.
         shape: its shape, the layer and memory axes included.
         stored: names in the file, which choose between the names that a tensor may have.
@@ -153,9 +175,9 @@ def pieces(config: MoMConfig, layout: str, ours: str, shape: Shape, stored: Coll
         row = _MODEL[ours]
         return [Piece((), row.name, row.form)]
     stack, _, inside = ours.partition(".")
-    kind, mixer = _STACKS[stack]
-    row = (_LAYOUTS[layout] | mixer)[inside]
-    numbers = [i for i, is_kind in enumerate(config.layer_kinds) if is_kind == kind]
+    block, memory = _LAYOUTS[layout]
+    row = (block | (memory if stack == "layers" else _ATTENTION))[inside]
+    numbers = [i for i, kind in enumerate(config.layer_kinds) if kind == _KINDS[stack]]
     found = []
     for rank, number in enumerate(numbers):
         prefix = f"model.layers.{number}."
@@ -172,7 +194,7 @@ def pieces(config: MoMConfig, layout: str, ours: str, shape: Shape, stored: Coll
 
 def _memory_names(row: Row, config: MoMConfig, memories: int) -> list[str]:
     assert row.shared is not None
-    routed = 0 if config.single_kv_proj else config.num_memories
+    routed = 0 if config.single_kv_proj or not config.mixture else config.num_memories
     names = [row.name.format(memory=memory) for memory in range(routed)]
     return names + [row.shared] * (memories - routed)
 

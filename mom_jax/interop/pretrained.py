@@ -20,6 +20,7 @@ from mom_jax.interop.published import CONFIG_FILE, read_config, write_config
 from mom_jax.interop.tensors import DTYPES, StoredTensors, Tensor, write_tensors
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.model_types import in_their_words
 from mom_jax.models.parts import dotted, model_parts, param_shardings
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -32,7 +33,7 @@ _EMBEDDING, _OUTPUT = _VOCABULARY = ("model.embeddings.weight", "lm_head.weight"
 def load_pretrained(directory: str | Path) -> MoMForCausalLM:
     """The model in a folder that the PyTorch library (or `save_pretrained`) wrote.
 
-    Reads ``config.json`` of model type ``mom`` or ``mom_gated_deltanet``, and
+    Reads ``config.json`` of a model type in `mom_jax.models.model_types`, and
     ``model.safetensors`` or the files of ``model.safetensors.index.json``, in float32, bfloat16
     or float16; parameters become float32. Tensors are read slice by slice from memory maps: the
     host holds at most one of our parameters besides the model. Under a mesh that is set with
@@ -181,10 +182,11 @@ def save_pretrained(
 
 def _tensors(model: MoMForCausalLM) -> Iterator[Tensor]:
     """Everything to be stored, in the order of our parameters; values are fetched when asked for."""
+    layout, _ = in_their_words(model.config.to_dict())
     leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model)))[0]
     for path, leaf in leaves:
         name = dotted(path)
-        for where, theirs, form in pieces(model.config, "mom", name, leaf.shape):
+        for where, theirs, form in pieces(model.config, layout, name, leaf.shape):
             shape = form.stored_shape(leaf.shape[len(where) :])
             yield Tensor(theirs, shape, lambda leaf=leaf, where=where, form=form: form.stored(_on_host(leaf, where)))
 

@@ -6,23 +6,23 @@ from typing import Any
 
 from mom_jax.errors import InputError
 from mom_jax.models.config import MoMConfig
+from mom_jax.models.model_types import in_their_words
 
 CONFIG_FILE = "config.json"
-# What the reference's configuration has besides our fields; nothing here changes what a model computes.
+# What the reference's configurations have besides our fields; nothing here changes what a model computes.
 _CONSTANT = {
-    "architectures": ["MomForCausalLM"],
-    "attn_mode": "chunk",
     "hidden_act": "swish",
-    "mom_backend": "gated_deltanet",
-    "capacity": 1.0,
-    "use_layer_wise_balance": True,
     "use_cache": True,
     "fuse_norm": True,
     "fuse_swiglu": True,
     "fuse_cross_entropy": True,
 }
-# Our fields that the reference does not know and that say how to run, not what the weights are.
-_OURS = ("memory_rule", "reference_conv_leak")
+_ARCHITECTURES = {
+    "mom": "MomForCausalLM",
+    "gated_deltanet": "GatedDeltaNetForCausalLM",
+    "delta_net": "DeltaNetForCausalLM",
+    "transformer": "TransformerForCausalLM",
+}
 
 
 def is_published(folder: Path) -> bool:
@@ -59,10 +59,9 @@ def published_fields(config: MoMConfig, dtype: str) -> dict[str, Any]:
     Raises:
         InputError: the PyTorch library has no such model.
     """
-    if config.memory_rule != "gated_deltanet":
-        raise InputError("memory_rule", config.memory_rule, "the PyTorch library has gated_deltanet only")
-    fields = {name: value for name, value in config.to_dict().items() if name not in _OURS}
-    return dict(sorted({**fields, **_CONSTANT, "dtype": dtype}.items()))
+    model_type, fields = in_their_words(config.to_dict())
+    architecture = {"model_type": model_type, "architectures": [_ARCHITECTURES[model_type]], "dtype": dtype}
+    return dict(sorted({**fields, **_CONSTANT, **architecture}.items()))
 
 
 def write_config(config: MoMConfig, path: Path, dtype: str) -> None:

@@ -10,14 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mom_jax.layers.attention import Attention
 from mom_jax.layers.cache import Cache
 from mom_jax.layers.mlp import SwiGLU
-from mom_jax.layers.mom import MoM
 from mom_jax.layers.norm import RMSNorm
-from mom_jax.layers.output import HeadNormOutput
-from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
 from mom_jax.models.config import MoMConfig
+from mom_jax.models.mixers import make_mixer
 from mom_jax.typing import Array, Float, Int
 
 REMAT_POLICIES = {
@@ -33,7 +30,7 @@ class Block(nnx.Module):
     def __init__(self, config: MoMConfig, kind: str, *, rngs: nnx.Rngs):
         self.kind = kind
         self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
-        self.attn = _attention(config, rngs) if kind == "attention" else _mom(config, rngs)
+        self.attn = make_mixer(config, kind, rngs)
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
         self.mlp = SwiGLU(config.hidden_size, config.mlp_dim, config.initializer_range, rngs=rngs)
 
@@ -133,44 +130,3 @@ def _period(kinds):
     """Layers of the shortest pattern that the model repeats."""
     fits = (n for n in range(1, len(kinds) + 1) if len(kinds) % n == 0 and kinds[:n] * (len(kinds) // n) == kinds)
     return next(fits)
-
-
-def _mom(config, rngs):
-    sizes = (config.hidden_size, config.num_heads, config.head_dim, config.head_v_dim)
-    rule = GatedDeltaNet(
-        *sizes,
-        memories=1 if config.single_kv_proj else config.num_memories + config.shared_mem,
-        conv_size=config.conv_size if config.use_short_conv else None,
-        leaking_memories=config.num_memories if config.reference_conv_leak else 0,
-        rngs=rngs,
-    )
-    output = HeadNormOutput(
-        config.hidden_size,
-        config.num_heads,
-        config.head_v_dim,
-        gate=config.use_output_gate,
-        norm_eps=config.norm_eps,
-        rngs=rngs,
-    )
-    return MoM(
-        config.hidden_size,
-        rule,
-        output,
-        num_memories=config.num_memories,
-        top_k=config.topk,
-        shared=config.shared_mem,
-        rngs=rngs,
-    )
-
-
-def _attention(config, rngs):
-    return Attention(
-        config.hidden_size,
-        config.attn.num_heads,
-        config.attn.kv_heads,
-        qkv_bias=config.attn.qkv_bias,
-        window=config.attn.window_size,
-        rope_theta=config.attn.rope_theta,
-        initializer_range=config.initializer_range,
-        rngs=rngs,
-    )

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from mom_jax.errors import InputError
-from mom_jax.models.older_config import in_new_words
+from mom_jax.models.model_types import in_our_words
 
-MODEL_TYPES = ("mom", "mom_gated_deltanet")
+MEMORY_RULES = ("gated_deltanet", "deltanet")
 
 # fields of the published config with a single value that this library computes
 _FIXED = {
@@ -82,7 +82,9 @@ class MoMConfig:
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
     attn: AttentionConfig = AttentionConfig()  # attention layers of a hybrid
-    memory_rule: Literal["gated_deltanet"] = "gated_deltanet"
+    memory_rule: Literal["gated_deltanet", "deltanet"] = "gated_deltanet"
+    mixture: bool = True  # False: one memory that every token is written to, and no router
+    allow_neg_eigval: bool = False  # delta rules: write strengths up to 2, so that a write may flip what it meets
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
     # Let short convolutions read across sequences and future tokens wherever no cache is given, as the
     # PyTorch reference does in training. Only to reproduce its published curves.
@@ -100,7 +102,7 @@ class MoMConfig:
             raise InputError("expand_v", self.expand_v, remedy)
         if self.intermediate_size is None and self.hidden_ratio is None:
             raise InputError("hidden_ratio", None, "set hidden_ratio or intermediate_size")
-        for field, known in (("memory_rule", ("gated_deltanet",)), ("compute_dtype", ("float32", "bfloat16"))):
+        for field, known in (("memory_rule", MEMORY_RULES), ("compute_dtype", ("float32", "bfloat16"))):
             if getattr(self, field) not in known:
                 raise InputError(field, getattr(self, field), f"choose one of {', '.join(known)}")
         if self.attn.layers:
@@ -149,16 +151,12 @@ class MoMConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Builds a config from a published ``config.json`` (model type ``mom`` or ``mom_gated_deltanet``).
+        """Builds a config from a published ``config.json`` of any model type in `mom_jax.models.model_types`.
 
         Raises:
             InputError: another model type, or a feature this library does not have.
         """
-        model_type = fields.get("model_type", "mom")
-        if model_type not in MODEL_TYPES:
-            raise InputError("model_type", model_type, f"expected one of {', '.join(MODEL_TYPES)}")
-        if model_type == "mom_gated_deltanet":
-            fields = in_new_words(fields)
+        fields = in_our_words(fields)
         for field, only in _FIXED.items():
             if fields.get(field, only[0]) not in only:
                 raise InputError(field, fields[field], f"not available; only {only[0]!r} is")

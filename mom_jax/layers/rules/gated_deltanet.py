@@ -12,7 +12,7 @@ from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import Linear, mixer_init, param
-from mom_jax.layers.rules.parts import conv_weight, convolve, per_memory, project, recur
+from mom_jax.layers.rules.parts import conv_history, conv_weight, convolve, per_memory, project, recur
 from mom_jax.layers.rules.rule import MemoryRule
 from mom_jax.ops.delta_rule import chunk_rows, delta_rule_step, gated_delta_rule
 from mom_jax.ops.norm import l2_norm
@@ -28,6 +28,7 @@ class GatedDeltaNet(MemoryRule):
         num_heads, key_dim, value_dim: H, and K and V per head.
         memories: G, the shared memory included; 1 with one projection for all memories.
         conv_size: taps W of the short convolutions; None leaves SiLU alone.
+        allow_neg_eigval: write strengths up to 2 instead of 1 (arXiv 2411.12537).
         leaking_memories: without a cache, convolve the sequences of that many memories end to end
             (`mom_jax.ops.reference_conv_leak`).
     """
@@ -43,6 +44,7 @@ class GatedDeltaNet(MemoryRule):
         *,
         memories: int,
         conv_size: int | None,
+        allow_neg_eigval: bool = False,
         leaking_memories: int = 0,
         rngs: nnx.Rngs,
     ):
@@ -56,6 +58,7 @@ class GatedDeltaNet(MemoryRule):
         self.A_log = param(rngs, _init_a_log, (num_heads,), ("tensor",))
         self.dt_bias = param(rngs, _init_dt_bias, (num_heads,), ("tensor",))
         self.conv_size, self.leaking_memories = conv_size, leaking_memories
+        self.max_beta = 2.0 if allow_neg_eigval else 1.0
         if conv_size is not None:
             self.q_conv1d, self.k_conv1d, self.v_conv1d = (
                 conv_weight(rngs, channels, conv_size) for channels in (keys, keys, values)
@@ -78,7 +81,7 @@ class GatedDeltaNet(MemoryRule):
         q, k = (l2_norm(y.reshape(y.shape[0], -1, self.key_dim)) for y in (q, k))
         v = v.reshape(v.shape[0], -1, self.value_dim)
         decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(a + self.dt_bias[...])
-        g, beta = (jnp.where(packing.valid[:, None], y, 0) for y in (decay, jax.nn.sigmoid(b)))
+        g, beta = (jnp.where(packing.valid[:, None], y, 0) for y in (decay, self.max_beta * jax.nn.sigmoid(b)))
         return recur(
             lambda state: gated_delta_rule(q, k, v, g, beta, packing.table, state),
             lambda state: delta_rule_step(q, k, v, g, beta, state, scale=self.key_dim**-0.5),
@@ -93,10 +96,8 @@ class GatedDeltaNet(MemoryRule):
 
     def conv_history(self) -> dict[str, tuple[int, int]]:
         """Inputs that the short convolutions remember: (W-1, channels) by name."""
-        if self.conv_size is None:
-            return {}
         keys, values = self.num_heads * self.key_dim, self.num_heads * self.value_dim
-        return {name: (self.conv_size - 1, size) for name, size in (("q", keys), ("k", keys), ("v", values))}
+        return conv_history(self.conv_size, q=keys, k=keys, v=values)
 
 
 def _init_a_log(key, shape, dtype):
