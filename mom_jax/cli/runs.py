@@ -198,9 +198,12 @@ def print_evaluation(evaluation: dict[str, Any], out: Console) -> None:
     positions = Table("position", "tokens", "loss (nats)", title="by position in the window", title_justify="left")
     for bucket in evaluation["by_position"]:
         positions.add_row(f"{bucket['start']}-{bucket['stop'] - 1}", f"{bucket['tokens']:,}", f"{bucket['loss']:.4f}")
+    for table in (scores, positions):
+        out.print(table)
+    if "load" not in evaluation:
+        return
     memories = [f"memory {m}" for m in range(len(evaluation["load"][0]))]
     loads = Table("layer", *memories, "entropy (nats)", title="share of the assignments", title_justify="left")
     for layer, (load, entropy) in enumerate(zip(evaluation["load"], evaluation["routing_entropy"], strict=True)):
         loads.add_row(str(layer), *(f"{share:.3f}" for share in load), f"{entropy:.3f}")
-    for table in (scores, positions, loads):
-        out.print(table)
+    out.print(loads)

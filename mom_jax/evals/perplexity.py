@@ -54,7 +54,7 @@ def evaluate(model: MoMForCausalLM, batches: Iterable[Batch], top_k: int, bytes_
     Returns:
         JSON-ready: ``loss`` in nats per token, ``perplexity``, ``bits_per_byte``, ``tokens`` scored,
         ``by_position`` (``start``, ``stop``, ``tokens``, ``loss`` of each non-empty bucket), ``load`` [L][M] (shares of
-        a layer's assignments) and ``routing_entropy`` [L] in nats.
+        a layer's assignments) and ``routing_entropy`` [L] in nats; the last two of models with a router.
 
     Raises:
         ValueError: no batch holds a label.
@@ -83,8 +83,7 @@ def evaluate(model: MoMForCausalLM, batches: Iterable[Batch], top_k: int, bytes_
             )
             if count
         ],
-        "load": (totals["load"] / totals["inputs"]).tolist(),
-        "routing_entropy": (totals["routing_entropy"] / totals["inputs"]).tolist(),
+        **{name: (totals[name] / totals["inputs"]).tolist() for name in ("load", "routing_entropy") if name in totals},
     }
 
 

@@ -20,7 +20,10 @@ def router_statistics(
     Returns:
         ``load`` [L, M]: each memory's share of a layer's assignments (a layer's shares sum to 1), and
         ``routing_entropy`` [L]: mean entropy of a token's distribution over all memories, in nats; both float32.
+        Nothing without a router.
     """
+    if not router_logits:
+        return {}
     logits = jnp.stack(router_logits).astype(jnp.float32)
     keep = (
         jnp.ones(logits.shape[1:3], jnp.float32)

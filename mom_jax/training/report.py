@@ -1,7 +1,7 @@
 """A run as a page: ``report.md`` and the pictures beside it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mom_jax.errors import InputError
+from mom_jax.models.config import MoMConfig
 from mom_jax.training.config import CONFIG_FILE, TrainConfig
 from mom_jax.training.log import read_metrics
 
@@ -53,15 +54,16 @@ def write_report(run_dir: str | Path, evaluation: dict[str, Any] | None = None, 
     held_out = [record for record in records if "held_out_loss" in record]
     if not training:
         raise InputError("run", str(run_dir), "has no metrics yet; train it for a few steps first")
+    pictures = _pictures(config, training, held_out)
     with matplotlib.rc_context(_STYLE):
-        for name, draw in _pictures(config, training, held_out).items():
+        for name, draw in pictures.items():
             _save(draw(), run_dir / f"{name}.png")
     text = "\n".join(
         [
             *_summary(config, training, held_out),
             *(_evaluation(evaluation) if evaluation else []),
             *([extra, ""] if extra else []),
-            *_gallery(),
+            *_gallery(pictures),
             "",
         ]
     )
@@ -72,12 +74,15 @@ def write_report(run_dir: str | Path, evaluation: dict[str, Any] | None = None, 
 
 
 def _pictures(config: TrainConfig, training: Records, held_out: Records) -> dict[str, Callable[[], Figure]]:
-    return {
-        "loss": lambda: _loss(training, held_out),
-        "learning_rate": lambda: _line(training, "learning_rate", "Learning rate", "learning rate"),
-        "gradient_norm": lambda: _gradient_norm(config, training),
+    routed = {
         "load": lambda: _load(config, training),
         "routing_entropy": lambda: _entropy(config, training),
+    }
+    return {
+        "loss": lambda: _loss(training, held_out),
+        **(routed if "load" in training[-1] else {}),
+        "gradient_norm": lambda: _gradient_norm(config, training),
+        "learning_rate": lambda: _line(training, "learning_rate", "Learning rate", "learning rate"),
     }
 
 
@@ -179,6 +184,19 @@ def _shade(index: int, count: int) -> Any:
     return f"C{index}" if count <= 10 else matplotlib.colormaps["viridis"](index / max(count - 1, 1))
 
 
+def _mixers(model: MoMConfig) -> str:
+    """The memory and attention layers of a model in words."""
+    words = []
+    if "memory" in model.layer_kinds:
+        words.append(f"{model.num_heads} heads of {model.head_dim}")
+        if model.mixture:
+            words.append(f"{model.num_memories} memories, top {model.topk}{', shared memory' * model.shared_mem}")
+        words.append(model.memory_rule)
+    if "attention" in model.layer_kinds:
+        words.append(f"{len(model.attn.layers)} attention layers of {model.attn.num_heads} heads")
+    return ", ".join(words)
+
+
 def _summary(config: TrainConfig, training: Records, held_out: Records) -> list[str]:
     last, model = training[-1], config.model
     speed = np.median([record["tokens_per_second"] for record in training])
@@ -193,8 +211,7 @@ def _summary(config: TrainConfig, training: Records, held_out: Records) -> list[
         (
             "model",
             f"{model.num_hidden_layers} layers, hidden size {model.hidden_size}, "
-            f"{model.num_heads} heads of {model.head_dim}, {model.num_memories} memories, top {model.topk}"
-            + (", shared memory" if model.shared_mem else ""),
+            f"{_mixers(model)}",
         ),
         ("last training loss", f"{last['lm_loss']:.4f} nats per token"),
         *(
@@ -237,6 +254,8 @@ def _evaluation(evaluation: dict[str, Any]) -> list[str]:
     lines += [
         f"| {b['start']}-{b['stop'] - 1} | {b['tokens']:,} | {b['loss']:.4f} |" for b in evaluation["by_position"]
     ]
+    if "load" not in evaluation:
+        return [*lines, ""]
     memories = len(evaluation["load"][0])
     lines += [
         "",
@@ -248,13 +267,5 @@ def _evaluation(evaluation: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _gallery() -> list[str]:
-    return [
-        "## Curves",
-        "",
-        "![Loss](loss.png)",
-        "![Load per memory](load.png)",
-        "![Routing entropy](routing_entropy.png)",
-        "![Gradient norm](gradient_norm.png)",
-        "![Learning rate](learning_rate.png)",
-    ]
+def _gallery(names: Iterable[str]) -> list[str]:
+    return ["## Curves", "", *(f"![{name.replace('_', ' ').capitalize()}]({name}.png)" for name in names)]

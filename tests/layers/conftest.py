@@ -9,6 +9,7 @@ from flax import nnx
 
 from mom_jax.layers.mom import MoM
 from mom_jax.layers.output import HeadNormOutput
+from mom_jax.layers.rules.deltanet import DeltaNet
 from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
 
 MakeLayer = Callable[..., MoM]
@@ -23,19 +24,21 @@ def make_layer() -> MakeLayer:
         heads: int = 2,
         key_dim: int = 8,
         value_dim: int = 12,
-        num_memories: int = 4,
+        num_memories: int | None = 4,
         top_k: int = 2,
         shared: bool = True,
         single_projection: bool = False,
         output_gate: bool = True,
         conv_size: int | None = 4,
+        rule: type[GatedDeltaNet | DeltaNet] = GatedDeltaNet,
+        **options,
     ) -> MoM:
         sizes, rngs = (hidden, heads, key_dim, value_dim), nnx.Rngs(0)
         with nnx.use_eager_sharding(False):
-            memories = 1 if single_projection else num_memories + shared
-            rule = GatedDeltaNet(*sizes, memories=memories, conv_size=conv_size, rngs=rngs)
+            memories = 1 if single_projection or num_memories is None else num_memories + shared
+            made = rule(*sizes, memories=memories, conv_size=conv_size, **options, rngs=rngs)
             output = HeadNormOutput(hidden, heads, value_dim, gate=output_gate, norm_eps=1e-5, rngs=rngs)
-            layer = MoM(hidden, rule, output, num_memories=num_memories, top_k=top_k, shared=shared, rngs=rngs)
+            layer = MoM(hidden, made, output, num_memories=num_memories, top_k=top_k, shared=shared, rngs=rngs)
         # the published initialisation is so small that the norm's eps would hide the memories
         state = nnx.state(layer)
         keys = iter(jax.random.split(jax.random.key(1), 32))

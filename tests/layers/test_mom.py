@@ -12,12 +12,17 @@ from support.compare import assert_close
 from support.compiled import jit
 from support.mixer import choose, dense_mixer, sequences
 
+from mom_jax.layers.rules.deltanet import DeltaNet
+
 CASES = {
     "shared": ({}, 11),
     "routed only, no gate": ({"shared": False, "output_gate": False}, 11),
     "one projection, top-1": ({"single_projection": True, "top_k": 1}, 11),
     "all memories, no convolution": ({"top_k": 4, "conv_size": None}, 9),
     "one tap, one token": ({"conv_size": 1}, 1),
+    "a single memory": ({"num_memories": None, "shared": False}, 11),
+    "deltanet": ({"rule": DeltaNet, "allow_neg_eigval": True}, 11),
+    "a single memory of deltanet": ({"rule": DeltaNet, "num_memories": None, "shared": False, "conv_size": None}, 9),
     "sizes of a model": ({"hidden": 32, "heads": 1, "key_dim": 64, "value_dim": 64}, 70),
 }
 
@@ -40,7 +45,7 @@ def test_equals_the_dense_definition(make_layer, case):
     options, time = CASES[case]
     layer = make_layer(**options)
     graph, params = nnx.split(layer)
-    x, dy = random_input(2, time, layer.router.weight.shape[0])
+    x, dy = random_input(2, time, layer.rule.q_proj.weight.shape[0])
     rng = np.random.default_rng(5)
     mask = (rng.random((2, time)) < 0.8).astype(np.int32)
     mask[:, 0] = 1
@@ -51,14 +56,16 @@ def test_equals_the_dense_definition(make_layer, case):
         return nnx.merge(graph, params)(x, jnp.asarray(mask), jnp.asarray(documents))[0]
 
     y, (dparams, dx) = jit(functools.partial(differentiate, packed))(params, x, dy)
-    memories = choose(layer.router.weight[...], x, layer.top_k)
-    found = sequences(memories, layer.num_memories, layer.shared, mask, documents)
+    if layer.num_memories is None:
+        memories = np.zeros((2, time, 1), int)
+    else:
+        memories = choose(layer.router.weight[...], x, layer.top_k)
+    found = sequences(memories, layer.memories - layer.shared, layer.shared, mask, documents)
     by_name = {name: np.asarray(value, np.float64) for name, value in parameters_by_name(params).items()}
     with jax.enable_x64(True):
         heads = layer.rule.num_heads
-        dense = functools.partial(
-            dense_mixer, memories=memories, found=found, heads=heads, shared=layer.shared, eps=layer.output.norm_eps
-        )
+        options = {"heads": heads, "shared": layer.shared, "max_beta": layer.rule.max_beta}
+        dense = functools.partial(dense_mixer, memories=memories, found=found, eps=layer.output.norm_eps, **options)
         run = jit(functools.partial(differentiate, dense))
         want, (dp, dx_want) = jax.device_get(run(by_name, np.asarray(x, np.float64), np.asarray(dy, np.float64)))
     assert not np.asarray(y)[mask == 0].any()

@@ -29,7 +29,7 @@ def sequences(memories, num_memories: int, shared: bool, keep, documents) -> lis
     return found
 
 
-def dense_mixer(p: dict[str, Any], x, memories, found, *, heads: int, shared: bool, eps: float):
+def dense_mixer(p: dict[str, Any], x, memories, found, *, heads: int, shared: bool, eps: float, max_beta: float):
     """Output [B, T, D] of the layer with parameters ``p`` by name; each ``found`` item starts empty."""
     split = lambda y: y.reshape(*y.shape[:-1], heads, -1)  # noqa: E731
     unit = lambda y: y / jnp.sqrt((y * y).sum(-1, keepdims=True) + 1e-6)  # noqa: E731
@@ -46,14 +46,16 @@ def dense_mixer(p: dict[str, Any], x, memories, found, *, heads: int, shared: bo
     for memory, b, tokens in found:
         own = memory if p["rule.k_proj"].shape[0] > 1 else 0
         s = x[b, np.array(tokens)]
-        decay = -jnp.exp(p["rule.A_log"]) * jax.nn.softplus(s @ p["rule.a_proj"][own] + p["rule.dt_bias"])
+        decay = jnp.zeros((len(tokens), heads))
+        if "rule.a_proj" in p:
+            decay = -jnp.exp(p["rule.A_log"]) * jax.nn.softplus(s @ p["rule.a_proj"][own] + p["rule.dt_bias"])
         rows.append(
             {
                 "q": unit(split(filtered(s @ p["rule.q_proj.weight"], "q"))),
                 "k": unit(split(filtered(s @ p["rule.k_proj"][own], "k"))),
                 "v": split(filtered(s @ p["rule.v_proj"][own], "v")),
                 "g": decay,
-                "beta": jax.nn.sigmoid(s @ p["rule.b_proj"][own]),
+                "beta": max_beta * jax.nn.sigmoid(s @ p["rule.b_proj"][own]),
             }
         )
     inputs = {name: jnp.concatenate([row[name] for row in rows]) for name in rows[0]}
@@ -62,9 +64,12 @@ def dense_mixer(p: dict[str, Any], x, memories, found, *, heads: int, shared: bo
     inputs["state"] = jnp.zeros((len(lengths), heads, key_dim, value_dim), x.dtype)
     read, _ = delta_rule(inputs, lengths, [], key_dim**-0.5)
 
-    weights = jnp.take_along_axis(jax.nn.softmax(x @ p["router.weight"], -1), jnp.asarray(memories), -1)
-    weights = weights / weights.sum(-1, keepdims=True)
-    o, begin, routed = jnp.zeros((*x.shape[:2], heads, value_dim), x.dtype), 0, p["router.weight"].shape[1]
+    weights, routed = jnp.ones(memories.shape), 1
+    if "router.weight" in p:
+        weights, routed = jax.nn.softmax(x @ p["router.weight"], -1), p["router.weight"].shape[1]
+        weights = jnp.take_along_axis(weights, jnp.asarray(memories), -1)
+        weights = weights / weights.sum(-1, keepdims=True)
+    o, begin = jnp.zeros((*x.shape[:2], heads, value_dim), x.dtype), 0
     for memory, b, tokens in found:
         t = np.array(tokens)
         w = jnp.ones(len(t)) if shared and memory == routed else (weights[b, t] * (memories[b, t] == memory)).sum(-1)
