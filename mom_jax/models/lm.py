@@ -132,9 +132,11 @@ class MoMForCausalLM(nnx.Module):
         capacity = self.config.attn.window_size or max_length or self.config.max_position_embeddings
         memory = attention = None
         if "memory" in kinds:
-            memory = self.layers.attn.empty_cache(kinds.count("memory"), batch_size, dtype)
+            memory = getattr(self, _STACKS["memory"]).attn.empty_cache(kinds.count("memory"), batch_size, dtype)
         if "attention" in kinds:
-            attention = self.attention_layers.attn.empty_cache(kinds.count("attention"), batch_size, capacity, dtype)
+            attention = getattr(self, _STACKS["attention"]).attn.empty_cache(
+                kinds.count("attention"), batch_size, capacity, dtype
+            )
         return Cache(memory, attention)
 
     def _check_ids(self, input_ids):
