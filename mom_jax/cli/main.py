@@ -16,6 +16,7 @@ VERBS = {
     "generate": ("mom_jax.cli.generate", "continue a prompt with the model of a run"),
     "convert": ("mom_jax.cli.convert", "published PyTorch models to runs, and back"),
     "data": ("mom_jax.cli.data", "prepare token shards (mom-jax data prepare)"),
+    "compare": ("mom_jax.cli.compare", "our numbers beside the PyTorch reference's, from one checkpoint"),
     "demo": ("mom_jax.cli.demo", "train mom-tiny for about three minutes, evaluate it and write a report"),
 }
 

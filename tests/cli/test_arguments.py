@@ -51,6 +51,13 @@ BAD = [
     ("data prepare", "out='': is missing"),
     ("data prepare shards --shard 4/4", "shard=4/4: is written i/n with 0 <= i < n"),
     ("data prepare shards --data.held-out-fraction 2", "held_out_fraction=2.0: must lie strictly between 0 and 1"),
+    ("compare", "--reference='': is missing"),
+    ("compare --reference x --tokens 80", "tokens=80: is written ROWSxTOKENS with at least 4 tokens"),
+    ("compare --reference x --tokens 0x80", "tokens=0x80: is written ROWSxTOKENS"),
+    ("compare --reference x --tolerance 0", "tolerance=0.0: must be positive"),
+    ("compare --reference x --draws 0", "draws=0: must be at least 1"),
+    ("compare --reference x --dtype float16", "dtype=float16: expected one of float32, bfloat16; did you mean"),
+    ("compare --reference x --dtype bfloat16 --kernels interpreter", "kernels=interpreter: is wrong in bfloat16"),
     ("demo --data.tokenizer mistral", "data.tokenizer=mistral: the demo compares with byte models"),
 ]
 
@@ -84,6 +91,7 @@ START_UP = [
     "convert --help",
     "data --help",
     "data prepare --help",
+    "compare --help",
     "demo --help",
     "train mom-tiny --stpes 5",
     "generate x --prompt a --top-k 0",

@@ -12,7 +12,17 @@ class Subject(Protocol):
     """One implementation of one checkpoint; names of parameters are the published ones."""
 
     def forward(self, ids: np.ndarray) -> Record:
-        """``hidden/<layer>`` [B, T, D] behind each block, ``router/<layer>`` [B, T, M] of MoM layers, ``logits``."""
+        """``embedded`` [B, T, D], ``hidden/<layer>`` behind each block, ``router/<layer>`` [B, T, M], ``logits``.
+
+        Attention layers have no router.
+        """
+        ...
+
+    def block(self, layer: int, x: np.ndarray, cotangent: np.ndarray | None = None) -> Record:
+        """One block alone: ``hidden`` [B, T, D] and ``router`` [B, T, M] for the input ``x``.
+
+        With a cotangent of ``hidden``, ``gradient/<parameter>`` and ``gradient/x`` instead.
+        """
         ...
 
     def loss_and_gradients(self, ids: np.ndarray) -> Record:

@@ -66,8 +66,9 @@ class Reference:
         interpreter.convert_loops()
 
     def forward(self, ids: np.ndarray) -> Record:
-        """``hidden/<layer>`` [B, T, D] behind each block, ``router/<layer>`` [B, T, M], ``logits``; no autograd."""
-        record: Record = {}
+        """As `Subject.forward`, without autograd."""
+        with torch.no_grad():
+            record: Record = {"embedded": _numpy(self.model.model.embeddings(self._tensor(ids)))}
 
         def keep(layer):
             return lambda module, args, output: record.update({f"hidden/{layer}": _numpy(output[0])})
@@ -84,8 +85,23 @@ class Reference:
                 record[f"router/{i}"] = _numpy(logits).reshape(*ids.shape, -1)
         return {**record, "logits": _numpy(out.logits)}
 
+    def block(self, layer: int, x: np.ndarray, cotangent: np.ndarray | None = None) -> Record:
+        """As `Subject.block`."""
+        block = self.model.model.layers[layer]
+        weight = self.model.model.embeddings.weight
+        inputs = torch.tensor(x, dtype=weight.dtype, device=self.device, requires_grad=cotangent is not None)
+        with torch.set_grad_enabled(cotangent is not None):
+            hidden, _, _, router_logits, *_ = block(inputs)
+        if cotangent is None:
+            router = {"router": _numpy(router_logits).reshape(*x.shape[:2], -1)} if router_logits.numel() else {}
+            return {"hidden": _numpy(hidden), **router}
+        block.zero_grad()
+        hidden.backward(torch.tensor(cotangent, dtype=weight.dtype, device=self.device))
+        gradients = {name: p.grad for name, p in block.named_parameters() if p.grad is not None}
+        return {f"gradient/{name}": _numpy(value) for name, value in {**gradients, "x": inputs.grad}.items()}
+
     def loss_and_gradients(self, ids: np.ndarray) -> Record:
-        """``loss/lm``, ``loss/aux``, ``loss/total``, and ``gradient/<name>`` of the total for every parameter."""
+        """As `Subject.loss_and_gradients`."""
         self.model.zero_grad()
         tokens = self._tensor(ids)
         out = self.model(tokens, labels=tokens, use_cache=False)
@@ -100,7 +116,7 @@ class Reference:
 
     @torch.no_grad()
     def decode(self, ids: np.ndarray, prefill: int) -> Record:
-        """``decode/prefill`` logits of the first tokens in one call, ``decode/steps`` of the others one by one."""
+        """As `Subject.decode`."""
         out = self.model(self._tensor(ids[:, :prefill]), use_cache=True)
         first, steps = _numpy(out.logits), []
         for t in range(prefill, ids.shape[1]):
@@ -110,7 +126,7 @@ class Reference:
 
     @torch.no_grad()
     def continue_greedily(self, ids: np.ndarray, new_tokens: int) -> np.ndarray:
-        """The likeliest tokens [B, new] after ``ids``, one by one through the cache."""
+        """As `Subject.continue_greedily`, token by token through the cache."""
         out, tokens = self.model(self._tensor(ids), use_cache=True), []
         for _ in range(new_tokens):
             tokens.append(out.logits[:, -1:].argmax(-1))

@@ -43,7 +43,7 @@ def delta_rule(
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gated delta rule with the interface of the library's kernels.
+    """The gated delta rule with the interface of the library's kernels, here the one for short rows.
 
     Args:
         q, k: [B, T, H, K]; v: [B, T, H, V]; g, beta: [B, T, H].
@@ -69,6 +69,16 @@ def delta_rule(
     if state_v_first:
         state = state.transpose(-1, -2)
     return o.to(v.dtype), (state if output_final_state else None)
+
+
+def chunked_delta_rule(q: Tensor, k: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
+    """`delta_rule` for the chunked kernels, which normalise q and k on their own and round the result.
+
+    They round more inside (states at chunk borders, the inverse), so in bfloat16 their error is larger than this one's.
+    """
+    if options.pop("use_qk_l2norm_in_kernel", False):
+        q, k = (l2_norm(x.float()).to(x.dtype) for x in (q, k))
+    return delta_rule(q, k, **options)
 
 
 def short_convolution(
@@ -131,7 +141,7 @@ def _replaced(*replacements: tuple[Any, str, Callable]) -> Iterator[None]:
 def naive_operators() -> contextlib.AbstractContextManager[None]:
     """Replaces every Triton operator of a MoM model inside the context; only rotary embeddings keep theirs."""
     return _replaced(
-        (fla_mom, "chunk_gated_delta_rule", delta_rule),
+        (fla_mom, "chunk_gated_delta_rule", chunked_delta_rule),
         (fla_mom, "fused_recurrent_gated_delta_rule", delta_rule),
         (ShortConvolution, "forward", _convolution_forward),
         (RMSNorm, "forward", _norm_forward),

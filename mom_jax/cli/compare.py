@@ -1,0 +1,162 @@
+"""``mom-jax compare --reference DIR``."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mom_jax.cli.parsing import parse
+from mom_jax.errors import InputError
+
+DESCRIPTION = """Runs a checkpoint in the PyTorch reference (flash-linear-attention) and here, on the same tokens, and
+prints by how much they differ: hidden states, router logits and memory choices by layer, logits, losses, the gradient
+of every parameter, decoding, a greedy continuation. Ends with status 1 if something lies above its tolerance. Needs
+pip install 'mom-jax[parity]'; docs/parity.md explains the tables.
+
+Example: mom-jax compare --reference checkpoints/mom-340m --tokens 2x128 --out runs/parity"""
+
+
+# On a GPU the reference's kernels multiply in TF32, with 10 bits where float32 has 23.
+LOOSE = {"triton": 1e3, "interpreter": 1.0, "naive": 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """What to compare, and on which tokens."""
+
+    reference: str
+    """Folder with config.json and safetensors, as the PyTorch library writes it."""
+    tokens: str = "2x80"
+    """Rows x tokens per row."""
+    text: str | None = None
+    """Take the tokens from this text file instead of at random."""
+    tokenizer: str | None = None
+    """Tokenizer of the text (as --data.tokenizer of train); default: the one in the folder."""
+    seed: int = 0
+    """Seed of the tokens."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """float32 compares the two; bfloat16 compares the error that each makes against float32."""
+    draws: int = 5
+    """Batches of tokens behind the means of bfloat16."""
+    new_tokens: int = 64
+    """Length of the greedy continuation; 0 leaves it out."""
+    tolerance: float | None = None
+    """Largest difference over a quantity's largest value; default: one for each quantity, see docs/parity.md."""
+    kernels: Literal["auto", "triton", "interpreter", "naive"] = "auto"
+    """The reference's operators: Triton kernels on a GPU; on a CPU naive PyTorch, or those kernels interpreted."""
+    out: str | None = None
+    """Folder for compare.json and compare.png."""
+
+    def __post_init__(self):
+        match = re.fullmatch(r"(\d+)x(\d+)", self.tokens)
+        if not match or int(match[1]) < 1 or int(match[2]) < 4:
+            raise InputError("tokens", self.tokens, "is written ROWSxTOKENS with at least 4 tokens, as in 2x80")
+        for field, least in (("seed", 0), ("draws", 1), ("new_tokens", 0)):
+            if getattr(self, field) < least:
+                raise InputError(field, getattr(self, field), f"must be at least {least}")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise InputError("tolerance", self.tolerance, "must be positive")
+        if self.dtype == "bfloat16" and self.kernels == "interpreter":
+            raise InputError("kernels", self.kernels, "is wrong in bfloat16 (Triton's interpreter); take naive")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, tokens)."""
+        rows, _, length = self.tokens.partition("x")
+        return int(rows), int(length)
+
+
+def main(args: Sequence[str]) -> int:
+    """Parses the arguments, runs both sides, prints and writes the result."""
+    wanted = parse(CompareConfig, args, prog="mom-jax compare", description=DESCRIPTION)
+    from mom_jax.evals.reference.install import installed_versions
+
+    versions = installed_versions()
+    # PyTorch and JAX load only now, after the arguments have proved sound.
+    import jax
+
+    from mom_jax.cli.runs import console
+    from mom_jax.interop.published import read_config
+
+    out = console()
+    config, layout = read_config(Path(wanted.reference).expanduser())
+    if layout != "mom":
+        remedy = "the reference reads mom only; load_pretrained and save_pretrained make one of this folder"
+        raise InputError("model_type", layout, remedy)
+    draw = _tokens(wanted, config)
+    draw(0)  # a bad text shows before the models load
+    with jax.default_matmul_precision("highest"):
+        result, tables, picture, about = _run(wanted, config, draw)
+    out.print(_header(wanted, versions, about), highlight=False, soft_wrap=True)
+    for table in tables:
+        out.print(table, highlight=False)
+    if wanted.out is not None:
+        _write(Path(wanted.out).expanduser(), {"settings": about | versions, **result.to_dict()}, picture)
+        out.print(f"written: {wanted.out}/compare.json and compare.png", highlight=False, soft_wrap=True)
+    out.print("everything lies within its tolerance" if result.ok else "something lies above its tolerance")
+    return 0 if result.ok else 1
+
+
+def _tokens(wanted: CompareConfig, config: Any) -> Callable[[int], Any]:
+    from mom_jax.evals.compare.tokens import random_tokens, text_tokens
+
+    def draw(number: int):
+        if wanted.text is None:
+            return random_tokens(config, *wanted.shape, wanted.seed + number)
+        tokenizer = wanted.tokenizer or wanted.reference
+        return text_tokens(wanted.text, tokenizer, config, *wanted.shape, wanted.seed + number)
+
+    return draw
+
+
+def _run(wanted: CompareConfig, config: Any, draw: Callable[[int], Any]) -> tuple[Any, list[Any], Callable, dict]:
+    """The result, what to print, how to draw it, and how it came about."""
+    from mom_jax.evals.compare.budget import error_budget
+    from mom_jax.evals.compare.comparison import compare, tolerances
+    from mom_jax.evals.compare.ours import Ours
+    from mom_jax.evals.compare.picture import draw_budget, draw_comparison
+    from mom_jax.evals.compare.tables import budget_table, comparison_tables
+    from mom_jax.evals.reference.install import choose_kernels
+    from mom_jax.evals.reference.model import Reference, gpu_available, running
+    from mom_jax.interop.pretrained import load_pretrained
+
+    kernels = choose_kernels(wanted.kernels, gpu_available())
+    about = {**dataclasses.asdict(wanted), "kernels": kernels}
+    folder = Path(wanted.reference).expanduser()
+    model = load_pretrained(folder)
+    with running(kernels, config.num_memories):
+        if wanted.dtype == "bfloat16":
+            exact = Reference(folder, rounded=True)
+            sides = Ours(model, "bfloat16", rounded=True), Reference(folder, "bfloat16")
+            budget = error_budget(*sides, exact, map(draw, range(wanted.draws)), config.topk)
+            return budget, [budget_table(budget)], lambda path: draw_budget(budget, path), about
+        limits = tolerances(LOOSE[kernels], wanted.tolerance)
+        result = compare(Ours(model), Reference(folder), draw(0), config.topk, wanted.new_tokens, limits)
+        return result, list(comparison_tables(result)), lambda path: draw_comparison(result, path), about
+
+
+def _header(wanted: CompareConfig, versions: dict[str, str], about: dict[str, Any]) -> str:
+    how = {
+        "triton": "its Triton kernels on the GPU",
+        "interpreter": "its Triton kernels, interpreted on the CPU",
+        "naive": "naive PyTorch operators in the place of its Triton kernels",
+    }
+    source = "at random" if wanted.text is None else f"from {wanted.text}"
+    return "\n".join(
+        [
+            "reference: " + ", ".join(f"{package} {version}" for package, version in versions.items()),
+            f"runs with {how[about['kernels']]}; its sort is made stable",
+            f"{wanted.reference}: {wanted.tokens} tokens {source}, seed {wanted.seed}, {wanted.dtype}",
+        ]
+    )
+
+
+def _write(folder: Path, record: dict[str, Any], picture: Callable[[Path], None]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / ".compare.json.tmp"
+    temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    os.replace(temporary, folder / "compare.json")
+    picture(folder / "compare.png")

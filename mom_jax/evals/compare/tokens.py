@@ -1,0 +1,38 @@
+"""The tokens that both sides read."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mom_jax.data.tokenizers import load_tokenizer
+from mom_jax.errors import InputError
+from mom_jax.models.config import MoMConfig
+
+
+def random_tokens(config: MoMConfig, batch: int, length: int, seed: int) -> np.ndarray:
+    """Ids [batch, length], int32, uniform over the vocabulary without the padding token.
+
+    The reference gives the padding token's embedding no gradient, whatever its mask says.
+    """
+    ids = np.arange(config.vocab_size, dtype=np.int32)
+    return np.random.default_rng(seed).choice(ids[ids != config.pad_token_id], (batch, length))
+
+
+def text_tokens(path: str, tokenizer: str, config: MoMConfig, batch: int, length: int, seed: int) -> np.ndarray:
+    """Ids [batch, length] of windows of a text, at random places.
+
+    Raises:
+        InputError: the file cannot be read or is too short, or the tokenizer is not the model's.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError("text", path, f"cannot be read as UTF-8 text ({error})") from error
+    ids = np.asarray(load_tokenizer(tokenizer).encode(text), np.int32)
+    if len(ids) < length:
+        raise InputError("text", path, f"holds {len(ids)} tokens, fewer than the {length} of a row")
+    if ids.max() >= config.vocab_size:
+        remedy = f"gives token {ids.max()}, but the model knows {config.vocab_size}; name the model's own"
+        raise InputError("tokenizer", tokenizer, remedy)
+    starts = np.random.default_rng(seed).integers(0, len(ids) - length + 1, batch)
+    return np.stack([ids[start : start + length] for start in starts])
