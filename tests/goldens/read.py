@@ -5,11 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
+from mom_jax.interop.keys import pieces
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.parts import dotted, model_parts
 
 HERE = Path(__file__).resolve().parent
 Arrays = dict[str, np.ndarray]
@@ -31,48 +34,28 @@ def config_of(arrays: Arrays) -> MoMConfig:
     return MoMConfig.from_dict(json.loads(str(arrays["config"])))
 
 
-def mixer_parameters(entries: Arrays, memories: int, shared: bool, single: bool) -> dict[str, np.ndarray]:
-    """Our names of one mixer's parameters, and their values: matrices are stored transposed there."""
-
-    def per_memory(letter: str) -> np.ndarray:
-        names = [] if single else [f"{letter}_proj.{m}.weight" for m in range(memories)]
-        names += [f"shared_{letter}.weight"] if shared or single else []
-        return np.stack([entries[name].T for name in names])
-
-    ours = {
-        "router.weight": entries["gate.weight"].T,
-        "rule.q_proj.weight": entries["q_proj.weight"].T,
-        "rule.A_log": entries["A_log"],
-        "rule.dt_bias": entries["dt_bias"],
-        "output.norm": entries["o_norm.weight"],
-        "output.o_proj.weight": entries["o_proj.weight"].T,
-    }
-    if "g_proj.weight" in entries:  # no output gate otherwise
-        ours["output.g_proj.weight"] = entries["g_proj.weight"].T
-    ours |= {f"rule.{letter}_proj": per_memory(letter) for letter in "kvba"}
-    return ours | {f"rule.{letter}_conv1d": entries[f"{letter}_conv1d.weight"][:, 0] for letter in "qkv"}
+def ours(config: MoMConfig, entries: Arrays, shapes: dict[str, tuple[int, ...]]) -> Arrays:
+    """The reference's arrays as ours, by our names and shapes, through the table that checkpoints are read with."""
+    found = {}
+    for name, shape in shapes.items():
+        found[name] = np.empty(shape, np.float32)
+        for where, theirs, form in pieces(config, "mom", name, shape):
+            found[name][where] = form.ours(entries[theirs])
+    return found
 
 
-def model_parameters(config: MoMConfig, entries: Arrays) -> dict[str, np.ndarray]:
+def model_parameters(config: MoMConfig, entries: Arrays) -> Arrays:
     """Our names and values of a whole model; blocks are stacked along a leading axis."""
-    blocks: dict[str, list[Arrays]] = {"layers": [], "attention_layers": []}
-    for i, kind in enumerate(config.layer_kinds):
-        inside = {key.removeprefix(f"model.layers.{i}."): a for key, a in entries.items() if f"layers.{i}." in key}
-        attn = {key.removeprefix("attn."): a for key, a in inside.items() if key.startswith("attn.")}
-        if kind == "attention":
-            mixer = {key: a.T for key, a in attn.items()}
-        else:
-            mixer = mixer_parameters(attn, config.num_memories, config.shared_mem, config.single_kv_proj)
-        block = {f"attn.{key}": a for key, a in mixer.items()}
-        block |= {f"{name}_norm.weight": inside[f"{name}_norm.weight"] for name in ("attn", "mlp")}
-        block |= {f"mlp.{name}_proj.weight": inside[f"mlp.{name}_proj.weight"].T for name in ("gate", "up", "down")}
-        blocks["layers" if kind == "memory" else "attention_layers"].append(block)
-    ours = {f"{stack}.{key}": np.stack([block[key] for block in stacked])
-            for stack, stacked in blocks.items() if stacked for key in stacked[0]}  # fmt: skip
-    ours |= {"embeddings": entries["model.embeddings.weight"], "norm.weight": entries["model.norm.weight"]}
-    if not config.tie_word_embeddings:
-        ours["lm_head"] = entries["lm_head.weight"]
-    return ours
+    abstract = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(model_parts(config).abstract))[0]
+    return ours(config, entries, {dotted(path): leaf.shape for path, leaf in abstract})
+
+
+def mixer_parameters(layer: nnx.Module, config: MoMConfig, entries: Arrays) -> Arrays:
+    """The same of a mixer by itself: the only layer of a model of ``config``."""
+    within = {f"model.layers.0.attn.{name}": values for name, values in entries.items()}
+    shapes = {f"layers.attn.{name}": (1, *p.shape) for name, p in parameters_by_name(nnx.state(layer)).items()}
+    found = ours(config, within, shapes)
+    return {name.removeprefix("layers.attn."): values[0] for name, values in found.items()}
 
 
 def parameters_by_name(params: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from support.compiled import jit
 from mom_jax.layers.mom import MoM
 from mom_jax.layers.output import HeadNormOutput
 from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
+from mom_jax.models.config import MoMConfig
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,8 @@ def evaluated():
         rule = GatedDeltaNet(32, 2, 16, 32, memories=8, conv_size=4, rngs=rngs)
         output = HeadNormOutput(32, 2, 32, gate=True, norm_eps=1e-5, rngs=rngs)
         layer = MoM(32, rule, output, num_memories=8, top_k=2, shared=False, rngs=rngs)
-    assign(layer, mixer_parameters(under(stored, "sd"), 8, shared=False, single=False))
+    config = MoMConfig(num_hidden_layers=1, num_memories=8, shared_mem=False)
+    assign(layer, mixer_parameters(layer, config, under(stored, "sd")))
     graph, params = nnx.split(layer)
 
     @jit
