@@ -17,6 +17,7 @@ VERBS = {
     "convert": ("mom_jax.cli.convert", "published PyTorch models to runs, and back"),
     "data": ("mom_jax.cli.data", "prepare token shards (mom-jax data prepare)"),
     "compare": ("mom_jax.cli.compare", "our numbers beside the PyTorch reference's, from one checkpoint"),
+    "plan": ("mom_jax.cli.plan", "parameters, state and FLOPs of a model, beside its baselines"),
     "demo": ("mom_jax.cli.demo", "train mom-tiny for about three minutes, evaluate it and write a report"),
 }
 

@@ -14,7 +14,7 @@ from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import Linear, mixer_init, param
 from mom_jax.layers.rules.parts import conv_history, conv_weight, convolve, per_memory, project, recur
 from mom_jax.layers.rules.rule import MemoryRule
-from mom_jax.ops.delta_rule import chunk_rows, delta_rule_step, gated_delta_rule
+from mom_jax.ops.delta_rule import chunk_flops, chunk_rows, delta_rule_step, gated_delta_rule
 from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float
@@ -93,6 +93,10 @@ class GatedDeltaNet(MemoryRule):
     def chunk_rows(self, time: int) -> int:
         """Alignment of packed segments for rows of ``time`` tokens; 1 for a single step."""
         return chunk_rows(time, self.key_dim)
+
+    def flops(self, chunk: int) -> tuple[float, float]:
+        """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""
+        return chunk_flops(chunk, self.key_dim, self.value_dim)
 
     def conv_history(self) -> dict[str, tuple[int, int]]:
         """Inputs that the short convolutions remember: (W-1, channels) by name."""

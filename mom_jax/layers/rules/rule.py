@@ -37,6 +37,10 @@ class MemoryRule(nnx.Module):
         """Alignment of packed segments for rows of ``time`` tokens; 1 for a single step."""
         raise NotImplementedError
 
+    def flops(self, chunk: int) -> tuple[float, float]:
+        """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""
+        raise NotImplementedError
+
     def conv_history(self) -> dict[str, tuple[int, int]]:
         """Inputs that convolutions remember: (tokens, channels) by name."""
         return {}

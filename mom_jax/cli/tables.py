@@ -1,0 +1,68 @@
+"""Tables of costs on the terminal."""
+
+import itertools
+
+from rich.console import Console
+from rich.table import Table
+
+from mom_jax.models.accounting import Cost, total
+
+_COLUMNS = ("parameters", "activated", "state per sequence", "forward / token", "backward / token")
+
+
+def print_costs(title: str, costs: list[Cost]) -> None:
+    """One row for each part, runs of equal layers together, and the total."""
+    table = _table(title, "part")
+    for _, run in itertools.groupby(costs, key=lambda cost: (_kind(cost.name), *_cells(cost))):
+        parts = list(run)
+        table.add_row(parts[0].name if len(parts) == 1 else _range(parts), *_cells(parts[0]))
+    table.add_section()
+    table.add_row("total", *_cells(total(costs)))
+    Console(highlight=False).print(table)
+
+
+def print_totals(models: dict[str, list[Cost]]) -> None:
+    """One row for each model; the first is what the others are compared with."""
+    table = _table("in all", "model")
+    first = total(next(iter(models.values())))
+    for name, costs in models.items():
+        cost = total(costs)
+        cells = [f"{cell} ({_ratio(value, base)})" for cell, value, base in
+                 zip(_cells(cost), _values(cost), _values(first), strict=True)]  # fmt: skip
+        table.add_row(name, *cells)
+    Console(highlight=False).print(table)
+
+
+def _table(title, first):
+    table = Table(first, title=title, title_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _values(cost):
+    return cost.parameters, cost.activated, cost.state_bytes, cost.forward, cost.backward
+
+
+def _cells(cost):
+    return (
+        f"{cost.parameters:,}",
+        f"{cost.activated:,}",
+        f"{cost.state_bytes / 2**20:,.2f} MiB",
+        f"{cost.forward / 1e6:,.2f} MFLOP",
+        f"{cost.backward / 1e6:,.2f} MFLOP",
+    )
+
+
+def _ratio(value, base):
+    return f"x{value / base:.2f}" if base else "-"
+
+
+def _kind(name):
+    return name.partition("(")[2]
+
+
+def _range(parts):
+    """The name of a run of equal layers: "layers 0-4 (memory), each"."""
+    first, last = (part.name.split()[1] for part in (parts[0], parts[-1]))
+    return f"layers {first}-{last} ({_kind(parts[0].name)}, each"

@@ -1,0 +1,43 @@
+"""The models that a mixture is compared with, made from the mixture's own configuration."""
+
+import dataclasses
+
+from mom_jax.errors import InputError
+from mom_jax.models.config import AttentionConfig, MoMConfig
+
+
+def single(config: MoMConfig) -> MoMConfig:
+    """The same rule as one memory of the same size."""
+    return dataclasses.replace(config, mixture=False)
+
+
+def expanded(config: MoMConfig) -> MoMConfig:
+    """One memory whose state is as large as all memories of the mixture together (paper, table 4).
+
+    Values are widened, ``expand_v`` times the number of memories, the shared one included.
+    """
+    memories = config.num_memories + config.shared_mem
+    return dataclasses.replace(config, mixture=False, expand_v=config.expand_v * memories)
+
+
+def equal_active(config: MoMConfig) -> MoMConfig:
+    """One memory whose state is as large as what a token of the mixture reads and writes."""
+    active = config.topk + config.shared_mem
+    return dataclasses.replace(config, mixture=False, expand_v=config.expand_v * active)
+
+
+def transformer(config: MoMConfig) -> MoMConfig:
+    """Transformer++: attention in every layer, with heads of 64 channels (or one head where that does not divide)."""
+    heads = config.hidden_size // 64 if config.hidden_size % 64 == 0 else 1
+    attn = AttentionConfig(layers=tuple(range(config.num_hidden_layers)), num_heads=heads)
+    return dataclasses.replace(config, attn=attn)
+
+
+BASELINES = {"single": single, "expanded": expanded, "equal-active": equal_active, "transformer": transformer}
+
+
+def get_baseline(name: str, config: MoMConfig) -> MoMConfig:
+    """The baseline of that name for a mixture; `InputError` with all names for an unknown one."""
+    if name not in BASELINES:
+        raise InputError("baseline", name, f"choose one of {', '.join(BASELINES)}")
+    return BASELINES[name](config)
