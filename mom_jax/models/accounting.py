@@ -56,7 +56,7 @@ def account(config: MoMConfig, length: int) -> list[Cost]:
     table = config.vocab_size * config.hidden_size
     costs = [Cost("embedding", table, table)]
     for number, kind in enumerate(config.layer_kinds):
-        stack = model.layers if kind == "memory" else model.attention_layers
+        stack = model.blocks(kind)
         layers = config.layer_kinds.count(kind)
         state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(getattr(cache, kind))) // layers
         costs.append(_layer(f"layer {number} ({kind})", config, kind, stack, layers, length, state))

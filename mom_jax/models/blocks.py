@@ -30,7 +30,7 @@ class Block(nnx.Module):
     def __init__(self, config: MoMConfig, kind: str, *, rngs: nnx.Rngs):
         self.kind = kind
         self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
-        self.attn = make_mixer(config, kind, rngs)
+        self.attn: Any = make_mixer(config, kind, rngs)
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
         self.mlp = SwiGLU(config.hidden_size, config.mlp_dim, config.initializer_range, rngs=rngs)
 

@@ -14,7 +14,7 @@ from mom_jax.errors import InputError
 from mom_jax.layers.cache import Cache
 from mom_jax.layers.linear import param
 from mom_jax.layers.norm import RMSNorm
-from mom_jax.models.blocks import REMAT_POLICIES, run_blocks, stack_blocks
+from mom_jax.models.blocks import REMAT_POLICIES, Block, run_blocks, stack_blocks
 from mom_jax.models.config import MoMConfig
 from mom_jax.typing import Array, Float, Int
 
@@ -105,7 +105,7 @@ class MoMForCausalLM(nnx.Module):
         if remat not in REMAT_POLICIES:
             raise InputError("remat", remat, f"choose one of {', '.join(REMAT_POLICIES)}")
         kinds = self.config.layer_kinds
-        stacks = {kind: getattr(self, _STACKS[kind]) for kind in set(kinds)}
+        stacks = {kind: self.blocks(kind) for kind in set(kinds)}
         x, router_logits, cache = run_blocks(kinds, stacks, x, attention_mask, segment_ids, cache, remat)
         return self.norm(x), () if router_logits is None else tuple(router_logits), cache
 
@@ -121,6 +121,10 @@ class MoMForCausalLM(nnx.Module):
         """The matrix that turns hidden states into logits: the embedding when tied."""
         return self.embeddings[...] if self.config.tie_word_embeddings else self.lm_head[...]
 
+    def blocks(self, kind: str) -> Block:
+        """All blocks of a kind, ``memory`` or ``attention``, stacked along a leading axis."""
+        return getattr(self, _STACKS[kind])
+
     def init_cache(self, batch_size: int, max_length: int | None = None) -> Cache:
         """Empty state for ``batch_size`` rows.
 
@@ -132,11 +136,9 @@ class MoMForCausalLM(nnx.Module):
         capacity = self.config.attn.window_size or max_length or self.config.max_position_embeddings
         memory = attention = None
         if "memory" in kinds:
-            memory = getattr(self, _STACKS["memory"]).attn.empty_cache(kinds.count("memory"), batch_size, dtype)
+            memory = self.blocks("memory").attn.empty_cache(kinds.count("memory"), batch_size, dtype)
         if "attention" in kinds:
-            attention = getattr(self, _STACKS["attention"]).attn.empty_cache(
-                kinds.count("attention"), batch_size, capacity, dtype
-            )
+            attention = self.blocks("attention").attn.empty_cache(kinds.count("attention"), batch_size, capacity, dtype)
         return Cache(memory, attention)
 
     def _check_ids(self, input_ids):

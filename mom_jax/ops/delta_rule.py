@@ -292,17 +292,6 @@ def chunk_rows(time: int, key_dim: int) -> int:
     return min(32 if key_dim <= 64 else 64, 1 << (time - 1).bit_length())
 
 
-def chunk_flops(chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
-    """FLOPs of `delta_rule_chunked` for one row and head: (forward, backward), of its matrix products.
-
-    Products with the state cost 2 K V for each row, products inside a chunk 2 C K, 2 C V or 2 C^2.
-    """
-    state, inside = 2.0 * key_dim * value_dim, 2.0 * chunk * (key_dim + value_dim)
-    forward = 3 * state + 2 * inside + (2 + 1 / 3) * 2.0 * chunk**2
-    backward = 7 * state + 5 * inside + 2 * 2.0 * chunk**2
-    return forward, backward
-
-
 _IMPLEMENTATIONS = {"reference": delta_rule_scan, "xla": delta_rule_chunked}
 
 

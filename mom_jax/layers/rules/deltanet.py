@@ -12,7 +12,8 @@ from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import Linear, mixer_init
 from mom_jax.layers.rules.parts import conv_history, conv_weight, convolve, per_memory, project, recur
 from mom_jax.layers.rules.rule import MemoryRule
-from mom_jax.ops.delta_rule import chunk_flops, chunk_rows, delta_rule_step, gated_delta_rule
+from mom_jax.ops.delta_rule import chunk_rows, delta_rule_step, gated_delta_rule
+from mom_jax.ops.flops import delta_rule_flops
 from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float
@@ -84,7 +85,7 @@ class DeltaNet(MemoryRule):
 
     def flops(self, chunk: int) -> tuple[float, float]:
         """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""
-        return chunk_flops(chunk, self.key_dim, self.value_dim)
+        return delta_rule_flops(chunk, self.key_dim, self.value_dim)
 
     def conv_history(self) -> dict[str, tuple[int, int]]:
         """Inputs that the short convolutions remember: (W-1, channels) by name."""
