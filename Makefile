@@ -7,7 +7,7 @@ ARGS ?=
 # Two workers share the compilations of the suite; each stays small in memory.
 PYTEST := -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-second-python test-gpu check bench clean
+.PHONY: help demo test test-second-python test-gpu test-parity check bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,6 +29,11 @@ test-gpu: ## the tests that need an NVIDIA GPU
 	@tools/make-venv .venv-gpu gpu
 	@tools/make-venv .venv-gpu test
 	.venv-gpu/bin/python -m pytest -m gpu $(ARGS)
+
+test-parity: ## the tests that run the PyTorch reference beside ours, on a CPU
+	@tools/make-venv .venv-parity parity
+	@tools/make-venv .venv-parity test
+	.venv-parity/bin/python -m pytest -m parity $(ARGS)
 
 check: ## style (ruff) and types (pyright)
 	@tools/make-venv .venv dev

@@ -1,8 +1,10 @@
-"""Hardware markers: a test marked ``gpu`` or ``tpu`` is deselected where that is missing, and named at the end.
+"""What not every machine has: a test marked ``gpu``, ``tpu`` or ``parity`` is deselected where that is missing, and
+named at the end.
 
 With pytest-xdist every worker collects the same tests, so a worker hands its list to the controller when it ends.
 """
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,25 +12,27 @@ from pathlib import Path
 import pytest
 
 HARDWARE = ("gpu", "tpu")
+MARKERS = (*HARDWARE, "parity")
 _NOT_RUN: dict[str, list[str]] = {}
 
 
-def _platform() -> str:
-    import jax
+def _available(marker: str) -> bool:
+    """Whether this machine can run the tests of a marker; JAX is asked only when there is such a test."""
+    if marker in HARDWARE:
+        import jax
 
-    return jax.default_backend()
+        return jax.default_backend() == marker
+    return all(importlib.util.find_spec(package) for package in ("torch", "triton", "fla"))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects the tests whose hardware is missing; asks JAX only when some test has such a marker."""
-    needs = {item: next((name for name in HARDWARE if item.get_closest_marker(name)), None) for item in items}
-    if not any(needs.values()):
-        return
-    here = _platform()
-    missing = [item for item in items if needs[item] not in (None, here)]
+    """Deselects the tests that need what is missing."""
+    needs = {item: {name for name in MARKERS if item.get_closest_marker(name)} for item in items}
+    absent = {name for name in set().union(*needs.values()) if not _available(name)}
+    missing = [item for item in items if needs[item] & absent]
     for item in missing:
-        _NOT_RUN.setdefault(str(needs[item]), []).append(item.nodeid)
+        _NOT_RUN.setdefault(min(needs[item] & absent), []).append(item.nodeid)
     items[:] = [item for item in items if item not in missing]
     config.hook.pytest_deselected(items=missing)
 

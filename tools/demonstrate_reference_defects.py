@@ -4,7 +4,7 @@
     pip install 'mom-jax[parity]'
     python tools/demonstrate_reference_defects.py [--kernels interpreter|naive]
 
-Prints the tables of docs/parity.md as Markdown, on a CPU in a few minutes. The weights are random and small; each model
+Prints the tables of docs/parity.md as Markdown, on a CPU in about ten minutes. The weights are random and small; each model
 is saved here and loaded there. "Changed" means by more than 1e-5. Only what a table names is repaired in the reference;
 its Triton kernels run interpreted, or with naive as plain PyTorch.
 """
@@ -177,7 +177,8 @@ def gap_or_error(call: Callable[[], np.ndarray], wanted: np.ndarray) -> str:
     try:
         return gap(call(), wanted)
     except Exception as error:  # noqa: BLE001 (whatever it raises is the finding)
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:70]}"
+        first = (str(error).strip().splitlines() or [""])[0].replace("`", "")
+        return f"{type(error).__name__}: {first if len(first) < 70 else first[:67] + '...'}"
 
 
 def hybrid(folder: Path) -> Rows:

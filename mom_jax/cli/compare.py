@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
+from mom_jax.evals.reference.install import RELEASE, choose_kernels, installed_versions
 
 DESCRIPTION = """Runs a checkpoint in the PyTorch reference (flash-linear-attention) and here, on the same tokens, and
 prints by how much they differ: hidden states, router logits and memory choices by layer, logits, losses, the gradient
@@ -72,8 +73,6 @@ class CompareConfig:
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, runs both sides, prints and writes the result."""
     wanted = parse(CompareConfig, args, prog="mom-jax compare", description=DESCRIPTION)
-    from mom_jax.evals.reference.install import installed_versions
-
     versions = installed_versions()
     # PyTorch and JAX load only now, after the arguments have proved sound.
     import jax
@@ -119,7 +118,6 @@ def _run(wanted: CompareConfig, config: Any, draw: Callable[[int], Any]) -> tupl
     from mom_jax.evals.compare.ours import Ours
     from mom_jax.evals.compare.picture import draw_budget, draw_comparison
     from mom_jax.evals.compare.tables import budget_table, comparison_tables
-    from mom_jax.evals.reference.install import choose_kernels
     from mom_jax.evals.reference.model import Reference, gpu_available, running
     from mom_jax.interop.pretrained import load_pretrained
 
@@ -144,10 +142,12 @@ def _header(wanted: CompareConfig, versions: dict[str, str], about: dict[str, An
         "interpreter": "its Triton kernels, interpreted on the CPU",
         "naive": "naive PyTorch operators in the place of its Triton kernels",
     }
+    release = versions["flash-linear-attention"]
+    written_for = "" if release == RELEASE else f" (this comparison is written for {RELEASE})"
     source = "at random" if wanted.text is None else f"from {wanted.text}"
     return "\n".join(
         [
-            "reference: " + ", ".join(f"{package} {version}" for package, version in versions.items()),
+            "reference: " + ", ".join(f"{package} {version}" for package, version in versions.items()) + written_for,
             f"runs with {how[about['kernels']]}; its sort is made stable",
             f"{wanted.reference}: {wanted.tokens} tokens {source}, seed {wanted.seed}, {wanted.dtype}",
         ]

@@ -21,7 +21,7 @@ VERSIONS = {"flash-linear-attention": "0.6.0", "torch": "2.13.0", "transformers"
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A published config; the packages count as installed."""
-    monkeypatch.setattr(install, "installed_versions", lambda: VERSIONS)
+    monkeypatch.setattr(verb, "installed_versions", lambda: VERSIONS)
     path = tmp_path / "model"
     path.mkdir()
     write_config(CONFIG, path / "config.json", "float32")

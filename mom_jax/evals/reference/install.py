@@ -1,6 +1,7 @@
 """Which packages of the extra ``parity`` are there, and which kernels run; imports none of them."""
 
 import importlib.metadata
+import importlib.util
 import re
 from typing import Literal
 
@@ -14,7 +15,7 @@ Kernels = Literal["triton", "interpreter", "naive"]
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the packages that a comparison needs.
+    """Versions of the packages that a comparison needs and that have one name everywhere.
 
     Raises:
         InputError: one is missing, or flash-linear-attention is older than `RELEASE`.
@@ -25,6 +26,8 @@ def installed_versions() -> dict[str, str]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             raise InputError(package, "not installed", f"a comparison runs it; {REMEDY}") from None
+    if importlib.util.find_spec("triton") is None:  # by module: its package has another name for some devices
+        raise InputError("triton", "not installed", f"flash-linear-attention needs it; {REMEDY}")
     have = versions[PACKAGES[0]]
     if _numbers(have) < _numbers(RELEASE):
         raise InputError(PACKAGES[0], have, f"is older than {RELEASE}, which this comparison is written for; {REMEDY}")

@@ -1,6 +1,7 @@
 """What is installed, and which kernels that leaves; without any of it."""
 
 import importlib.metadata
+import importlib.util
 
 import pytest
 
@@ -8,7 +9,7 @@ from mom_jax.errors import InputError
 from mom_jax.evals.reference.install import choose_kernels, installed_versions
 
 
-def pretend(monkeypatch, **versions: str) -> None:
+def pretend(monkeypatch, *, without_triton: bool = False, **versions: str) -> None:
     """Installs packages in appearance; an underscore stands for a hyphen."""
     known = {name.replace("_", "-"): version for name, version in versions.items()}
 
@@ -18,6 +19,7 @@ def pretend(monkeypatch, **versions: str) -> None:
         return known[name]
 
     monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if without_triton else object())
 
 
 @pytest.mark.parametrize("release", ["0.6.0", "0.6.0.post1", "0.10.0", "1.0"])
@@ -44,6 +46,12 @@ def test_a_missing_one_is_named(monkeypatch, missing):
     with pytest.raises(InputError) as error:
         installed_versions()
     assert str(error.value) == f"{missing}=not installed: a comparison runs it; pip install 'mom-jax[parity]'"
+
+
+def test_triton_goes_by_its_module(monkeypatch):
+    pretend(monkeypatch, without_triton=True, flash_linear_attention="0.6.0", torch="2.13.0", transformers="5.23.0")
+    with pytest.raises(InputError, match=r"^triton=not installed: flash-linear-attention needs it"):
+        installed_versions()
 
 
 @pytest.mark.parametrize(
