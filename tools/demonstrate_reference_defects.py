@@ -4,7 +4,7 @@
     pip install 'mom-jax[parity]'
     python tools/demonstrate_reference_defects.py [--kernels interpreter|naive]
 
-Prints the tables of docs/parity.md as Markdown, on a CPU in about ten minutes. The weights are random and small; each model
+Prints the tables of docs/parity.md as Markdown, on a CPU in about ten minutes. The models are random and small; each
 is saved here and loaded there. "Changed" means by more than 1e-5. Only what a table names is repaired in the reference;
 its Triton kernels run interpreted, or with naive as plain PyTorch.
 """
