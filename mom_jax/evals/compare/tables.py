@@ -13,8 +13,9 @@ WORST = 8  # gradients that are listed
 
 
 def comparison_tables(result: Comparison) -> Iterable[RenderableType]:
-    """Tables by layer, of outputs, and of the worst gradients; then lines of text."""
-    yield _layers(result.layers)
+    """Tables of blocks, routers, outputs and the worst gradients; then lines of text."""
+    yield _blocks(result.layers)
+    yield _routers(result.layers)
     yield _differences("logits, losses and decoding", "quantity", result.outputs)
     if result.gradients:
         title = f"gradients: the worst {min(WORST, len(result.gradients))} of {len(result.gradients)} parameters"
@@ -29,20 +30,28 @@ def comparison_tables(result: Comparison) -> Iterable[RenderableType]:
         yield _generation(result)
 
 
-def _layers(layers: list[Layer]) -> Table:
-    table = _table("by layer: output of the block, router logits (differences over the largest value)")
-    for name in ("layer", "output", "where", "router", "where", "choices equal", "compared", ""):
+def _blocks(layers: list[Layer]) -> Table:
+    table = _table("output of each block, over the tokens that no other choice has reached")
+    for name in ("layer", "max abs", "max rel", "where", "tokens compared", ""):
         table.add_column(name, justify="left" if name == "where" else "right")
     for layer in layers:
-        router = _cells(layer.router)[1:] if layer.router else ("-", "-")
-        choices = "-"
-        if layer.choices:
-            choices = _percent(layer.choices.share_equal, layer.choices.differing)
-            if layer.choices.differing:
-                choices += f" (gap {layer.choices.widest_gap:.0e})"
-        ok = all(part.ok for part in (layer.hidden, layer.router, layer.choices) if part)
         compared = _percent(layer.compared, int(layer.compared < 1))
-        table.add_row(str(layer.number), *_cells(layer.hidden)[1:], *router, choices, compared, _mark(ok))
+        table.add_row(str(layer.number), *_cells(layer.hidden), compared, _mark(layer.hidden.ok))
+    return table
+
+
+def _routers(layers: list[Layer]) -> Table:
+    table = _table("router logits and memory choices")
+    for name in ("layer", "max abs", "max rel", "where", "choices equal", ""):
+        table.add_column(name, justify="left" if name == "where" else "right")
+    for layer in layers:
+        if layer.router is None or layer.choices is None:
+            continue
+        choices = _percent(layer.choices.share_equal, layer.choices.differing)
+        if layer.choices.differing:
+            choices += f" (gap {layer.choices.widest_gap:.0e})"
+        ok = layer.router.ok and layer.choices.ok
+        table.add_row(str(layer.number), *_cells(layer.router), choices, _mark(ok))
     return table
 
 
