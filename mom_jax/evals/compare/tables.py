@@ -31,7 +31,7 @@ def comparison_tables(result: Comparison) -> Iterable[RenderableType]:
 
 
 def _blocks(layers: list[Layer]) -> Table:
-    table = _table("output of each block, over the tokens that no other choice has reached")
+    table = _table("output of each block")
     for name in ("layer", "max abs", "max rel", "where", "tokens compared", ""):
         table.add_column(name, justify="left" if name == "where" else "right")
     for layer in layers:
