@@ -91,6 +91,7 @@ def in_our_words(fields: Fields) -> Fields:
 _MIXTURE = ("num_memories", "topk", "shared_mem", "single_kv_proj", "aux_loss_scale")
 _OURS = ("memory_rule", "mixture", "reference_conv_leak", "compute_dtype")
 _MEMORY = ("num_heads", "head_dim", "expand_v", "use_output_gate", "use_short_conv", "conv_size", "allow_neg_eigval")
+_ROPE_THETA = 10000.0  # of attention layers in the reference's MoM, whatever its configuration says
 _SINGLE = {"gated_deltanet": "gated_deltanet", "deltanet": "delta_net"}
 
 
@@ -109,6 +110,9 @@ def in_their_words(fields: Fields) -> tuple[str, Fields]:
         if fields["memory_rule"] != "gated_deltanet" or fields["allow_neg_eigval"]:
             remedy = "the PyTorch library has mixtures of plain gated_deltanet memories only"
             raise InputError("memory_rule", fields["memory_rule"], remedy)
+        if attn is not None and (attn["qkv_bias"] or attn["rope_theta"] != _ROPE_THETA):
+            remedy = f"the PyTorch library's MoM has attention without biases and with a base of {_ROPE_THETA:g} only"
+            raise InputError("attn", {name: attn[name] for name in ("qkv_bias", "rope_theta")}, remedy)
         constant = {"attn_mode": "chunk", "mom_backend": "gated_deltanet", "capacity": 1.0}
         return "mom", _without(fields, *_OURS, "allow_neg_eigval") | constant | {"use_layer_wise_balance": True}
     model_type = _SINGLE[fields["memory_rule"]]

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from mom_jax.interop.pretrained import save_pretrained
-from mom_jax.models.config import MoMConfig
+from mom_jax.models.config import AttentionConfig, MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.parts import model_parts
 
@@ -24,6 +24,10 @@ CONFIGS = {
     "expanded values": {"expand_v": 2.0},
     "tied": {"tie_word_embeddings": True},
     "no gate": {"use_output_gate": False},
+    "hybrid": {"num_hidden_layers": 3, "attn": AttentionConfig(layers=(1,), num_heads=2, num_kv_heads=1)},
+    "one memory": {"mixture": False, "expand_v": 1.5},
+    "one memory, DeltaNet": {"mixture": False, "memory_rule": "deltanet"},
+    "transformer": {"attn": AttentionConfig(layers=(0, 1), num_heads=2, num_kv_heads=1, qkv_bias=True)},
 }
 
 MakeModel = Callable[..., MoMForCausalLM]
@@ -32,7 +36,7 @@ MakeModel = Callable[..., MoMForCausalLM]
 @pytest.fixture(params=CONFIGS.values(), ids=list(CONFIGS))
 def config(request: pytest.FixtureRequest) -> MoMConfig:
     """Each kind of model in turn."""
-    return MoMConfig(**SIZES, intermediate_size=24, **request.param)
+    return MoMConfig(**SIZES | request.param, intermediate_size=24)
 
 
 @pytest.fixture(scope="session")
