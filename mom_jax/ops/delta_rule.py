@@ -12,11 +12,26 @@ its own backward pass). All take packed rows ordered by a `ChunkTable`. Padding 
 ``beta = 0`` and ``g = 0``; then they neither write nor decay.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mom_jax.ops.chunks import (
+    border_states,
+    final_states,
+    from_chunks,
+    initial_carry,
+    load,
+    matrix_state,
+    scan_rows,
+    store,
+    to_chunks,
+    transpose,
+)
+from mom_jax.ops.chunks import chunk_rows as chunk_rows
+from mom_jax.ops.decays import head_decays
 from mom_jax.ops.dispatch import select
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.ops.triangular import unit_lower_inverse
@@ -56,21 +71,8 @@ def delta_rule_scan(
     segments keep their initial state. Without an initial state segments start from 0, and no
     state is returned.
     """
-    rows = q.shape[0]
-    begins = jnp.zeros(rows, bool).at[:: table.chunk_size].set(table.first)
-    segment = jnp.repeat(table.segment, table.chunk_size)
-    forget = jnp.zeros(rows, bool) if table.reset is None else table.reset
-
-    def body(carry, row):
-        state, stored = carry
-        q_t, k_t, v_t, g_t, beta_t, begins_t, segment_t, forget_t = row
-        state = jnp.where(forget_t, 0.0, _load(stored, state, segment_t, begins_t))
-        o_t, state = delta_rule_step(*(x[None] for x in (q_t, k_t, v_t, g_t, beta_t, state)), scale)
-        return (state[0], _store(stored, state[0], segment_t, True)), o_t[0]
-
-    xs = (q, k, v, g, beta, begins, segment, forget)
-    (_, stored), o = jax.lax.scan(body, _carry(initial_state, (*k.shape[1:], v.shape[-1])), xs)
-    return o, _final(stored)
+    step = functools.partial(delta_rule_step, scale=scale)
+    return scan_rows(step, (q, k, v, g, beta), table, initial_state, matrix_state(k, v))
 
 
 class _Chunks(NamedTuple):
@@ -104,9 +106,9 @@ def delta_rule_chunked(
     C floats for each row and head. The states at chunk borders, K*V floats for C rows, are
     recomputed with one matmul each, so they exist for one layer at a time.
     """
-    q, k, value, g, beta = (_to_chunks(x, table.chunk_size) for x in (q, k, v, g, beta))
+    q, k, value, g, beta = (to_chunks(x, table.chunk_size) for x in (q, k, v, g, beta))
     o, final = _chunked(scale * q, k, value, g, beta, table, initial_state)
-    return _from_chunks(o).astype(v.dtype), final
+    return from_chunks(o).astype(v.dtype), final
 
 
 @jax.custom_vjp
@@ -123,16 +125,16 @@ def _chunked_fwd(q, k, v, g, beta, table, initial_state):
     def body(carry, xs):
         state, stored = carry
         chunk, inside_c, value, first, segment, last = xs
-        state = _load(stored, state, segment, first)
+        state = load(stored, state, segment, first)
         read = chunk.reads @ state
         residual = value + read[..., :size, :]
         own = inside_c @ residual
         state = _advance(chunk, state, own[..., :size, :])
-        return (state, _store(stored, state, segment, last)), (own[..., size:, :] + read[..., size:, :], residual)
+        return (state, store(stored, state, segment, last)), (own[..., size:, :] + read[..., size:, :], residual)
 
     xs = (chunks, inside, v, table.first, table.segment, table.last)
-    (_, stored), (o, residual) = jax.lax.scan(body, _carry(initial_state, _state_shape(k, v)), xs)
-    return (o, _final(stored)), (q, k, g, beta, table, initial_state, residual, chunks.inverse)
+    (_, stored), (o, residual) = jax.lax.scan(body, initial_carry(initial_state, matrix_state(k, v)), xs)
+    return (o, final_states(stored)), (q, k, g, beta, table, initial_state, residual, chunks.inverse)
 
 
 def _chunked_bwd(residuals, cotangents):
@@ -140,132 +142,51 @@ def _chunked_bwd(residuals, cotangents):
     do, dfinal = cotangents
     chunks = _prepare(q, k, g, beta, table, inverse)
     update = inverse @ (beta[..., None] * residual)
-    states = _chunk_states(chunks, update, table, initial_state)
-    dupdate = _transpose(chunks.scores) @ do
+    across = chunks.across[..., None, None]
+    states, _ = border_states(transpose(chunks.writes) @ update, across, table, initial_state)
+    dupdate = transpose(chunks.scores) @ do
 
     def body(carry, xs):
         dstate, dstored = carry
         chunk, beta_c, state, update_c, do_c, du, first, segment, last = xs
-        dstate = _load(dstored, dstate, segment, last)
-        dwritten = _transpose(chunk.inverse) @ (du + chunk.writes @ dstate)
+        dstate = load(dstored, dstate, segment, last)
+        dwritten = transpose(chunk.inverse) @ (du + chunk.writes @ dstate)
         dread = jnp.concatenate([beta_c[..., None] * dwritten, do_c], -2)
-        dreads = dread @ _transpose(state)
-        dwrites = update_c @ _transpose(dstate)
+        dreads = dread @ transpose(state)
+        dwrites = update_c @ transpose(dstate)
         dacross = jnp.sum(dstate * state, (-2, -1))
-        dstate = chunk.across[..., None, None] * dstate + _transpose(chunk.reads) @ dread
-        return (dstate, _store(dstored, dstate, segment, first)), (dwritten, dreads, dwrites, dacross)
+        dstate = chunk.across[..., None, None] * dstate + transpose(chunk.reads) @ dread
+        return (dstate, store(dstored, dstate, segment, first)), (dwritten, dreads, dwrites, dacross)
 
     xs = (chunks, beta, states, update, do, dupdate, table.first, table.segment, table.last)
-    init = _carry(dfinal, _state_shape(k, residual))
+    init = initial_carry(dfinal, matrix_state(k, residual))
     (_, dstored), (dwritten, dreads, dwrites, dacross) = jax.lax.scan(body, init, xs, reverse=True)
     dq, dk, dgram, dg = _inner_gradients(q, k, g, beta, table, chunks, update, do, dwritten, dreads, dwrites, dacross)
     dbeta = jnp.sum(dwritten * residual, -1) + dgram
-    return dq, dk, beta[..., None] * dwritten, dg, dbeta, None, _final(dstored)
+    return dq, dk, beta[..., None] * dwritten, dg, dbeta, None, final_states(dstored)
 
 
 _chunked.defvjp(_chunked_fwd, _chunked_bwd)
 
 
-def _to_chunks(x, chunk_size):
-    """[N, H, ...] -> float32 [chunks, H, C, ...]"""
-    x = x.reshape(-1, chunk_size, *x.shape[1:])
-    return jnp.moveaxis(x, 2, 1).astype(jnp.float32)
-
-
-def _from_chunks(x):
-    """[chunks, H, C, ...] -> [N, H, ...]"""
-    x = jnp.moveaxis(x, 1, 2)
-    return x.reshape(-1, *x.shape[2:])
-
-
-def _transpose(x):
-    return jnp.swapaxes(x, -1, -2)
-
-
-def _state_shape(k, v):
-    return k.shape[1], k.shape[-1], v.shape[-1]
-
-
-def _carry(stored, shape):
-    """A state to start from, and the states of all segments with one more slot that takes what nobody reads."""
-    spare = None if stored is None else jnp.pad(stored.astype(jnp.float32), ((0, 1), (0, 0), (0, 0), (0, 0)))
-    return jnp.zeros(shape, jnp.float32), spare
-
-
-def _final(stored):
-    return None if stored is None else stored[:-1]
-
-
-def _load(stored, state, segment, when):
-    """The state of ``segment`` where ``when`` holds, else the running one."""
-    return jnp.where(when, 0.0 if stored is None else stored[segment], state)
-
-
-def _store(stored, state, segment, when):
-    """Writes ``state`` in place where ``when`` holds, else into the spare slot."""
-    return None if stored is None else stored.at[jnp.where(when, segment, stored.shape[0] - 1)].set(state)
-
-
 def _advance(chunk, state, update):
-    return chunk.across[..., None, None] * state + _transpose(chunk.writes) @ update
-
-
-def _chunk_states(chunks, update, table, initial_state):
-    """The state that enters every chunk, [chunks, H, K, V]."""
-
-    def body(carry, xs):
-        state, stored = carry
-        chunk, update_c, first, segment = xs
-        state = _load(stored, state, segment, first)
-        return (_advance(chunk, state, update_c), stored), state
-
-    xs = (chunks, update, table.first, table.segment)
-    return jax.lax.scan(body, _carry(initial_state, _state_shape(chunks.writes, update)), xs)[1]
-
-
-def _decays(g, table):
-    """Decays inside chunks from log gates [chunks, H, C]; a document's start cuts every path across it.
-
-    Returns the decay between rows [chunks, H, C, C] (lower triangle), from the start, to the
-    end and across. Sums run over just the rows between two places: a difference of two running
-    sums would lose small gates beside very negative ones.
-    """
-    size = table.chunk_size
-    between = jnp.tril(jnp.ones((size, size), bool))
-    lower = between.astype(g.dtype)
-    passed = jnp.matmul(lower, g[..., :, None] * jnp.tril(lower, -1), precision="highest")  # sum over i < j <= t
-    enter = leave = across = None
-    if table.reset is not None:
-        document = jnp.cumsum(table.reset.reshape(-1, 1, size), -1, dtype=jnp.int32)
-        between = between & (document[..., :, None] == document[..., None, :])
-        enter, leave, across = document == 0, document == document[..., -1:], document[..., -1] == 0
-    total = jnp.cumsum(g, -1)
-    return (
-        jnp.exp(jnp.where(between, passed, -jnp.inf)),
-        _masked(jnp.exp(total), enter),
-        _masked(jnp.exp(passed[..., -1, :]), leave),
-        _masked(jnp.exp(total[..., -1]), across),
-    )
-
-
-def _masked(x, keep):
-    return x if keep is None else jnp.where(keep, x, 0.0)
+    return chunk.across[..., None, None] * state + transpose(chunk.writes) @ update
 
 
 def _prepare(q, k, g, beta, table, inverse=None):
-    between, enter, leave, across = _decays(g, table)
+    between, enter, leave, across = head_decays(g, table)
     if inverse is None:
-        inverse = unit_lower_inverse(jnp.tril(beta[..., None] * between * (k @ _transpose(k)), -1))
+        inverse = unit_lower_inverse(jnp.tril(beta[..., None] * between * (k @ transpose(k)), -1))
     reads = jnp.concatenate([-enter[..., None] * k, enter[..., None] * q], -2)
-    return _Chunks(reads, leave[..., None] * k, across, inverse, between * (q @ _transpose(k)))
+    return _Chunks(reads, leave[..., None] * k, across, inverse, between * (q @ transpose(k)))
 
 
 def _inner_gradients(q, k, g, beta, table, chunks, update, do, dwritten, dreads, dwrites, dacross):
     """Gradients of q, k and g, and beta's share through A, once those of `_Chunks` are known."""
-    between, enter, leave, across = _decays(g, table)
-    gram = between * (k @ _transpose(k))
-    dscores = do @ _transpose(update)
-    dstrict = -jnp.tril(dwritten @ _transpose(update), -1)
+    between, enter, leave, across = head_decays(g, table)
+    gram = between * (k @ transpose(k))
+    dscores = do @ transpose(update)
+    dstrict = -jnp.tril(dwritten @ transpose(update), -1)
     dgram = jnp.sum(dstrict * gram, -1)
 
     # the gate of row j lies on every path from a row i < j to a row t >= j, from the start to t, and from i to the end
@@ -283,13 +204,8 @@ def _inner_gradients(q, k, g, beta, table, chunks, update, do, dwritten, dreads,
     dstrict = beta[..., None] * between * dstrict
     dq = enter[..., None] * dreads[..., size:, :] + dscores @ k
     dk = leave[..., None] * dwrites - enter[..., None] * dreads[..., :size, :]
-    dk = dk + _transpose(dscores) @ q + (dstrict + _transpose(dstrict)) @ k
+    dk = dk + transpose(dscores) @ q + (dstrict + transpose(dstrict)) @ k
     return dq, dk, dgram, dg
-
-
-def chunk_rows(time: int, key_dim: int) -> int:
-    """Rows of a chunk: small keys gain from short chunks, and short rows need no long ones."""
-    return min(32 if key_dim <= 64 else 64, 1 << (time - 1).bit_length())
 
 
 _IMPLEMENTATIONS = {"reference": delta_rule_scan, "xla": delta_rule_chunked}

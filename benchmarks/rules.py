@@ -1,0 +1,86 @@
+"""``python -m benchmarks.rules``: every recurrence's chunked form beside its token-by-token scan.
+
+Forward plus backward in all arguments, T=2048, H=4, float32, one segment, in the chunks that layers
+use. Quiet the machine first. About five minutes on two cores.
+"""
+
+import datetime
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.operands import delta_rule_rows, one_segment
+from benchmarks.timing import interleaved_seconds, machine
+from mom_jax.ops.delta_rule import gated_delta_rule
+from mom_jax.ops.scalar_decay import scalar_decay
+from mom_jax.ops.vector_decay import vector_decay
+from mom_jax.typing import Array
+
+TIME, HEADS = 2048, 4
+
+
+class Entry(NamedTuple):
+    """An operator ``(rows, table, impl) -> outputs`` and its inputs for K = V = size."""
+
+    run: Callable[..., Array]
+    inputs: Callable[[int], dict[str, Array]]
+
+
+def gates(size: int) -> dict[str, Array]:
+    """Operands of every rule: q, k, v, gates for each head and each channel, strengths."""
+    q, k, v, g, beta = delta_rule_rows(TIME, HEADS, size, size)
+    channels = -0.3 * jax.nn.softplus(jax.random.normal(jax.random.key(1), q.shape))
+    return {"q": q, "k": k, "v": v, "g": g, "beta": beta, "channels": channels}
+
+
+def chosen(*names: str) -> Callable[[int], dict[str, Array]]:
+    """Some of `gates`."""
+    return lambda size: {name: gates(size)[name] for name in names}
+
+
+ENTRIES = {
+    "scalar decay": Entry(
+        lambda x, table, impl: scalar_decay(x["q"], x["k"], x["v"], x["g"], table, impl=impl)[0],
+        chosen("q", "k", "v", "g"),
+    ),
+    "delta": Entry(
+        lambda x, table, impl: gated_delta_rule(x["q"], x["k"], x["v"], x["g"], x["beta"], table, impl=impl)[0],
+        chosen("q", "k", "v", "g", "beta"),
+    ),
+    "vector decay": Entry(
+        lambda x, table, impl: vector_decay(x["q"], x["k"], x["v"], x["channels"], table, impl=impl)[0],
+        chosen("q", "k", "v", "channels"),
+    ),
+}
+
+
+def rule_table(names: list[str], sizes: tuple[int, ...] = (64, 128), rounds: int = 3) -> Iterator[str]:
+    """Milliseconds of both forms, and their ratio."""
+    yield "| recurrence | K=V | token scan ms | chunked ms | scan / chunked |"
+    yield "|---|---|---|---|---|"
+    for name in names:
+        for size in sizes:
+            entry, table = ENTRIES[name], one_segment(TIME, size)
+            inputs = entry.inputs(size)
+            calls = {impl: (_with_gradient(entry.run, table, impl), (inputs,)) for impl in ("reference", "xla")}
+            ms = {impl: 1e3 * s for impl, s in interleaved_seconds(calls, rounds).items()}
+            ratio = ms["reference"] / ms["xla"]
+            yield f"| {name} | {size} | {ms['reference']:.0f} | {ms['xla']:.0f} | {ratio:.1f} |"
+
+
+def _with_gradient(run, table, impl):
+    return jax.jit(jax.value_and_grad(lambda x: jnp.sum(run(x, table, impl))))
+
+
+def main() -> None:
+    """Prints the table; arguments choose recurrences."""
+    print(f"{datetime.date.today()}; {machine()}\n\nT={TIME}, H={HEADS}\n")
+    for line in rule_table(sys.argv[1:] or list(ENTRIES)):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

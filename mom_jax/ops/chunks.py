@@ -1,0 +1,155 @@
+"""What every recurrence over packed rows shares: rows cut into chunks, and states that segments load and store.
+
+A state is an array [H, ...] or a tuple of them; ``stored`` is the same with a leading axis of
+segments and one more slot at its end, which takes what nobody reads. Without stored states
+every segment starts from 0.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.ops.segments import ChunkTable
+from mom_jax.typing import Array, Float
+
+State = Any  # an array [H, ...] or a tuple of them
+Stored = Any  # the same [S + 1, H, ...], or None
+
+
+def to_chunks(x: Float[Array, "N H *rest"], chunk_size: int) -> Float[Array, "chunks H C *rest"]:
+    """Cuts rows into chunks, heads first, in float32."""
+    x = x.reshape(-1, chunk_size, *x.shape[1:])
+    return jnp.moveaxis(x, 2, 1).astype(jnp.float32)
+
+
+def from_chunks(x: Float[Array, "chunks H C *rest"]) -> Float[Array, "N H *rest"]:
+    """The inverse of `to_chunks`."""
+    x = jnp.moveaxis(x, 1, 2)
+    return x.reshape(-1, *x.shape[2:])
+
+
+def transpose(x: Float[Array, "*batch a b"]) -> Float[Array, "*batch b a"]:
+    """Swaps the last two axes."""
+    return jnp.swapaxes(x, -1, -2)
+
+
+def chunk_rows(time: int, key_dim: int) -> int:
+    """Rows of a chunk: small keys gain from short chunks, and short rows need no long ones."""
+    return min(32 if key_dim <= 64 else 64, 1 << (time - 1).bit_length())
+
+
+def initial_carry(initial: Any, shapes: Any) -> tuple[State, Stored]:
+    """A state of zeros of ``shapes`` (`jax.ShapeDtypeStruct`) to start from, and the stored states."""
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    if initial is None:
+        return zeros, None
+    return zeros, jax.tree.map(lambda a: jnp.pad(a.astype(jnp.float32), ((0, 1),) + ((0, 0),) * (a.ndim - 1)), initial)
+
+
+def final_states(stored: Stored) -> Any:
+    """The states of all segments."""
+    return None if stored is None else jax.tree.map(lambda a: a[:-1], stored)
+
+
+def load(stored: Stored, state: State, segment: Array, when: Array) -> State:
+    """The state of ``segment`` where ``when`` holds, else the running one."""
+    if stored is None:
+        return jax.tree.map(lambda a: jnp.where(when, 0.0, a), state)
+    return jax.tree.map(lambda s, a: jnp.where(when, s[segment], a), stored, state)
+
+
+def store(stored: Stored, state: State, segment: Array, when: Array | bool) -> Stored:
+    """Writes ``state`` in place where ``when`` holds, else into the spare slot."""
+    if stored is None:
+        return None
+    return jax.tree.map(lambda s, a: s.at[jnp.where(when, segment, s.shape[0] - 1)].set(a), stored, state)
+
+
+def matrix_state(k: Float[Array, "N H K"], v: Float[Array, "N H V"]) -> jax.ShapeDtypeStruct:
+    """The state [H, K, V] of rows or chunks of keys and values."""
+    return jax.ShapeDtypeStruct((k.shape[1], k.shape[-1], v.shape[-1]), jnp.float32)
+
+
+def scan_rows(
+    step: Callable[..., tuple[Array, State]],
+    rows: Sequence[Array | None],
+    table: ChunkTable,
+    initial_state: Any,
+    shapes: Any,
+) -> tuple[Float[Array, "N H V"], Any]:
+    """The reference form of every recurrence: its ``step``, one row after the other.
+
+    Args:
+        step: ``(*row, state) -> (output, state)`` for a batch of rows, each with its own state.
+        rows: the arguments of ``step`` for all rows [N, ...]; None stays None.
+        table: segments and documents of the rows.
+        initial_state: the state of every segment [S, ...], or None to start from 0.
+        shapes: of one state, without the axis of segments.
+    """
+    length = table.segment.shape[0] * table.chunk_size
+    begins = jnp.zeros(length, bool).at[:: table.chunk_size].set(table.first)
+    segment = jnp.repeat(table.segment, table.chunk_size)
+    forget = jnp.zeros(length, bool) if table.reset is None else table.reset
+
+    def body(carried, xs):
+        state, stored = carried
+        row, begins_t, segment_t, forget_t = xs
+        state = load(stored, state, segment_t, begins_t)
+        state = jax.tree.map(lambda a: jnp.where(forget_t, 0.0, a)[None], state)
+        o, state = step(*jax.tree.map(lambda x: x[None], row), state)
+        state = jax.tree.map(lambda a: a[0], state)
+        return (state, store(stored, state, segment_t, True)), o[0]
+
+    xs = (tuple(rows), begins, segment, forget)
+    (_, stored), o = jax.lax.scan(body, initial_carry(initial_state, shapes), xs)
+    return o, final_states(stored)
+
+
+@jax.custom_vjp
+def border_states(
+    update: Float[Array, "chunks H K V"],
+    across: Float[Array, "chunks H #K 1"],
+    table: ChunkTable,
+    initial_state: Float[Array, "S H K V"] | None,
+) -> tuple[Float[Array, "chunks H K V"], Float[Array, "S H K V"] | None]:
+    """States at chunk borders of ``S' = across * S + update``: what enters each chunk, and the final ones."""
+
+    def body(carried, xs):
+        state, stored = carried
+        update_c, across_c, first, segment, last = xs
+        entering = load(stored, state, segment, first)
+        state = across_c * entering + update_c
+        return (state, store(stored, state, segment, last)), entering
+
+    shape = jax.ShapeDtypeStruct(update.shape[1:], jnp.float32)
+    xs = (update, across, table.first, table.segment, table.last)
+    (_, stored), states = jax.lax.scan(body, initial_carry(initial_state, shape), xs)
+    return states, final_states(stored)
+
+
+def _border_states_fwd(update, across, table, initial_state):
+    states, last = border_states(update, across, table, initial_state)
+    return (states, last), (states, across, table)
+
+
+def _border_states_bwd(residuals, cotangents):
+    states, across, table = residuals
+    dstates, dfinal = cotangents
+
+    def body(carried, xs):
+        dstate, dstored = carried
+        dstate_c, across_c, first, segment, last = xs
+        leaving = load(dstored, dstate, segment, last)
+        dstate = across_c * leaving + dstate_c
+        return (dstate, store(dstored, dstate, segment, first)), leaving
+
+    shape = jax.ShapeDtypeStruct(states.shape[1:], jnp.float32)
+    xs = (dstates, across, table.first, table.segment, table.last)
+    (_, dstored), dupdate = jax.lax.scan(body, initial_carry(dfinal, shape), xs, reverse=True)
+    axes = tuple(i for i in range(-2, 0) if across.shape[i] == 1)
+    return dupdate, jnp.sum(dupdate * states, axes, keepdims=True), None, final_states(dstored)
+
+
+border_states.defvjp(_border_states_fwd, _border_states_bwd)

@@ -1,0 +1,134 @@
+"""Decays between the rows of a chunk, from log gates of any strength.
+
+Sums run over just the gates between two rows. A difference of two running sums would lose
+small gates beside very negative ones: a gate of -1e4 costs three digits. A document's start
+cuts every path across it by a mask, so that nothing has to cancel.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from mom_jax.ops.chunks import transpose
+from mom_jax.ops.segments import ChunkTable
+from mom_jax.typing import Array, Bool, Float
+
+
+class Documents(NamedTuple):
+    """Which paths stay within one document, [chunks, 1, C] or [chunks, 1, C, C]; None where no document starts."""
+
+    between: Bool[Array, "chunks 1 C C"] | None  # two rows
+    enter: Bool[Array, "chunks 1 C"] | None  # the chunk's start and a row
+    leave: Bool[Array, "chunks 1 C"] | None  # a row and the chunk's end
+    across: Bool[Array, "chunks 1"] | None  # start and end
+
+
+def documents(table: ChunkTable) -> Documents:
+    """The masks of a table."""
+    if table.reset is None:
+        return Documents(None, None, None, None)
+    number = jnp.cumsum(table.reset.reshape(-1, 1, table.chunk_size), -1, dtype=jnp.int32)
+    same = number[..., :, None] == number[..., None, :]
+    return Documents(same, number == 0, number == number[..., -1:], number[..., -1] == 0)
+
+
+def masked(x: Float[Array, "*shape"], keep: Bool[Array, "*shape"] | None) -> Float[Array, "*shape"]:
+    """``x`` where ``keep`` holds, else 0."""
+    return x if keep is None else jnp.where(keep, x, 0.0)
+
+
+class Cut(NamedTuple):
+    """Decays at one level of halving: blocks of 2b rows, cut in the middle, in the order of the chunk."""
+
+    to: Float[Array, "chunks H blocks b K"]  # from just after each row of the first half to the cut
+    since: Float[Array, "chunks H blocks b K"]  # from the cut to just before each row of the second half
+
+
+class ChannelDecays(NamedTuple):
+    """Decays from one log gate for each channel."""
+
+    cuts: tuple[Cut, ...]  # b = 1, 2, 4, ... C / 2
+    enter: Float[Array, "chunks H C K"]  # from the chunk's start to just before a row
+    leave: Float[Array, "chunks H C K"]  # from just after a row to the chunk's end
+    across: Float[Array, "chunks H K"]
+
+
+def channel_decays(g: Float[Array, "chunks H C K"], table: ChunkTable) -> ChannelDecays:
+    """Decays between the rows of a chunk, channel by channel, without forming them for all pairs.
+
+    A chunk is halved again and again. A pair of rows i < t is parted by exactly one of these cuts:
+    i lies in the half before it, t in the half behind. Both factors of its decay, from i to the
+    cut and from the cut to t, are at most 1, so gates of any strength neither overflow nor lose
+    what counts, and each cut is one matmul.
+    """
+    before = behind = jnp.zeros_like(g)  # sums within the row's half
+    whole = g
+    cuts = []
+    for level in range(table.chunk_size.bit_length() - 1):
+        first_before, second_before = halves(before, 1 << level)
+        first_behind, second_behind = halves(behind, 1 << level)
+        first, second = halves(whole, 1)
+        cuts.append(Cut(jnp.exp(first_behind), jnp.exp(second_before)))
+        before = _join(first_before, second_before + first)
+        behind = _join(first_behind + second, second_behind)
+        whole = (first + second)[..., 0, :]
+    inside = documents(table)
+    enter, leave, across = (None if keep is None else keep[..., None] for keep in inside[1:])
+    return ChannelDecays(
+        cuts=tuple(cuts),
+        enter=masked(jnp.exp(before), enter),
+        leave=masked(jnp.exp(behind), leave),
+        across=masked(jnp.exp(whole[..., 0, :]), across),
+    )
+
+
+def halves(x: Float[Array, "*batch C K"], rows: int) -> tuple[Array, Array]:
+    """First and second halves of all blocks of ``2 * rows`` rows, [*batch, blocks, rows, K] each."""
+    x = x.reshape(*x.shape[:-2], -1, 2, rows, x.shape[-1])
+    return x[..., 0, :, :], x[..., 1, :, :]
+
+
+def _join(first, second):
+    x = jnp.stack([first, second], -3)
+    return x.reshape(*x.shape[:-4], -1, x.shape[-1])
+
+
+def _assemble(corners, diagonal):
+    """A lower triangle [..., C, C] from its diagonal [..., C] and the block below each cut [..., blocks, b, b]."""
+    x = diagonal[..., None, None]
+    for corner in corners:
+        first, second = x[..., 0::2, :, :], x[..., 1::2, :, :]
+        top = jnp.concatenate([first, jnp.zeros_like(first)], -1)
+        x = jnp.concatenate([top, jnp.concatenate([corner, second], -1)], -2)
+    return x[..., 0, :, :]
+
+
+def head_decays(g: Float[Array, "chunks H C"], table: ChunkTable) -> tuple[Array, Array, Array, Array]:
+    """Decays from one log gate for each head: between rows, from the chunk's start, to its end and across it.
+
+    Shapes [chunks, H, C, C] (lower triangle), [chunks, H, C] twice, [chunks, H]. A row reads
+    after its own gate.
+    """
+    decays = channel_decays(g[..., None], table)
+    between = _assemble((cut.since * transpose(cut.to) for cut in decays.cuts), jnp.ones_like(g))
+    between = masked(between, documents(table).between)
+    return between, jnp.exp(g) * decays.enter[..., 0], decays.leave[..., 0], decays.across[..., 0]
+
+
+def decayed_scores(
+    left: Float[Array, "chunks H C K"], right: Float[Array, "chunks H C K"], decays: ChannelDecays, table: ChunkTable
+) -> Float[Array, "chunks H C C"]:
+    """``sum_c left_tc right_ic exp(sum of g_jc over i < j < t)`` for i < t of one document, else 0."""
+    corners = (
+        products(halves(left, 1 << level)[1] * cut.since, halves(right, 1 << level)[0] * cut.to)
+        for level, cut in enumerate(decays.cuts)
+    )
+    scores = _assemble(corners, jnp.zeros(left.shape[:-1], left.dtype))
+    return masked(scores, documents(table).between)
+
+
+def products(reads: Float[Array, "*batch b K"], writes: Float[Array, "*batch b K"]) -> Float[Array, "*batch b b"]:
+    """All inner products of two small blocks; a matmul of few rows is slower than its sums."""
+    if reads.shape[-2] <= 4:
+        return jnp.sum(reads[..., :, None, :] * writes[..., None, :, :], -1)
+    return reads @ transpose(writes)

@@ -1,0 +1,274 @@
+"""A memory whose transition is diagonal plus rank one, over packed segments.
+
+Per head, with a state S of shape [K, V] in float32:
+
+    S_t = (diag(exp(g_t)) + b_t a_t^T) S_{t-1} + k_t v_t^T;   o_t = scale * S_t^T q_t
+
+RWKV7 (arXiv 2503.14456, section 4) takes ``a = -kk`` and ``b = kk * rate`` with normalised keys kk.
+
+Kimi delta attention (arXiv 2510.26692, section 3) decays each channel and then applies the delta
+rule, ``S' = diag(e^g) S;  S = S' + k (beta (v - S'^T k))^T``. Multiplied out, its transition is
+``diag(e^g) - beta k (e^g k)^T``: the same primitive with ``a = e^g k``, ``b = -beta k`` and values
+``beta v``. `kda` is that.
+
+`rank_one_decay_step`, `rank_one_decay_scan` and `rank_one_decay_chunked` are three forms of one
+function. On padding rows g and v (or k) and a (or b) must be 0.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.ops.chunks import (
+    border_states,
+    final_states,
+    from_chunks,
+    initial_carry,
+    load,
+    matrix_state,
+    scan_rows,
+    store,
+    to_chunks,
+    transpose,
+)
+from mom_jax.ops.decays import channel_decays, decayed_scores
+from mom_jax.ops.dispatch import select
+from mom_jax.ops.segments import ChunkTable
+from mom_jax.ops.triangular import unit_lower_inverse
+from mom_jax.typing import Array, Float
+
+
+def rank_one_decay_step(
+    q: Float[Array, "N H K"],
+    k: Float[Array, "N H K"],
+    v: Float[Array, "N H V"],
+    a: Float[Array, "N H K"],
+    b: Float[Array, "N H K"],
+    g: Float[Array, "N H K"],
+    state: Float[Array, "N H K V"],
+    scale: float,
+) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
+    """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
+    q, k, value, a, b, g = (x.astype(jnp.float32) for x in (q, k, v, a, b, g))
+    read = jnp.einsum("nhkv,nhk->nhv", state, a)
+    state = jnp.exp(g)[..., None] * state + b[..., None] * read[..., None, :] + k[..., None] * value[..., None, :]
+    return (scale * jnp.einsum("nhkv,nhk->nhv", state, q)).astype(v.dtype), state
+
+
+def rank_one_decay_scan(
+    q: Float[Array, "N H K"],
+    k: Float[Array, "N H K"],
+    v: Float[Array, "N H V"],
+    a: Float[Array, "N H K"],
+    b: Float[Array, "N H K"],
+    g: Float[Array, "N H K"],
+    table: ChunkTable,
+    initial_state: Float[Array, "S H K V"] | None,
+    scale: float,
+) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
+    """The recurrence exactly as written, one row after the other; arguments as `rank_one_decay`."""
+    step = functools.partial(rank_one_decay_step, scale=scale)
+    return scan_rows(step, (q, k, v, a, b, g), table, initial_state, matrix_state(k, v))
+
+
+class _Chunks(NamedTuple):
+    """Everything of a chunk that does not depend on the state; [chunks, H, ...], float32."""
+
+    reads: Array  # [2C, K] what reads the incoming state: a, then q
+    writes: Array  # [2C, K] what reaches the chunk's end: b, then k
+    across: Array  # [K] decay over the whole chunk
+    ab: Array  # [C, C] decayed products a_t.b_i, below the diagonal
+    ak: Array  # below the diagonal
+    qb: Array  # lower triangle
+    qk: Array
+
+
+def rank_one_decay_chunked(
+    q: Float[Array, "N H K"],
+    k: Float[Array, "N H K"],
+    v: Float[Array, "N H V"],
+    a: Float[Array, "N H K"],
+    b: Float[Array, "N H K"],
+    g: Float[Array, "N H K"],
+    table: ChunkTable,
+    initial_state: Float[Array, "S H K V"] | None,
+    scale: float,
+) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
+    """The same function chunk by chunk (WY form with decays for each channel).
+
+    A token reads ``u_t = S_{t-1}^T a_t`` and writes ``b_t u_t^T + k_t v_t^T``. With (XY) the decayed
+    products of rows inside a chunk, D their decays from its start and E to its end:
+
+        U = (I - (AB))^-1 (D A S + (AK) V);   O = D Q S + (QB) U + (QK) V;   S' = diag(d) S + E B^T U + E K^T V
+
+    The backward pass keeps the inputs, U and the inverse: as much as one more value row and C
+    floats for each row and head; the states at chunk borders are recomputed.
+    """
+    q, k, value, a, b, g = (to_chunks(x, table.chunk_size) for x in (q, k, v, a, b, g))
+    o, final = _chunked((scale * q, k, a, b, g), value, table, initial_state)
+    return from_chunks(o).astype(v.dtype), final
+
+
+@jax.custom_vjp
+def _chunked(rows, v, table, initial_state):
+    return _chunked_fwd(rows, v, table, initial_state)[0]
+
+
+def _chunked_fwd(rows, v, table, initial_state):
+    chunks = _prepare(rows, table)
+    inverse = unit_lower_inverse(-chunks.ab)
+    inside = jnp.concatenate([inverse, chunks.qb @ inverse], -2)
+    from_values = jnp.concatenate([chunks.ak, chunks.qk], -2) @ v
+    size = table.chunk_size
+
+    def body(carried, xs):
+        state, stored = carried
+        chunk, inside_c, known, value, first, segment, last = xs
+        state = load(stored, state, segment, first)
+        read = chunk.reads @ state + known
+        own = inside_c @ read[..., :size, :]
+        u, o = own[..., :size, :], own[..., size:, :] + read[..., size:, :]
+        written = transpose(chunk.writes) @ jnp.concatenate([u, value], -2)
+        state = chunk.across[..., None] * state + written
+        return (state, store(stored, state, segment, last)), (o, u)
+
+    xs = (chunks, inside, from_values, v, table.first, table.segment, table.last)
+    (_, stored), (o, u) = jax.lax.scan(body, initial_carry(initial_state, matrix_state(rows[0], v)), xs)
+    return (o, final_states(stored)), (rows, v, table, initial_state, u, inverse)
+
+
+def _chunked_bwd(residuals, cotangents):
+    rows, v, table, initial_state, u, inverse = residuals
+    do, dfinal = cotangents
+    chunks, pull = jax.vjp(lambda rows: _prepare(rows, table), rows)
+    written = jnp.concatenate([u, v], -2)
+    states, _ = border_states(transpose(chunks.writes) @ written, chunks.across[..., None], table, initial_state)
+    size = table.chunk_size
+
+    def body(carried, xs):
+        dstate, dstored = carried
+        chunk, inverse_c, do_c, du, first, segment, last = xs
+        leaving = load(dstored, dstate, segment, last)
+        dread = transpose(inverse_c) @ (du + chunk.writes[..., :size, :] @ leaving)
+        both = jnp.concatenate([dread, do_c], -2)
+        dstate = chunk.across[..., None] * leaving + transpose(chunk.reads) @ both
+        return (dstate, store(dstored, dstate, segment, first)), (leaving, both)
+
+    xs = (chunks, inverse, do, transpose(chunks.qb) @ do, table.first, table.segment, table.last)
+    init = initial_carry(dfinal, matrix_state(rows[0], v))
+    (_, dstored), (leaving, both) = jax.lax.scan(body, init, xs, reverse=True)
+    dread = both[..., :size, :]
+    drows = pull(
+        _Chunks(
+            reads=both @ transpose(states),
+            writes=written @ transpose(leaving),
+            across=jnp.sum(leaving * states, -1),
+            ab=dread @ transpose(u),
+            ak=dread @ transpose(v),
+            qb=do @ transpose(u),
+            qk=do @ transpose(v),
+        )
+    )[0]
+    dv = chunks.writes[..., size:, :] @ leaving + transpose(chunks.ak) @ dread + transpose(chunks.qk) @ do
+    return drows, dv, None, final_states(dstored)
+
+
+_chunked.defvjp(_chunked_fwd, _chunked_bwd)
+
+
+def _prepare(rows, table):
+    q, k, a, b, g = rows
+    decays = channel_decays(g, table)
+    decayed = jnp.exp(g) * q  # q reads after its row's decay, a before it
+    own = jnp.eye(table.chunk_size)
+    return _Chunks(
+        reads=jnp.concatenate([decays.enter * a, decays.enter * decayed], -2),
+        writes=jnp.concatenate([decays.leave * b, decays.leave * k], -2),
+        across=decays.across,
+        ab=decayed_scores(a, b, decays, table),
+        ak=decayed_scores(a, k, decays, table),
+        qb=decayed_scores(decayed, b, decays, table) + own * jnp.sum(q * b, -1, keepdims=True),
+        qk=decayed_scores(decayed, k, decays, table) + own * jnp.sum(q * k, -1, keepdims=True),
+    )
+
+
+_IMPLEMENTATIONS = {"reference": rank_one_decay_scan, "xla": rank_one_decay_chunked}
+
+
+def rank_one_decay(
+    q: Float[Array, "N H K"],
+    k: Float[Array, "N H K"],
+    v: Float[Array, "N H V"],
+    a: Float[Array, "N H K"],
+    b: Float[Array, "N H K"],
+    g: Float[Array, "N H K"],
+    table: ChunkTable,
+    initial_state: Float[Array, "S H K V"] | None = None,
+    *,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
+    """Diagonal plus rank one over packed rows (module docstring).
+
+    Args:
+        q, k, v: float32 or bfloat16 rows.
+        a, b: rows of the rank-one part; a meets the state before it decays.
+        g: log decay, at most 0, and 0 on padding rows.
+        table: segments and documents of the rows.
+        initial_state: float32 state of every segment; None starts from 0 and returns no state.
+        scale: of the output, K^-0.5 if None.
+        impl: ``auto``, ``reference`` (token by token) or ``xla`` (chunk-parallel).
+
+    Returns:
+        Outputs in ``v.dtype``, and the float32 state of every segment after its last row (an
+        empty segment keeps its initial state), or None without an initial state.
+
+    Raises:
+        InputError: unknown ``impl``.
+    """
+    scale = k.shape[-1] ** -0.5 if scale is None else scale
+    return select(impl, _IMPLEMENTATIONS, auto="xla")(q, k, v, a, b, g, table, initial_state, scale)
+
+
+def kda_step(
+    q: Float[Array, "N H K"],
+    k: Float[Array, "N H K"],
+    v: Float[Array, "N H V"],
+    g: Float[Array, "N H K"],
+    beta: Float[Array, "N H"],
+    state: Float[Array, "N H K V"],
+    scale: float,
+) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
+    """One token of `kda` for each of N independent states. Returns outputs (``v.dtype``) and new states."""
+    o, state = rank_one_decay_step(q, k, *_delta_rows(k, v, g, beta), g, state, scale)
+    return o.astype(v.dtype), state
+
+
+def kda(
+    q: Float[Array, "N H K"],
+    k: Float[Array, "N H K"],
+    v: Float[Array, "N H V"],
+    g: Float[Array, "N H K"],
+    beta: Float[Array, "N H"],
+    table: ChunkTable,
+    initial_state: Float[Array, "S H K V"] | None = None,
+    *,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
+    """Kimi delta attention over packed rows (module docstring); keys are expected L2-normalised.
+
+    Arguments, results and errors are those of `rank_one_decay`; beta, the write strength, is 0 on
+    padding rows.
+    """
+    rows = _delta_rows(k, v, g, beta)
+    o, state = rank_one_decay(q, k, *rows, g, table, initial_state, scale=scale, impl=impl)
+    return o.astype(v.dtype), state
+
+
+def _delta_rows(k, v, g, beta):
+    """v, a and b of the delta rule with decays for each channel, float32."""
+    k, v, g, beta = (x.astype(jnp.float32) for x in (k, v, g, beta))
+    return beta[..., None] * v, jnp.exp(g) * k, -beta[..., None] * k

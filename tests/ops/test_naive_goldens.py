@@ -1,0 +1,120 @@
+"""The reference's recurrences, token by token: values, states and gradients of `tests/goldens/op_naive_*.npz`.
+
+The delta rules are in `test_goldens.py`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from goldens.read import load, under
+from support.compare import assert_close
+from support.compiled import jit
+from support.packed import Layout
+
+from mom_jax.ops.rank_one_decay import kda, rank_one_decay
+from mom_jax.ops.scalar_decay import scalar_decay
+from mom_jax.ops.vector_decay import vector_decay
+
+TOLERANCE = 1e-5
+HEADS = 2
+SHARED = ("u", "w_norm", "b_norm")  # not one value for each token
+
+
+def fixed(gates):
+    """A gate for each head, the same for all tokens."""
+
+    def rule(x, table, impl, **options):
+        g = jnp.broadcast_to(jnp.asarray(gates, jnp.float32), (x["q"].shape[0], HEADS)) * x["valid"]
+        return scalar_decay(x["q"], x["k"], x["v"], g, table, x["initial_state"], impl=impl, **options)
+
+    return rule
+
+
+def scalar(x, table, impl, **options):
+    """No gate, or one for each token and head."""
+    return scalar_decay(x["q"], x["k"], x["v"], x.get("g"), table, x["initial_state"], impl=impl, **options)
+
+
+def normalised(x, table, impl):
+    """A column of ones beside v sums the keys; the reference adds 1e-10 to the sum."""
+    v = jnp.concatenate([x["v"], jnp.broadcast_to(x["valid"][..., None], (*x["v"].shape[:-1], 1))], -1)
+    state = jnp.zeros((1, HEADS, x["k"].shape[-1], v.shape[-1]))
+    o, state = scalar_decay(x["q"], x["k"], v, None, table, state, impl=impl)
+    return o[..., :-1] / (o[..., -1:] + 1e-10), (state[..., :-1], state[..., -1][None])
+
+
+def gla(x, table, impl):
+    """A gate for each channel."""
+    return vector_decay(x["q"], x["k"], x["v"], x["gk"], table, x["initial_state"], impl=impl)
+
+
+def hgrn2(x, table, impl):
+    """Keys are what the gate forgets."""
+    return gla(x | {"k": (1 - jnp.exp(x["gk"])) * x["valid"][..., None]}, table, impl)
+
+
+def rwkv6(x, table, impl):
+    """The old state, and a bonus for the token itself."""
+    return vector_decay(x["q"], x["k"], x["v"], x["w"], table, x["initial_state"], bonus=x["u"], impl=impl)
+
+
+def rwkv7(x, table, impl):
+    """a meets the state before it decays."""
+    rows = (x[name] for name in "rkvabw")
+    return rank_one_decay(*rows, table, x["initial_state"], impl=impl)
+
+
+def kimi(x, table, impl):
+    """Decay for each channel, then the delta rule."""
+    return kda(x["q"], x["k"], x["v"], x["g"], x["beta"], table, x["initial_state"], impl=impl)
+
+
+RULES = {
+    "linear_attn": scalar,
+    "linear_attn_norm": normalised,
+    "retention": fixed([np.log(1 - 2.0 ** (-5 - h)) for h in range(HEADS)]),
+    "lightning": fixed([-(8 / HEADS * (1 - 1 / 4)) * h for h in range(HEADS)]),
+    "simple_gla": scalar,
+    "mamba2": functools.partial(scalar, scale=1.0),
+    "gla": gla,
+    "hgrn2": hgrn2,
+    "rwkv6": rwkv6,
+    "rwkv7": rwkv7,
+    "kda": kimi,
+}
+
+
+def is_row(name):
+    """Whether an input has one value for each token, [1, T, H, ...]."""
+    return name not in ("u", "initial_state", "hk0", "hv0")
+
+
+@pytest.mark.parametrize("impl", ["reference", "xla"])
+@pytest.mark.parametrize("name", RULES)
+def test_naive_recurrence(name, impl):
+    """Everything within 1e-5 of the largest value of its array."""
+    stored = load(f"op_naive_{name}")
+    inputs = {n: x[0] if is_row(n) else x for n, x in under(stored, "in").items() if not n.startswith("d")}
+    inputs.setdefault("initial_state", np.zeros_like(stored["in/dstate0"]))
+    layout = Layout((stored["in/do"].shape[1],), 16)
+
+    def rule(inputs):
+        x = {n: layout.pack(a) if is_row(n) else a for n, a in inputs.items()}
+        x["valid"] = layout.pack(jnp.ones((sum(layout.lengths), HEADS)))
+        o, states = RULES[name](x, layout.table(), impl)
+        return o[layout.index], states if isinstance(states, tuple) else (states,)
+
+    @jit
+    def run(inputs, do, dstates):
+        values, pull = jax.vjp(rule, inputs)
+        return values, pull((do, dstates))[0]
+
+    dstates = tuple(stored[key] for key in ("in/dstate0", "in/dstate1") if key in stored)
+    states = tuple(stored[key] for key in ("out/state0", "out/state1") if key in stored)
+    got, gradients = run(inputs, stored["in/do"][0], dstates)
+    assert_close(got, (stored["out/o"][0], states), TOLERANCE)
+    want = {n: x[0] if is_row(n) else x for n, x in under(stored, "grad").items()}
+    assert_close({n: gradients[n] for n in want}, want, TOLERANCE)
