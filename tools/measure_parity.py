@@ -97,9 +97,9 @@ def exact(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         model = random_model(SMALL | EXACT[name], 0.2 if name != DEEP else 0.1)
         save_pretrained(model, folder / name)
-        ids, top_k = random_tokens(model.config, 2, 70, seed=0), model.config.topk
+        ids = random_tokens(model.config, 2, 70, seed=0)
         with running("naive" if name == DEEP else "interpreter", model.config.num_memories):
-            result = compare(Ours(model), Reference(folder / name), ids, top_k, 64, tolerances())
+            result = compare(Ours(model), Reference(folder / name), ids, 64, tolerances())
         print(row(name, result), flush=True)
         if name == DEEP:
             print_depth(result)
@@ -123,7 +123,7 @@ def rounded(folder: Path, names: Iterable[str]) -> None:
         with running("naive", model.config.num_memories):
             exactly = Reference(folder / name, rounded=True)
             sides = Ours(model, "bfloat16", rounded=True), Reference(folder / name, "bfloat16")
-            budget = error_budget(*sides, exactly, draws, model.config.topk)
+            budget = error_budget(*sides, exactly, draws)
         print(f"\n{name}: {budget.draws} draws of 4 x 96 tokens; the whole model over {budget.compared:.0%} of them\n")
         print("| error of | reference | ours | ours / reference |\n|---|---:|---:|---:|")
         for line in budget.lines:

@@ -129,10 +129,10 @@ def _run(wanted: CompareConfig, config: Any, draw: Callable[[int], Any]) -> tupl
         if wanted.dtype == "bfloat16":
             exact = Reference(folder, rounded=True)
             sides = Ours(model, "bfloat16", rounded=True), Reference(folder, "bfloat16")
-            budget = error_budget(*sides, exact, map(draw, range(wanted.draws)), config.topk)
+            budget = error_budget(*sides, exact, map(draw, range(wanted.draws)))
             return budget, [budget_table(budget)], lambda path: draw_budget(budget, path), about
         limits = tolerances(LOOSE[kernels], wanted.tolerance)
-        result = compare(Ours(model), Reference(folder), draw(0), config.topk, wanted.new_tokens, limits)
+        result = compare(Ours(model), Reference(folder), draw(0), wanted.new_tokens, limits)
         return result, list(comparison_tables(result)), lambda path: draw_comparison(result, path), about
 
 

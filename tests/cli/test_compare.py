@@ -68,7 +68,7 @@ def test_status_tables_and_files(folder, tmp_path, monkeypatch, capsys, wrong, s
     def stand_in(wanted, config, draw):
         assert draw(0).shape == (2, 80)
         reference = StandIn()
-        result = compare(reference.changed("logits", (0, 3, 1), wrong), reference, tokens(), 2, 8, tolerances())
+        result = compare(reference.changed("logits", (0, 3, 1), wrong), reference, tokens(), 8, tolerances())
         tables = list(comparison_tables(result))
         return result, tables, lambda path: draw_comparison(result, path), {"kernels": "naive"}
 

@@ -4,10 +4,9 @@ import copy
 
 import numpy as np
 
-from mom_jax.evals.compare.records import Record
+from mom_jax.evals.compare.records import Record, as_mask
 
 LAYERS, ROWS, TIME, HIDDEN, MEMORIES, VOCAB = 3, 3, 12, 5, 4, 7
-TOP_K = 2
 
 
 class StandIn:
@@ -39,15 +38,19 @@ class StandIn:
         return other
 
     def forward(self, ids: np.ndarray) -> Record:
-        return self._rows("forward", self.record, ids)
+        found = self._rows("forward", self.record, ids)
+        return found | {name.replace("router", "choices"): best(v) for name, v in found.items() if "router" in name}
 
     def block(self, layer: int, x: np.ndarray, cotangent: np.ndarray | None = None) -> Record:
         noise = np.random.default_rng(layer)
         off = lambda values: values * (1 + self.error * noise.normal(size=values.shape))  # noqa: E731
         if cotangent is not None:
             return {"gradient/x": off(2 * cotangent), "gradient/w": off(cotangent.sum((0, 1)))}
-        router = {"router": off(self.record[f"router/{layer}"])} if f"router/{layer}" in self.record else {}
-        return {"hidden": x + off(np.tanh(x)), **router}
+        found = {"hidden": x + off(np.tanh(x))}
+        if f"router/{layer}" in self.record:
+            logits = self.record[f"router/{layer}"]
+            found |= {"router": off(logits), "choices": best(logits)}
+        return found
 
     def loss_and_gradients(self, ids: np.ndarray) -> Record:
         self.asked.append(("loss", ids[:, 0].tolist()))
@@ -63,6 +66,11 @@ class StandIn:
     def _rows(self, call, record, ids):
         self.asked.append((call, ids[:, 0].tolist()))
         return {name: values[ids[:, 0]] for name, values in record.items()}
+
+
+def best(logits: np.ndarray) -> np.ndarray:
+    """The two memories with the largest logits."""
+    return as_mask(np.argsort(-logits, -1, kind="stable")[..., :2], MEMORIES)
 
 
 def tokens() -> np.ndarray:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mom_jax.evals.compare.comparison import json_ready
-from mom_jax.evals.compare.differences import chosen, equal_so_far
+from mom_jax.evals.compare.differences import equal_so_far, same_choices
 from mom_jax.evals.compare.records import Record, Subject, layer_numbers
 
 # Rounding is a matter of luck: within this factor two errors count as equal.
@@ -57,7 +57,7 @@ class Budget:
         return json_ready({"ok": self.ok, "draws": self.draws, "compared": self.compared, "lines": lines})
 
 
-def error_budget(ours: Subject, reference: Subject, exact: Subject, draws: Iterable[np.ndarray], top_k: int) -> Budget:
+def error_budget(ours: Subject, reference: Subject, exact: Subject, draws: Iterable[np.ndarray]) -> Budget:
     """Measures both bfloat16 models against the float32 one.
 
     A token that is rounded to another memory has an error of order one, and so have tokens that read the memory later;
@@ -70,7 +70,6 @@ def error_budget(ours: Subject, reference: Subject, exact: Subject, draws: Itera
         ours, reference: in bfloat16.
         exact: the reference in float32, with the same parameters (rounded to bfloat16).
         draws: ids [B, T].
-        top_k: memories per token.
     """
     measured, shares = [], []
     for number, ids in enumerate(draws):
@@ -79,8 +78,8 @@ def error_budget(ours: Subject, reference: Subject, exact: Subject, draws: Itera
         for layer in layer_numbers(truth, "hidden"):
             x = _to_bfloat16(truth[f"hidden/{layer - 1}"] if layer else truth["embedded"])
             cotangent = _to_bfloat16(np.random.default_rng((number, layer)).normal(size=x.shape))
-            errors |= _block_errors((ours, reference), exact, layer, x, cotangent, top_k)
-        whole, share = _model_errors([side.forward(ids) for side in (ours, reference)], truth, top_k)
+            errors |= _block_errors((ours, reference), exact, layer, x, cotangent)
+        whole, share = _model_errors([side.forward(ids) for side in (ours, reference)], truth)
         measured.append(errors | whole)
         shares.append(share)
     names = dict.fromkeys(name for errors in measured for name in errors)
@@ -95,17 +94,16 @@ def _kind(name: str) -> str:
 
 
 def _block_errors(
-    sides: tuple[Subject, Subject], exact: Subject, layer: int, x: np.ndarray, cotangent: np.ndarray, top_k: int
+    sides: tuple[Subject, Subject], exact: Subject, layer: int, x: np.ndarray, cotangent: np.ndarray
 ) -> Errors:
     truth, found = exact.block(layer, x), [side.block(layer, x) for side in sides]
     errors: Errors = {}
     clean = np.ones(len(x), bool)
     if "router" in truth:
-        wanted = chosen(truth["router"], top_k)
-        others = [(chosen(record["router"], top_k) != wanted).any(-1) for record in found]
+        others = [~same_choices(record["choices"], truth["choices"]) for record in found]
         errors[f"block choices: {layer}"] = _pair(other.mean() for other in others)
         errors[f"block router: {layer}"] = _pair(_relative(record["router"], truth["router"]) for record in found)
-        clean = ~(others[0] | others[1]).any(1)
+        clean = np.logical_not((others[0] | others[1]).any(1))
     if not clean.any():
         return errors
     added = truth["hidden"] - x
@@ -120,16 +118,14 @@ def _block_errors(
     return errors
 
 
-def _model_errors(sides: list[Record], truth: Record, top_k: int) -> tuple[Errors, float]:
+def _model_errors(sides: list[Record], truth: Record) -> tuple[Errors, float]:
     errors: Errors = {}
-    clean = [equal_so_far(side, truth, top_k) for side in sides]
+    clean = [equal_so_far(side, truth) for side in sides]
     keep = np.ones(truth["logits"].shape[:2], bool)
     for layer in layer_numbers(truth, "hidden"):
         if f"router/{layer}" in truth:
-            wanted = chosen(truth[f"router/{layer}"], top_k)
-            errors[f"model choices: {layer}"] = _pair(
-                (chosen(side[f"router/{layer}"], top_k) != wanted).any(-1).mean() for side in sides
-            )
+            name = f"choices/{layer}"
+            errors[f"model choices: {layer}"] = _pair((~same_choices(side[name], truth[name])).mean() for side in sides)
         keep = clean[0][layer] & clean[1][layer]
         if keep.any():
             name = f"hidden/{layer}"

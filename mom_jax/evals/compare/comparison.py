@@ -128,7 +128,7 @@ def tolerances(scale: float = 1.0, override: float | None = None) -> dict[str, f
 
 
 def compare(
-    ours: Subject, reference: Subject, ids: np.ndarray, top_k: int, new_tokens: int, limits: Mapping[str, float]
+    ours: Subject, reference: Subject, ids: np.ndarray, new_tokens: int, limits: Mapping[str, float]
 ) -> Comparison:
     """Runs both on the same tokens.
 
@@ -138,12 +138,11 @@ def compare(
 
     Args:
         ids: [B, T].
-        top_k: memories per token.
         new_tokens: length of the greedy continuations; 0 leaves them out.
         limits: from `tolerances`.
     """
     here, there = ours.forward(ids), reference.forward(ids)
-    layers, clean = _layers(here, there, top_k, limits)
+    layers, clean = _layers(here, there, limits)
     outputs = [difference("logits", here["logits"], there["logits"], limits["logits"], clean)]
     rows = np.flatnonzero(clean.all(1))
     gradients, generation = [], None
@@ -160,7 +159,7 @@ def compare(
     return Comparison(layers, outputs, gradients, generation, (len(rows), len(clean)))
 
 
-def _layers(here: Record, there: Record, top_k: int, limits: Mapping[str, float]) -> tuple[list[Layer], np.ndarray]:
+def _layers(here: Record, there: Record, limits: Mapping[str, float]) -> tuple[list[Layer], np.ndarray]:
     keep = np.ones(there["logits"].shape[:2], bool)
     layers, with_router = [], layer_numbers(there, "router")
     for number in layer_numbers(there, "hidden"):
@@ -170,7 +169,8 @@ def _layers(here: Record, there: Record, top_k: int, limits: Mapping[str, float]
             router = difference(name, here[name], there[name], limits["router"], keep)
             # Both logits of a tie may be off.
             tie = 2 * limits["router"]
-            choices, equal = compare_choices(number, here[name], there[name], top_k, tie, keep)
+            chosen = f"choices/{number}"
+            choices, equal = compare_choices(number, here[chosen], there[chosen], there[name], tie, keep)
             keep = keep & unaffected(equal)
         name = f"hidden/{number}"
         hidden = difference(name, here[name], there[name], limits["hidden"], keep)

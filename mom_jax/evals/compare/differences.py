@@ -96,26 +96,27 @@ class Choices:
         return 1 - self.differing / max(self.tokens, 1)
 
 
-def chosen(router_logits: np.ndarray, top_k: int) -> np.ndarray:
-    """The memories [..., M] of bool that each token chooses; ties go to the lower index."""
-    order = np.argsort(-router_logits, -1, kind="stable")[..., :top_k]
-    mask = np.zeros(router_logits.shape, bool)
-    np.put_along_axis(mask, order, True, -1)
-    return mask
-
-
 def compare_choices(
-    layer: int, ours: np.ndarray, reference: np.ndarray, top_k: int, tolerance: float, keep: np.ndarray
+    layer: int,
+    ours: np.ndarray,
+    reference: np.ndarray,
+    reference_logits: np.ndarray,
+    tolerance: float,
+    keep: np.ndarray,
 ) -> tuple[Choices, np.ndarray]:
-    """Compares the choices of the tokens in ``keep`` [B, T]; returns them and which tokens [B, T] chose the same."""
-    equal = (chosen(ours, top_k) == chosen(reference, top_k)).all(-1)
-    ranked = -np.sort(-reference.astype(np.float64), -1)
-    gap = np.zeros(equal.shape)
-    if top_k < reference.shape[-1]:
-        gap = (ranked[..., top_k - 1] - ranked[..., top_k]) / max(np.abs(reference).max(), 1e-30)
+    """Compares the choices [B, T, M] of the tokens in ``keep`` [B, T]; returns them and which tokens [B, T] agree."""
+    equal = same_choices(ours, reference)
+    weakest = np.where(reference, reference_logits, np.inf).min(-1)
+    strongest = np.where(reference, -np.inf, reference_logits).max(-1)
+    gap = (weakest - strongest) / max(float(np.abs(reference_logits).max()), 1e-30)
     wrong = keep & ~equal
     widest = float(gap[wrong].max()) if wrong.any() else 0.0
     return Choices(layer, int(keep.sum()), int(wrong.sum()), widest, tolerance), equal
+
+
+def same_choices(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Tokens [...] that chose the same set of memories, of choices [..., M]."""
+    return (ours == reference).all(-1)
 
 
 def unaffected(equal: np.ndarray) -> np.ndarray:
@@ -123,13 +124,13 @@ def unaffected(equal: np.ndarray) -> np.ndarray:
     return np.logical_and.accumulate(equal, axis=1)
 
 
-def equal_so_far(ours: Record, reference: Record, top_k: int) -> dict[int, np.ndarray]:
+def equal_so_far(ours: Record, reference: Record) -> dict[int, np.ndarray]:
     """For each layer, the tokens [B, T] that no differing choice up to and in that layer can have reached."""
-    router_layers, clean = layer_numbers(reference, "router"), {}
+    with_router, clean = layer_numbers(reference, "choices"), {}
     keep = np.ones(reference["logits"].shape[:2], bool)
     for layer in layer_numbers(reference, "hidden"):
-        if layer in router_layers:
-            name = f"router/{layer}"
-            keep = keep & unaffected((chosen(ours[name], top_k) == chosen(reference[name], top_k)).all(-1))
+        if layer in with_router:
+            name = f"choices/{layer}"
+            keep = keep & unaffected(same_choices(ours[name], reference[name]))
         clean[layer] = keep
     return clean

@@ -9,13 +9,13 @@ import numpy as np
 from flax import nnx
 
 from mom_jax.decoding import generate
-from mom_jax.evals.compare.records import Dtype, Record
+from mom_jax.evals.compare.records import Dtype, Record, as_mask
 from mom_jax.interop.keys import pieces
 from mom_jax.models.blocks import Block
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.loss import IGNORE, chunked_cross_entropy
-from mom_jax.ops.routing import load_balancing_loss
+from mom_jax.ops.routing import load_balancing_loss, route
 
 
 class Ours:
@@ -55,8 +55,8 @@ class Ours:
             _, graph, params = self._stacks[kind]
             x, router_logits = _run_block(graph, params, rank, x)
             record[f"hidden/{number}"] = _numpy(x)
-            if router_logits is not None:
-                record[f"router/{number}"] = _numpy(router_logits)
+            for name, value in self._routing(router_logits).items():
+                record[f"{name}/{number}"] = value
         return {**record, "logits": _numpy(_logits(self.model.norm(x), self.model.output_embedding()))}
 
     def block(self, layer: int, x: np.ndarray, cotangent: np.ndarray | None = None) -> Record:
@@ -66,13 +66,18 @@ class Ours:
         inputs = jnp.asarray(x, self.config.compute_dtype)
         if cotangent is None:
             hidden, router_logits = _run_block(graph, params, rank, inputs)
-            router = {} if router_logits is None else {"router": _numpy(router_logits)}
-            return {"hidden": _numpy(hidden), **router}
+            return {"hidden": _numpy(hidden), **self._routing(router_logits)}
         of_params, of_x = _block_gradients(graph, params, rank, inputs, jnp.asarray(cotangent, inputs.dtype))
         named = published(self.config, {f"{stack}.{name}": value for name, value in by_name(of_params).items()})
         inside = f"model.layers.{layer}."
         found = {name.removeprefix(inside): value for name, value in named.items() if name.startswith(inside)}
         return {f"gradient/{name}": value for name, value in {**found, "x": _numpy(of_x)}.items()}
+
+    def _routing(self, router_logits: jax.Array | None) -> Record:
+        if router_logits is None:
+            return {}
+        memories = np.asarray(route(router_logits, self.config.topk).memories)
+        return {"router": _numpy(router_logits), "choices": as_mask(memories, self.config.num_memories)}
 
     def loss_and_gradients(self, ids: np.ndarray) -> Record:
         """As `Subject.loss_and_gradients`, by the functions that training uses."""

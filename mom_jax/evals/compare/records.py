@@ -12,14 +12,15 @@ class Subject(Protocol):
     """One implementation of one checkpoint; names of parameters are the published ones."""
 
     def forward(self, ids: np.ndarray) -> Record:
-        """``embedded`` [B, T, D], ``hidden/<layer>`` behind each block, ``router/<layer>`` [B, T, M], ``logits``.
+        """``embedded`` [B, T, D], ``hidden/<layer>`` behind each block, ``logits``.
 
-        Attention layers have no router.
+        Of layers with a router also its logits ``router/<layer>`` [B, T, M], and which memories each token chose,
+        ``choices/<layer>`` [B, T, M] of bool: equal logits, frequent in bfloat16, leave that open.
         """
         ...
 
     def block(self, layer: int, x: np.ndarray, cotangent: np.ndarray | None = None) -> Record:
-        """One block alone: ``hidden`` [B, T, D] and ``router`` [B, T, M] for the input ``x``.
+        """One block alone: ``hidden``, ``router`` and ``choices`` for the input ``x`` [B, T, D].
 
         With a cotangent of ``hidden``, ``gradient/<parameter>`` and ``gradient/x`` instead.
         """
@@ -39,6 +40,13 @@ class Subject(Protocol):
     def continue_greedily(self, ids: np.ndarray, new_tokens: int) -> np.ndarray:
         """The likeliest tokens [B, new] after ``ids``, each fed back."""
         ...
+
+
+def as_mask(memories: np.ndarray, num_memories: int) -> np.ndarray:
+    """[..., M] of bool, True at the given memories [..., k]."""
+    mask = np.zeros((*memories.shape[:-1], num_memories), bool)
+    np.put_along_axis(mask, memories, True, -1)
+    return mask
 
 
 def layer_numbers(record: Record, kind: str) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mom_jax.errors import InputError
-from mom_jax.evals.compare.records import Dtype, Record
+from mom_jax.evals.compare.records import Dtype, Record, as_mask
 from mom_jax.evals.reference import interpreter
 from mom_jax.evals.reference.install import Kernels
 
@@ -81,8 +81,7 @@ class Reference:
             for hook in hooks:
                 hook.remove()
         for i, logits in enumerate(out.router_logits):
-            if logits.numel():
-                record[f"router/{i}"] = _numpy(logits).reshape(*ids.shape, -1)
+            record |= {f"{name}/{i}": value for name, value in self._routing(logits, ids.shape).items()}
         return {**record, "logits": _numpy(out.logits)}
 
     def block(self, layer: int, x: np.ndarray, cotangent: np.ndarray | None = None) -> Record:
@@ -93,12 +92,19 @@ class Reference:
         with torch.set_grad_enabled(cotangent is not None):
             hidden, _, _, router_logits, *_ = block(inputs)
         if cotangent is None:
-            router = {"router": _numpy(router_logits).reshape(*x.shape[:2], -1)} if router_logits.numel() else {}
-            return {"hidden": _numpy(hidden), **router}
+            return {"hidden": _numpy(hidden), **self._routing(router_logits, x.shape[:2])}
         block.zero_grad()
         hidden.backward(torch.tensor(cotangent, dtype=weight.dtype, device=self.device))
         gradients = {name: p.grad for name, p in block.named_parameters() if p.grad is not None}
         return {f"gradient/{name}": _numpy(value) for name, value in {**gradients, "x": inputs.grad}.items()}
+
+    def _routing(self, logits: torch.Tensor, shape: tuple[int, ...]) -> Record:
+        """Router logits, and the choice that the layer makes from them."""
+        if not logits.numel():
+            return {}
+        logits = logits.reshape(*shape, -1)
+        memories = logits.softmax(-1, dtype=torch.float32).topk(self.model.config.topk, -1).indices
+        return {"router": _numpy(logits), "choices": as_mask(memories.cpu().numpy(), logits.shape[-1])}
 
     def loss_and_gradients(self, ids: np.ndarray) -> Record:
         """As `Subject.loss_and_gradients`."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from rich.console import Console
-from support.stand_in import LAYERS, TOP_K, StandIn, tokens
+from support.stand_in import LAYERS, StandIn, tokens
 
 from mom_jax.evals.compare.budget import error_budget
 from mom_jax.evals.compare.comparison import compare, tolerances
@@ -18,7 +18,7 @@ LIMITS = tolerances()
 
 
 def run(ours: StandIn, reference: StandIn, limits=LIMITS):
-    return compare(ours, reference, tokens(), TOP_K, 8, limits)
+    return compare(ours, reference, tokens(), 8, limits)
 
 
 def printed(*tables) -> str:
@@ -152,7 +152,7 @@ def noisy(size: float) -> StandIn:
 
 
 def test_the_budget_measures_both_errors(tmp_path):
-    budget = error_budget(noisy(1e-3), noisy(4e-3), StandIn(), [tokens()] * 2, TOP_K)
+    budget = error_budget(noisy(1e-3), noisy(4e-3), StandIn(), [tokens()] * 2)
     lines = {line.quantity: line for line in budget.lines}
     assert budget.ok and budget.draws == 2 and budget.compared == 1
     for name in ("block: 0", "block: 1", "block gradients: 1", "block router: 2"):
@@ -162,7 +162,7 @@ def test_the_budget_measures_both_errors(tmp_path):
     assert "block router: 1" not in lines and lines["model: logits"].ours == 0 and not lines["model: logits"].judged
     draw_budget(budget, tmp_path / "budget.png")
     assert (tmp_path / "budget.png").stat().st_size > 1000
-    worse = error_budget(noisy(4e-3), noisy(1e-3), StandIn(), [tokens()], TOP_K)
+    worse = error_budget(noisy(4e-3), noisy(1e-3), StandIn(), [tokens()])
     assert not worse.ok and "TOO LARGE" in printed(budget_table(worse))
     assert json.loads(json.dumps(worse.to_dict()))["ok"] is False
 
@@ -171,12 +171,12 @@ def test_the_budget_keeps_other_choices_apart():
     exact = StandIn()
     ours = exact.changed("router/0", (0, 2, int(exact.record["router/0"][0, 2].argmin())), 50.0)
     ours.record["hidden/0"][0, 2:] += 9.0
-    budget = error_budget(ours, exact, exact, [tokens()], TOP_K)
+    budget = error_budget(ours, exact, exact, [tokens()])
     lines = {line.quantity: line for line in budget.lines}
     for name in ("block choices: 0", "model choices: 0"):
         assert lines[name].ours == pytest.approx(1 / 36) and lines[name].reference == 0 and not lines[name].judged
     assert lines["model: 0"].ours == 0 and budget.compared == pytest.approx(26 / 36)
     for row in range(3):
         ours = ours.changed("router/0", (row, 0, int(exact.record["router/0"][row, 0].argmin())), 50.0)
-    found = {line.quantity for line in error_budget(ours, exact, exact, [tokens()], TOP_K).lines}
+    found = {line.quantity for line in error_budget(ours, exact, exact, [tokens()]).lines}
     assert "block choices: 0" in found and "block: 1" in found and "block: 0" not in found

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from mom_jax.evals.compare.differences import chosen, compare_choices, difference, unaffected
+from mom_jax.evals.compare.differences import compare_choices, difference, unaffected
+from mom_jax.evals.compare.records import as_mask
 
 
 def test_the_largest_difference_and_its_place():
@@ -47,32 +48,35 @@ def test_other_shapes_are_an_error():
         difference("x", np.zeros(2), np.zeros(3), 1.0)
 
 
+def masks(*memories: list[int]) -> np.ndarray:
+    """Choices [1, T, 4] of tokens."""
+    return as_mask(np.array([memories]), 4)
+
+
 def test_choices_are_sets():
-    logits = np.array([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]])
-    assert chosen(logits, 2).tolist() == [[True, False, True], [True, True, False]]
-    reference = np.array([[[3.0, 0.0, 2.0, 1.0], [4.0, 3.0, 2.0, 1.0]]])
-    swapped = reference[..., [2, 1, 0, 3]]  # the first token's two choices change places
-    keep = np.ones((1, 2), bool)
-    found, equal = compare_choices(0, swapped, reference, 2, 1e-5, keep)
-    assert equal.tolist() == [[True, False]] and found.differing == 1
+    assert masks([0, 2], [2, 0]).tolist() == [[[True, False, True, False]] * 2]
+    logits = np.array([[[3.0, 0.0, 2.0, 1.0], [4.0, 3.0, 2.0, 1.0]]])
+    found, equal = compare_choices(0, masks([2, 0], [1, 2]), masks([0, 2], [0, 1]), logits, 1e-5, np.ones((1, 2), bool))
+    assert equal.tolist() == [[True, False]] and found.differing == 1 and not found.ok
 
 
 def test_a_tie_may_fall_either_way_and_nothing_else():
-    reference = np.array([[[3.0, 1.0, 0.5], [2.0, 1.0, 1.0 - 1e-7]]])
-    other = reference.copy()
-    other[0, 1, 2] = 1.0 + 1e-7
-    found, equal = compare_choices(4, other, reference, 2, 1e-6, np.ones((1, 2), bool))
+    logits = np.array([[[3.0, 1.0, 0.5, 0.0], [2.0, 1.0, 1.0 - 1e-7, 0.0]]])
+    reference, everything = masks([0, 1], [0, 1]), np.ones((1, 2), bool)
+    found, equal = compare_choices(4, masks([0, 1], [0, 2]), reference, logits, 1e-6, everything)
     assert (found.tokens, found.differing, found.ok) == (2, 1, True) and found.share_equal == 0.5
     assert found.widest_gap == pytest.approx(1e-7 / 3, rel=1e-3)
     assert equal.tolist() == [[True, False]]
-    other[0, 0, 2] = 2.0
-    found, _ = compare_choices(4, other, reference, 2, 1e-6, np.ones((1, 2), bool))
+    found, _ = compare_choices(4, masks([0, 2], [0, 2]), reference, logits, 1e-6, everything)
     assert found.differing == 2 and found.widest_gap == pytest.approx(0.5 / 3) and not found.ok
+    found, _ = compare_choices(4, masks([0, 2], [0, 2]), reference, logits, 1e-6, np.array([[False, True]]))
+    assert (found.tokens, found.differing) == (1, 1) and found.ok
 
 
 def test_all_memories_chosen_cannot_differ():
-    found, equal = compare_choices(0, -np.eye(2)[None], np.eye(2)[None], 2, 0.0, np.ones((1, 2), bool))
-    assert found.differing == 0 and equal.all()
+    everything = np.ones((1, 2, 4), bool)
+    found, equal = compare_choices(0, everything, everything, np.ones((1, 2, 4)), 0.0, np.ones((1, 2), bool))
+    assert found.ok and found.differing == 0 and equal.all()
 
 
 def test_a_choice_reaches_later_tokens_of_its_row_alone():

@@ -27,7 +27,9 @@ def test_forward_is_block_by_block():
     record = ours.forward(stored["in/input_ids"])
     shape = (*stored["in/input_ids"].shape, -1)
     want = {"hidden/0": stored["out/hidden_states/1"], "router/0": stored["out/router_logits/0"].reshape(shape)}
-    assert set(record) == {"embedded", "hidden/0", "hidden/1", "router/0", "logits"}
+    assert set(record) == {"embedded", "hidden/0", "hidden/1", "router/0", "choices/0", "logits"}
+    best = np.sort(record["router/0"])[..., [-2]]
+    assert np.array_equal(record["choices/0"], record["router/0"] >= best)
     assert_close({name: record[name] for name in (*want, "logits")}, {**want, "logits": stored["out/logits"]}, 1e-5)
 
 
