@@ -108,22 +108,33 @@ _MEMORY: Table = {
     "attn.output.o_proj.weight": Row("attn.o_proj.weight", MATRIX),
 }
 # A single memory has its projections under plain names.
-_DELTA_NET: Table = {
+_SINGLE: Table = {
     "attn.rule.q_proj.weight": Row("attn.q_proj.weight", MATRIX),
     "attn.rule.k_proj": Row("", MATRIX, shared="attn.k_proj.weight"),
     "attn.rule.v_proj": Row("", MATRIX, shared="attn.v_proj.weight"),
-    "attn.rule.b_proj": Row("", MATRIX, shared="attn.b_proj.weight"),
     "attn.rule.q_conv1d": Row("attn.q_conv1d.weight", TAPS),
     "attn.rule.k_conv1d": Row("attn.k_conv1d.weight", TAPS),
     "attn.rule.v_conv1d": Row("attn.v_conv1d.weight", TAPS),
     "attn.output.g_proj.weight": Row("attn.g_proj.weight", MATRIX),
-    "attn.output.norm": Row("attn.o_norm.weight", SAME),
     "attn.output.o_proj.weight": Row("attn.o_proj.weight", MATRIX),
+}
+_DELTA_NET: Table = _SINGLE | {
+    "attn.rule.b_proj": Row("", MATRIX, shared="attn.b_proj.weight"),
+    "attn.output.norm": Row("attn.o_norm.weight", SAME),
 }
 _GATED_DELTANET: Table = _DELTA_NET | {
     "attn.rule.a_proj": Row("", MATRIX, shared="attn.a_proj.weight"),
     "attn.rule.A_log": Row("attn.A_log", SAME),
     "attn.rule.dt_bias": Row("attn.dt_bias", SAME),
+}
+_LINEAR_ATTN: Table = _SINGLE | {"attn.output.norm": Row("attn.norm.weight", SAME)}
+_RETNET: Table = _SINGLE | {
+    "attn.output.norm": Row("attn.g_norm_swish_gate.weight", SAME, also="attn.g_norm.weight"),
+}
+_GLA: Table = _RETNET | {
+    "attn.rule.gk_down": Row("", MATRIX, shared="attn.gk_proj.0.weight"),
+    "attn.rule.gk_up": Row("", MATRIX, shared="attn.gk_proj.1.weight"),
+    "attn.rule.gk_bias": Row("", SAME, shared="attn.gk_proj.1.bias"),
 }
 _ATTENTION: Table = {
     "attn.q_proj.weight": Row("attn.q_proj.weight", MATRIX),
@@ -147,6 +158,9 @@ _LAYOUTS: dict[str, tuple[Table, Table]] = {
     "mom_gated_deltanet": (_OLD_BLOCK, _MEMORY),
     "gated_deltanet": (_BLOCK, _GATED_DELTANET),
     "delta_net": (_BLOCK, _DELTA_NET),
+    "linear_attn": (_BLOCK, _LINEAR_ATTN),
+    "retnet": (_BLOCK, _RETNET),
+    "gla": (_BLOCK, _GLA),
     "transformer": (_BLOCK, {}),
 }
 # Stored here and there, but without effect on what a model computes.

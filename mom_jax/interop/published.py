@@ -21,6 +21,9 @@ _ARCHITECTURES = {
     "mom": "MomForCausalLM",
     "gated_deltanet": "GatedDeltaNetForCausalLM",
     "delta_net": "DeltaNetForCausalLM",
+    "linear_attn": "LinearAttentionForCausalLM",
+    "retnet": "RetNetForCausalLM",
+    "gla": "GLAForCausalLM",
     "transformer": "TransformerForCausalLM",
 }
 

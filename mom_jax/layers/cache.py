@@ -22,6 +22,7 @@ class MemoryCache:
     recurrent: Any  # float32 [L, G, B, *state] in the rule's own shape or shapes, e.g. [L, G, B, H, K, V]
     conv: dict[str, Float[Array, "L G B W-1 channels"]]  # last inputs of each convolution, oldest first
     document: Int[Array, "L G B"]  # the document (segment id) that each memory holds
+    length: Int[Array, "L B"]  # tokens that each row has read
 
     @classmethod
     def zeros(
@@ -45,6 +46,7 @@ class MemoryCache:
             recurrent=jax.tree.map(lambda s: jnp.zeros((*lead, *s.shape), s.dtype), state),
             conv={name: jnp.zeros((*lead, *shape), dtype) for name, shape in conv.items()},
             document=jnp.zeros(lead, jnp.int32),
+            length=jnp.zeros((layers, batch), jnp.int32),
         )
 
 

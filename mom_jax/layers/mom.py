@@ -85,7 +85,15 @@ class MoM(nnx.Module):
             return self._mix(x, attention_mask, segment_ids, cache, layer)
         return self._mix_sharded(mesh, x, attention_mask, segment_ids, cache, layer)
 
-    def _mix(self, x, attention_mask, segment_ids, cache, layer, tensor_axis=None):
+    def read(
+        self,
+        x: Float[Array, "B T D"],
+        attention_mask: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: MemoryCache | None = None,
+        layer: int | Array = 0,
+    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T M"] | None, MemoryCache | None]:
+        """As `__call__`, up to the mixed reads that the output module takes; on one device."""
         batch, time, _ = x.shape
         routing, logits = self._route(x)
         documents = None if cache is None or segment_ids is None else cache.document[layer].reshape(-1)
@@ -99,10 +107,16 @@ class MoM(nnx.Module):
             last_document=documents,
         )
         o, cache = self.rule(x, packing, cache, layer)
+        if cache is not None:
+            cache = _note_tokens(cache, layer, attention_mask, time)
         if documents is not None:
             cache = _note_documents(cache, layer, documents, packing, segment_ids)
         ones = jnp.ones((batch, time, 1 if self.shared else 0), jnp.float32)
-        y = self.output(unpack_mix(o, jnp.concatenate([routing.weights, ones], -1), packing), x)
+        return unpack_mix(o, jnp.concatenate([routing.weights, ones], -1), packing), logits, cache
+
+    def _mix(self, x, attention_mask, segment_ids, cache, layer, tensor_axis=None):
+        o, logits, cache = self.read(x, attention_mask, segment_ids, cache, layer)
+        y = self.output(o, x)
         return (y if tensor_axis is None else jax.lax.psum(y, tensor_axis)), logits, cache
 
     def _route(self, x):
@@ -148,8 +162,15 @@ def _cache_specs(cache, rows):
         "recurrent": jax.tree.map(lambda _: P(None, None, rows, "tensor"), cache.recurrent),
         "conv": {name: P(None, None, rows, None, "tensor") for name in cache.conv},
         "document": P(None, None, rows),
+        "length": P(None, rows),
     }
     return dataclasses.replace(cache, **specs)
+
+
+def _note_tokens(cache, layer, attention_mask, time):
+    """Counts the tokens that were read."""
+    read = time if attention_mask is None else jnp.sum(attention_mask != 0, 1)
+    return dataclasses.replace(cache, length=cache.length.at[layer].add(read))
 
 
 def _note_documents(cache, layer, documents, packing, segment_ids):

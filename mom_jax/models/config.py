@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from mom_jax.errors import InputError
 from mom_jax.models.model_types import in_our_words
 
-MEMORY_RULES = ("gated_deltanet", "deltanet")
+MEMORY_RULES = ("gated_deltanet", "deltanet", "linear_attention", "retnet", "lightning", "gla")
 
 # fields of the published config with a single value that this library computes
 _FIXED = {
@@ -82,10 +82,16 @@ class MoMConfig:
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
     attn: AttentionConfig = AttentionConfig()  # attention layers of a hybrid
-    memory_rule: Literal["gated_deltanet", "deltanet"] = "gated_deltanet"
+    memory_rule: Literal["gated_deltanet", "deltanet", "linear_attention", "retnet", "lightning", "gla"] = (
+        "gated_deltanet"
+    )
     mixture: bool = True  # False: one memory that every token is written to, and no router
     allow_neg_eigval: bool = False  # delta rules: write strengths up to 2, so that a write may flip what it meets
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
+    feature_map: Literal["identity", "elu", "relu"] = "identity"  # linear_attention: of queries and keys
+    norm_feature_map: bool = False  # linear_attention: divide reads by the sum of their weights
+    gate_logit_normalizer: int = 16  # gla: the larger, the slower memories forget
+    gate_low_rank_dim: int = 16  # gla: rank of the gate's projection
     # Let short convolutions read across sequences and future tokens wherever no cache is given, as the
     # PyTorch reference does in training. Only to reproduce its published curves.
     reference_conv_leak: bool = False

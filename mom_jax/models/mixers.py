@@ -1,5 +1,8 @@
 """What mixes along time in a block: from the configuration to a memory or an attention layer."""
 
+from collections.abc import Callable
+from typing import Any
+
 from flax import nnx
 
 from mom_jax.layers.attention import Attention
@@ -7,6 +10,8 @@ from mom_jax.layers.mom import MoM
 from mom_jax.layers.output import HeadNormOutput
 from mom_jax.layers.rules.deltanet import DeltaNet
 from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
+from mom_jax.layers.rules.gla import GLA
+from mom_jax.layers.rules.linear_attention import Lightning, LinearAttention, RetNet
 from mom_jax.layers.rules.rule import MemoryRule
 from mom_jax.models.config import MoMConfig
 
@@ -15,7 +20,7 @@ def make_mixer(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> MoM | Attention:
     """The mixer of a ``memory`` or an ``attention`` block."""
     if kind == "attention":
         return _attention(config, rngs)
-    rule = _RULES[config.memory_rule](config, _projections(config), rngs)
+    rule = _rule(config, rngs)
     output = _head_norm(config, rngs)
     if not config.mixture:
         return MoM(config.hidden_size, rule, output, num_memories=None, rngs=rngs)
@@ -36,32 +41,48 @@ def _projections(config: MoMConfig) -> int:
     return 1 if one else config.num_memories + config.shared_mem
 
 
-def _gated_deltanet(config: MoMConfig, memories: int, rngs: nnx.Rngs) -> MemoryRule:
-    return GatedDeltaNet(
-        *_sizes(config),
-        memories=memories,
-        conv_size=config.conv_size if config.use_short_conv else None,
-        allow_neg_eigval=config.allow_neg_eigval,
-        leaking_memories=config.num_memories if config.reference_conv_leak else 0,
-        rngs=rngs,
-    )
+def _gated_deltanet(config: MoMConfig) -> dict[str, Any]:
+    leaking = config.num_memories if config.reference_conv_leak else 0
+    return {"allow_neg_eigval": config.allow_neg_eigval, "leaking_memories": leaking}
 
 
-def _deltanet(config: MoMConfig, memories: int, rngs: nnx.Rngs) -> MemoryRule:
-    return DeltaNet(
-        *_sizes(config),
-        memories=memories,
-        conv_size=config.conv_size if config.use_short_conv else None,
-        allow_neg_eigval=config.allow_neg_eigval,
-        rngs=rngs,
-    )
+def _deltanet(config: MoMConfig) -> dict[str, Any]:
+    return {"allow_neg_eigval": config.allow_neg_eigval}
 
 
-_RULES = {"gated_deltanet": _gated_deltanet, "deltanet": _deltanet}
+def _linear_attention(config: MoMConfig) -> dict[str, Any]:
+    return {"feature_map": config.feature_map, "normalise": config.norm_feature_map}
 
 
-def _sizes(config: MoMConfig) -> tuple[int, int, int, int]:
-    return config.hidden_size, config.num_heads, config.head_dim, config.head_v_dim
+def _retnet(config: MoMConfig) -> dict[str, Any]:
+    return {}
+
+
+def _lightning(config: MoMConfig) -> dict[str, Any]:
+    return {"layers": config.layer_kinds.count("memory")}
+
+
+def _gla(config: MoMConfig) -> dict[str, Any]:
+    return {"gate_rank": config.gate_low_rank_dim, "gate_logit_normalizer": config.gate_logit_normalizer}
+
+
+# memory_rule: (its module, what the module needs besides sizes and convolutions)
+_RULES: dict[str, tuple[type[MemoryRule], Callable[[MoMConfig], dict[str, Any]]]] = {
+    "gated_deltanet": (GatedDeltaNet, _gated_deltanet),
+    "deltanet": (DeltaNet, _deltanet),
+    "linear_attention": (LinearAttention, _linear_attention),
+    "retnet": (RetNet, _retnet),
+    "lightning": (Lightning, _lightning),
+    "gla": (GLA, _gla),
+}
+
+
+def _rule(config: MoMConfig, rngs: nnx.Rngs) -> MemoryRule:
+    module, options = _RULES[config.memory_rule]
+    sizes = (config.hidden_size, config.num_heads, config.head_dim, config.head_v_dim)
+    conv_size = config.conv_size if config.use_short_conv else None
+    made: Any = module
+    return made(*sizes, memories=_projections(config), conv_size=conv_size, **options(config), rngs=rngs)
 
 
 def _head_norm(config: MoMConfig, rngs: nnx.Rngs) -> HeadNormOutput:

@@ -4,33 +4,34 @@ Each memory has its own key, value and strength projections; the query projectio
 convolutions are shared by all memories.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
-from mom_jax.layers.linear import Linear, mixer_init
-from mom_jax.layers.rules.parts import conv_history, conv_weight, convolve, per_memory, project, recur
-from mom_jax.layers.rules.rule import MemoryRule
+from mom_jax.layers.rules.parts import per_memory, recur
+from mom_jax.layers.rules.qkv import QueryKeyValueRule
 from mom_jax.ops.delta_rule import chunk_rows, delta_rule_step, gated_delta_rule
 from mom_jax.ops.flops import delta_rule_flops
 from mom_jax.ops.norm import l2_norm
-from mom_jax.ops.segments import Packing, pack
+from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
 
-class DeltaNet(MemoryRule):
-    """Keys, values and strengths of G memories, and the delta rule over their packed rows.
+class DeltaNet(QueryKeyValueRule):
+    """The delta rule with learnt write strength; keys and queries are L2-normalised.
 
     Args:
         hidden: D.
         num_heads, key_dim, value_dim: H, and K and V per head.
         memories: G, the shared memory included; 1 with one projection for all memories.
-        conv_size: taps W of the short convolutions; None leaves SiLU alone.
         allow_neg_eigval: write strengths up to 2 instead of 1 (arXiv 2411.12537).
+        options: of `QueryKeyValueRule`.
     """
 
-    per_memory = ("k_proj", "v_proj", "b_proj")
+    per_memory = (*QueryKeyValueRule.per_memory, "b_proj")
 
     def __init__(
         self,
@@ -40,35 +41,21 @@ class DeltaNet(MemoryRule):
         value_dim: int,
         *,
         memories: int,
-        conv_size: int | None,
         allow_neg_eigval: bool = False,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        super().__init__(num_heads, key_dim, value_dim)
-        keys, values = num_heads * key_dim, num_heads * value_dim
-        self.q_proj = Linear(hidden, keys, split="column", init=mixer_init, rngs=rngs)
-        self.k_proj = per_memory(rngs, memories, hidden, keys)
-        self.v_proj = per_memory(rngs, memories, hidden, values)
+        sizes = (hidden, num_heads, key_dim, value_dim)
+        super().__init__(*sizes, memories=memories, activate=True, rngs=rngs, **options)
         self.b_proj = per_memory(rngs, memories, hidden, num_heads)
-        self.conv_size, self.max_beta = conv_size, 2.0 if allow_neg_eigval else 1.0
-        if conv_size is not None:
-            self.q_conv1d, self.k_conv1d, self.v_conv1d = (
-                conv_weight(rngs, channels, conv_size) for channels in (keys, keys, values)
-            )
+        self.max_beta = 2.0 if allow_neg_eigval else 1.0
 
     def __call__(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
     ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
         """Writes the tokens into their memories and reads them, row by packed row."""
-        q = pack(self.q_proj(x), packing)
-        k, v, b = project(x, packing, (self.k_proj[...], self.v_proj[...], self.b_proj[...]))
-        if self.conv_size is not None:
-            weights = {"q": self.q_conv1d[...], "k": self.k_conv1d[...], "v": self.v_conv1d[...]}
-            (q, k, v), cache = convolve({"q": q, "k": k, "v": v}, weights, packing, cache, layer)
-        else:
-            q, k, v = (jax.nn.silu(y) for y in (q, k, v))
-        q, k = (l2_norm(y.reshape(y.shape[0], -1, self.key_dim)) for y in (q, k))
-        v = v.reshape(v.shape[0], -1, self.value_dim)
+        q, k, v, (b,), cache = self.rows(x, packing, cache, layer, self.b_proj[...])
+        q, k = l2_norm(q), l2_norm(k)
         beta = jnp.where(packing.valid[:, None], self.max_beta * jax.nn.sigmoid(b.astype(jnp.float32)), 0)
         g = jnp.zeros_like(beta)
         return recur(
@@ -86,8 +73,3 @@ class DeltaNet(MemoryRule):
     def flops(self, chunk: int) -> tuple[float, float]:
         """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""
         return delta_rule_flops(chunk, self.key_dim, self.value_dim)
-
-    def conv_history(self) -> dict[str, tuple[int, int]]:
-        """Inputs that the short convolutions remember: (W-1, channels) by name."""
-        keys, values = self.num_heads * self.key_dim, self.num_heads * self.value_dim
-        return conv_history(self.conv_size, q=keys, k=keys, v=values)

@@ -5,36 +5,35 @@ short convolutions, ``A_log`` and ``dt_bias`` are shared by all memories.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
-from mom_jax.layers.linear import Linear, mixer_init, param
-from mom_jax.layers.rules.parts import conv_history, conv_weight, convolve, per_memory, project, recur
-from mom_jax.layers.rules.rule import MemoryRule
+from mom_jax.layers.linear import param
+from mom_jax.layers.rules.parts import per_memory, recur
+from mom_jax.layers.rules.qkv import QueryKeyValueRule
 from mom_jax.ops.delta_rule import chunk_rows, delta_rule_step, gated_delta_rule
 from mom_jax.ops.flops import delta_rule_flops
 from mom_jax.ops.norm import l2_norm
-from mom_jax.ops.segments import Packing, pack
+from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
 
-class GatedDeltaNet(MemoryRule):
-    """Keys, values and gates of G memories, and the gated delta rule over their packed rows.
+class GatedDeltaNet(QueryKeyValueRule):
+    """The gated delta rule with learnt decay and write strength; keys and queries are L2-normalised.
 
     Args:
         hidden: D.
         num_heads, key_dim, value_dim: H, and K and V per head.
         memories: G, the shared memory included; 1 with one projection for all memories.
-        conv_size: taps W of the short convolutions; None leaves SiLU alone.
         allow_neg_eigval: write strengths up to 2 instead of 1 (arXiv 2411.12537).
-        leaking_memories: without a cache, convolve the sequences of that many memories end to end
-            (`mom_jax.ops.reference_conv_leak`).
+        options: of `QueryKeyValueRule`.
     """
 
-    per_memory = ("k_proj", "v_proj", "b_proj", "a_proj")
+    per_memory = (*QueryKeyValueRule.per_memory, "b_proj", "a_proj")
 
     def __init__(
         self,
@@ -44,43 +43,26 @@ class GatedDeltaNet(MemoryRule):
         value_dim: int,
         *,
         memories: int,
-        conv_size: int | None,
         allow_neg_eigval: bool = False,
-        leaking_memories: int = 0,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        super().__init__(num_heads, key_dim, value_dim)
-        keys, values = num_heads * key_dim, num_heads * value_dim
-        self.q_proj = Linear(hidden, keys, split="column", init=mixer_init, rngs=rngs)
-        self.k_proj = per_memory(rngs, memories, hidden, keys)
-        self.v_proj = per_memory(rngs, memories, hidden, values)
+        sizes = (hidden, num_heads, key_dim, value_dim)
+        super().__init__(*sizes, memories=memories, activate=True, rngs=rngs, **options)
         self.b_proj = per_memory(rngs, memories, hidden, num_heads)
         self.a_proj = per_memory(rngs, memories, hidden, num_heads)
         self.A_log = param(rngs, _init_a_log, (num_heads,), ("tensor",))
         self.dt_bias = param(rngs, _init_dt_bias, (num_heads,), ("tensor",))
-        self.conv_size, self.leaking_memories = conv_size, leaking_memories
         self.max_beta = 2.0 if allow_neg_eigval else 1.0
-        if conv_size is not None:
-            self.q_conv1d, self.k_conv1d, self.v_conv1d = (
-                conv_weight(rngs, channels, conv_size) for channels in (keys, keys, values)
-            )
 
     def __call__(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
     ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
         """Writes the tokens into their memories and reads them, row by packed row."""
-        q = pack(self.q_proj(x), packing)
         gates = jnp.concatenate([self.b_proj[...], self.a_proj[...]], -1)
-        k, v, gates = project(x, packing, (self.k_proj[...], self.v_proj[...], gates))
+        q, k, v, (gates,), cache = self.rows(x, packing, cache, layer, gates)
         b, a = jnp.split(gates.astype(jnp.float32), 2, axis=-1)
-        if self.conv_size is not None:
-            weights = {"q": self.q_conv1d[...], "k": self.k_conv1d[...], "v": self.v_conv1d[...]}
-            rows = {"q": q, "k": k, "v": v}
-            (q, k, v), cache = convolve(rows, weights, packing, cache, layer, self.leaking_memories)
-        else:
-            q, k, v = (jax.nn.silu(y) for y in (q, k, v))
-        q, k = (l2_norm(y.reshape(y.shape[0], -1, self.key_dim)) for y in (q, k))
-        v = v.reshape(v.shape[0], -1, self.value_dim)
+        q, k = l2_norm(q), l2_norm(k)
         decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(a + self.dt_bias[...])
         g, beta = (jnp.where(packing.valid[:, None], y, 0) for y in (decay, self.max_beta * jax.nn.sigmoid(b)))
         return recur(
@@ -98,11 +80,6 @@ class GatedDeltaNet(MemoryRule):
     def flops(self, chunk: int) -> tuple[float, float]:
         """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""
         return delta_rule_flops(chunk, self.key_dim, self.value_dim)
-
-    def conv_history(self) -> dict[str, tuple[int, int]]:
-        """Inputs that the short convolutions remember: (W-1, channels) by name."""
-        keys, values = self.num_heads * self.key_dim, self.num_heads * self.value_dim
-        return conv_history(self.conv_size, q=keys, k=keys, v=values)
 
 
 def _init_a_log(key, shape, dtype):

@@ -14,14 +14,14 @@ from mom_jax.ops.grouped_matmul import grouped_matmul
 from mom_jax.ops.reference_conv_leak import leaking_short_conv
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.ops.short_conv import conv_state, short_conv
-from mom_jax.typing import Array, Float
+from mom_jax.typing import Array, Float, Int
 
 States = Any  # an array [S, ...] or a tuple of them: the state of every segment
 
 
-def per_memory(rngs: nnx.Rngs, memories: int, inputs: int, outputs: int) -> nnx.Param:
-    """A projection of its own for each of G memories: [G, inputs, outputs]."""
-    return param(rngs, mixer_init, (memories, inputs, outputs), (None, "fsdp", "tensor"))
+def per_memory(rngs: nnx.Rngs, memories: int, inputs: int, outputs: int, split: bool = True) -> nnx.Param:
+    """A projection of its own for each of G memories: [G, inputs, outputs], its outputs split over heads or not."""
+    return param(rngs, mixer_init, (memories, inputs, outputs), (None, "fsdp", "tensor" if split else None))
 
 
 def project(
@@ -32,6 +32,31 @@ def project(
     if weights[0].shape[0] == 1:
         return tuple(pack(jnp.dot(x, w[0]), packing) for w in weights)
     return grouped_matmul(pack(x, packing), weights, packing.group_sizes)
+
+
+def through(rows: Float[Array, "N D"], packing: Packing, weight: Float[Array, "G D F"]) -> Float[Array, "N F"]:
+    """Packed rows through each memory's own further weights."""
+    weight = weight.astype(rows.dtype)
+    if weight.shape[0] == 1:
+        return jnp.dot(rows, weight[0])
+    return grouped_matmul(rows, (weight,), packing.group_sizes)[0]
+
+
+def add_bias(rows: Float[Array, "N F"], packing: Packing, bias: Float[Array, "G F"]) -> Float[Array, "N F"]:
+    """Adds each memory's own bias to its rows; float32."""
+    if bias.shape[0] == 1:
+        return rows + bias
+    table = packing.table
+    memory = table.segment // (table.num_segments // packing.group_sizes.shape[0])
+    return rows + jnp.repeat(bias.at[memory].get(mode="clip"), table.chunk_size, axis=0)
+
+
+def token_positions(packing: Packing, cache: MemoryCache | None, layer: int | Array) -> Int[Array, " N"]:
+    """For each packed row the number of tokens that its batch row has read before; padding does not count."""
+    keep = packing.row[..., 0] < packing.assignment.shape[0]
+    before = 0 if cache is None else cache.length[layer][:, None]
+    position = before + jnp.cumsum(keep, 1, dtype=jnp.int32) - 1
+    return position.reshape(-1).at[packing.token].get(mode="clip")
 
 
 def conv_weight(rngs: nnx.Rngs, channels: int, taps: int) -> nnx.Param:

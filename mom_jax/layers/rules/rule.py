@@ -45,6 +45,11 @@ class MemoryRule(nnx.Module):
         """Inputs that convolutions remember: (tokens, channels) by name."""
         return {}
 
+    def head_numbers(self, local: int) -> Float[Array, " local"]:
+        """Numbers of the ``local`` heads that this device holds, from 0 to H - 1, as floats."""
+        first = 0 if local == self.num_heads else local * jax.lax.axis_index("tensor")
+        return jnp.arange(local, dtype=jnp.float32) + first
+
     def state_shapes(self) -> Any:
         """Shape of the float32 state of one memory, or a tuple of them in a `jax.ShapeDtypeStruct` each."""
         return jax.ShapeDtypeStruct((self.num_heads, self.key_dim, self.value_dim), jnp.float32)
