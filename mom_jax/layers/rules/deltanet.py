@@ -13,7 +13,7 @@ from flax import nnx
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.rules.parts import per_memory, recur
 from mom_jax.layers.rules.qkv import QueryKeyValueRule
-from mom_jax.ops.delta_rule import chunk_rows, delta_rule_step, gated_delta_rule
+from mom_jax.ops.delta_rule import delta_rule_step, gated_delta_rule
 from mom_jax.ops.flops import delta_rule_flops
 from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.segments import Packing
@@ -65,10 +65,6 @@ class DeltaNet(QueryKeyValueRule):
             cache,
             layer,
         )
-
-    def chunk_rows(self, time: int) -> int:
-        """Alignment of packed segments for rows of ``time`` tokens; 1 for a single step."""
-        return chunk_rows(time, self.key_dim)
 
     def flops(self, chunk: int) -> tuple[float, float]:
         """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""

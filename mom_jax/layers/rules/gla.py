@@ -13,7 +13,6 @@ from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.rules.parts import add_bias, per_memory, recur, through
 from mom_jax.layers.rules.qkv import QueryKeyValueRule
-from mom_jax.ops.chunks import chunk_rows
 from mom_jax.ops.flops import vector_decay_flops
 from mom_jax.ops.segments import Packing
 from mom_jax.ops.vector_decay import vector_decay, vector_decay_step
@@ -69,10 +68,6 @@ class GLA(QueryKeyValueRule):
             cache,
             layer,
         )
-
-    def chunk_rows(self, time: int) -> int:
-        """Alignment of packed segments for rows of ``time`` tokens; 1 for a single step."""
-        return chunk_rows(time, self.key_dim)
 
     def flops(self, chunk: int) -> tuple[float, float]:
         """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""

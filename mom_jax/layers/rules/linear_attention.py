@@ -16,7 +16,6 @@ from flax import nnx
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.rules.parts import recur, token_positions
 from mom_jax.layers.rules.qkv import QueryKeyValueRule
-from mom_jax.ops.chunks import chunk_rows
 from mom_jax.ops.flops import scalar_decay_flops
 from mom_jax.ops.rotary import rotary
 from mom_jax.ops.scalar_decay import scalar_decay, scalar_decay_step
@@ -44,10 +43,6 @@ class _FixedDecay(QueryKeyValueRule):
             cache,
             layer,
         )
-
-    def chunk_rows(self, time: int) -> int:
-        """Alignment of packed segments for rows of ``time`` tokens; 1 for a single step."""
-        return chunk_rows(time, self.key_dim)
 
     def flops(self, chunk: int) -> tuple[float, float]:
         """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""

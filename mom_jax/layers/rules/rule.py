@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
+from mom_jax.ops.chunks import chunk_rows
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
@@ -35,7 +36,7 @@ class MemoryRule(nnx.Module):
 
     def chunk_rows(self, time: int) -> int:
         """Alignment of packed segments for rows of ``time`` tokens; 1 for a single step."""
-        raise NotImplementedError
+        return chunk_rows(time, self.key_dim)
 
     def flops(self, chunk: int) -> tuple[float, float]:
         """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""
