@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.delta_rule import chunk_rows
+from mom_jax.ops.chunks import chunk_rows
 from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.segments import ChunkTable, plan_packing
 from mom_jax.typing import Array

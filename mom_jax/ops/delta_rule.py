@@ -30,7 +30,6 @@ from mom_jax.ops.chunks import (
     to_chunks,
     transpose,
 )
-from mom_jax.ops.chunks import chunk_rows as chunk_rows
 from mom_jax.ops.decays import head_decays
 from mom_jax.ops.dispatch import select
 from mom_jax.ops.segments import ChunkTable
