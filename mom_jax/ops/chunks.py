@@ -5,6 +5,7 @@ segments and one more slot at its end, which takes what nobody reads. Without st
 every segment starts from 0.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -153,3 +154,62 @@ def _border_states_bwd(residuals, cotangents):
 
 
 border_states.defvjp(_border_states_fwd, _border_states_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def scan_chunks(
+    body: Callable[[Any, State, Any], tuple[State, Any]],
+    shapes: Any,
+    parameters: Any,
+    xs: Any,
+    table: ChunkTable,
+    initial_state: Any,
+) -> tuple[Any, Any]:
+    """Runs ``body`` over chunks; its backward pass keeps the state before each chunk and runs the chunk again.
+
+    Args:
+        body: ``(parameters, state, x) -> (state, y)`` of one chunk.
+        shapes: of one state, without the axis of segments.
+        parameters: floating arrays that all chunks share.
+        xs: floating arrays [chunks, ...].
+        table: segments of the chunks.
+        initial_state: the state of every segment, or None to start from 0.
+
+    Returns:
+        The stacked ``y``, and the state of every segment after its last chunk, or None.
+    """
+    return _scan_chunks_fwd(body, shapes, parameters, xs, table, initial_state)[0]
+
+
+def _scan_chunks_fwd(body, shapes, parameters, xs, table, initial_state):
+    def forward(carried, chunk):
+        state, stored = carried
+        x, first, segment, last = chunk
+        entering = load(stored, state, segment, first)
+        state, y = body(parameters, entering, x)
+        return (state, store(stored, state, segment, last)), (entering, y)
+
+    chunks = (xs, table.first, table.segment, table.last)
+    (_, stored), (states, ys) = jax.lax.scan(forward, initial_carry(initial_state, shapes), chunks)
+    return (ys, final_states(stored)), (parameters, xs, table, states)
+
+
+def _scan_chunks_bwd(body, shapes, residuals, cotangents):
+    parameters, xs, table, states = residuals
+    dys, dfinal = cotangents
+
+    def backward(carried, chunk):
+        (dstate, dstored), dparameters = carried
+        x, state, dy, first, segment, last = chunk
+        leaving = load(dstored, dstate, segment, last)
+        own, dstate, dx = jax.vjp(body, parameters, state, x)[1]((leaving, dy))
+        dparameters = jax.tree.map(jnp.add, dparameters, own)
+        return ((dstate, store(dstored, dstate, segment, first)), dparameters), dx
+
+    chunks = (xs, states, dys, table.first, table.segment, table.last)
+    init = (initial_carry(dfinal, shapes), jax.tree.map(jnp.zeros_like, parameters))
+    ((_, dstored), dparameters), dxs = jax.lax.scan(backward, init, chunks, reverse=True)
+    return dparameters, dxs, None, final_states(dstored)
+
+
+scan_chunks.defvjp(_scan_chunks_fwd, _scan_chunks_bwd)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mom_jax.ops.chunks import transpose
 from mom_jax.ops.segments import ChunkTable
+from mom_jax.ops.triangular import diagonal_blocks
 from mom_jax.typing import Array, Bool, Float
 
 
@@ -125,6 +126,19 @@ def decayed_scores(
     )
     scores = _assemble(corners, jnp.zeros(left.shape[:-1], left.dtype))
     return masked(scores, documents(table).between)
+
+
+def decayed_values(
+    scores: Float[Array, "chunks H C C"], values: Float[Array, "chunks H C K"], decays: ChannelDecays
+) -> Float[Array, "chunks H C K"]:
+    """``sum_i scores_ti values_ic exp(sum of g_jc over i < j < t)`` over i < t: values decay, not keys."""
+    total = jnp.zeros_like(values)
+    for level, cut in enumerate(decays.cuts):
+        rows = 1 << level
+        corner = diagonal_blocks(scores, 2 * rows)[..., rows:, :rows]
+        first, second = halves(values, rows)
+        total += _join(jnp.zeros_like(second), cut.since * (corner @ (cut.to * first)))
+    return total
 
 
 def products(reads: Float[Array, "*batch b K"], writes: Float[Array, "*batch b K"]) -> Float[Array, "*batch b b"]:

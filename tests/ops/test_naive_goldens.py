@@ -14,13 +14,16 @@ from support.compare import assert_close
 from support.compiled import jit
 from support.packed import Layout
 
+from mom_jax.ops.fast_weights import layer_norm, normalised_gradient
+from mom_jax.ops.gated_slots import gated_slots
 from mom_jax.ops.rank_one_decay import kda, rank_one_decay
 from mom_jax.ops.scalar_decay import scalar_decay
+from mom_jax.ops.titans import titans_linear_chunked, titans_linear_scan
+from mom_jax.ops.ttt import ttt_linear
 from mom_jax.ops.vector_decay import vector_decay
 
 TOLERANCE = 1e-5
 HEADS = 2
-SHARED = ("u", "w_norm", "b_norm")  # not one value for each token
 
 
 def fixed(gates):
@@ -72,6 +75,49 @@ def kimi(x, table, impl):
     return kda(x["q"], x["k"], x["v"], x["g"], x["beta"], table, x["initial_state"], impl=impl)
 
 
+def gsa(x, table, impl):
+    """Two passes over slots."""
+    rows = (x[name] for name in "qkvsg")
+    return gated_slots(*rows, table, (x["hk0"], x["hv0"]), impl=impl)
+
+
+def normalised_sum(o, x):
+    """What the reference returns: the memory's answer plus its layer norm."""
+    return o + layer_norm(o, x["norm_weight"], x["norm_bias"])
+
+
+def ttt(x, table, impl):
+    """One rate for all gradients that a token reads; the bias is the last row of the memory."""
+    rows = x["q"], x["k"], x["v"], jnp.ones_like(x["valid"]), (x["norm_weight"], x["norm_bias"])
+    base = jnp.concatenate([x["initial_state"], x["initial_state_bias"]], -2)
+    state = jnp.stack([base, jnp.zeros_like(base)], 2), jnp.zeros(1)
+    valid, place = x["valid"][:, 0] > 0, x["eta"][..., 0]
+    o, (state, _) = ttt_linear(*rows, valid, table, state, position_rate=place, mini_batch=8, impl=impl)
+    return normalised_sum(o, x), (state[:, :, 0, :-1], state[:, :, 0, -1:])
+
+
+def misplaced_division(prediction, target, weight, bias, eps=1e-6):
+    """The reference's gradient: the first of three terms is not divided by the standard deviation."""
+    mean, size = prediction.mean(-1, keepdims=True), prediction.shape[-1]
+    deviation = jnp.sqrt(((prediction - mean) ** 2).mean(-1, keepdims=True) + eps)
+    unit = (prediction - mean) / deviation
+    slope = (unit * weight + bias - target) * weight
+    rest = slope.sum(-1, keepdims=True) + unit * (slope * unit).sum(-1, keepdims=True)
+    return size * slope - rest / (deviation * size)
+
+
+def titans(x, table, impl):
+    """With the reference's gradient, which is not that of its loss."""
+    rows = [x["q"], x["k"], x["v"], *(x[name][..., 0] for name in ("theta", "alpha", "eta"))]
+    start = jnp.zeros_like(x["initial_state"])
+    state = jnp.stack([x["initial_state"], start, x["initial_state"]], 2), jnp.zeros(1)
+    norm, valid = (x["norm_weight"], x["norm_bias"]), x["valid"][:, 0] > 0
+    run = {"reference": titans_linear_scan, "xla": titans_linear_chunked}[impl]
+    scale = 1.0  # the reference does not scale here
+    o, (state, _) = run(*rows, norm, valid, table, state, scale, 8, misplaced_division)
+    return normalised_sum(o, x), state[:, :, 0]
+
+
 RULES = {
     "linear_attn": scalar,
     "linear_attn_norm": normalised,
@@ -84,12 +130,21 @@ RULES = {
     "rwkv6": rwkv6,
     "rwkv7": rwkv7,
     "kda": kimi,
+    "gsa": gsa,
+    "ttt": ttt,
+    "titans": titans,
 }
 
 
 def is_row(name):
     """Whether an input has one value for each token, [1, T, H, ...]."""
-    return name not in ("u", "initial_state", "hk0", "hv0")
+    return name not in ("u", "norm_weight", "norm_bias", "initial_state", "initial_state_bias", "hk0", "hv0")
+
+
+def renamed(name, inputs):
+    """``w`` is a decay in one rule and a layer norm's weight in others."""
+    names = {"w": "norm_weight", "b": "norm_bias"} if name in ("ttt", "titans") else {}
+    return {names.get(n, n): x for n, x in inputs.items()}
 
 
 @pytest.mark.parametrize("impl", ["reference", "xla"])
@@ -97,7 +152,8 @@ def is_row(name):
 def test_naive_recurrence(name, impl):
     """Everything within 1e-5 of the largest value of its array."""
     stored = load(f"op_naive_{name}")
-    inputs = {n: x[0] if is_row(n) else x for n, x in under(stored, "in").items() if not n.startswith("d")}
+    everything = renamed(name, under(stored, "in"))
+    inputs = {n: x[0] if is_row(n) else x for n, x in everything.items() if n != "do" and not n.startswith("dstate")}
     inputs.setdefault("initial_state", np.zeros_like(stored["in/dstate0"]))
     layout = Layout((stored["in/do"].shape[1],), 16)
 
@@ -116,5 +172,19 @@ def test_naive_recurrence(name, impl):
     states = tuple(stored[key] for key in ("out/state0", "out/state1") if key in stored)
     got, gradients = run(inputs, stored["in/do"][0], dstates)
     assert_close(got, (stored["out/o"][0], states), TOLERANCE)
-    want = {n: x[0] if is_row(n) else x for n, x in under(stored, "grad").items()}
+    want = {n: x[0] if is_row(n) else x for n, x in renamed(name, under(stored, "grad")).items()}
     assert_close({n: gradients[n] for n in want}, want, TOLERANCE)
+
+
+def test_the_inner_gradient_is_the_gradient():
+    """Ours is that of half the squared error of the normalised prediction; the reference's is far off."""
+    rng = np.random.default_rng(0)
+    prediction, target, weight, bias = jnp.asarray(rng.normal(size=(4, 3, 8)), jnp.float32)
+
+    def loss(prediction):
+        return jnp.sum((layer_norm(prediction, weight, bias) - target) ** 2) / 2
+
+    want = jax.grad(loss)(prediction)
+    assert_close(normalised_gradient(prediction, target, weight, bias), want, TOLERANCE)
+    with pytest.raises(AssertionError):
+        assert_close(misplaced_division(prediction, target, weight, bias), want, 0.5)

@@ -1,0 +1,178 @@
+"""Memories that are small models, trained by gradient steps as tokens pass: what TTT and Titans share.
+
+The memory is a linear map W. A token asks for the gradient of its own reconstruction loss, taken
+at the W that stood when its mini-batch began, so the gradients of a mini-batch are known at
+once. What W becomes is linear in them, with coefficients that depend on rates and decays alone.
+
+Mini-batches are counted along each memory's own sequence: over documents' starts, which begin a
+new one, and over calls, since the state counts the tokens of an unfinished one. Rows are therefore
+taken in windows of at most one mini-batch, wherever those begin: a window holds the end of a
+mini-batch, perhaps the beginning of the next, and perhaps new documents.
+
+The memory is kept as its distance from where every document starts, so a state of zeros is a new
+memory, as with all other recurrences.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.ops.chunks import scan_chunks
+from mom_jax.ops.segments import ChunkTable
+from mom_jax.typing import Array, Bool, Float, Int
+
+Gradient = Callable[[Array, Array], Array]  # of a token's loss in its prediction: (prediction, target) -> gradient
+
+
+def squared_gradient(
+    prediction: Float[Array, "*batch V"], target: Float[Array, "*batch V"]
+) -> Float[Array, "*batch V"]:
+    """Of half the squared error."""
+    return prediction - target
+
+
+def normalised_gradient(
+    prediction: Float[Array, "*batch V"],
+    target: Float[Array, "*batch V"],
+    weight: Float[Array, "*batch V"],
+    bias: Float[Array, "*batch V"],
+    eps: float = 1e-6,
+) -> Float[Array, "*batch V"]:
+    """Of half the squared error of ``layer_norm(prediction) * weight + bias``, in the prediction."""
+    unit, spread = _standardise(prediction, eps)
+    slope = (unit * weight + bias - target) * weight
+    flat = slope - jnp.mean(slope, -1, keepdims=True) - unit * jnp.mean(slope * unit, -1, keepdims=True)
+    return flat * spread
+
+
+def layer_norm(
+    x: Float[Array, "*batch V"], weight: Float[Array, "*batch V"], bias: Float[Array, "*batch V"], eps: float = 1e-6
+) -> Float[Array, "*batch V"]:
+    """The inner layer norm in float32; what a rule makes of its memory's answer."""
+    return _standardise(x.astype(jnp.float32), eps)[0] * weight + bias
+
+
+def _standardise(x, eps):
+    centred = x - jnp.mean(x, -1, keepdims=True)
+    spread = jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + eps)
+    return centred * spread, spread
+
+
+class Progress(NamedTuple):
+    """Where each row stands in its mini-batch and its window, [chunks, windows, c]."""
+
+    document: Int[Array, "chunks windows c"]  # documents begun in this window before or at the row
+    border: Bool[Array, "chunks windows c"]  # the row ends a mini-batch
+    passed: Int[Array, "chunks windows c"]  # mini-batches ended in this window before the row
+
+    def together(self) -> Bool[Array, "chunks windows c c"]:
+        """Rows t, i <= t of one document."""
+        same = self.document[..., :, None] == self.document[..., None, :]
+        return jnp.tril(same)
+
+
+def window_rows(chunk_size: int, mini_batch: int) -> int:
+    """Rows c of a window: what divides a chunk and fits a mini-batch."""
+    return max(c for c in range(1, min(mini_batch, chunk_size) + 1) if chunk_size % c == 0)
+
+
+def to_windows(x: Float[Array, "N *rest"], chunk_size: int, rows: int) -> Float[Array, "chunks windows *rest c"]:
+    """Cuts rows [N] or [N, H] or [N, H, D] into windows, heads first, in float32."""
+    x = x.reshape(-1, chunk_size // rows, rows, *x.shape[1:]).astype(jnp.float32)
+    return jnp.moveaxis(x, 2, 3) if x.ndim > 3 else x
+
+
+def from_windows(x: Float[Array, "chunks windows H c V"]) -> Float[Array, "N H V"]:
+    """The inverse of `to_windows`."""
+    x = jnp.moveaxis(x, 2, 3)
+    return x.reshape(-1, *x.shape[3:])
+
+
+def progress(
+    valid: Bool[Array, " N"], table: ChunkTable, count: Float[Array, " S"] | None, mini_batch: int
+) -> tuple[Progress, Float[Array, " S"] | None]:
+    """Mini-batches of all rows, from the tokens that segments have already counted, and the new counts."""
+    rows, size = valid.shape[0], table.chunk_size
+    index = jnp.arange(rows)
+    opens = jnp.zeros(rows, bool).at[::size].set(table.first)
+    resets = jnp.zeros(rows, bool) if table.reset is None else table.reset
+    begin = jax.lax.cummax(jnp.where(opens | resets, index, 0))
+    place = index - begin
+    if count is not None:
+        before = count.at[jnp.repeat(table.segment, size)].get(mode="clip").astype(jnp.int32)
+        place += jnp.where(resets[begin], 0, before)
+        lasts = jnp.sum(valid.reshape(-1, size), -1) - 1 + jnp.arange(0, rows, size)
+        ended = ((place[lasts] + 1) % mini_batch).astype(count.dtype)
+        count = count.at[jnp.where(table.last, table.segment, count.shape[0])].set(ended, mode="drop")
+    border = valid & (place % mini_batch == mini_batch - 1)
+    c = window_rows(size, mini_batch)
+    resets, border = (x.reshape(-1, size // c, c) for x in (resets, border))
+    seen = jnp.cumsum(border, -1, dtype=jnp.int32)
+    return Progress(jnp.cumsum(resets, -1, dtype=jnp.int32), border, seen - border), count
+
+
+class Windows(NamedTuple):
+    """Rows and coefficients, [chunks, windows, H, ...]; P matrices make up a state."""
+
+    queries: Float[Array, "chunks windows H c K"]
+    keys: Float[Array, "chunks windows H c K"]
+    targets: Float[Array, "chunks windows H c V"]
+    start: tuple[Array, Array] | None  # what the start answers to queries and to keys, [..., c, V] each
+    place: Float[Array, "chunks windows 1 c"]  # 0: gradient at the incoming base, 1: behind a border, 2: at the start
+    read_state: Float[Array, "chunks windows H c P"]  # W_t: of the incoming matrices ...
+    read_rows: Float[Array, "chunks windows H c c"]  # ... and of the products of keys and gradients
+    border_state: Float[Array, "chunks windows H P"]  # the base behind the border
+    border_rows: Float[Array, "chunks windows H c"]
+    end_state: Float[Array, "chunks windows H P P"]  # the outgoing matrices
+    end_rows: Float[Array, "chunks windows H P c"]
+
+
+def placed(where: Progress) -> Float[Array, "chunks windows 1 c"]:
+    """`Windows.place` of all rows."""
+    return jnp.where(where.document > 0, 2.0, jnp.where(where.passed > 0, 1.0, 0.0))[:, :, None]
+
+
+def run_windows(
+    windows: Windows,
+    gradient: Callable[..., Array],
+    parameters: tuple[Array, ...],
+    base: int,
+    table: ChunkTable,
+    initial_state: Float[Array, "S H P K V"] | None,
+) -> tuple[Float[Array, "N H V"], Float[Array, "S H P K V"] | None]:
+    """Answers of the memories to the queries, window by window, and the final matrices.
+
+    Args:
+        windows: rows and coefficients.
+        gradient: of a token's loss in its prediction, ``(prediction, target, *parameters)``.
+        parameters: [H, V] arrays of the gradient.
+        base: the matrix of the state that is the base of the current mini-batch.
+        table: segments of the rows.
+        initial_state: P matrices of every segment; None starts from 0 and returns none.
+    """
+
+    def window(parameters, state, w):
+        grad = lambda prediction: gradient(prediction, w.targets, *(p[:, None] for p in parameters))  # noqa: E731
+        own = 0.0 if w.start is None else w.start[1]
+        known = own + w.keys @ state[:, base]
+        first = grad(known)
+        moved = jnp.einsum("hp,hpkv->hkv", w.border_state, state)
+        moved += jnp.einsum("hc,hck,hcv->hkv", w.border_rows, w.keys, first)
+        second, third = grad(own + w.keys @ moved), grad(own + jnp.zeros_like(known))
+        place = w.place[..., None]
+        u = jnp.where(place == 0, first, jnp.where(place == 1, second, third))
+        o = jnp.einsum("hcp,hck,hpkv->hcv", w.read_state, w.queries, state)
+        o += (w.read_rows * (w.queries @ jnp.swapaxes(w.keys, -1, -2))) @ u
+        weighted = w.end_rows[..., None] * w.keys[:, None]
+        state = jnp.einsum("hpr,hrkv->hpkv", w.end_state, state) + jnp.einsum("hpck,hcv->hpkv", weighted, u)
+        return state, o if w.start is None else o + w.start[0]
+
+    def chunk(parameters, state, xs):
+        return jax.lax.scan(lambda state, w: window(parameters, state, w), state, xs)
+
+    heads, keys, values = windows.keys.shape[2], windows.keys.shape[-1], windows.targets.shape[-1]
+    shape = jax.ShapeDtypeStruct((heads, windows.end_state.shape[-1], keys, values), jnp.float32)
+    o, final = scan_chunks(chunk, shape, parameters, windows, table, initial_state)
+    return from_windows(o), final
