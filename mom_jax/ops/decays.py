@@ -111,9 +111,12 @@ def head_decays(g: Float[Array, "chunks H C"], table: ChunkTable) -> tuple[Array
     after its own gate.
     """
     decays = channel_decays(g[..., None], table)
-    between = _assemble((cut.since * transpose(cut.to) for cut in decays.cuts), jnp.ones_like(g))
-    between = masked(between, documents(table).between)
-    return between, jnp.exp(g) * decays.enter[..., 0], decays.leave[..., 0], decays.across[..., 0]
+    own = jnp.exp(g)
+    corners = (
+        halves(own[..., None], 1 << level)[1] * cut.since * transpose(cut.to) for level, cut in enumerate(decays.cuts)
+    )
+    between = masked(_assemble(corners, jnp.ones_like(g)), documents(table).between)
+    return between, own * decays.enter[..., 0], decays.leave[..., 0], decays.across[..., 0]
 
 
 def decayed_scores(
