@@ -23,7 +23,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "published"
     sizes = {"vocab_size": 264, "hidden_size": 32, "num_hidden_layers": 1, "num_heads": 2, "head_dim": 16}
     config = MoMConfig(**sizes, hidden_ratio=3, intermediate_size=64, tie_word_embeddings=True)
-    save_pretrained(build_model(config, 0), folder)
+    save_pretrained(build_model(config, 1), folder)
     return folder
 
 
