@@ -5,7 +5,6 @@ segments and one more slot at its end, which takes what nobody reads. Without st
 every segment starts from 0.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -156,7 +155,6 @@ def _border_states_bwd(residuals, cotangents):
 border_states.defvjp(_border_states_fwd, _border_states_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def scan_chunks(
     body: Callable[[Any, State, Any], tuple[State, Any]],
     shapes: Any,
@@ -178,6 +176,10 @@ def scan_chunks(
     Returns:
         The stacked ``y``, and the state of every segment after its last chunk, or None.
     """
+    return _scan_chunks(body, shapes, parameters, xs, table, initial_state)
+
+
+def _run_chunks(body, shapes, parameters, xs, table, initial_state) -> tuple[Any, Any]:
     return _scan_chunks_fwd(body, shapes, parameters, xs, table, initial_state)[0]
 
 
@@ -212,4 +214,5 @@ def _scan_chunks_bwd(body, shapes, residuals, cotangents):
     return dparameters, dxs, None, final_states(dstored)
 
 
-scan_chunks.defvjp(_scan_chunks_fwd, _scan_chunks_bwd)
+_scan_chunks = jax.custom_vjp(_run_chunks, nondiff_argnums=(0, 1))
+_scan_chunks.defvjp(_scan_chunks_fwd, _scan_chunks_bwd)

@@ -23,7 +23,7 @@ from mom_jax.ops.chunks import scan_chunks
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Bool, Float, Int
 
-Gradient = Callable[[Array, Array], Array]  # of a token's loss in its prediction: (prediction, target) -> gradient
+Gradient = Callable[..., Array]  # of half a token's loss in its prediction: (prediction, target, *parameters)
 
 
 def squared_gradient(
@@ -136,7 +136,7 @@ def placed(where: Progress) -> Float[Array, "chunks windows 1 c"]:
 
 def run_windows(
     windows: Windows,
-    gradient: Callable[..., Array],
+    gradient: Gradient,
     parameters: tuple[Array, ...],
     base: int,
     table: ChunkTable,
@@ -146,7 +146,7 @@ def run_windows(
 
     Args:
         windows: rows and coefficients.
-        gradient: of a token's loss in its prediction, ``(prediction, target, *parameters)``.
+        gradient: of half a token's loss in its prediction, ``(prediction, target, *parameters)``.
         parameters: [H, V] arrays of the gradient.
         base: the matrix of the state that is the base of the current mini-batch.
         table: segments of the rows.
@@ -169,8 +169,8 @@ def run_windows(
         state = jnp.einsum("hpr,hrkv->hpkv", w.end_state, state) + jnp.einsum("hpck,hcv->hpkv", weighted, u)
         return state, o if w.start is None else o + w.start[0]
 
-    def chunk(parameters, state, xs):
-        return jax.lax.scan(lambda state, w: window(parameters, state, w), state, xs)
+    def chunk(parameters, state, windows):
+        return jax.lax.scan(lambda state, w: window(parameters, state, w), state, windows)
 
     heads, keys, values = windows.keys.shape[2], windows.keys.shape[-1], windows.targets.shape[-1]
     shape = jax.ShapeDtypeStruct((heads, windows.end_state.shape[-1], keys, values), jnp.float32)

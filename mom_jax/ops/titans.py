@@ -57,7 +57,8 @@ def titans_linear_step(
     matrices, count = state
     memory, momentum, base = (matrices[:, :, i] for i in range(3))
     q, keys, target = _rows(q, k, v, norm)
-    slope = _gradient(gradient, norm)(jnp.einsum("nhkv,nhk->nhv", base, keys), target, *(norm or ()))
+    prediction = jnp.einsum("nhkv,nhk->nhv", base, keys)
+    slope = _gradient(gradient, norm)(prediction, target, *(norm or ()))
     theta, alpha, eta = (x.astype(jnp.float32)[..., None, None] for x in (theta, alpha, eta))
     momentum = eta * momentum - 2 * theta * keys[..., None] * slope[..., None, :]
     memory = (1 - alpha) * memory + momentum
@@ -138,7 +139,7 @@ def _rows(q, k, v, norm):
     return q, k, v if norm is None else v - k
 
 
-def _gradient(gradient, norm):
+def _gradient(gradient: Gradient | None, norm: Norm | None) -> Gradient:
     if gradient is not None:
         return gradient
     return squared_gradient if norm is None else normalised_gradient

@@ -17,9 +17,9 @@ def unit_lower_inverse(strict: Float[Array, "*batch C C"]) -> Float[Array, "*bat
     """
     size = strict.shape[-1]
     block = min(size, _BLOCK)
-    inverse = _substitute(_diagonal_blocks(strict, block))
+    inverse = _substitute(diagonal_blocks(strict, block))
     while block < size:
-        off = _diagonal_blocks(strict, 2 * block)[..., block:, :block]
+        off = diagonal_blocks(strict, 2 * block)[..., block:, :block]
         upper, lower = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
         corner = -(lower @ (off @ upper))
         top = jnp.concatenate([upper, jnp.zeros_like(upper)], -1)
@@ -28,8 +28,8 @@ def unit_lower_inverse(strict: Float[Array, "*batch C C"]) -> Float[Array, "*bat
     return inverse[..., 0, :, :]
 
 
-def _diagonal_blocks(x, block):
-    """[*batch, C, C] -> [*batch, C // block, block, block]"""
+def diagonal_blocks(x: Float[Array, "*batch C C"], block: int) -> Float[Array, "*batch blocks block block"]:
+    """The square blocks along the diagonal, C // block of them."""
     count = x.shape[-1] // block
     tiles = x.reshape(*x.shape[:-2], count, block, count, block)
     return jnp.stack([tiles[..., i, :, i, :] for i in range(count)], -3)
