@@ -20,6 +20,7 @@ from mom_jax.models.config import AttentionConfig
 from mom_jax.models.parts import model_parts
 
 SIZES = {"vocab_size": 48, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "head_dim": 16}
+BARE = {"mixture": False, "use_short_conv": False, "use_output_gate": False}
 CONFIGS = {
     "defaults": {},
     "no shared": {"shared_mem": False},
@@ -31,6 +32,15 @@ CONFIGS = {
     "hybrid": {"attn": AttentionConfig(layers=(1,), num_heads=4, num_kv_heads=2, window_size=8)},
     "one memory": {"mixture": False, "expand_v": 2.0},
     "one memory, DeltaNet": {"mixture": False, "memory_rule": "deltanet"},
+    "one memory, linear attention": {**BARE, "memory_rule": "linear_attention", "feature_map": "elu"},
+    "one memory, normalised": {
+        **BARE,
+        "memory_rule": "linear_attention",
+        "feature_map": "relu",
+        "norm_feature_map": True,
+    },
+    "one memory, RetNet": {"mixture": False, "memory_rule": "retnet", "use_short_conv": False, "expand_v": 2.0},
+    "one memory, GLA": {"mixture": False, "memory_rule": "gla", "use_short_conv": False},
     "one memory, hybrid": {"mixture": False, "attn": AttentionConfig((0,), num_heads=4, num_kv_heads=4, qkv_bias=True)},
     "transformer": {"attn": AttentionConfig(layers=(0, 1), num_heads=4, num_kv_heads=2, rope_theta=5000.0)},
 }
