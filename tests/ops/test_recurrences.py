@@ -11,6 +11,10 @@ from support.compiled import jit
 from support.packed import Layout
 from support.primitives import PRIMITIVES
 
+from mom_jax.errors import InputError
+from mom_jax.ops.scalar_decay import scalar_decay
+from mom_jax.ops.vector_decay import vector_decay
+
 TOLERANCE = 1e-5  # of the largest value of each array, in float32
 RAGGED = (17, 0, 1, 16, 33, 1, 2, 0)
 DOCUMENTS = (0, 5, 16, 17, 18, 40, 41, 66, 68)
@@ -31,17 +35,169 @@ def with_gradients(function, inputs):
     return values, pull(jax.tree.map(lambda y: jnp.asarray(rng.normal(size=y.shape), y.dtype), values))[0]
 
 
+@functools.cache
+def compiled(name, impl, lengths, resets, chunk):
+    """One program for all inputs of a shape."""
+    function = functools.partial(outputs, PRIMITIVES[name], impl, Layout(lengths, chunk), resets)
+    return jit(functools.partial(with_gradients, function))
+
+
 def measured(name, impl, inputs, lengths, resets=None, chunk=16):
     """Outputs, final states and gradients."""
-    function = functools.partial(outputs, PRIMITIVES[name], impl, Layout(tuple(lengths), chunk), resets)
-    return jit(functools.partial(with_gradients, function))(inputs)
+    return compiled(name, impl, lengths, resets, chunk)(inputs)
 
 
-@pytest.mark.parametrize("resets", [None, DOCUMENTS], ids=["one document", "documents"])
-@pytest.mark.parametrize("name", PRIMITIVES)
+@functools.cache
+def compiled_values(name, impl, layout, resets):
+    """The same without gradients."""
+    return jit(functools.partial(outputs, PRIMITIVES[name], impl, layout, resets))
+
+
+def values(name, impl, layout, resets, inputs):
+    """Outputs and final states alone."""
+    return compiled_values(name, impl, layout, resets)(inputs)
+
+
+def example(name, *arguments, **changes):
+    """Random inputs of a recurrence."""
+    return PRIMITIVES[name].example(*arguments, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "resets"),
+    [(name, DOCUMENTS) for name in PRIMITIVES] + [(name, None) for name in GATED],
+    ids=lambda x: x if isinstance(x, str) else "one document" if x is None else "documents",
+)
 def test_chunks_equal_tokens(name, resets):
     """Values, states and gradients over empty, one-token and ragged segments; empty ones keep their state."""
-    inputs = PRIMITIVES[name].example(sum(RAGGED), len(RAGGED))
+    inputs = example(name, sum(RAGGED), len(RAGGED))
     got, want = (measured(name, impl, inputs, RAGGED, resets) for impl in ("xla", "reference"))
     assert_close(got, want, TOLERANCE)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[1]), got[0][1], inputs["state"])
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_steps_equal_two_calls(name):
+    """`*_step` over four rows at once, and two calls in chunks of which the second continues the first."""
+    lengths, cut, inputs = (22,) * 4, 11, example(name, 4 * 22, 4)
+    by_row = jax.tree.map(lambda x: np.reshape(x, (4, 22, *x.shape[1:])), inputs["rows"])
+
+    def steps(state, x):
+        o, state = PRIMITIVES[name].step(x, inputs["shared"], state)
+        return state, o
+
+    by_token = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), by_row)
+    want_state, want = jit(functools.partial(jax.lax.scan, steps))(inputs["state"], by_token)
+    want, state, parts = np.swapaxes(want, 0, 1), inputs["state"], []
+    for part in (slice(0, cut), slice(cut, 22)):
+        rows = jax.tree.map(lambda x: x[:, part].reshape(-1, *x.shape[2:]), by_row)  # noqa: B023
+        layout = Layout((rows["q"].shape[0] // 4,) * len(lengths), 8)
+        o, state = values(name, "xla", layout, None, inputs | {"rows": rows, "state": state})
+        parts.append(np.reshape(o, (4, -1, *o.shape[1:])))
+    assert_close((np.concatenate(parts, 1), state), (want, want_state), TOLERANCE)
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_documents_are_sequences_of_their_own(name):
+    """Documents in one segment give what segments of their own give from states of zeros, or from no state at all."""
+    lengths = (11, 1, 20, 5)
+    inputs = example(name, sum(lengths), len(lengths))
+    zeros = jax.tree.map(np.zeros_like, inputs["state"])
+    together = Layout((sum(lengths),), 16)
+    got, nothing = values(name, "xla", together, tuple(np.cumsum(lengths[:-1])), inputs | {"state": None})
+    want, _ = values(name, "xla", Layout(lengths, 16), None, inputs | {"state": zeros})
+    assert nothing is None
+    assert_close(got, want, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["vector decay", "ttt"])
+def test_no_state_is_a_state_of_zeros(name):
+    """The reference form without a state."""
+    layout, inputs = Layout((17, 0, 9), 16), example(name, 26, 3)
+    zeros = jax.tree.map(np.zeros_like, inputs["state"])
+    (got, nothing), (want, _) = (values(name, "reference", layout, (20,), inputs | {"state": x}) for x in (None, zeros))
+    assert nothing is None
+    assert_close(got, want, 1e-6)
+
+
+EXTREMES = {
+    "total decay": lambda g: np.full_like(g, -1e4),
+    "no decay": np.zeros_like,
+    "total among weak": lambda g: np.where((np.arange(g.size) % 7 == 0).reshape(g.shape), -1e4, 0.1 * g),
+}
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+@pytest.mark.parametrize("name", GATED)
+def test_extreme_gates(name, extreme):
+    """Log gates of -1e4 and of 0, alone and among weak ones: as exact as others, gradients included.
+
+    Gradients of gates that let nothing through are 0 in theory.
+    """
+    changes = dict.fromkeys(PRIMITIVES[name].gates, EXTREMES[extreme])
+    inputs = example(name, sum(RAGGED), len(RAGGED), **changes)
+    got, want = (measured(name, impl, inputs, RAGGED) for impl in ("xla", "reference"))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(got))
+    assert_close(got, want, TOLERANCE, atol=1e-6)
+
+
+def test_long_sequence():
+    """1e4 tokens, with slow decay and with decay that underflows within a chunk, neither overflow nor lose digits."""
+    tokens = 10_000
+    gates = lambda g: np.where(np.arange(tokens)[:, None, None] % 1000 < 500, 1e-3 * g, 30 * g)  # noqa: E731
+    inputs = example("vector decay", tokens, 1, (4, 4), g=gates)
+    got, want = (measured("vector decay", impl, inputs, (tokens,), chunk=64) for impl in ("xla", "reference"))
+    assert_close(got, want, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["scalar decay", "kda", "titans"])
+def test_sizes_of_models(name):
+    """K = V = 64 in chunks of 64 rows, segments that are no multiple of it, a document inside."""
+    inputs = example(name, 134, 3, (64, 64))
+    got, want = (measured(name, impl, inputs, (70, 0, 64), (40,), 64) for impl in ("xla", "reference"))
+    assert_close(got, want, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_bfloat16(name):
+    """bfloat16 rows: outputs in bfloat16, within 2^-7 of float32; state float32; gradients as inputs."""
+    layout, inputs = Layout(RAGGED, 16), example(name, sum(RAGGED), len(RAGGED))
+    half = inputs | {"rows": {n: x.astype(jnp.bfloat16) if n in "qkv" else x for n, x in inputs["rows"].items()}}
+    o, state = values(name, "xla", layout, DOCUMENTS, half)
+    rounded = jax.tree.map(lambda x: x.astype(np.float32), half)
+    want, want_state = measured(name, "reference", rounded, RAGGED, DOCUMENTS)[0]
+    assert o.dtype == jnp.bfloat16 and all(x.dtype == jnp.float32 for x in jax.tree.leaves(state))
+    assert_close(o.astype(jnp.float32), want, 2**-7)
+    assert_close(state, want_state, TOLERANCE)
+    run = functools.partial(outputs, PRIMITIVES[name], "xla", layout, DOCUMENTS)
+    gradients = jax.eval_shape(functools.partial(with_gradients, run), half)[1]
+    assert jax.tree.map(lambda x: x.dtype, gradients) == jax.tree.map(lambda x: x.dtype, half)
+
+
+@pytest.mark.parametrize("name", ["vector decay", "kda", "titans"])
+def test_vmap(name):
+    """A leading axis by vmap changes neither values nor gradients."""
+    several = [example(name, sum(RAGGED), len(RAGGED), seed=seed) for seed in range(2)]
+    stacked = jax.tree.map(lambda *x: np.stack(x), *several)
+    function = functools.partial(outputs, PRIMITIVES[name], "xla", Layout(RAGGED, 16), DOCUMENTS)
+    got = jit(jax.vmap(functools.partial(with_gradients, function)))(stacked)
+    want = [measured(name, "xla", inputs, RAGGED, DOCUMENTS) for inputs in several]
+    assert_close(got, jax.tree.map(lambda *x: np.stack(x), *want), TOLERANCE)
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_unknown_implementation(name):
+    """The message names those that exist."""
+    run = functools.partial(outputs, PRIMITIVES[name], "cuda", Layout((3,), 16), None)
+    with pytest.raises(InputError, match=r"impl=cuda: choose one of auto, reference, xla"):
+        jax.eval_shape(run, example(name, 3, 1))
+
+
+def test_scale():
+    """``scale`` replaces K^-0.5."""
+    layout, rows = Layout((9,), 16), example("vector decay", 9, 1)["rows"]
+    q, k, v, g = (layout.pack(rows[name]) for name in "qkvg")
+    for operator, gate in ((scalar_decay, g[..., 0]), (vector_decay, g)):
+        run = jit(functools.partial(operator, scale=1.0))
+        want = jit(operator)(q, k, v, gate, layout.table())[0] * 8**0.5
+        assert_close(run(q, k, v, gate, layout.table())[0], want, 1e-6)

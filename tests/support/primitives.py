@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mom_jax.ops.gated_slots import gated_slots, gated_slots_step
@@ -41,7 +40,7 @@ class Primitive:
         rows = {name: draw(rng, tokens, *sizes) for name, draw in self.rows.items()}
         rows |= {name: change(rows[name]) for name, change in changes.items()}
         inputs = {"rows": rows, "shared": self.shared(rng, *sizes), "state": self.state(rng, segments, *sizes)}
-        return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), inputs)
+        return jax.tree.map(lambda a: np.asarray(a, np.float32), inputs)
 
 
 def normal(channels: str):
