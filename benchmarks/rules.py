@@ -11,15 +11,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.operands import delta_rule_rows, one_segment
 from benchmarks.timing import interleaved_seconds, machine
 from mom_jax.ops.delta_rule import gated_delta_rule
+from mom_jax.ops.gated_slots import gated_slots
+from mom_jax.ops.rank_one_decay import kda, rank_one_decay
 from mom_jax.ops.scalar_decay import scalar_decay
+from mom_jax.ops.titans import titans_linear
+from mom_jax.ops.ttt import ttt_linear
 from mom_jax.ops.vector_decay import vector_decay
 from mom_jax.typing import Array
 
 TIME, HEADS = 2048, 4
+EVERY_ROW = np.ones(TIME, bool)
 
 
 class Entry(NamedTuple):
@@ -33,7 +39,10 @@ def gates(size: int) -> dict[str, Array]:
     """Operands of every rule: q, k, v, gates for each head and each channel, strengths."""
     q, k, v, g, beta = delta_rule_rows(TIME, HEADS, size, size)
     channels = -0.3 * jax.nn.softplus(jax.random.normal(jax.random.key(1), q.shape))
-    return {"q": q, "k": k, "v": v, "g": g, "beta": beta, "channels": channels}
+    unit = jnp.ones((HEADS, size))
+    slots = jax.nn.softmax(jax.random.normal(jax.random.key(2), (TIME, HEADS, 64)))
+    return {"q": q, "k": k, "v": v, "g": g, "beta": beta, "channels": channels,
+            "s": slots, "slots": channels[..., :64], "unit": unit}  # fmt: skip
 
 
 def chosen(*names: str) -> Callable[[int], dict[str, Array]]:
@@ -53,6 +62,32 @@ ENTRIES = {
     "vector decay": Entry(
         lambda x, table, impl: vector_decay(x["q"], x["k"], x["v"], x["channels"], table, impl=impl)[0],
         chosen("q", "k", "v", "channels"),
+    ),
+    "rwkv7": Entry(
+        lambda x, table, impl: rank_one_decay(
+            x["q"], x["k"], x["v"], -x["k"], x["beta"][..., None] * x["k"], x["channels"], table, impl=impl
+        )[0],
+        chosen("q", "k", "v", "beta", "channels"),
+    ),
+    "kda": Entry(
+        lambda x, table, impl: kda(x["q"], x["k"], x["v"], x["channels"], x["beta"], table, impl=impl)[0],
+        chosen("q", "k", "v", "beta", "channels"),
+    ),
+    "gsa, 64 slots": Entry(
+        lambda x, table, impl: gated_slots(x["q"], x["k"], x["v"], x["s"], x["slots"], table, impl=impl)[0],
+        chosen("q", "k", "v", "s", "slots"),
+    ),
+    "ttt": Entry(
+        lambda x, table, impl: ttt_linear(
+            x["q"], x["k"], x["v"], 0.1 * x["beta"], (x["unit"], 0 * x["unit"]), EVERY_ROW, table, impl=impl
+        )[0],
+        chosen("q", "k", "v", "beta", "unit"),
+    ),
+    "titans": Entry(
+        lambda x, table, impl: titans_linear(
+            x["q"], x["k"], x["v"], 0.1 * x["beta"], 0.01 * x["beta"], 0.9 * x["beta"], EVERY_ROW, table, impl=impl
+        )[0],
+        chosen("q", "k", "v", "beta"),
     ),
 }
 
