@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from mom_jax.errors import InputError
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.models.parts import model_parts
+from mom_jax.models.parts import dotted, model_parts
 from mom_jax.training import manifest
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.state import TrainState, abstract_state
@@ -202,7 +202,11 @@ def restore(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> tuple[T
 
 
 def restore_params(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
-    """The parameters of a checkpoint, whose files `read_config` has verified, on ``mesh``."""
+    """The parameters of a checkpoint, whose files `read_config` has verified, on ``mesh``.
+
+    Raises:
+        InputError: the checkpoint lacks a parameter of the model.
+    """
     target, tree = jax.tree_util.tree_flatten_with_path(abstract_state(config, mesh).params)
     found: dict[int, jax.Array] = {}
     with _reading(folder) as manager:
@@ -212,6 +216,9 @@ def restore_params(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> 
             arguments = ocp.checkpoint_utils.construct_restore_args(part)
             item = ocp.args.PyTreeRestore(part, restore_args=arguments, partial_restore=True)
             (found[i],) = jax.tree.leaves(manager.restore(step, args=ocp.args.Composite(params=item))["params"])
+            if not isinstance(found[i], jax.Array):  # what is not stored comes back as it was asked for
+                remedy = "lacks a parameter of the model; use the version of mom-jax that wrote it"
+                raise InputError("checkpoint", str(folder / str(step)), f"{remedy}: {dotted(path)}")
     return jax.tree.unflatten(tree, [found[i] for i in range(len(target))])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from mom_jax.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ITEMS = ("params", "state", "config", "data")
 _NAME = "manifest.json"
 

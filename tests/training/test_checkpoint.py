@@ -14,7 +14,15 @@ from rich.console import Console
 
 from mom_jax.errors import InputError
 from mom_jax.training import checkpoint, manifest
-from mom_jax.training.checkpoint import Checkpoints, checkpoint_folder, latest_step, load_run, read_config, restore
+from mom_jax.training.checkpoint import (
+    Checkpoints,
+    checkpoint_folder,
+    latest_step,
+    load_run,
+    read_config,
+    restore,
+    restore_params,
+)
 from mom_jax.training.config import MeshConfig
 from mom_jax.training.loop import train
 from mom_jax.training.sharding import make_mesh
@@ -110,8 +118,14 @@ def test_a_broken_manifest_is_found(run):
 def test_another_format_version_is_refused(run):
     path = checkpoint_folder(run.run_dir) / "2" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": manifest.FORMAT_VERSION + 1}))
-    with pytest.raises(InputError, match=r"has format version 2, this program reads 1"):
+    with pytest.raises(InputError, match=r"has format version 3, this program reads 2"):
         resume(run)
+
+
+def test_a_parameter_that_is_not_stored_is_named(run, mesh):
+    model = dataclasses.replace(run.model, memory_rule="gla")  # it has gates of its own
+    with pytest.raises(InputError, match=r"lacks a parameter of the model; .*: layers\.attn\.rule\.gk_"):
+        restore_params(checkpoint_folder(run.run_dir), 2, dataclasses.replace(run, model=model), mesh)
 
 
 def test_half_written_checkpoints_give_way_to_the_newest_complete_one(run, mesh):
