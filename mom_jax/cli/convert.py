@@ -27,7 +27,7 @@ class ConvertConfig:
     dst: tyro.conf.Positional[str]
     """The folder to write; it must not exist, or be empty."""
     tokenizer: str | None = None
-    """Of a published model that brings none: bytes, mistral, a file, a folder or a hub name."""
+    """Goes with the model instead of its own: bytes, mistral, a file, a folder or a hub name."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """In which a published model stores its parameters."""
     max_shard_bytes: int = 5 * 10**9
@@ -46,12 +46,15 @@ def main(args: Sequence[str]) -> int:
     from mom_jax.interop.published import is_published
     from mom_jax.training.conversion import published_to_run, run_to_published
 
+    out = console()
     if is_published(Path(wanted.src).expanduser()):
+        if (wanted.dtype, wanted.max_shard_bytes) != (ConvertConfig.dtype, ConvertConfig.max_shard_bytes):
+            raise InputError("dst", wanted.dst, "is a run: --dtype and --max-shard-bytes are for published models")
         published_to_run(wanted.src, wanted.dst, one_device(), wanted.tokenizer)
         said = f"run: {wanted.dst}; try mom-jax generate {wanted.dst} --prompt 'Once'"
     else:
         sizes = {"dtype": wanted.dtype, "max_shard_bytes": wanted.max_shard_bytes}
-        run_to_published(wanted.src, wanted.dst, one_device(), **sizes)
+        run_to_published(wanted.src, wanted.dst, one_device(), tokenizer=wanted.tokenizer, **sizes)
         said = f"published model: {wanted.dst}"
-    console().print(said, highlight=False, soft_wrap=True)
+    out.print(said, highlight=False, soft_wrap=True)
     return 0

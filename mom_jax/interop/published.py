@@ -53,7 +53,10 @@ def read_config(folder: Path) -> tuple[MoMConfig, str]:
         raise InputError("config", str(path), f"is not JSON ({error})") from error
     if not isinstance(fields, dict) or "model_type" not in fields:
         raise InputError("config", str(path), "names no model_type; give the folder of a published model")
-    return MoMConfig.from_dict(fields), fields["model_type"]
+    try:
+        return MoMConfig.from_dict(fields), fields["model_type"]
+    except TypeError as error:
+        raise InputError("config", str(path), f"has a value of the wrong type ({error})") from error
 
 
 def published_fields(config: MoMConfig, dtype: str) -> dict[str, Any]:

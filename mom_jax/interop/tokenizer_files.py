@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mom_jax.errors import InputError
 
+_NAMED = ("bytes", "mistral")  # need no file, even if one of that name lies around
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
 _NAME_FILE = "mom_jax.json"  # names a tokenizer that has no file, such as bytes
@@ -24,6 +25,20 @@ def find_tokenizer(folder: Path) -> str | None:
         raise InputError("tokenizer", str(path), "is not a JSON object with a tokenizer; write or remove it") from error
 
 
+def files_of(tokenizer: str) -> Path | None:
+    """The file or folder that a tokenizer is, None for a name.
+
+    Raises:
+        InputError: nothing is there, but what was given cannot be a name.
+    """
+    path = Path(tokenizer).expanduser()
+    if tokenizer in _NAMED or path.exists():
+        return None if tokenizer in _NAMED else path
+    if path.is_absolute() or path.suffix in (".json", ".model") or tokenizer.startswith("."):
+        raise InputError("tokenizer", tokenizer, "no such file; name the tokenizer with --tokenizer")
+    return None
+
+
 def put_tokenizer(tokenizer: str, folder: Path) -> None:
     """Copies a tokenizer's files into ``folder``, or notes its name there if it has none.
 
@@ -31,14 +46,14 @@ def put_tokenizer(tokenizer: str, folder: Path) -> None:
         tokenizer: as `mom_jax.data.tokenizers.load_tokenizer` takes it.
         folder: an existing folder.
     """
-    path = Path(tokenizer).expanduser()
-    if path.is_dir():
+    path = files_of(tokenizer)
+    if path is None:
+        (folder / _NAME_FILE).write_text(json.dumps({"tokenizer": tokenizer}) + "\n")
+    elif path.is_dir():
         for name in (*_VOCABULARIES, *_BESIDE):
             if (path / name).is_file():
                 shutil.copyfile(path / name, folder / name)
-    elif path.is_file():
+    else:
         shutil.copyfile(path, folder / f"tokenizer{path.suffix}")
         if (path.parent / _BESIDE[0]).is_file():
             shutil.copyfile(path.parent / _BESIDE[0], folder / _BESIDE[0])
-    else:
-        (folder / _NAME_FILE).write_text(json.dumps({"tokenizer": tokenizer}) + "\n")

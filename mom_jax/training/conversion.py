@@ -13,7 +13,7 @@ from mom_jax.errors import InputError
 from mom_jax.interop.folders import check_empty, in_place_of
 from mom_jax.interop.pretrained import load_pretrained, save_pretrained
 from mom_jax.interop.published import read_config
-from mom_jax.interop.tokenizer_files import find_tokenizer, put_tokenizer
+from mom_jax.interop.tokenizer_files import files_of, find_tokenizer, put_tokenizer
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.training.checkpoint import Checkpoints, load_run
@@ -65,7 +65,7 @@ def published_to_run(source: str | Path, destination: str | Path, mesh: Mesh, to
     config, model = load_published(source, mesh, tokenizer)
     with in_place_of(folder) as temporary:
         spec = config.data.tokenizer
-        if Path(spec).expanduser().exists():
+        if files_of(spec):
             (temporary / _TOKENIZER_FOLDER).mkdir()
             put_tokenizer(spec, temporary / _TOKENIZER_FOLDER)
             spec = str(folder / _TOKENIZER_FOLDER)
@@ -76,14 +76,22 @@ def published_to_run(source: str | Path, destination: str | Path, mesh: Mesh, to
 
 
 def run_to_published(
-    source: str | Path, destination: str | Path, mesh: Mesh, *, dtype: str, max_shard_bytes: int
+    source: str | Path,
+    destination: str | Path,
+    mesh: Mesh,
+    *,
+    dtype: str,
+    max_shard_bytes: int,
+    tokenizer: str | None = None,
 ) -> None:
-    """Writes the newest checkpoint of a run as a published model, its tokenizer beside it.
+    """Writes the newest checkpoint of a run as a published model, its tokenizer (or another) beside it.
 
     Raises:
         InputError: as `load_run` and `save_pretrained`.
     """
     check_empty(Path(destination).expanduser().absolute())
     config, model, _ = load_run(source, mesh)
+    tokenizer = tokenizer or config.data.tokenizer
+    files_of(tokenizer)  # complains before anything is written
     save_pretrained(model, destination, dtype=dtype, max_shard_bytes=max_shard_bytes)
-    put_tokenizer(config.data.tokenizer, Path(destination).expanduser())
+    put_tokenizer(tokenizer, Path(destination).expanduser())

@@ -50,6 +50,7 @@ def test_no_config(saved):
         ("[]", "names no model_type"),
         ('{"hidden_size": 16}', "names no model_type"),
         ('{"model_type": "llama"}', "model_type=llama: expected one of mom, mom_gated_deltanet, "),
+        ('{"model_type": "mom", "hidden_size": "16"}', "has a value of the wrong type"),
     ],
 )
 def test_config_of_something_else(text, message, saved):
@@ -196,3 +197,12 @@ def test_a_failure_leaves_nothing(make_model, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_pretrained(make_model(), tmp_path / "out", max_shard_bytes=10_000)
     assert len(written) == 2 and not list(tmp_path.iterdir())
+
+
+def test_an_index_that_lies(sharded):
+    """A tensor that is not in the file that the index names is missing."""
+    index = json.loads((sharded / INDEX).read_text())
+    lost = load_file(sharded / index["weight_map"]["model.norm.weight"])
+    del lost["model.norm.weight"]
+    save_file(lost, sharded / index["weight_map"]["model.norm.weight"])
+    assert "tensors=1 of" in (message := complaint(sharded)) and "model.norm.weight [16] is missing" in message

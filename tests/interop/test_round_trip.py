@@ -132,3 +132,14 @@ def test_attention_biases(make_model, tmp_path):
     with pytest.raises(InputError, match=r"attn=.*500000\.0.* and with a base of 10000 only"):
         save_pretrained(other, tmp_path / "again")
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_bar_for_large_models(saved, monkeypatch, capsys):
+    """On a terminal; small models and files have none."""
+    load_pretrained(saved)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("mom_jax.interop.pretrained._PROGRESS_BYTES", 0)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    load_pretrained(saved)
+    assert "loading saved" in capsys.readouterr().err
