@@ -8,14 +8,14 @@ or 2 C^2. A multiplication and an addition are two FLOPs.
 def delta_rule_flops(chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
     """Of `mom_jax.ops.delta_rule.delta_rule_chunked`."""
     state, inside = 2.0 * key_dim * value_dim, 2.0 * chunk * (key_dim + value_dim)
-    forward = 3 * state + 2 * inside + (1 + 1 / 3) * 2.0 * chunk**2
-    backward = 7 * state + 5 * inside + 2.0 * chunk**2
+    forward = 3 * state + 2 * inside + (2 + 1 / 3) * 2.0 * chunk**2
+    backward = 7 * state + 5 * inside + 2 * 2.0 * chunk**2
     return forward, backward
 
 
 def scalar_decay_flops(chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
     """Of `mom_jax.ops.scalar_decay.scalar_decay_chunked`; the backward pass runs the forward one again."""
-    forward = 2 * 2.0 * key_dim * value_dim + 2.0 * chunk * (key_dim + value_dim)
+    forward = 2 * 2.0 * key_dim * value_dim + 2.0 * chunk * (key_dim + value_dim) + 2.0 * chunk**2
     return forward, 3 * forward
 
 
