@@ -45,7 +45,7 @@ def test_a_memory_layer_by_hand():
     forward, backward = delta_rule_flops(32, K, V)
     assert layer.forward == pytest.approx(products + 3 * H * forward)
     assert layer.backward == pytest.approx(2 * products + 3 * H * backward)
-    assert layer.state_bytes == 4 * 5 * (H * K * V + (W - 1) * (2 * H * K + H * V) + 1)
+    assert layer.state_bytes == 4 * 5 * (H * K * V + (W - 1) * (2 * H * K + H * V) + 1) + 4
 
 
 def test_one_projection_for_all_memories():
