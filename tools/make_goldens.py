@@ -1152,4 +1152,5 @@ if __name__ == "__main__":
     old = json.load(open(lp)) if os.path.exists(lp) else {}
     old.update(LOG)
     json.dump(old, open(lp, "w"), indent=1)
-    print("FAILED:", fails)
+    if fails:
+        sys.exit(f"failed: {', '.join(fails)}")

@@ -111,6 +111,10 @@ class MoMConfig:
         for field, known in (("memory_rule", MEMORY_RULES), ("compute_dtype", ("float32", "bfloat16"))):
             if getattr(self, field) not in known:
                 raise InputError(field, getattr(self, field), f"choose one of {', '.join(known)}")
+        leaks = self.mixture and self.memory_rule == "gated_deltanet" and self.use_short_conv
+        if self.reference_conv_leak and not leaks:
+            remedy = "is for mixtures of gated_deltanet with short convolutions, as the reference has; leave it off"
+            raise InputError("reference_conv_leak", True, remedy)
         if self.attn.layers:
             self._check_attention(self.attn)
 

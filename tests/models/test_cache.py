@@ -120,6 +120,8 @@ def test_a_masked_step_changes_nothing(call, model):
     ids = np.random.default_rng(3).integers(0, 32, (2, 7)).astype(np.int32)
     before = call(ids, None, None, model.init_cache(2)).cache
     after = call(ids[:, :1], np.array([[0], [1]]), None, before).cache
-    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-        np.testing.assert_array_equal(new[:, :, 0], old[:, :, 0])
+    row = lambda memory, i: jax.tree.map(lambda x: x[..., i] if x.ndim == 2 else x[:, :, i], memory)  # noqa: E731
+    for old, new in zip(jax.tree.leaves(row(before.memory, 0)), jax.tree.leaves(row(after.memory, 0)), strict=True):
+        np.testing.assert_array_equal(new, old)
+    np.testing.assert_array_equal(after.memory.length - before.memory.length, [[0, 1], [0, 1]])
     assert np.abs(after.memory.recurrent[:, -1, 1] - before.memory.recurrent[:, -1, 1]).max() > 1e-3

@@ -106,6 +106,8 @@ def test_round_trip(name):
         ({"expand_v": 0.0}, r"expand_v=0\.0: "),
         ({"hidden_ratio": None}, r"hidden_ratio=None: set hidden_ratio or intermediate_size"),
         ({"memory_rule": "mamba"}, r"memory_rule=mamba: choose one of gated_deltanet"),
+        *(({"reference_conv_leak": True, **other}, r"reference_conv_leak=True: is for mixtures of gated_deltanet")
+          for other in ({"mixture": False}, {"memory_rule": "gla"}, {"use_short_conv": False})),
         ({"compute_dtype": "float16"}, r"compute_dtype=float16: choose one of float32, bfloat16"),
     ],
 )  # fmt: skip

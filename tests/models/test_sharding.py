@@ -27,7 +27,10 @@ def checked():
     return run_script("eight_devices.py", XLA_FLAGS=flags).splitlines()
 
 
-@pytest.mark.parametrize("what", ["loss, logits, gradients", "cached pieces", "three rows", "parameters are split"])
+RUNS = ["loss, logits, gradients", "cached pieces", "three rows", "parameters are split"]
+
+
+@pytest.mark.parametrize("what", [*RUNS, "hybrid", "retnet", "lightning", "gla, one memory"])
 def test_eight_devices_equal_one(checked, what):
-    """Within 1e-5 of the largest value: a batch that divides, cached pieces, a batch that does not divide."""
+    """Within 1e-5 of the largest value: a batch that divides or not, cached pieces, other kinds of layers."""
     assert f"agree: {what}" in checked

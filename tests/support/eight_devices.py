@@ -1,5 +1,6 @@
 """Run by itself on eight fake devices: prints what agrees with one device, fails at the first thing that does not."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mom_jax.models.config import MoMConfig
+from mom_jax.models.config import AttentionConfig, MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.loss import chunked_cross_entropy
 from mom_jax.ops.routing import load_balancing_loss
@@ -17,6 +18,14 @@ from support.compiled import jit
 
 CONFIG = MoMConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_heads=2, head_dim=8, expand_v=2.0,
                    intermediate_size=24, initializer_range=0.3)  # fmt: skip
+
+
+KINDS = {
+    "hybrid": {"attn": AttentionConfig(layers=(1,), num_heads=4, num_kv_heads=2)},
+    "retnet": {"memory_rule": "retnet"},
+    "lightning": {"memory_rule": "lightning"},
+    "gla, one memory": {"memory_rule": "gla", "mixture": False},
+}
 
 
 def train(graph, params, ids, mask, documents):
@@ -39,17 +48,34 @@ def read(graph, params, ids, mask, cache):
     return out.logits, out.cache
 
 
+def split_over(mesh, params):
+    """Parameters in their places on the mesh."""
+    return jax.tree.map(
+        lambda p, spec: jax.device_put(p, NamedSharding(mesh, spec)), params, nnx.get_partition_spec(params),
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )  # fmt: skip
+
+
+def check_kind(mesh, options, ids, mask):
+    """Another kind of layer: logits and the cache of a prefill, its heads split over two devices."""
+    config = dataclasses.replace(CONFIG, **options)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0))))
+    params = jit(lambda: nnx.state(MoMForCausalLM(config, rngs=nnx.Rngs(0))))()
+    cache = nnx.merge(graph, params).init_cache(len(ids))
+    call = jit(functools.partial(read, graph))
+    want = jax.device_get(call(params, ids, mask, cache))
+    with jax.set_mesh(mesh):
+        got = jax.device_get(call(split_over(mesh, params), ids, mask, cache))
+    assert_close(got, want, 1e-5, atol=1e-7)
+
+
 def main():
     """Compares the two runs, one after the other."""
     assert len(jax.devices()) == 8
     model = MoMForCausalLM(CONFIG, rngs=nnx.Rngs(0))
     graph, params = nnx.split(model)
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    specs = nnx.get_partition_spec(params)
-    split = jax.tree.map(
-        lambda p, spec: jax.device_put(p, NamedSharding(mesh, spec)), params, specs,
-        is_leaf=lambda x: isinstance(x, PartitionSpec),
-    )  # fmt: skip
+    split = split_over(mesh, params)
     sizes = [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(split)]
     assert min(sizes) == 1 / 4, sizes
     print("agree: parameters are split")
@@ -80,6 +106,9 @@ def main():
         with jax.set_mesh(mesh):
             got = in_pieces(split, batch[0][:count], batch[1][:count])
         assert_close(got, want, 1e-5, atol=1e-7)
+        print(f"agree: {name}")
+    for name, options in KINDS.items():
+        check_kind(mesh, options, batch[0], batch[1])
         print(f"agree: {name}")
 
 

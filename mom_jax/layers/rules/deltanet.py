@@ -55,9 +55,23 @@ class DeltaNet(QueryKeyValueRule):
     ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
         """Writes the tokens into their memories and reads them, row by packed row."""
         q, k, v, (b,), cache = self.rows(x, packing, cache, layer, self.b_proj[...])
+        return self.run(q, k, v, b, jnp.zeros(b.shape, jnp.float32), packing, cache, layer)
+
+    def run(
+        self,
+        q: Float[Array, "N H K"],
+        k: Float[Array, "N H K"],
+        v: Float[Array, "N H V"],
+        b: Float[Array, "N H"],
+        decay: Float[Array, "N H"],
+        packing: Packing,
+        cache: MemoryCache | None,
+        layer: int | Array,
+    ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
+        """The delta rule over packed rows, with write strengths from their logits ``b``; padding does nothing."""
         q, k = l2_norm(q), l2_norm(k)
-        beta = jnp.where(packing.valid[:, None], self.max_beta * jax.nn.sigmoid(b.astype(jnp.float32)), 0)
-        g = jnp.zeros_like(beta)
+        strength = self.max_beta * jax.nn.sigmoid(b.astype(jnp.float32))
+        g, beta = (jnp.where(packing.valid[:, None], y, 0) for y in (decay, strength))
         return recur(
             lambda state: gated_delta_rule(q, k, v, g, beta, packing.table, state),
             lambda state: delta_rule_step(q, k, v, g, beta, state, scale=self.key_dim**-0.5),

@@ -13,27 +13,23 @@ from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
-from mom_jax.layers.rules.parts import per_memory, recur
-from mom_jax.layers.rules.qkv import QueryKeyValueRule
-from mom_jax.ops.delta_rule import delta_rule_step, gated_delta_rule
-from mom_jax.ops.flops import delta_rule_flops
-from mom_jax.ops.norm import l2_norm
+from mom_jax.layers.rules.deltanet import DeltaNet
+from mom_jax.layers.rules.parts import per_memory
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
 
-class GatedDeltaNet(QueryKeyValueRule):
-    """The gated delta rule with learnt decay and write strength; keys and queries are L2-normalised.
+class GatedDeltaNet(DeltaNet):
+    """The delta rule with learnt decay.
 
     Args:
         hidden: D.
         num_heads, key_dim, value_dim: H, and K and V per head.
         memories: G, the shared memory included; 1 with one projection for all memories.
-        allow_neg_eigval: write strengths up to 2 instead of 1 (arXiv 2411.12537).
-        options: of `QueryKeyValueRule`.
+        options: of `DeltaNet`.
     """
 
-    per_memory = (*QueryKeyValueRule.per_memory, "b_proj", "a_proj")
+    per_memory = (*DeltaNet.per_memory, "a_proj")
 
     def __init__(
         self,
@@ -43,17 +39,13 @@ class GatedDeltaNet(QueryKeyValueRule):
         value_dim: int,
         *,
         memories: int,
-        allow_neg_eigval: bool = False,
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        sizes = (hidden, num_heads, key_dim, value_dim)
-        super().__init__(*sizes, memories=memories, activate=True, rngs=rngs, **options)
-        self.b_proj = per_memory(rngs, memories, hidden, num_heads)
+        super().__init__(hidden, num_heads, key_dim, value_dim, memories=memories, rngs=rngs, **options)
         self.a_proj = per_memory(rngs, memories, hidden, num_heads)
         self.A_log = param(rngs, _init_a_log, (num_heads,), ("tensor",))
         self.dt_bias = param(rngs, _init_dt_bias, (num_heads,), ("tensor",))
-        self.max_beta = 2.0 if allow_neg_eigval else 1.0
 
     def __call__(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
@@ -62,20 +54,8 @@ class GatedDeltaNet(QueryKeyValueRule):
         gates = jnp.concatenate([self.b_proj[...], self.a_proj[...]], -1)
         q, k, v, (gates,), cache = self.rows(x, packing, cache, layer, gates)
         b, a = jnp.split(gates.astype(jnp.float32), 2, axis=-1)
-        q, k = l2_norm(q), l2_norm(k)
         decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(a + self.dt_bias[...])
-        g, beta = (jnp.where(packing.valid[:, None], y, 0) for y in (decay, self.max_beta * jax.nn.sigmoid(b)))
-        return recur(
-            lambda state: gated_delta_rule(q, k, v, g, beta, packing.table, state),
-            lambda state: delta_rule_step(q, k, v, g, beta, state, scale=self.key_dim**-0.5),
-            packing,
-            cache,
-            layer,
-        )
-
-    def flops(self, chunk: int) -> tuple[float, float]:
-        """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""
-        return delta_rule_flops(chunk, self.key_dim, self.value_dim)
+        return self.run(q, k, v, b, decay, packing, cache, layer)
 
 
 def _init_a_log(key, shape, dtype):
