@@ -13,7 +13,12 @@ from mom_jax.typing import Array, Float
 Initializer = Callable[..., Array]  # (key, shape, dtype) -> values
 Axis = str | None
 
-_AXES = {"column": ("fsdp", "tensor"), "row": ("tensor", "fsdp"), "replicated": (None, None)}
+_AXES = {
+    "column": ("fsdp", "tensor"),
+    "row": ("tensor", "fsdp"),
+    "whole": ("fsdp", None),
+    "replicated": (None, None),
+}
 
 
 def param(rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> nnx.Param:
@@ -31,8 +36,8 @@ class Linear(nnx.Module):
     """``y = x @ weight (+ bias)`` with ``weight`` [in, out], computed in the dtype of x.
 
     Args:
-        split: ``column`` shards the output over the tensor axis, ``row`` the input,
-            ``replicated`` neither.
+        split: ``column`` shards the output over the tensor axis, ``row`` the input, ``whole`` and
+            ``replicated`` neither; all but ``replicated`` shard the other one over the fsdp axis.
         bias: add a bias, initially 0.
     """
 

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import Linear, mixer_init
-from mom_jax.layers.output import HeadNormOutput
+from mom_jax.layers.output import Output
 from mom_jax.layers.rules.rule import MemoryRule
 from mom_jax.ops.routing import Routing, route
 from mom_jax.ops.segments import plan_packing, unpack_mix
@@ -37,7 +37,7 @@ class MoM(nnx.Module):
         self,
         hidden: int,
         rule: MemoryRule,
-        output: HeadNormOutput,
+        output: Output,
         *,
         num_memories: int | None,
         top_k: int = 1,
@@ -132,7 +132,7 @@ class MoM(nnx.Module):
         graph, params = nnx.split(self)
         rows = _batch_axes(mesh, x.shape[0])
         of_params = jax.tree.map(_local_spec, params, nnx.get_partition_spec(params))
-        of_cache = None if cache is None else _cache_specs(cache, rows)
+        of_cache = None if cache is None else _cache_specs(cache, rows, self.rule.whole_history)
 
         def local(params, x, attention_mask, segment_ids, cache, layer):
             return nnx.merge(graph, params)._mix(x, attention_mask, segment_ids, cache, layer, tensor_axis="tensor")
@@ -157,10 +157,12 @@ def _local_spec(value, spec):
     return P(*(axis if axis == "tensor" else None for axis in tuple(spec)[len(spec) - value.ndim :]))
 
 
-def _cache_specs(cache, rows):
+def _cache_specs(cache, rows, whole):
     specs = {
-        "recurrent": jax.tree.map(lambda _: P(None, None, rows, "tensor"), cache.recurrent),
-        "conv": {name: P(None, None, rows, None, "tensor") for name in cache.conv},
+        "recurrent": jax.tree.map(
+            lambda state: P(None, None, rows, *["tensor"] * (state.ndim > 3)), cache.recurrent
+        ),
+        "conv": {name: P(None, None, rows, None, None if name in whole else "tensor") for name in cache.conv},
         "document": P(None, None, rows),
         "length": P(None, rows),
     }

@@ -1,6 +1,12 @@
-"""What follows the reading of memories: norm, gate and the projection back to the hidden size."""
+"""What follows the reading of memories: norm, gate and the projection back to the hidden size.
+
+`HeadNormOutput` is MoM's own; the others belong to rules whose published layer ends in another way.
+"""
+
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.layers.linear import Linear, mixer_init, param
@@ -8,7 +14,27 @@ from mom_jax.ops.norm import gated_rms_norm, rms_norm
 from mom_jax.typing import Array, Float
 
 
-class HeadNormOutput(nnx.Module):
+class Output(nnx.Module):
+    """``o_proj(o)``: for rules that norm and gate their reads themselves, and what all outputs have.
+
+    Args:
+        hidden: D.
+        num_heads, value_dim: H and V.
+    """
+
+    def __init__(self, hidden: int, num_heads: int, value_dim: int, *, rngs: nnx.Rngs):
+        self.o_proj = Linear(num_heads * value_dim, hidden, split="row", init=mixer_init, rngs=rngs)
+
+    def __call__(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """From mixed reads and the layer's input to its output, in ``x.dtype``."""
+        return self.o_proj(self.normed(o, x).reshape(*o.shape[:2], -1))
+
+    def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
+        """The reads that are projected."""
+        return o
+
+
+class HeadNormOutput(Output):
     """``o_proj(rms_norm(o) * silu(g_proj(x)))``, normalised within each head.
 
     Args:
@@ -19,17 +45,80 @@ class HeadNormOutput(nnx.Module):
     """
 
     def __init__(self, hidden: int, num_heads: int, value_dim: int, *, gate: bool, norm_eps: float, rngs: nnx.Rngs):
-        values = num_heads * value_dim
         if gate:
-            self.g_proj = Linear(hidden, values, split="column", init=mixer_init, rngs=rngs)
+            self.g_proj = Linear(hidden, num_heads * value_dim, split="column", init=mixer_init, rngs=rngs)
         self.norm = param(rngs, jax.nn.initializers.ones, (value_dim,), (None,))
-        self.o_proj = Linear(values, hidden, split="row", init=mixer_init, rngs=rngs)
+        super().__init__(hidden, num_heads, value_dim, rngs=rngs)
         self.gate, self.norm_eps = gate, norm_eps
 
-    def __call__(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """From mixed reads and the layer's input to its output, in ``x.dtype``."""
+    def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
+        """The reads that are projected."""
         if self.gate:
-            o = gated_rms_norm(o, self.g_proj(x).reshape(o.shape), self.norm[...], self.norm_eps)
-        else:
-            o = rms_norm(o, self.norm[...], self.norm_eps)
-        return self.o_proj(o.reshape(*o.shape[:2], -1))
+            return gated_rms_norm(o, self.g_proj(x).reshape(o.shape), self.norm[...], self.norm_eps)
+        return rms_norm(o, self.norm[...], self.norm_eps)
+
+
+class LowRankGateOutput(Output):
+    """``o_proj(rms_norm(o) * sigmoid(g_up(g_down(x))))``: the end of Kimi delta attention.
+
+    Args:
+        hidden: D.
+        num_heads, value_dim: H and V; V is the rank of the gate too.
+        norm_eps: of the norm.
+    """
+
+    def __init__(self, hidden: int, num_heads: int, value_dim: int, *, norm_eps: float, rngs: nnx.Rngs):
+        self.g_down = Linear(hidden, value_dim, split="whole", init=mixer_init, rngs=rngs)
+        self.g_up = Linear(value_dim, num_heads * value_dim, split="column", init=mixer_init, bias=True, rngs=rngs)
+        self.norm = param(rngs, jax.nn.initializers.ones, (value_dim,), (None,))
+        super().__init__(hidden, num_heads, value_dim, rngs=rngs)
+        self.norm_eps = norm_eps
+
+    def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
+        """The reads that are projected."""
+        gate = self.g_up(self.g_down(x)).reshape(o.shape)
+        return gated_rms_norm(o, gate, self.norm[...], self.norm_eps, jax.nn.sigmoid)
+
+
+class HiddenNormOutput(Output):
+    """``o_proj(rms_norm(f(o)))`` with one norm over the channels of all heads.
+
+    f is an activation (GSA: SiLU, HGRN2: none) or, with ``gate``, ``o * silu(g_proj(x))`` (Mamba2).
+
+    Args:
+        hidden: D.
+        num_heads, value_dim: H and V.
+        activation: before the norm.
+        gate: gate the reads before the norm.
+        norm_eps: of the norm.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        num_heads: int,
+        value_dim: int,
+        *,
+        norm_eps: float,
+        activation: Callable[[Array], Array] | None = None,
+        gate: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        if gate:
+            self.g_proj = Linear(hidden, num_heads * value_dim, split="column", init=mixer_init, rngs=rngs)
+        self.norm = param(rngs, jax.nn.initializers.ones, (num_heads * value_dim,), ("tensor",))
+        super().__init__(hidden, num_heads, value_dim, rngs=rngs)
+        self.num_heads, self.activation, self.gate, self.norm_eps = num_heads, activation, gate, norm_eps
+
+    def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
+        """The reads that are projected; under a mesh the norm sums over all devices that hold heads."""
+        y = o.astype(jnp.float32)
+        if self.activation is not None:
+            y = self.activation(y)
+        if self.gate:
+            y = y * jax.nn.silu(self.g_proj(x).astype(jnp.float32)).reshape(o.shape)
+        squares = jnp.sum(y * y, (-2, -1), keepdims=True)
+        if o.shape[-2] < self.num_heads:
+            squares = jax.lax.psum(squares, "tensor")
+        y = y * jax.lax.rsqrt(squares / (self.num_heads * o.shape[-1]) + self.norm_eps)
+        return (y * self.norm[...].reshape(o.shape[-2:])).astype(o.dtype)

@@ -99,7 +99,7 @@ def _products(part, shape, kind, stack) -> float:
         return 2.0 * np.prod(shape)
     chosen = stack.attn.top_k + stack.attn.shared
     name = part.rpartition(".")[2]
-    if part.endswith("conv1d"):
+    if part.startswith("attn.rule.") and part.split(".")[2] in stack.attn.rule.per_row:
         return 2.0 * np.prod(shape) * chosen
     if name in stack.attn.rule.per_memory:  # with one projection for all memories a token is projected once
         return 2.0 * np.prod(shape[1:]) * (chosen if shape[0] > 1 else 1)

@@ -25,14 +25,19 @@ REMAT_POLICIES = {
 
 
 class Block(nnx.Module):
-    """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``; the mixer is a memory or an attention layer."""
+    """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``; the mixer is a memory or an attention layer.
+
+    An MLP of width 0 is none: the block ends with its mixer, as in Mamba2.
+    """
 
     def __init__(self, config: MoMConfig, kind: str, *, rngs: nnx.Rngs):
         self.kind = kind
         self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
         self.attn: Any = make_mixer(config, kind, rngs)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
-        self.mlp = SwiGLU(config.hidden_size, config.mlp_dim, config.initializer_range, rngs=rngs)
+        self.has_mlp = config.mlp_dim > 0
+        if self.has_mlp:
+            self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
+            self.mlp = SwiGLU(config.hidden_size, config.mlp_dim, config.initializer_range, rngs=rngs)
 
     def __call__(
         self,
@@ -51,7 +56,9 @@ class Block(nnx.Module):
         if cache is not None:
             cache = dataclasses.replace(cache, **{self.kind: own})
         x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), (router_logits or [None])[0], cache
+        if self.has_mlp:
+            x = x + self.mlp(self.mlp_norm(x))
+        return x, (router_logits or [None])[0], cache
 
 
 def stack_blocks(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> Block:
@@ -83,7 +90,7 @@ def run_blocks(
     Returns:
         Hidden states, the router logits of all memory layers (None if there are none), the new cache.
     """
-    split = {kind: nnx.split(stack) for kind, stack in stacks.items()}
+    split = {kind: nnx.split(_coupled(stack)) for kind, stack in stacks.items()}
     pattern = kinds[: _period(kinds)]
     in_pattern, repeats = collections.Counter(pattern), len(kinds) // len(pattern)
     runs = [(kind, len(list(run))) for kind, run in itertools.groupby(pattern)]
@@ -116,6 +123,14 @@ def run_blocks(
     }
     (x, cache), logits = _scan(repetition, (x, cache), xs, repeats)
     return x, None if logits is None else logits.reshape(-1, *logits.shape[2:]), cache
+
+
+def _coupled(stack: Block) -> Block:
+    """The same blocks, with the parameters that depend on other layers computed from all of them."""
+    stack = nnx.clone(stack)
+    if stack.kind == "memory":
+        stack.attn.rule.couple_layers()
+    return stack
 
 
 def _scan(body, carry, xs, length) -> tuple[Any, Any]:

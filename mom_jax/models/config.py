@@ -7,12 +7,28 @@ import dataclasses
 import difflib
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from mom_jax.errors import InputError
 from mom_jax.models.model_types import in_our_words
 
-MEMORY_RULES = ("gated_deltanet", "deltanet", "linear_attention", "retnet", "lightning", "gla")
+MemoryRuleName = Literal[
+    "gated_deltanet",
+    "deltanet",
+    "kda",
+    "linear_attention",
+    "retnet",
+    "lightning",
+    "mamba2",
+    "gla",
+    "hgrn2",
+    "gsa",
+    "rwkv6",
+    "rwkv7",
+    "ttt",
+    "titans",
+]
+MEMORY_RULES = get_args(MemoryRuleName)
 
 # fields of the published config with a single value that this library computes
 _FIXED = {
@@ -65,7 +81,7 @@ class MoMConfig:
     head_dim: int = 256  # key channels per head, K
     expand_v: float = 1.0  # value channels per head, V = head_dim * expand_v
     hidden_ratio: int | None = 4  # sets intermediate_size when that is None
-    intermediate_size: int | None = None
+    intermediate_size: int | None = None  # width of the SwiGLU; 0 leaves it out of the blocks
     num_memories: int = 4  # routed memories, M
     topk: int = 2  # memories per token, k
     shared_mem: bool = True
@@ -82,22 +98,27 @@ class MoMConfig:
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
     attn: AttentionConfig = AttentionConfig()  # attention layers of a hybrid
-    memory_rule: Literal["gated_deltanet", "deltanet", "linear_attention", "retnet", "lightning", "gla"] = (
-        "gated_deltanet"
-    )
+    memory_rule: MemoryRuleName = "gated_deltanet"
     mixture: bool = True  # False: one memory that every token is written to, and no router
     allow_neg_eigval: bool = False  # delta rules: write strengths up to 2, so that a write may flip what it meets
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
     feature_map: Literal["identity", "elu", "relu"] = "identity"  # linear_attention: of queries and keys
     norm_feature_map: bool = False  # linear_attention: divide reads by the sum of their weights
-    gate_logit_normalizer: int = 16  # gla: the larger, the slower memories forget
-    gate_low_rank_dim: int = 16  # gla: rank of the gate's projection
+    gate_logit_normalizer: int = 16  # gla, gsa: the larger, the slower memories forget
+    gate_low_rank_dim: int = 16  # gla, rwkv7: rank of the gate's projection
+    decay_low_rank_dim: int = 64  # rwkv6, rwkv7: rank of the decay's projection
+    proj_low_rank_dim: int = 32  # rwkv6: rank of each blend of a token with the one before
+    a_low_rank_dim: int = 64  # rwkv7: rank of the projection to removal rates
+    num_slots: int = 64  # gsa: slots for each head
+    mini_batch_size: int = 16  # ttt, titans: tokens that take their gradients at the same memory
     # Let short convolutions read across sequences and future tokens wherever no cache is given, as the
     # PyTorch reference does in training. Only to reproduce its published curves.
     reference_conv_leak: bool = False
 
     def __post_init__(self):
         sizes = ["vocab_size", "hidden_size", "num_hidden_layers", "num_heads", "head_dim", "num_memories", "conv_size"]
+        sizes += ["gate_logit_normalizer", "gate_low_rank_dim", "decay_low_rank_dim", "proj_low_rank_dim"]
+        sizes += ["a_low_rank_dim", "num_slots", "mini_batch_size"]
         for field in sizes:
             if getattr(self, field) < 1:
                 raise InputError(field, getattr(self, field), "must be at least 1")
@@ -106,6 +127,8 @@ class MoMConfig:
         if self.head_dim * self.expand_v != self.head_v_dim or self.head_v_dim < 1:
             remedy = f"head_dim ({self.head_dim}) * expand_v must be a positive whole number"
             raise InputError("expand_v", self.expand_v, remedy)
+        if self.memory_rule == "ttt" and self.head_v_dim != self.head_dim:
+            raise InputError("expand_v", self.expand_v, "must be 1 with memory_rule ttt, whose values are as wide as keys")
         if self.intermediate_size is None and self.hidden_ratio is None:
             raise InputError("hidden_ratio", None, "set hidden_ratio or intermediate_size")
         for field, known in (("memory_rule", MEMORY_RULES), ("compute_dtype", ("float32", "bfloat16"))):

@@ -1,5 +1,7 @@
 """Normalisations, computed in float32."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -14,11 +16,24 @@ def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], eps: float
 
 
 def gated_rms_norm(
-    x: Float[Array, "*batch D"], gate: Float[Array, "*batch D"], weight: Float[Array, " D"], eps: float
+    x: Float[Array, "*batch D"],
+    gate: Float[Array, "*batch D"],
+    weight: Float[Array, " D"],
+    eps: float,
+    activation: Callable[[Array], Array] = jax.nn.silu,
 ) -> Float[Array, "*batch D"]:
-    """``rms_norm(x) * silu(gate)`` without rounding in between; returns ``x.dtype``."""
+    """``rms_norm(x) * activation(gate)`` without rounding in between; returns ``x.dtype``."""
     y = rms_norm(x.astype(jnp.float32), weight, eps)
-    return (y * jax.nn.silu(gate.astype(jnp.float32))).astype(x.dtype)
+    return (y * activation(gate.astype(jnp.float32))).astype(x.dtype)
+
+
+def layer_norm(
+    x: Float[Array, "*batch D"], weight: Float[Array, "*heads D"], bias: Float[Array, "*heads D"], eps: float
+) -> Float[Array, "*batch D"]:
+    """``(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`` over the last axis; float32."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, -1, keepdims=True)
+    return y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps) * weight + bias
 
 
 def l2_norm(x: Float[Array, "*batch D"], eps: float = 1e-6) -> Float[Array, "*batch D"]:

@@ -1,5 +1,7 @@
 """Short causal depthwise convolution along each memory's own token sequence."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -7,20 +9,28 @@ from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
 
-@jax.checkpoint  # keep x alone for the backward pass, not its W shifted copies
 def short_conv(
     x: Float[Array, "N D"],
     weight: Float[Array, "D W"],
     packing: Packing,
     state: Float[Array, "S W-1 D"] | None = None,
+    bias: Float[Array, " D"] | None = None,
+    *,
+    activate: bool = True,
 ) -> Float[Array, "N D"]:
-    """Causal convolution, then SiLU: ``silu(sum_w weight[:, W-1-w] * x[n-w])`` inside segments.
+    """Causal convolution, then SiLU: ``silu(sum_w weight[:, W-1-w] * x[n-w] + bias)`` inside segments.
 
     Taps never cross the border of a segment or of a document. With ``state`` the taps of a
     segment's first rows read the inputs that came before, oldest first.
 
-    Sums in float32; returns ``x.dtype``. Padding rows hold no meaningful value.
+    ``activate=False`` leaves the SiLU out. Sums in float32; returns ``x.dtype``. Padding rows hold
+    no meaningful value.
     """
+    filtered = jax.checkpoint(functools.partial(_filtered, activate=activate))  # keeps x alone for the backward pass, not its W shifted copies
+    return filtered(x, weight, packing, state, bias).astype(x.dtype)
+
+
+def _filtered(x, weight, packing, state, bias, activate):
     taps = weight.shape[-1]
     weight = weight.astype(jnp.float32)
     y = x.astype(jnp.float32) * weight[:, -1]
@@ -32,7 +42,9 @@ def short_conv(
         y += jnp.where(keep[:, None], _shift(x, w).astype(jnp.float32), 0) * weight[:, taps - 1 - w]
     if state is not None and taps > 1:
         y = _add_state_taps(y, weight, packing, state.astype(jnp.float32))
-    return jax.nn.silu(y).astype(x.dtype)
+    if bias is not None:
+        y += bias.astype(jnp.float32)
+    return jax.nn.silu(y) if activate else y
 
 
 def conv_state(x: Float[Array, "N D"], packing: Packing, state: Float[Array, "S W-1 D"]) -> Float[Array, "S W-1 D"]:

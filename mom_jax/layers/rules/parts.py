@@ -1,6 +1,8 @@
 """What memory rules are made of: per-memory projections, short convolutions with state, recurrences with state."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -59,13 +61,32 @@ def token_positions(packing: Packing, cache: MemoryCache | None, layer: int | Ar
     return position.reshape(-1).at[packing.token].get(mode="clip")
 
 
-def conv_weight(rngs: nnx.Rngs, channels: int, taps: int) -> nnx.Param:
-    """Filters [channels, taps] of a short convolution, uniform within 1 / sqrt(taps)."""
+def conv_weight(rngs: nnx.Rngs, channels: int, taps: int, split: bool = True) -> nnx.Param:
+    """Filters [channels, taps] of a short convolution, uniform within 1 / sqrt(taps); split over heads or not."""
 
     def init(key, shape, dtype):
         return jax.random.uniform(key, shape, dtype, minval=-(taps**-0.5), maxval=taps**-0.5)
 
-    return param(rngs, init, (channels, taps), ("tensor", None))
+    return param(rngs, init, (channels, taps), ("tensor" if split else None, None))
+
+
+def log_rates(rngs: nnx.Rngs, heads: int, least: float) -> nnx.Param:
+    """``A_log``, one for each head: the logarithm of decay rates that are uniform in [least, 16]."""
+
+    def init(key, shape, dtype):
+        return jnp.log(jax.random.uniform(key, shape, dtype, minval=least, maxval=16.0))
+
+    return param(rngs, init, (heads,), ("tensor",))
+
+
+def time_step_bias(rngs: nnx.Rngs, channels: int) -> nnx.Param:
+    """``dt_bias``: the inverse softplus of time steps that are log-uniform in [0.001, 0.1]."""
+
+    def init(key, shape, dtype):
+        dt = jnp.exp(jax.random.uniform(key, shape, dtype, minval=math.log(1e-3), maxval=math.log(0.1)))
+        return dt + jnp.log(-jnp.expm1(-dt))
+
+    return param(rngs, init, (channels,), ("tensor",))
 
 
 def conv_history(taps: int | None, **channels: int) -> dict[str, tuple[int, int]]:
@@ -79,24 +100,38 @@ def convolve(
     packing: Packing,
     cache: MemoryCache | None,
     layer: int | Array,
+    *,
+    biases: dict[str, Float[Array, " channels"]] | None = None,
+    activate: bool = True,
     leaking_memories: int = 0,
 ) -> tuple[list[Float[Array, "N channels"]], MemoryCache | None]:
     """Short convolutions by name, along each memory's own sequence; the cache keeps their last inputs.
 
-    Without a cache, ``leaking_memories`` memories are convolved end to end
-    (`mom_jax.ops.reference_conv_leak`).
+    ``activate``: SiLU after them. Without a cache, ``leaking_memories`` memories are convolved end
+    to end (`mom_jax.ops.reference_conv_leak`).
     """
+    filtered = functools.partial(short_conv, activate=activate)
+    bias = biases or {}
     if cache is None and leaking_memories:
         return [leaking_short_conv(y, weights[name], packing, leaking_memories) for name, y in rows.items()], None
     if cache is None:
-        return [short_conv(y, weights[name], packing) for name, y in rows.items()], None
+        return [filtered(y, weights[name], packing, None, bias.get(name)) for name, y in rows.items()], None
     outputs, stored = [], dict(cache.conv)
     for name, y in rows.items():
         state = cache.conv[name][layer]
         flat = state.reshape(-1, *state.shape[2:])
-        outputs.append(short_conv(y, weights[name], packing, flat))
+        outputs.append(filtered(y, weights[name], packing, flat, bias.get(name)))
         stored[name] = cache.conv[name].at[layer].set(conv_state(y, packing, flat).reshape(state.shape))
     return outputs, dataclasses.replace(cache, conv=stored)
+
+
+def token_before(
+    rows: Float[Array, "N D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
+) -> tuple[Float[Array, "N D"], MemoryCache | None]:
+    """The row that the same memory saw one token before, 0 at the first; the cache keeps the last one as ``x``."""
+    taps = jnp.broadcast_to(jnp.array([1.0, 0.0]), (rows.shape[-1], 2))
+    (before,), cache = convolve({"x": rows}, {"x": taps}, packing, cache, layer, activate=False)
+    return before, cache
 
 
 def recur(

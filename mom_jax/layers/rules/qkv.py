@@ -1,10 +1,12 @@
 """The common half of most rules: queries shared by all memories, keys and values of each memory's own."""
 
+from typing import ClassVar
+
 import jax
 from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
-from mom_jax.layers.linear import Linear, mixer_init
+from mom_jax.layers.linear import Linear, mixer_init, param
 from mom_jax.layers.rules.parts import conv_history, conv_weight, convolve, per_memory, project
 from mom_jax.layers.rules.rule import MemoryRule
 from mom_jax.ops.segments import Packing, pack
@@ -20,11 +22,15 @@ class QueryKeyValueRule(MemoryRule):
         memories: G, the shared memory included; 1 with one projection for all memories.
         conv_size: taps W of the short convolutions with SiLU after them; None for none.
         activate: SiLU in the place of the convolutions where there are none.
+        key_heads: heads of queries and keys, 1 where all heads share them; H if None.
+        conv_bias: add a bias to each convolution.
         leaking_memories: without a cache, convolve the sequences of that many memories end to end
             (`mom_jax.ops.reference_conv_leak`).
     """
 
     per_memory = ("k_proj", "v_proj")
+    per_row = ("q_conv1d", "k_conv1d", "v_conv1d")
+    activate_conv: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -36,19 +42,25 @@ class QueryKeyValueRule(MemoryRule):
         memories: int,
         conv_size: int | None,
         activate: bool = False,
+        key_heads: int | None = None,
+        conv_bias: bool = False,
         leaking_memories: int = 0,
         rngs: nnx.Rngs,
     ):
         super().__init__(num_heads, key_dim, value_dim)
-        keys, values = num_heads * key_dim, num_heads * value_dim
-        self.q_proj = Linear(hidden, keys, split="column", init=mixer_init, rngs=rngs)
-        self.k_proj = per_memory(rngs, memories, hidden, keys)
-        self.v_proj = per_memory(rngs, memories, hidden, values)
+        self.keys, self.values = (key_heads or num_heads) * key_dim, num_heads * value_dim
+        own = key_heads is None
+        self.q_proj = Linear(hidden, self.keys, split="column" if own else "whole", init=mixer_init, rngs=rngs)
+        self.k_proj = per_memory(rngs, memories, hidden, self.keys, split=own)
+        self.v_proj = per_memory(rngs, memories, hidden, self.values)
         self.conv_size, self.activate, self.leaking_memories = conv_size, activate, leaking_memories
-        if conv_size is not None:
-            self.q_conv1d, self.k_conv1d, self.v_conv1d = (
-                conv_weight(rngs, channels, conv_size) for channels in (keys, keys, values)
-            )
+        self.conv_bias = conv_bias and conv_size is not None
+        convolved = (("q", self.keys, own), ("k", self.keys, own), ("v", self.values, True))
+        for name, channels, split in convolved if conv_size is not None else ():
+            setattr(self, f"{name}_conv1d", conv_weight(rngs, channels, conv_size, split))
+        for name, channels, split in convolved if self.conv_bias else ():
+            bias = param(rngs, jax.nn.initializers.zeros, (channels,), ("tensor" if split else None,))
+            setattr(self, f"{name}_conv1d_bias", bias)
 
     def rows(
         self,
@@ -58,13 +70,15 @@ class QueryKeyValueRule(MemoryRule):
         layer: int | Array,
         *gates: Float[Array, "G D F"],
     ) -> tuple[Array, Array, Array, list[Float[Array, "N F"]], MemoryCache | None]:
-        """Packed rows: q and k [N, H, K], v [N, H, V], one array for each of the further projections, the cache."""
+        """Packed rows: q and k [N, key heads, K], v [N, H, V], one array for each of the further projections, the cache."""
         q = pack(self.q_proj(x), packing)
         k, v, *rest = project(x, packing, (self.k_proj[...], self.v_proj[...], *gates))
         if self.conv_size is not None:
-            weights = {"q": self.q_conv1d[...], "k": self.k_conv1d[...], "v": self.v_conv1d[...]}
             rows = {"q": q, "k": k, "v": v}
-            (q, k, v), cache = convolve(rows, weights, packing, cache, layer, self.leaking_memories)
+            weights = {name: getattr(self, f"{name}_conv1d")[...] for name in rows}
+            biases = {name: getattr(self, f"{name}_conv1d_bias")[...] for name in rows if self.conv_bias}
+            options = {"activate": self.activate_conv, "leaking_memories": self.leaking_memories}
+            (q, k, v), cache = convolve(rows, weights, packing, cache, layer, biases=biases, **options)
         elif self.activate:
             q, k, v = (jax.nn.silu(y) for y in (q, k, v))
         q, k = (y.reshape(y.shape[0], -1, self.key_dim) for y in (q, k))
@@ -72,5 +86,4 @@ class QueryKeyValueRule(MemoryRule):
 
     def conv_history(self) -> dict[str, tuple[int, int]]:
         """Inputs that the short convolutions remember: (W-1, channels) by name."""
-        keys, values = self.num_heads * self.key_dim, self.num_heads * self.value_dim
-        return conv_history(self.conv_size, q=keys, k=keys, v=values)
+        return conv_history(self.conv_size, q=self.keys, k=self.keys, v=self.values)

@@ -17,13 +17,17 @@ class MemoryRule(nnx.Module):
 
     A rule holds the projections that make rows out of tokens and calls one primitive of
     `mom_jax.ops`. Parameters named in ``per_memory`` have a leading axis G, one slice for each
-    memory; all memories share the others.
+    memory; all memories share the others. Those named in ``per_row`` are shared and yet applied
+    once for each memory that a token goes to. ``whole_history`` names the convolutions whose
+    inputs belong to no head.
 
     Args:
         num_heads, key_dim, value_dim: H, and K and V per head.
     """
 
     per_memory: ClassVar[tuple[str, ...]]
+    per_row: ClassVar[tuple[str, ...]] = ()
+    whole_history: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, num_heads: int, key_dim: int, value_dim: int):
         self.num_heads, self.key_dim, self.value_dim = num_heads, key_dim, value_dim
@@ -45,6 +49,9 @@ class MemoryRule(nnx.Module):
     def conv_history(self) -> dict[str, tuple[int, int]]:
         """Inputs that convolutions remember: (tokens, channels) by name."""
         return {}
+
+    def couple_layers(self) -> None:
+        """Where the layers of a model depend on each other: from their stacked parameters, in place, before they run."""
 
     def head_numbers(self, local: int) -> Float[Array, " local"]:
         """Numbers of the ``local`` heads that this device holds, from 0 to H - 1, as floats."""
