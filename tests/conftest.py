@@ -2,18 +2,29 @@
 named at the end.
 
 With pytest-xdist every worker collects the same tests, so a worker hands its list to the controller when it ends.
+
+Compilation takes most of the suite's time. So programs are compiled to the cheapest machine code, and kept in
+a folder that the workers and the processes which tests start share; benchmarks and the demo measure the other.
 """
 
 import importlib.util
 import os
-from collections.abc import Iterator
-from pathlib import Path
+import shutil
+import tempfile
 
 import pytest
 
 HARDWARE = ("gpu", "tpu")
 MARKERS = (*HARDWARE, "parity")
 _NOT_RUN: dict[str, list[str]] = {}
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+_OWN_CACHE = _CACHE not in os.environ
+
+# JAX reads these when it is first imported, which is after this file; workers inherit them.
+if _OWN_CACHE:
+    os.environ[_CACHE] = tempfile.mkdtemp(prefix="mom-jax-tests-")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 def _available(marker: str) -> bool:
@@ -38,10 +49,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hands a worker's list to the controller."""
+    """Hands a worker's list to the controller; the process that made the folder of programs removes it."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["not_run"] = _NOT_RUN
+    if _OWN_CACHE:
+        shutil.rmtree(os.environ[_CACHE], ignore_errors=True)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -56,23 +69,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(f"not run here: needs {hardware} ({len(names)})")
         for name in names:
             terminalreporter.write_line(name)
-
-
-@pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keeps compiled programs for the session, so that tests and the processes they start compile each one once.
-
-    Yields the folder; a child process uses it with ``JAX_COMPILATION_CACHE_DIR`` in its environment.
-    """
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache as cache
-
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
-    folder.mkdir(exist_ok=True)
-    former = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    cache.reset_cache()
-    yield folder
-    jax.config.update("jax_compilation_cache_dir", former)
-    cache.reset_cache()

@@ -21,7 +21,7 @@ class Plan:
     """Arguments of the verb."""
 
     preset: Annotated[str, tyro.conf.Positional]
-    """Name of a preset."""
+    """Name of a preset, such as mom-340m or mom-340m-gla."""
     length: int = 2048
     """Tokens of a sequence; attention costs more per token in longer ones."""
     beside: tuple[str, ...] = ("single", "equal-active", "expanded", "transformer")

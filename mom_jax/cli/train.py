@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
-from mom_jax.training.config import TRAIN_PRESETS, TrainConfig, get_train_preset
+from mom_jax.models.config import preset_names
+from mom_jax.training.config import TrainConfig, get_train_preset
 
 DESCRIPTION = """Trains a model. PRESET is one of {presets}; every option overrides one of its values.
 When the run folder holds a checkpoint of the same config, the run resumes there. Ctrl-C or SIGTERM saves and
@@ -29,7 +30,7 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     Raises:
         InputError: no or an unknown preset, or a bad override.
     """
-    names = ", ".join(TRAIN_PRESETS)
+    names = preset_names()
     asks_help = any(argument in ("-h", "--help") for argument in args)
     if asks_help and args[0].startswith("-"):
         preset, rest = "mom-tiny", list(args)

@@ -9,7 +9,7 @@ A new layout is a table of its rows and an entry in ``_LAYOUTS``.
 
 import dataclasses
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -27,24 +27,25 @@ class Form:
     Attributes:
         transposed: they store [out, in], we [in, out].
         taps: they store a convolution as [channels, 1, W], we as [channels, W].
-        part: ``(i, n)``: they store n of our matrices on top of each other (before transposing), this is number i.
+        part: ``(first, rows)``: theirs has ``rows`` rows, several of ours on top of each other (before
+            transposing), and this one begins at row ``first``.
     """
 
     transposed: bool = False
     taps: bool = False
-    part: tuple[int, int] = (0, 1)
+    part: tuple[int, int] | None = None
 
     def stored_shape(self, shape: Shape) -> Shape:
         """The shape of their tensor for ours of ``shape``."""
         rows, *rest = reversed(shape) if self.transposed else shape
-        return (rows * self.part[1], *([1] if self.taps else []), *rest)
+        return (rows if self.part is None else self.part[1], *([1] if self.taps else []), *rest)
 
     def stored_index(self, index: Index, shape: Shape) -> Index:
         """Where their tensor holds ``index`` of ours, which has ``shape`` in all."""
         bounds = [slice(*cut.indices(size)[:2]) for cut, size in zip(index, shape, strict=True)]
         if self.transposed:
-            bounds, shape = bounds[::-1], shape[::-1]
-        before = self.part[0] * shape[0]
+            bounds = bounds[::-1]
+        before = 0 if self.part is None else self.part[0]
         rows = slice(before + bounds[0].start, before + bounds[0].stop)
         return (rows, *([slice(0, 1)] if self.taps else []), *bounds[1:])
 
@@ -55,7 +56,7 @@ class Form:
         return stored.T if self.transposed else stored
 
     def stored(self, ours: np.ndarray) -> np.ndarray:
-        """Their view of a whole matrix of ours; only for a ``part`` of one."""
+        """Their view of a whole matrix of ours; of a ``part``, its own rows."""
         if self.taps:
             return ours[:, None]
         return ours.T if self.transposed else ours
@@ -64,8 +65,6 @@ class Form:
 SAME = Form()
 MATRIX = Form(transposed=True)
 TAPS = Form(taps=True)
-FIRST_HALF = Form(transposed=True, part=(0, 2))
-SECOND_HALF = Form(transposed=True, part=(1, 2))
 
 
 class Row(NamedTuple):
@@ -75,6 +74,7 @@ class Row(NamedTuple):
     form: Form
     shared: str | None = None  # their name of the shared memory's (or the only) projection
     also: str | None = None  # another name it may have
+    all_layers: bool = False  # one tensor of theirs, outside of the layers, holds those of all layers
 
 
 Table = dict[str, Row]
@@ -145,23 +145,92 @@ _ATTENTION: Table = {
     "attn.k_proj.bias": Row("attn.k_proj.bias", SAME),
     "attn.v_proj.bias": Row("attn.v_proj.bias", SAME),
 }
-# The older layout fuses gate and up projection, gate first, and may keep the norm inside the MLP.
-_OLD_BLOCK: Table = _BLOCK | {
-    "mlp_norm.weight": Row("mlp_norm.weight", SAME, also="mlp.norm.weight"),
-    "mlp.gate_proj.weight": Row("mlp.gate_proj.weight", FIRST_HALF),
-    "mlp.up_proj.weight": Row("mlp.gate_proj.weight", SECOND_HALF),
+_HGRN2: Table = _SINGLE | {
+    "attn.rule.k_proj": Row("", MATRIX, shared="attn.f_proj.weight"),
+    "attn.rule.v_proj": Row("", MATRIX, shared="attn.i_proj.weight"),
+    "attn.rule.k_conv1d": Row("attn.f_conv1d.weight", TAPS),
+    "attn.rule.v_conv1d": Row("attn.i_conv1d.weight", TAPS),
+    "attn.rule.lower_bound": Row("model.lower_bounds", SAME, all_layers=True),
+    "attn.output.norm": Row("attn.g_norm.weight", SAME),
 }
+_GSA: Table = _SINGLE | {
+    "attn.rule.f_proj": Row("", MATRIX, shared="attn.f_proj.weight"),
+    "attn.output.norm": Row("attn.g_norm.weight", SAME),
+}
+_KDA: Table = _GATED_DELTANET | {
+    "attn.rule.f_down": Row("", MATRIX, shared="attn.f_proj.0.weight"),
+    "attn.rule.f_up": Row("", MATRIX, shared="attn.f_proj.1.weight"),
+    "attn.output.g_down.weight": Row("attn.g_proj.0.weight", MATRIX),
+    "attn.output.g_up.weight": Row("attn.g_proj.1.weight", MATRIX),
+    "attn.output.g_up.bias": Row("attn.g_proj.1.bias", SAME),
+}
+
+
+def _old_block(config: MoMConfig) -> Table:
+    """The older layout fuses gate and up projection, gate first, and may keep the norm inside the MLP."""
+    wide = config.mlp_dim
+    return _BLOCK | {
+        "mlp_norm.weight": Row("mlp_norm.weight", SAME, also="mlp.norm.weight"),
+        "mlp.gate_proj.weight": Row("mlp.gate_proj.weight", Form(transposed=True, part=(0, 2 * wide))),
+        "mlp.up_proj.weight": Row("mlp.gate_proj.weight", Form(transposed=True, part=(wide, 2 * wide))),
+    }
+
+
+def _mamba2(config: MoMConfig) -> Table:
+    """One projection to gate, value, key, query and time step; one convolution over value, key and query."""
+    values, keys = config.value_dim, config.head_dim
+    total = 2 * values + 2 * keys + config.num_heads
+    convolved = {"v": (0, values), "k": (values, keys), "q": (values + keys, keys)}
+    table: Table = {
+        "attn.output.g_proj.weight": Row("mixer.in_proj.weight", Form(transposed=True, part=(0, total))),
+        "attn.rule.A_log": Row("mixer.A_log", SAME),
+        "attn.rule.dt_bias": Row("mixer.dt_bias", SAME),
+        "attn.rule.D": Row("mixer.D", SAME),
+        "attn.output.norm": Row("mixer.norm.weight", SAME),
+        "attn.output.o_proj.weight": Row("mixer.out_proj.weight", MATRIX),
+        "attn_norm.weight": Row("norm.weight", SAME),
+    }
+    for name, (first, _) in convolved.items():
+        form = Form(transposed=True, part=(values + first, total))
+        row = Row("mixer.in_proj.weight", form) if name == "q" else Row("", form, shared="mixer.in_proj.weight")
+        table["attn.rule.q_proj.weight" if name == "q" else f"attn.rule.{name}_proj"] = row
+        part = (first, values + 2 * keys)
+        table[f"attn.rule.{name}_conv1d"] = Row("mixer.conv1d.weight", Form(taps=True, part=part))
+        table[f"attn.rule.{name}_conv1d_bias"] = Row("mixer.conv1d.bias", Form(part=part))
+    steps = Form(transposed=True, part=(total - config.num_heads, total))
+    return table | {"attn.rule.dt_proj": Row("", steps, shared="mixer.in_proj.weight")}
+
+
 _KINDS = {"layers": "memory", "attention_layers": "attention"}  # our stack: the kind of its layers
-# model_type: (what surrounds the mixer, the mixer of a memory layer).
-_LAYOUTS: dict[str, tuple[Table, Table]] = {
-    "mom": (_BLOCK, _MEMORY),
-    "mom_gated_deltanet": (_OLD_BLOCK, _MEMORY),
-    "gated_deltanet": (_BLOCK, _GATED_DELTANET),
-    "delta_net": (_BLOCK, _DELTA_NET),
-    "linear_attn": (_BLOCK, _LINEAR_ATTN),
-    "retnet": (_BLOCK, _RETNET),
-    "gla": (_BLOCK, _GLA),
-    "transformer": (_BLOCK, {}),
+
+
+class Layout(NamedTuple):
+    """Where a published model type keeps its tensors; a table may be a function of the configuration."""
+
+    memory: Table | Callable[[MoMConfig], Table]  # the mixer of a memory layer
+    block: Table | Callable[[MoMConfig], Table] = _BLOCK  # what surrounds a mixer
+    model: Table = _MODEL
+    layer: str = "model.layers.{layer}."  # before the names of a layer
+
+
+_BACKBONE: Table = {
+    "embeddings": Row("backbone.embeddings.weight", SAME),
+    "norm.weight": Row("backbone.norm_f.weight", SAME),
+    "lm_head": Row("lm_head.weight", SAME),
+}
+_LAYOUTS: dict[str, Layout] = {
+    "mom": Layout(_MEMORY),
+    "mom_gated_deltanet": Layout(_MEMORY, _old_block),
+    "gated_deltanet": Layout(_GATED_DELTANET),
+    "delta_net": Layout(_DELTA_NET),
+    "linear_attn": Layout(_LINEAR_ATTN),
+    "retnet": Layout(_RETNET),
+    "gla": Layout(_GLA),
+    "hgrn2": Layout(_HGRN2),
+    "gsa": Layout(_GSA),
+    "kda": Layout(_KDA),
+    "mamba2": Layout(_mamba2, {}, _BACKBONE, "backbone.layers.{layer}."),
+    "transformer": Layout({}),
 }
 # Stored here and there, but without effect on what a model computes.
 _WITHOUT_EFFECT = re.compile(r"model\.layers\.\d+\.attn\.(D|rotary\.inv_freq)")
@@ -185,16 +254,18 @@ def pieces(config: MoMConfig, layout: str, ours: str, shape: Shape, stored: Coll
         shape: its shape, the layer and memory axes included.
         stored: names in the file, which choose between the names that a tensor may have.
     """
-    if ours in _MODEL:
-        row = _MODEL[ours]
+    there = _LAYOUTS[layout]
+    if ours in there.model:
+        row = there.model[ours]
         return [Piece((), row.name, row.form)]
     stack, _, inside = ours.partition(".")
-    block, memory = _LAYOUTS[layout]
-    row = (block | (memory if stack == "layers" else _ATTENTION))[inside]
+    row = (_table(there.block, config) | (_table(there.memory, config) if stack == "layers" else _ATTENTION))[inside]
+    if row.all_layers:
+        return [Piece((), row.name, row.form)]
     numbers = [i for i, kind in enumerate(config.layer_kinds) if kind == _KINDS[stack]]
     found = []
     for rank, number in enumerate(numbers):
-        prefix = f"model.layers.{number}."
+        prefix = there.layer.format(layer=number)
         if row.shared is None:
             name = prefix + row.name
             if row.also is not None and name not in stored and prefix + row.also in stored:
@@ -204,6 +275,15 @@ def pieces(config: MoMConfig, layout: str, ours: str, shape: Shape, stored: Coll
             names = _memory_names(row, config, shape[1])
             found += [Piece((rank, memory), prefix + name, row.form) for memory, name in enumerate(names)]
     return found
+
+
+def model_tensor(layout: str, ours: str) -> str:
+    """Their name of a tensor outside of the layers, such as ``embeddings``."""
+    return _LAYOUTS[layout].model[ours].name
+
+
+def _table(table: Table | Callable[[MoMConfig], Table], config: MoMConfig) -> Table:
+    return table(config) if callable(table) else table
 
 
 def _memory_names(row: Row, config: MoMConfig, memories: int) -> list[str]:

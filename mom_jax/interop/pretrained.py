@@ -1,5 +1,6 @@
 """Models from and to folders of the PyTorch library: ``config.json`` and safetensors files."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from mom_jax.errors import InputError
 from mom_jax.interop.folders import check_empty, in_place_of
-from mom_jax.interop.keys import Index, Piece, pieces, without_effect
+from mom_jax.interop.keys import Index, Piece, model_tensor, pieces, without_effect
 from mom_jax.interop.published import CONFIG_FILE, read_config, write_config
 from mom_jax.interop.tensors import DTYPES, StoredTensors, Tensor, write_tensors
 from mom_jax.models.config import MoMConfig
@@ -27,7 +28,7 @@ MAX_SHARD_BYTES = 5 * 10**9
 _ALIGNMENT = 64  # XLA's CPU client takes over a host buffer without a copy if it is aligned so
 _PROGRESS_BYTES = 2**29  # models below this load before a bar could be read
 _READABLE = ("F32", "BF16", "F16")
-_EMBEDDING, _OUTPUT = _VOCABULARY = ("model.embeddings.weight", "lm_head.weight")
+_OUTPUT = "lm_head.weight"
 
 
 def load_pretrained(directory: str | Path) -> MoMForCausalLM:
@@ -51,7 +52,8 @@ def load_pretrained(directory: str | Path) -> MoMForCausalLM:
     parts = model_parts(config)
     abstract, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(parts.abstract))
     plan = {dotted(path): pieces(config, layout, dotted(path), leaf.shape, stored.tensors) for path, leaf in abstract}
-    _check(config, {dotted(path): leaf.shape for path, leaf in abstract}, plan, stored)
+    embedding = model_tensor(layout, "embeddings")
+    _check(config, {dotted(path): leaf.shape for path, leaf in abstract}, plan, stored, embedding)
     mesh = jax.sharding.get_mesh()
     shardings = [None] * len(abstract) if mesh.empty else jax.tree.leaves(param_shardings(parts.abstract, mesh))
     reader = _Reader(stored)
@@ -103,7 +105,11 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _check(
-    config: MoMConfig, shapes: dict[str, tuple[int, ...]], plan: dict[str, list[Piece]], stored: StoredTensors
+    config: MoMConfig,
+    shapes: dict[str, tuple[int, ...]],
+    plan: dict[str, list[Piece]],
+    stored: StoredTensors,
+    embedding: str,
 ) -> None:
     """Compares what the model needs with what is stored, by names, shapes and dtypes."""
     needed = {
@@ -117,7 +123,7 @@ def _check(
         if there is None:
             wrong.append(f"{name} {list(shape)} is missing")
         elif there.shape != shape:
-            rows = " (vocab_size)" if name in _VOCABULARY and there.shape[1:] == shape[1:] else ""
+            rows = " (vocab_size)" if name in (embedding, _OUTPUT) and there.shape[1:] == shape[1:] else ""
             wrong.append(f"{name} has shape {list(there.shape)} instead of {list(shape)}{rows}")
         elif there.dtype not in _READABLE:
             wrong.append(f"{name} is stored as {there.dtype} instead of {', '.join(_READABLE)}")
@@ -127,8 +133,8 @@ def _check(
     if wrong:
         remedy = f"do not fit config.json: {'; '.join(wrong)}"
         raise InputError("tensors", f"{len(wrong)} of {len(stored.tensors)}", remedy)
-    if config.tie_word_embeddings and _OUTPUT in stored.tensors and not _equal(stored, _OUTPUT, _EMBEDDING):
-        remedy = f"but {_OUTPUT} differs from {_EMBEDDING}; set it to false in config.json to keep both"
+    if config.tie_word_embeddings and _OUTPUT in stored.tensors and not _equal(stored, _OUTPUT, embedding):
+        remedy = f"but {_OUTPUT} differs from {embedding}; set it to false in config.json to keep both"
         raise InputError("tie_word_embeddings", True, remedy)
 
 
@@ -184,11 +190,20 @@ def _tensors(model: MoMForCausalLM) -> Iterator[Tensor]:
     """Everything to be stored, in the order of our parameters; values are fetched when asked for."""
     layout, _ = in_their_words(model.config.to_dict())
     leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model)))[0]
+    theirs: dict[str, list[tuple[Piece, jax.Array]]] = {}
     for path, leaf in leaves:
-        name = dotted(path)
-        for where, theirs, form in pieces(model.config, layout, name, leaf.shape):
-            shape = form.stored_shape(leaf.shape[len(where) :])
-            yield Tensor(theirs, shape, lambda leaf=leaf, where=where, form=form: form.stored(_on_host(leaf, where)))
+        for piece in pieces(model.config, layout, dotted(path), leaf.shape):
+            theirs.setdefault(piece.name, []).append((piece, leaf))
+    for name, parts in theirs.items():
+        (where, _, form), leaf = parts[0]
+        yield Tensor(name, form.stored_shape(leaf.shape[len(where) :]), functools.partial(_stored, parts))
+
+
+def _stored(parts: list[tuple[Piece, jax.Array]]) -> np.ndarray:
+    """One of their tensors from the parameters of ours that lie in it, on top of each other."""
+    parts = sorted(parts, key=lambda part: part[0].form.part or (0, 0))
+    rows = [form.stored(_on_host(leaf, where)) for (where, _, form), leaf in parts]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
 def _on_host(leaf: jax.Array, where: tuple[int, ...]) -> np.ndarray:

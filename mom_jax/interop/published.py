@@ -24,6 +24,10 @@ _ARCHITECTURES = {
     "linear_attn": "LinearAttentionForCausalLM",
     "retnet": "RetNetForCausalLM",
     "gla": "GLAForCausalLM",
+    "hgrn2": "HGRN2ForCausalLM",
+    "gsa": "GSAForCausalLM",
+    "kda": "KDAForCausalLM",
+    "mamba2": "Mamba2ForCausalLM",
     "transformer": "TransformerForCausalLM",
 }
 

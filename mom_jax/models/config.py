@@ -6,6 +6,7 @@ Importing this module does not import JAX.
 import dataclasses
 import difflib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -128,7 +129,7 @@ class MoMConfig:
             remedy = f"head_dim ({self.head_dim}) * expand_v must be a positive whole number"
             raise InputError("expand_v", self.expand_v, remedy)
         if self.memory_rule == "ttt" and self.head_v_dim != self.head_dim:
-            raise InputError("expand_v", self.expand_v, "must be 1 with memory_rule ttt, whose values are as wide as keys")
+            raise InputError("expand_v", self.expand_v, "must be 1 with memory_rule ttt (values as wide as keys)")
         if self.intermediate_size is None and self.hidden_ratio is None:
             raise InputError("hidden_ratio", None, "set hidden_ratio or intermediate_size")
         for field, known in (("memory_rule", MEMORY_RULES), ("compute_dtype", ("float32", "bfloat16"))):
@@ -256,12 +257,38 @@ def mom_1_3b() -> MoMConfig:
     return MoMConfig(hidden_size=2048, hidden_ratio=4, tie_word_embeddings=True)
 
 
-PRESETS = {"mom-tiny": mom_tiny, "mom-340m": mom_340m, "mom-1.3b": mom_1_3b}
+_SIZES = {"mom-tiny": mom_tiny, "mom-340m": mom_340m, "mom-1.3b": mom_1_3b}
+# Options of a rule's own paper that are not the defaults above. Heads stay those of the preset, so that
+# rules are compared at one size of state.
+_OF_RULE: dict[str, dict[str, Any]] = {
+    "linear_attention": {"feature_map": "elu", "norm_feature_map": True},
+    "gsa": {"gate_logit_normalizer": 8},
+    "rwkv7": {"gate_low_rank_dim": 128},
+}
+
+
+def _with_rule(size: Callable[[], MoMConfig], rule: MemoryRuleName) -> Callable[[], MoMConfig]:
+    return lambda: dataclasses.replace(size(), memory_rule=rule, **_OF_RULE.get(rule, {}))
+
+
+# A size by itself has the default rule; each other rule has a preset of every size: mom-340m-gla.
+PRESETS: dict[str, Callable[[], MoMConfig]] = _SIZES | {
+    f"{name}-{rule.replace('_', '-')}": _with_rule(size, rule)
+    for name, size in _SIZES.items()
+    for rule in MEMORY_RULES
+    if rule != "gated_deltanet"
+}
+
+
+def preset_names() -> str:
+    """All presets in one line of a help text."""
+    rules = ", ".join(name.removeprefix("mom-tiny-") for name in PRESETS if name.startswith("mom-tiny-"))
+    return f"{', '.join(_SIZES)}, or one of these with another memory rule, as mom-tiny-gla ({rules})"
 
 
 def get_preset(name: str) -> MoMConfig:
     """The preset of that name; an unknown name raises `InputError` with the closest known ones."""
     if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS) or list(PRESETS)
+        close = difflib.get_close_matches(name, PRESETS) or list(_SIZES)
         raise InputError("preset", name, f"unknown; did you mean {' or '.join(close)}?")
     return PRESETS[name]()

@@ -4,12 +4,22 @@ Each translation takes the fields of a ``config.json`` and returns them under ou
 defaults of that model type written out; unknown fields stay for the caller to drop.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from mom_jax.errors import InputError
 
 Fields = dict[str, Any]
+
+_SINGLE_MEMORY: Fields = {"mixture": False}
+_ANY_STEP = (0.0, math.inf)
+# Model types whose memory is available as a rule, but whose published models are built from other parts.
+_RESISTING = {
+    "rwkv6": "its blocks have layer norms with biases and a channel mixing that carries a token from call to call",
+    "rwkv7": "its layers add the first layer's values to their own, and its channel mixing carries a token from call "
+    "to call",
+}
 
 
 def _renamed(fields: Fields, defaults: Fields, names: dict[str, str]) -> Fields:
@@ -40,14 +50,14 @@ def _mom_gated_deltanet(fields: Fields) -> Fields:
 def _gated_deltanet(fields: Fields) -> Fields:
     _only(fields, num_v_heads=None, output_gate_activation="swish")
     defaults = {"expand_v": 2.0, "num_heads": 6, "num_hidden_layers": 21, "use_gate": True}
-    return _renamed(fields, defaults, {"use_gate": "use_output_gate"}) | {"mixture": False}
+    return _renamed(fields, defaults, {"use_gate": "use_output_gate"}) | _SINGLE_MEMORY
 
 
 def _delta_net(fields: Fields) -> Fields:
     _only(fields, use_beta=True, qk_norm="l2", qk_activation="silu")
     defaults = {"expand_k": 1.0, "expand_v": 1.0, "num_heads": 16, "hidden_size": 2048, "use_gate": False}
     ours = _renamed(fields, defaults, {"use_gate": "use_output_gate"})
-    return ours | _head_sizes(ours) | {"mixture": False, "memory_rule": "deltanet"}
+    return ours | _head_sizes(ours) | _SINGLE_MEMORY | {"memory_rule": "deltanet"}
 
 
 def _linear_attn(fields: Fields) -> Fields:
@@ -56,8 +66,8 @@ def _linear_attn(fields: Fields) -> Fields:
         raise InputError("feature_map", fields["feature_map"], "has parameters; identity, elu and relu are available")
     _only(fields, num_kv_heads=None, norm_q=False, norm_k=False, elementwise_affine=True)
     ours = {"expand_k": 1.0, "expand_v": 1.0, "num_heads": 4, "hidden_size": 2048} | fields
-    fixed = {"mixture": False, "memory_rule": "linear_attention", "use_short_conv": False, "use_output_gate": False}
-    return ours | _head_sizes(ours) | fixed
+    fixed = {"memory_rule": "linear_attention", "use_short_conv": False, "use_output_gate": False}
+    return ours | _head_sizes(ours) | _SINGLE_MEMORY | fixed
 
 
 def _retnet(fields: Fields) -> Fields:
@@ -65,7 +75,7 @@ def _retnet(fields: Fields) -> Fields:
     defaults = {"expand_k": 1.0, "expand_v": 2.0, "num_heads": 8, "hidden_size": 2048, "hidden_ratio": 2}
     ours = defaults | _without(fields, "feature_map")
     # its model does not hand use_short_conv on to its layers
-    return ours | _head_sizes(ours) | {"mixture": False, "memory_rule": "retnet", "use_short_conv": False}
+    return ours | _head_sizes(ours) | _SINGLE_MEMORY | {"memory_rule": "retnet", "use_short_conv": False}
 
 
 def _gla(fields: Fields) -> Fields:
@@ -74,7 +84,45 @@ def _gla(fields: Fields) -> Fields:
     )
     ours = {"expand_k": 0.5, "expand_v": 1.0, "num_heads": 4, "hidden_size": 2048, "use_short_conv": False}
     ours |= _without(fields, "feature_map")
-    return ours | _head_sizes(ours) | {"mixture": False, "memory_rule": "gla"}
+    return ours | _head_sizes(ours) | _SINGLE_MEMORY | {"memory_rule": "gla"}
+
+
+def _hgrn2(fields: Fields) -> Fields:
+    _only(fields, use_lower_bound=True, attn=None, elementwise_affine=True)
+    ours = {"hidden_size": 2048, "use_short_conv": False, "expand_ratio": 128} | fields
+    ratio = ours["expand_ratio"] or ours["hidden_size"] // ours["num_heads"]
+    sizes = {"head_dim": ratio, "num_heads": ours["hidden_size"] // ratio, "expand_v": 1.0}
+    return ours | sizes | _SINGLE_MEMORY | {"memory_rule": "hgrn2"}
+
+
+def _gsa(fields: Fields) -> Fields:
+    _only(fields, num_kv_heads=None, feature_map="swish", elementwise_affine=True)
+    defaults = {"expand_k": 1.0, "expand_v": 1.0, "num_heads": 4, "hidden_size": 2048, "use_short_conv": False}
+    ours = defaults | {"num_slots": 64, "gate_logit_normalizer": 8} | _without(fields, "feature_map")
+    sizes = _head_sizes(ours)
+    own = {"memory_rule": "gsa", "num_slots": ours["num_slots"] or sizes["head_dim"]}
+    return ours | sizes | _SINGLE_MEMORY | own
+
+
+def _kda(fields: Fields) -> Fields:
+    ours = {"hidden_size": 2048, "head_dim": 128, "num_heads": 16, "expand_v": 1.0} | fields
+    if fields.get("num_v_heads") == ours["num_heads"]:
+        fields = _without(fields, "num_v_heads")
+    _only(fields, num_v_heads=None, safe_gate=False, lower_bound=None)
+    return ours | _SINGLE_MEMORY | {"memory_rule": "kda"}
+
+
+def _mamba2(fields: Fields) -> Fields:
+    _only(fields, n_groups=1, use_bias=False, use_conv_bias=True, D_has_hdim=False, rmsnorm=True)
+    _only(fields, norm_before_gate=False, attn=None)
+    if tuple(fields.get("dt_limit", _ANY_STEP)) != _ANY_STEP:
+        raise InputError("dt_limit", fields["dt_limit"], f"not available in a mamba2 model; only {_ANY_STEP} is")
+    theirs = {"hidden_size": 2048, "state_size": 128, "head_dim": 64, "expand": 2, "conv_kernel": 4} | fields
+    keys, values = theirs["state_size"], theirs["head_dim"]
+    sizes = {"num_heads": int(theirs["expand"] * theirs["hidden_size"] / values), "head_dim": keys}
+    sizes |= {"expand_v": values / keys, "conv_size": theirs["conv_kernel"], "intermediate_size": 0}
+    defaults = {"norm_eps": 1e-5, "num_hidden_layers": 48, "pad_token_id": 0}
+    return defaults | theirs | sizes | _SINGLE_MEMORY | {"memory_rule": "mamba2"}
 
 
 def _transformer(fields: Fields) -> Fields:
@@ -102,6 +150,10 @@ _TRANSLATIONS: dict[str, Callable[[Fields], Fields]] = {
     "linear_attn": _linear_attn,
     "retnet": _retnet,
     "gla": _gla,
+    "hgrn2": _hgrn2,
+    "gsa": _gsa,
+    "kda": _kda,
+    "mamba2": _mamba2,
     "transformer": _transformer,
 }
 
@@ -113,6 +165,9 @@ def in_our_words(fields: Fields) -> Fields:
         InputError: another model type, or an option that this library does not have.
     """
     model_type = fields.get("model_type", "mom")
+    if model_type in _RESISTING:
+        remedy = f"cannot be converted: {_RESISTING[model_type]}; memory_rule={model_type} is its memory alone"
+        raise InputError("model_type", model_type, remedy)
     if model_type not in _TRANSLATIONS:
         raise InputError("model_type", model_type, f"expected one of {', '.join(_TRANSLATIONS)}")
     return _TRANSLATIONS[model_type](fields)
@@ -121,19 +176,90 @@ def in_our_words(fields: Fields) -> Fields:
 _MIXTURE = ("num_memories", "topk", "shared_mem", "single_kv_proj", "aux_loss_scale")
 _OURS = ("memory_rule", "mixture", "reference_conv_leak", "compute_dtype")
 _ROPE_THETA = 10000.0  # of attention layers in the reference's MoM, whatever its configuration says
-_RULES_OWN = ("allow_neg_eigval", "feature_map", "norm_feature_map", "gate_logit_normalizer", "gate_low_rank_dim")
-_MEMORY = ("num_heads", "head_dim", "expand_v", "use_output_gate", "use_short_conv", "conv_size", *_RULES_OWN)
-# memory_rule: (model type of a single memory, names that differ there, our fields that it does not know)
-_SINGLE: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
-    "gated_deltanet": ("gated_deltanet", {"use_output_gate": "use_gate"}, _RULES_OWN[1:]),
-    "deltanet": ("delta_net", {"use_output_gate": "use_gate"}, _RULES_OWN[1:]),
-    "linear_attention": (
-        "linear_attn",
-        {},
-        (*_RULES_OWN[:1], *_RULES_OWN[3:], "use_output_gate", "use_short_conv", "conv_size"),
+_RULES_OWN = (
+    "allow_neg_eigval",
+    "feature_map",
+    "norm_feature_map",
+    "gate_logit_normalizer",
+    "gate_low_rank_dim",
+    "decay_low_rank_dim",
+    "proj_low_rank_dim",
+    "a_low_rank_dim",
+    "num_slots",
+    "mini_batch_size",
+)
+_CONV = ("use_short_conv", "conv_size")
+_OPTIONAL = ("use_output_gate", *_CONV, *_RULES_OWN)
+_MEMORY = ("num_heads", "head_dim", "expand_v", *_OPTIONAL)
+
+
+def _ratio_sizes(fields: Fields) -> Fields:
+    """Head sizes as ratios of the hidden size."""
+    ratio = fields["head_dim"] * fields["num_heads"] / fields["hidden_size"]
+    return {"num_heads": fields["num_heads"], "expand_k": ratio, "expand_v": ratio * fields["expand_v"]}
+
+
+def _plain_sizes(fields: Fields) -> Fields:
+    return {name: fields[name] for name in ("num_heads", "head_dim", "expand_v")}
+
+
+def _hgrn2_sizes(fields: Fields) -> Fields:
+    return {"num_heads": fields["num_heads"], "expand_ratio": fields["head_dim"]}
+
+
+def _mamba2_sizes(fields: Fields) -> Fields:
+    values = round(fields["head_dim"] * fields["expand_v"])
+    expand = fields["num_heads"] * values / fields["hidden_size"]
+    return {
+        "state_size": fields["head_dim"],
+        "head_dim": values,
+        "num_heads": fields["num_heads"],
+        "expand": int(expand) if expand == int(expand) else expand,
+        "conv_kernel": fields["conv_size"],
+        "n_groups": 1,
+    }
+
+
+class _Single(NamedTuple):
+    """How the PyTorch library tells a single memory of one rule."""
+
+    model_type: str
+    sizes: Callable[[Fields], Fields]
+    known: tuple[str, ...]  # our optional fields that it knows
+    fixed: Fields  # fields with one value there
+    names: dict[str, str] = {}  # noqa: RUF012 (never written) where its names differ
+
+
+_GATE = {"use_output_gate": "use_gate"}
+_SINGLE: dict[str, _Single] = {
+    "gated_deltanet": _Single(
+        "gated_deltanet", _plain_sizes, ("use_output_gate", *_CONV, "allow_neg_eigval"), {}, _GATE
     ),
-    "retnet": ("retnet", {}, _RULES_OWN),
-    "gla": ("gla", {}, _RULES_OWN),
+    "deltanet": _Single("delta_net", _ratio_sizes, ("use_output_gate", *_CONV, "allow_neg_eigval"), {}, _GATE),
+    "kda": _Single("kda", _plain_sizes, (*_CONV, "allow_neg_eigval"), {}),
+    "linear_attention": _Single(
+        "linear_attn",
+        _ratio_sizes,
+        ("feature_map", "norm_feature_map"),
+        {"use_short_conv": False, "use_output_gate": False},
+    ),
+    "retnet": _Single(
+        "retnet", _ratio_sizes, ("use_output_gate", *_CONV), {"use_short_conv": False, "use_output_gate": True}
+    ),
+    "gla": _Single(
+        "gla",
+        _ratio_sizes,
+        ("use_output_gate", *_CONV),
+        {"use_output_gate": True, "gate_logit_normalizer": 16, "gate_low_rank_dim": 16},
+    ),
+    "hgrn2": _Single("hgrn2", _hgrn2_sizes, _CONV, {"attn": None, "expand_v": 1.0}),
+    "gsa": _Single("gsa", _ratio_sizes, (*_CONV, "num_slots", "gate_logit_normalizer"), {}),
+    "mamba2": _Single(
+        "mamba2",
+        _mamba2_sizes,
+        (),
+        {"attn": None, "intermediate_size": 0, "use_output_gate": True, "use_short_conv": True},
+    ),
 }
 
 
@@ -158,25 +284,23 @@ def in_their_words(fields: Fields) -> tuple[str, Fields]:
         return "mom", _without(fields, *_OURS, *_RULES_OWN) | constant | {"use_layer_wise_balance": True}
     if rule not in _SINGLE:
         raise InputError("memory_rule", rule, f"the PyTorch library has {', '.join(_SINGLE)} as single memories")
-    model_type, names, unknown = _SINGLE[rule]
-    _check_rule(rule, fields)
-    theirs = _renamed(_without(fields, *_MIXTURE, *_OURS, *unknown), {}, names)
-    if model_type != "gated_deltanet":  # the others tell head sizes as ratios of the hidden size
-        ratio = fields["head_dim"] * fields["num_heads"] / fields["hidden_size"]
-        theirs = _without(theirs, "head_dim") | {"expand_k": ratio, "expand_v": ratio * fields["expand_v"]}
-    return model_type, theirs
+    there = _SINGLE[rule]
+    _check_rule(rule, there, fields)
+    sizes = there.sizes(fields)
+    unknown = [name for name in _MEMORY if name not in there.known]
+    theirs = _renamed(_without(fields, *_MIXTURE, *_OURS, *unknown), {}, there.names)
+    return there.model_type, theirs | sizes
 
 
-def _check_rule(rule: str, fields: Fields) -> None:
+def _check_rule(rule: str, there: _Single, fields: Fields) -> None:
     """Refuses options that the PyTorch library fixes."""
-    fixed = {
-        "linear_attention": {"use_short_conv": False, "use_output_gate": False},
-        "retnet": {"use_short_conv": False, "use_output_gate": True},
-        "gla": {"use_output_gate": True, "gate_logit_normalizer": 16, "gate_low_rank_dim": 16},
-    }
-    for field, value in fixed.get(rule, {}).items():
+    for field, value in there.fixed.items():
         if fields[field] != value:
             raise InputError(field, fields[field], f"the PyTorch library's {rule} has {value!r} only")
+    sizes = {"hgrn2": fields["head_dim"], "gsa": fields["head_dim"] * fields["expand_v"]}
+    if rule in sizes and sizes[rule] * fields["num_heads"] != fields["hidden_size"]:
+        remedy = f"the PyTorch library's {rule} has as many channels in all heads as hidden_size"
+        raise InputError("num_heads", fields["num_heads"], remedy)
 
 
 def _without(fields: Fields, *names: str) -> Fields:

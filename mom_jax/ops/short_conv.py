@@ -26,7 +26,8 @@ def short_conv(
     ``activate=False`` leaves the SiLU out. Sums in float32; returns ``x.dtype``. Padding rows hold
     no meaningful value.
     """
-    filtered = jax.checkpoint(functools.partial(_filtered, activate=activate))  # keeps x alone for the backward pass, not its W shifted copies
+    # the backward pass keeps x alone, not its W shifted copies
+    filtered = jax.checkpoint(functools.partial(_filtered, activate=activate))
     return filtered(x, weight, packing, state, bias).astype(x.dtype)
 
 

@@ -5,6 +5,7 @@ Importing this module imports neither JAX nor Optax.
 
 import dataclasses
 import difflib
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal, Self
 
 from mom_jax.data.config import DataConfig
 from mom_jax.errors import InputError
-from mom_jax.models.config import AttentionConfig, MoMConfig, get_preset
+from mom_jax.models.config import PRESETS, AttentionConfig, MoMConfig, get_preset
 
 CONFIG_FILE = "config.json"  # in the run's folder
 
@@ -252,13 +253,13 @@ def check_same_run(saved: TrainConfig, wanted: TrainConfig) -> None:
         )
 
 
-def _tiny() -> TrainConfig:
+def _tiny(name: str) -> TrainConfig:
     return TrainConfig(
-        model=get_preset("mom-tiny"),
+        model=get_preset(name),
         data=DataConfig(sequence_length=256, batch_size=8),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=30),
         checkpoint=CheckpointConfig(every=200, keep=2),
-        run_dir="runs/mom-tiny",
+        run_dir=f"runs/{name}",
         steps=400,
         eval_every=100,
     )
@@ -277,10 +278,13 @@ def _published(name: str, batch_size: int, steps: int, remat: Literal["none", "f
 
 # The published recipe: 30,720 steps of 0.52M tokens (15B) for the small model, and 2.1M tokens a step up to
 # 100B for the large one; learning rate 3e-4 with 1,024 warm-up steps and a cosine, context 2,048.
-TRAIN_PRESETS: dict[str, Callable[[], TrainConfig]] = {
+_RUNS: dict[str, Callable[[str], TrainConfig]] = {
     "mom-tiny": _tiny,
-    "mom-340m": lambda: _published("mom-340m", 256, 30720, "dots"),
-    "mom-1.3b": lambda: _published("mom-1.3b", 1024, 47684, "full"),
+    "mom-340m": lambda name: _published(name, 256, 30720, "dots"),
+    "mom-1.3b": lambda name: _published(name, 1024, 47684, "full"),
+}
+TRAIN_PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    name: functools.partial(run, name) for name in PRESETS for size, run in _RUNS.items() if name.startswith(size)
 }
 
 

@@ -1,7 +1,6 @@
 """A tiny run on the command line."""
 
 import random
-from pathlib import Path
 
 import pytest
 
@@ -17,11 +16,3 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     data = f"--data.path {folder} --data.sequence-length 64 --data.held-out-fraction 0.2"
     cache = f"--data.cache-dir {tmp_path_factory.mktemp('shards')}"
     return f"{sizes} {data} {cache} --steps 200 --log-every 1 --eval-windows 8 --eval-every 100".split()
-
-
-@pytest.fixture(scope="session")
-def child_environment(compilation_cache: Path) -> dict[str, str]:
-    """Environment of a child process that shares the compiled programs."""
-    import os
-
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compilation_cache)}

@@ -14,8 +14,6 @@ from mom_jax.cli.main import main
 from mom_jax.models.parts import build_model
 from mom_jax.training.log import read_metrics
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:

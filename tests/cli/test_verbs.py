@@ -16,13 +16,11 @@ from mom_jax.training.log import read_metrics
 
 
 @pytest.fixture(scope="module")
-def interrupted(tiny_run, child_environment, tmp_path_factory) -> tuple[Path, int, str]:
+def interrupted(tiny_run, tmp_path_factory) -> tuple[Path, int, str]:
     """A run that got SIGTERM after its first step: its folder, exit status and output."""
     run_dir = tmp_path_factory.mktemp("run") / "first"
     command = [sys.executable, "-m", "mom_jax", "train", "mom-tiny", *tiny_run, "--run-dir", str(run_dir)]
-    with subprocess.Popen(
-        command, env=child_environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         lines = []
         for line in process.stdout:
@@ -33,7 +31,7 @@ def interrupted(tiny_run, child_environment, tmp_path_factory) -> tuple[Path, in
 
 
 @pytest.fixture(scope="module")
-def trained(interrupted, tiny_run, compilation_cache) -> Path:
+def trained(interrupted, tiny_run) -> Path:
     """That run, resumed to its end."""
     run_dir, _, _ = interrupted
     assert main(["train", "mom-tiny", *tiny_run, "--run-dir", str(run_dir)]) == 0
@@ -100,7 +98,7 @@ def test_damage_is_one_line(trained, tmp_path, capsys):
         assert "params/_METADATA: is missing; delete" in error and error.count("\n") == 1
 
 
-def test_demo_goes_from_text_to_report(tiny_run, tmp_path, compilation_cache, capsys):
+def test_demo_goes_from_text_to_report(tiny_run, tmp_path, capsys):
     assert main(["demo", *tiny_run, "--steps", "20", "--run-dir", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().out
     for expected in ("unigram", "bigram", "trigram", "MoM", "def __init__(self, ", "report:"):

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import pytest
 from flax import nnx
+from support.parameters import randomised
 
 from mom_jax.layers.mom import MoM
 from mom_jax.layers.output import HeadNormOutput
@@ -33,17 +32,15 @@ def make_layer() -> MakeLayer:
         rule: type[GatedDeltaNet | DeltaNet] = GatedDeltaNet,
         **options,
     ) -> MoM:
-        sizes, rngs = (hidden, heads, key_dim, value_dim), nnx.Rngs(0)
-        with nnx.use_eager_sharding(False):
-            memories = 1 if single_projection or num_memories is None else num_memories + shared
+        sizes = (hidden, heads, key_dim, value_dim)
+        memories = 1 if single_projection or num_memories is None else num_memories + shared
+
+        def layer() -> MoM:
+            rngs = nnx.Rngs(0)
             made = rule(*sizes, memories=memories, conv_size=conv_size, **options, rngs=rngs)
             output = HeadNormOutput(hidden, heads, value_dim, gate=output_gate, norm_eps=1e-5, rngs=rngs)
-            layer = MoM(hidden, made, output, num_memories=num_memories, top_k=top_k, shared=shared, rngs=rngs)
-        # the published initialisation is so small that the norm's eps would hide the memories
-        state = nnx.state(layer)
-        keys = iter(jax.random.split(jax.random.key(1), 32))
-        grown = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape), state)
-        nnx.update(layer, jax.tree.map(lambda p: p.astype(jnp.float32), grown))
-        return layer
+            return MoM(hidden, made, output, num_memories=num_memories, top_k=top_k, shared=shared, rngs=rngs)
+
+        return randomised(nnx.eval_shape(layer), 0.35)
 
     return make

@@ -6,7 +6,6 @@ import pytest
 from flax import nnx
 from goldens.read import assign, load, mixer_parameters, parameters_by_name, under
 from support.compare import assert_close
-from support.compiled import jit
 
 from mom_jax.layers.mom import MoM
 from mom_jax.layers.output import HeadNormOutput
@@ -27,7 +26,7 @@ def evaluated():
     assign(layer, mixer_parameters(layer, config, under(stored, "sd")))
     graph, params = nnx.split(layer)
 
-    @jit
+    @jax.jit
     def run(params, x, dy):
         (y, logits), pull = jax.vjp(lambda params, x: nnx.merge(graph, params)(x)[:2], params, x)
         return y, logits, pull((dy, jnp.zeros_like(logits)))

@@ -65,7 +65,7 @@ def test_a_leak_is_seen(make_layer, x, monkeypatch):
     Its taps are 16 rows apart, a whole chunk, since the padding of such short segments would hide neighbours.
     """
 
-    def blind(x, weight, packing, state=None):
+    def blind(x, weight, packing, state=None, bias=None, activate=True):
         shifted = [jnp.pad(x, ((16 * w, 0), (0, 0)))[: len(x)] for w in range(weight.shape[1])]
         return jax.nn.silu(sum(s * weight[:, -1 - w] for w, s in enumerate(shifted)))
 

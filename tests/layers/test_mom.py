@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 from goldens.read import parameters_by_name
 from support.compare import assert_close
-from support.compiled import jit
 from support.mixer import choose, dense_mixer, sequences
 
 from mom_jax.layers.rules.deltanet import DeltaNet
@@ -55,7 +54,7 @@ def test_equals_the_dense_definition(make_layer, case):
     def packed(params, x):
         return nnx.merge(graph, params)(x, jnp.asarray(mask), jnp.asarray(documents))[0]
 
-    y, (dparams, dx) = jit(functools.partial(differentiate, packed))(params, x, dy)
+    y, (dparams, dx) = jax.jit(functools.partial(differentiate, packed))(params, x, dy)
     if layer.num_memories is None:
         memories = np.zeros((2, time, 1), int)
     else:
@@ -66,7 +65,7 @@ def test_equals_the_dense_definition(make_layer, case):
         heads = layer.rule.num_heads
         options = {"heads": heads, "shared": layer.shared, "max_beta": layer.rule.max_beta}
         dense = functools.partial(dense_mixer, memories=memories, found=found, eps=layer.output.norm_eps, **options)
-        run = jit(functools.partial(differentiate, dense))
+        run = jax.jit(functools.partial(differentiate, dense))
         want, (dp, dx_want) = jax.device_get(run(by_name, np.asarray(x, np.float64), np.asarray(dy, np.float64)))
     assert not np.asarray(y)[mask == 0].any()
     assert_close((y, dx), (want * mask[..., None], dx_want), 2e-5)
@@ -79,7 +78,7 @@ def run(make_layer):
     """The compiled layer: (x, mask, documents) to the output."""
     layer = make_layer()
     graph, params = nnx.split(layer)
-    return jit(lambda x, mask, documents: nnx.merge(graph, params)(x, mask, documents)[0])
+    return jax.jit(lambda x, mask, documents: nnx.merge(graph, params)(x, mask, documents)[0])
 
 
 @pytest.mark.parametrize("kind", ["left", "right", "holes"])
@@ -133,5 +132,5 @@ def test_vmap(run, make_layer):
     """A leading axis of inputs by vmap."""
     graph, params = nnx.split(make_layer())
     x = jnp.stack(random_input(2, 12, 16))
-    mapped = jit(jax.vmap(lambda x: nnx.merge(graph, params)(x)[0]))(x)
+    mapped = jax.jit(jax.vmap(lambda x: nnx.merge(graph, params)(x)[0]))(x)
     assert_close(mapped, jnp.stack([run(one, None, None) for one in x]), 1e-5)

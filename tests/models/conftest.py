@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import pytest
 from flax import nnx
-from support.compiled import jit
+from support.parameters import random_model
 
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
@@ -24,16 +24,12 @@ def small() -> MoMConfig:
 @pytest.fixture(scope="session")
 def model() -> MoMForCausalLM:
     """The model of `small`; its mixers are larger than at initialisation, so that every part matters."""
-    model = MoMForCausalLM(SMALL, rngs=nnx.Rngs(0))
-    keys = iter(jax.random.split(jax.random.key(1), 32))
-    grown = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape), nnx.state(model))
-    nnx.update(model, grown)
-    return model
+    return random_model(SMALL)
 
 
 @pytest.fixture(scope="session")
 def call(model: MoMForCausalLM) -> Callable:
     """The compiled model: (ids, mask, documents, cache) to its output."""
     graph, params = nnx.split(model)
-    run = jit(lambda params, ids, mask, documents, cache: nnx.merge(graph, params)(ids, mask, documents, cache))
+    run = jax.jit(lambda params, ids, mask, documents, cache: nnx.merge(graph, params)(ids, mask, documents, cache))
     return functools.partial(run, params)

@@ -14,7 +14,6 @@ import pytest
 from flax import nnx
 from goldens.read import load, model_of, model_parameters, parameters_by_name, under
 from support.compare import assert_close
-from support.compiled import jit
 
 from mom_jax.ops.loss import IGNORE, chunked_cross_entropy, token_cross_entropy
 from mom_jax.ops.routing import load_balancing_loss
@@ -45,7 +44,7 @@ def evaluated(name: str, leak: bool = False):
     mask, labels = stored.get("in/attention_mask"), stored["in/labels"]
     labels = np.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
 
-    @jit
+    @jax.jit
     def run(params, ids, mask, labels):
         def loss(params):
             model = nnx.merge(graph, params)
@@ -126,7 +125,7 @@ def test_documents():
     model, ids = model_of(stored), stored["in/input_ids"]
     documents = np.searchsorted(stored["in/cu_seqlens"], np.arange(ids.shape[1]), side="right")[None]
     labels = np.pad(stored["in/labels"][:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
-    logits = jit(lambda ids, documents: model(ids, segment_ids=documents).logits)(ids, documents)
+    logits = jax.jit(lambda ids, documents: model(ids, segment_ids=documents).logits)(ids, documents)
     loss = token_cross_entropy(logits, jnp.asarray(labels)).sum() / (labels != IGNORE).sum()
     assert_close((logits, loss), (stored["out/logits"], stored["out/lm_loss"]), FORWARD)
 
@@ -154,7 +153,7 @@ def cached():
     stored = load("h_cache")
     model = model_of(stored)
     graph, params = nnx.split(model)
-    call = jit(lambda params, ids, cache: nnx.merge(graph, params)(ids, cache=cache))
+    call = jax.jit(lambda params, ids, cache: nnx.merge(graph, params)(ids, cache=cache))
     return stored, model, functools.partial(call, params)
 
 

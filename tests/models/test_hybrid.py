@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from support.compare import assert_close
-from support.compiled import jit
 
 from mom_jax.decoding import generate
 from mom_jax.errors import InputError
@@ -31,8 +30,8 @@ def hybrid(layers, depth, window=None):
     """The model, and its compiled call."""
     config = hybrid_config(layers, depth, window)
     graph, _ = nnx.split(nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0))))
-    params = jit(lambda: nnx.state(MoMForCausalLM(config, rngs=nnx.Rngs(0))))()
-    run = jit(lambda params, ids, mask, documents, cache: nnx.merge(graph, params)(ids, mask, documents, cache))
+    params = jax.jit(lambda: nnx.state(MoMForCausalLM(config, rngs=nnx.Rngs(0))))()
+    run = jax.jit(lambda params, ids, mask, documents, cache: nnx.merge(graph, params)(ids, mask, documents, cache))
     return nnx.merge(graph, params), functools.partial(run, params)
 
 
@@ -61,7 +60,7 @@ def test_layers_run_in_order(layers, depth):
     graph, params = nnx.split(model)
     out = call(tokens(), None, None, None)
     assert len(out.router_logits) == depth - len(layers)
-    want = jit(functools.partial(one_by_one, graph))(params, tokens())
+    want = jax.jit(functools.partial(one_by_one, graph))(params, tokens())
     assert_close((out.router_logits, out.logits), want, 1e-5)
 
 

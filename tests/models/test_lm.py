@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from support.compare import assert_close, relative_error
-from support.compiled import jit
 
 from mom_jax.errors import InputError
 from mom_jax.models.config import MoMConfig
@@ -35,7 +34,7 @@ def train_loss(graph, ids, params, remat="none"):
 def loss_and_gradients(config, remat="none"):
     """Of a fixed model of that configuration."""
     graph, params = nnx.split(MoMForCausalLM(config, rngs=nnx.Rngs(0)))
-    return jit(jax.value_and_grad(lambda params: train_loss(graph, jnp.asarray(tokens()), params, remat)))(params)
+    return jax.jit(jax.value_and_grad(lambda params: train_loss(graph, jnp.asarray(tokens()), params, remat)))(params)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
@@ -137,7 +136,7 @@ def test_traced_once(model):
     graph, params = nnx.split(model)
     traces = []
 
-    @jit
+    @jax.jit
     def run(params, ids):
         traces.append(ids.shape)
         return nnx.merge(graph, params)(ids).logits

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compare import assert_close
-from support.compiled import jit
 from support.packed import Layout
 from support.recurrence import delta_rule
 
@@ -59,13 +58,13 @@ def expected(inputs, lengths, resets):
     with jax.enable_x64(True):
         wide, cotangents = jax.tree.map(lambda a: np.asarray(a, np.float64), (inputs, cotangents_of(inputs)))
         function = functools.partial(delta_rule, lengths=lengths, resets=list(resets), scale=scale)
-        return jax.device_get(jit(functools.partial(with_gradients, function))(wide, cotangents))
+        return jax.device_get(jax.jit(functools.partial(with_gradients, function))(wide, cotangents))
 
 
 def measured(impl, chunk, inputs, lengths, resets):
     """The same of an implementation."""
     function = functools.partial(rule, impl, Layout(tuple(lengths), chunk), resets or None)
-    return jit(functools.partial(with_gradients, function))(inputs, cotangents_of(inputs))
+    return jax.jit(functools.partial(with_gradients, function))(inputs, cotangents_of(inputs))
 
 
 RAGGED = (17, 0, 1, 16, 33, 1, 2, 0)
@@ -144,12 +143,12 @@ def test_repeated_steps_equal_the_chunks():
     """`delta_rule_step` over four rows at once, token by token."""
     inputs = example(4 * 21, 4)
     outputs, state = [], inputs["state"]
-    step = jit(functools.partial(delta_rule_step, scale=8**-0.5))
+    step = jax.jit(functools.partial(delta_rule_step, scale=8**-0.5))
     by_token = {name: inputs[name].reshape(4, 21, *inputs[name].shape[1:]) for name in NAMES[:-1]}
     for t in range(21):
         o, state = step(*(by_token[name][:, t] for name in NAMES[:-1]), state)
         outputs.append(o)
-    want = jit(functools.partial(rule, "xla", Layout((21,) * 4, 16), None))(inputs)
+    want = jax.jit(functools.partial(rule, "xla", Layout((21,) * 4, 16), None))(inputs)
     assert_close((jnp.stack(outputs, 1).reshape(want[0].shape), state), want, TOLERANCE)
 
 
@@ -166,7 +165,7 @@ def test_hand_over():
             outputs.append(o)
         return jnp.concatenate(outputs), state
 
-    got = jit(functools.partial(with_gradients, two))(inputs, cotangents)
+    got = jax.jit(functools.partial(with_gradients, two))(inputs, cotangents)
     assert_close(got, measured("xla", 16, inputs, (50,), ()), TOLERANCE)
 
 
@@ -177,7 +176,7 @@ def test_vmap_and_checkpoint():
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *several)
     cotangents = cotangents_of(several[0])
     function = jax.checkpoint(functools.partial(rule, "xla", Layout(lengths, 16), (20,)))
-    got = jit(jax.vmap(lambda x: with_gradients(function, x, cotangents)))(stacked)
+    got = jax.jit(jax.vmap(lambda x: with_gradients(function, x, cotangents)))(stacked)
     for i, inputs in enumerate(several):
         assert_close(jax.tree.map(lambda x: x[i], got), measured("xla", 16, inputs, lengths, (20,)), TOLERANCE)  # noqa: B023
 
@@ -211,7 +210,7 @@ def test_no_state_is_a_state_of_zeros(impl):
         return o[layout.index]
 
     zeros = jnp.zeros_like(inputs.pop("state"))
-    run = lambda state: jit(lambda x: with_gradients(functools.partial(outputs, state), x, cotangent))(inputs)  # noqa: E731
+    run = lambda state: jax.jit(lambda x: with_gradients(functools.partial(outputs, state), x, cotangent))(inputs)  # noqa: E731
     assert_close(run(None), run(zeros), 1e-6)
 
 

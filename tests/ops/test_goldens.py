@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from goldens.read import load, under
 from support.compare import assert_close
-from support.compiled import jit
 from support.packed import Layout
 
 from mom_jax.ops.delta_rule import gated_delta_rule
@@ -26,7 +25,7 @@ def differentiate(layout, impl, normalise, inputs, do, dstate):
         o, state = gated_delta_rule(q, k, v, g, beta, table, x["initial_state"], impl=impl)
         return o[layout.index], state
 
-    @jit
+    @jax.jit
     def run(inputs, do, dstate):
         outputs, pull = jax.vjp(rule, inputs)
         return outputs, pull((do, dstate))[0]

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compare import assert_close
-from support.compiled import jit
 
 from mom_jax.ops.grouped_matmul import grouped_matmul
 
@@ -47,7 +46,7 @@ def example(case, dtype):
     return jnp.asarray(x, dtype), cast(weights), jnp.array(sizes, jnp.int32), cast(dys)
 
 
-@jit
+@jax.jit
 def differentiate(x, weights, sizes, dys):
     """ys, dx, dWs."""
     ys, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes), x, weights)

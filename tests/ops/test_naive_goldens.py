@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from goldens.read import load, under
 from support.compare import assert_close
-from support.compiled import jit
 from support.packed import Layout
 
 from mom_jax.ops.fast_weights import layer_norm, normalised_gradient
@@ -163,7 +162,7 @@ def test_naive_recurrence(name, impl):
         o, states = RULES[name](x, layout.table(), impl)
         return o[layout.index], states if isinstance(states, tuple) else (states,)
 
-    @jit
+    @jax.jit
     def run(inputs, do, dstates):
         values, pull = jax.vjp(rule, inputs)
         return values, pull((do, dstates))[0]

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compare import assert_close
-from support.compiled import jit
 from support.packed import Layout
 from support.primitives import PRIMITIVES
 
@@ -38,7 +37,7 @@ def with_gradients(function, inputs):
 def compiled(name, impl, lengths, resets, chunk):
     """One program for all inputs of a shape."""
     function = functools.partial(outputs, PRIMITIVES[name], impl, Layout(lengths, chunk), resets)
-    return jit(functools.partial(with_gradients, function))
+    return jax.jit(functools.partial(with_gradients, function))
 
 
 def measured(name, impl, inputs, lengths, resets=None, chunk=16):
@@ -49,7 +48,7 @@ def measured(name, impl, inputs, lengths, resets=None, chunk=16):
 @functools.cache
 def compiled_values(name, impl, layout, resets):
     """The same without gradients."""
-    return jit(functools.partial(outputs, PRIMITIVES[name], impl, layout, resets))
+    return jax.jit(functools.partial(outputs, PRIMITIVES[name], impl, layout, resets))
 
 
 def values(name, impl, layout, resets, inputs):
@@ -98,7 +97,7 @@ def test_steps_equal_two_calls(name):
         return state, o
 
     by_token = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), by_row)
-    want_state, want = jit(functools.partial(jax.lax.scan, steps))(inputs["state"], by_token)
+    want_state, want = jax.jit(functools.partial(jax.lax.scan, steps))(inputs["state"], by_token)
     want, state, parts = np.swapaxes(want, 0, 1), inputs["state"], []
     for part in (slice(0, cut), slice(cut, 22)):
         rows = jax.tree.map(lambda x: x[:, part].reshape(-1, *x.shape[2:]), by_row)  # noqa: B023
@@ -170,7 +169,7 @@ def test_vmap(name):
     several = [example(name, sum(RAGGED), len(RAGGED), seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *several)
     function = functools.partial(outputs, PRIMITIVES[name], "xla", Layout(RAGGED, 16), DOCUMENTS)
-    got = jit(jax.vmap(functools.partial(with_gradients, function)))(stacked)
+    got = jax.jit(jax.vmap(functools.partial(with_gradients, function)))(stacked)
     want = [measured(name, "xla", inputs, RAGGED, DOCUMENTS) for inputs in several]
     assert_close(got, jax.tree.map(lambda *x: np.stack(x), *want), TOLERANCE)
 
@@ -188,6 +187,6 @@ def test_scale():
     layout, rows = Layout((9,), 16), example("vector decay", 9, 1)["rows"]
     q, k, v, g = (layout.pack(rows[name]) for name in "qkvg")
     for operator, gate in ((scalar_decay, g[..., 0]), (vector_decay, g)):
-        run = jit(functools.partial(operator, scale=1.0))
-        want = jit(operator)(q, k, v, gate, layout.table())[0] * 8**0.5
+        run = jax.jit(functools.partial(operator, scale=1.0))
+        want = jax.jit(operator)(q, k, v, gate, layout.table())[0] * 8**0.5
         assert_close(run(q, k, v, gate, layout.table())[0], want, 1e-6)

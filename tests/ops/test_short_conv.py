@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compare import assert_close
-from support.compiled import jit
 from support.packed import Layout
 from support.recurrence import convolution
 
@@ -51,11 +50,11 @@ def test_equals_a_loop(case, taps, chunk):
     cotangents = tuple(jnp.asarray(rng.normal(size=s.shape), jnp.float32) for s in (arguments[0], arguments[2]))
     layout = Layout(lengths, chunk)
     function = lambda *a: packed(layout, resets or None, *a)  # noqa: E731
-    got = jit(lambda a, c: with_gradients(function, a, c))(arguments, cotangents)
+    got = jax.jit(lambda a, c: with_gradients(function, a, c))(arguments, cotangents)
     with jax.enable_x64(True):
         wide, wide_cotangents = jax.tree.map(lambda a: np.asarray(a, np.float64), (arguments, cotangents))
         reference = lambda x, w, s: convolution(x, w, s, lengths, resets)  # noqa: E731
-        want = jax.device_get(jit(lambda a, c: with_gradients(reference, a, c))(wide, wide_cotangents))
+        want = jax.device_get(jax.jit(lambda a, c: with_gradients(reference, a, c))(wide, wide_cotangents))
     assert_close(got, want, 1e-5)
 
 

@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from support.compiled import jit
-
 
 def dependence(function: Callable, x) -> np.ndarray:
     """How much output [b, t] of ``function(x)``, [B, T, D] to [B, T, D'], depends on input [c, s]: [B, T, B, T].
@@ -17,7 +15,7 @@ def dependence(function: Callable, x) -> np.ndarray:
     """
     rows, time = x.shape[:2]
 
-    @jit
+    @jax.jit
     def gradients(x):
         y, pull = jax.vjp(function, x)
         direction = jax.random.normal(jax.random.key(0), y.shape)

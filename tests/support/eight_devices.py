@@ -10,22 +10,19 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mom_jax.models.config import AttentionConfig, MoMConfig
-from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.loss import chunked_cross_entropy
 from mom_jax.ops.routing import load_balancing_loss
 from support.compare import assert_close
-from support.compiled import jit
+from support.parameters import random_model, randomised
 
 CONFIG = MoMConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_heads=2, head_dim=8, expand_v=2.0,
                    intermediate_size=24, initializer_range=0.3)  # fmt: skip
 
 
-KINDS = {
-    "hybrid": {"attn": AttentionConfig(layers=(1,), num_heads=4, num_kv_heads=2)},
-    "retnet": {"memory_rule": "retnet"},
-    "lightning": {"memory_rule": "lightning"},
-    "gla, one memory": {"memory_rule": "gla", "mixture": False},
-}
+# Layers that split over heads in a way of their own: numbers of heads, one memory, shared keys, a norm over all
+# heads, token shift, counts of tokens.
+LAYERS = {"retnet": {}, "mamba2": {}, "hgrn2": {"mixture": False}, "rwkv7": {}, "titans": {}}
 
 
 def train(graph, params, ids, mask, documents):
@@ -56,13 +53,24 @@ def split_over(mesh, params):
     )  # fmt: skip
 
 
-def check_kind(mesh, options, ids, mask):
-    """Another kind of layer: logits and the cache of a prefill, its heads split over two devices."""
-    config = dataclasses.replace(CONFIG, **options)
-    graph, _ = nnx.split(nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0))))
-    params = jit(lambda: nnx.state(MoMForCausalLM(config, rngs=nnx.Rngs(0))))()
-    cache = nnx.merge(graph, params).init_cache(len(ids))
-    call = jit(functools.partial(read, graph))
+def check_layer(mesh, rule, options, rows):
+    """A memory layer's output and cache, its heads split over two devices."""
+    config = dataclasses.replace(CONFIG, memory_rule=rule, **options)
+    graph, params = nnx.split(randomised(nnx.eval_shape(lambda: make_mixer(config, "memory", nnx.Rngs(0)))))
+    rng = np.random.default_rng(1)
+    x, mask = jnp.asarray(rng.normal(size=(4, 12, 16)), jnp.float32), jnp.asarray(rng.integers(0, 2, (4, 12)))
+    cache = nnx.merge(graph, params).empty_cache(2, 4, jnp.float32)
+    run = jax.jit(lambda params, x, mask, cache: nnx.merge(graph, params)(x, mask, None, cache, layer=1))
+    want = jax.device_get(run(params, x, mask, cache))
+    with jax.set_mesh(mesh):
+        got = jax.device_get(run(split_over(mesh, params), *(jax.device_put(y, rows) for y in (x, mask)), cache))
+    assert_close(got, want, 1e-5, atol=1e-7)
+
+
+def check_hybrid(mesh, model, ids, mask):
+    """Logits and the cache of a prefill of a model with an attention layer."""
+    graph, params = nnx.split(model)
+    call, cache = jax.jit(functools.partial(read, graph)), model.init_cache(len(ids))
     want = jax.device_get(call(params, ids, mask, cache))
     with jax.set_mesh(mesh):
         got = jax.device_get(call(split_over(mesh, params), ids, mask, cache))
@@ -72,7 +80,7 @@ def check_kind(mesh, options, ids, mask):
 def main():
     """Compares the two runs, one after the other."""
     assert len(jax.devices()) == 8
-    model = MoMForCausalLM(CONFIG, rngs=nnx.Rngs(0))
+    model = random_model(CONFIG)
     graph, params = nnx.split(model)
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     split = split_over(mesh, params)
@@ -86,30 +94,33 @@ def main():
     mask[1, :5] = 0
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     batch = [jnp.asarray(x, jnp.int32) for x in (ids, mask, documents)]
-    step, call = jit(functools.partial(train, graph)), jit(functools.partial(read, graph))
+    step, call = jax.jit(functools.partial(train, graph)), jax.jit(functools.partial(read, graph))
     want = jax.device_get(step(params, *batch))
     with jax.set_mesh(mesh):
         got = jax.device_get(step(split, *(jax.device_put(x, rows) for x in batch)))
     assert_close(got, want, 1e-5, atol=1e-7)
     print("agree: loss, logits, gradients")
 
-    def in_pieces(params, ids, mask):
+    def in_pieces(params, ids, mask, ends):
         cache, logits, begin = model.init_cache(len(ids)), [], 0
-        for end in (8, 9, 10):
+        for end in ends:
             part, cache = call(params, ids[:, begin:end], mask[:, begin:end], cache)
             logits.append(part)
             begin = end
         return jax.device_get((logits, cache))
 
-    for name, count in (("cached pieces", 4), ("three rows", 3)):
-        want = in_pieces(params, batch[0][:count], batch[1][:count])
+    for name, count, ends in (("cached pieces", 4, (11, 12)), ("three rows", 3, (11,))):
+        want = in_pieces(params, batch[0][:count], batch[1][:count], ends)
         with jax.set_mesh(mesh):
-            got = in_pieces(split, batch[0][:count], batch[1][:count])
+            got = in_pieces(split, batch[0][:count], batch[1][:count], ends)
         assert_close(got, want, 1e-5, atol=1e-7)
         print(f"agree: {name}")
-    for name, options in KINDS.items():
-        check_kind(mesh, options, batch[0], batch[1])
-        print(f"agree: {name}")
+    for rule, options in LAYERS.items():
+        check_layer(mesh, rule, options, rows)
+        print(f"agree: {rule}")
+    hybrid = dataclasses.replace(CONFIG, attn=AttentionConfig(layers=(1,), num_heads=4, num_kv_heads=2))
+    check_hybrid(mesh, random_model(hybrid), *batch[:2])
+    print("agree: hybrid")
 
 
 if __name__ == "__main__":

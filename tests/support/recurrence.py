@@ -32,11 +32,17 @@ def join_segments(x, lengths: Sequence[int]):
 
 def delta_rule(inputs: Arrays, lengths: Sequence[int], resets: Sequence[int], scale: float):
     """Outputs [tokens, H, V] and final states [S, H, K, V] of q, k, v, g, beta [tokens, H, ...] and ``state``."""
-    tokens = sum(lengths)
-    forget = jnp.zeros(tokens, bool).at[jnp.array(resets, jnp.int32)].set(True)
-    rows = [pad_segments(inputs[name], lengths) for name in ("q", "k", "v", "g", "beta")]
-    inside = jnp.arange(rows[0].shape[1]) < jnp.array(lengths)[:, None]
-    xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (*rows, pad_segments(forget, lengths), inside))
+    forget = jnp.zeros(sum(lengths), bool).at[jnp.array(resets, jnp.int32)].set(True)
+    rows = {name: pad_segments(inputs[name], lengths) for name in ("q", "k", "v", "g", "beta")}
+    inside = jnp.arange(rows["q"].shape[1]) < jnp.array(lengths)[:, None]
+    out, final = delta_rule_rows(rows, inputs["state"], inside, pad_segments(forget, lengths), scale)
+    return join_segments(out, lengths), final
+
+
+def delta_rule_rows(rows: Arrays, state, inside, forget, scale: float):
+    """The same for padded rows [S, longest, H, ...] with what is inside of them and where they forget."""
+    names = ("q", "k", "v", "g", "beta")
+    xs = jax.tree.map(lambda x: jnp.moveaxis(jnp.asarray(x), 1, 0), (*(rows[n] for n in names), forget, inside))
 
     def token(S, x):
         q, k, v, g, beta, forget, inside = x
@@ -47,8 +53,8 @@ def delta_rule(inputs: Arrays, lengths: Sequence[int], resets: Sequence[int], sc
         out = scale * (S * q[..., :, None]).sum(-2)
         return jnp.where(inside[:, None, None, None], S, old), out
 
-    final, out = jax.lax.scan(token, inputs["state"], xs)
-    return join_segments(jnp.moveaxis(out, 0, 1), lengths), final
+    final, out = jax.lax.scan(token, state, xs)
+    return jnp.moveaxis(out, 0, 1), final
 
 
 def convolution(x, weight, state, lengths: Sequence[int], resets: Sequence[int]):

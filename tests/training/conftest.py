@@ -17,11 +17,6 @@ MODEL = MoMConfig(vocab_size=264, hidden_size=32, num_hidden_layers=1, num_heads
 MakeConfig = Callable[..., TrainConfig]
 
 
-@pytest.fixture(autouse=True)
-def _compile_once(compilation_cache: Path) -> None:
-    """Every test here shares the compiled programs."""
-
-
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of twelve text files of random words."""

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from support.processes import on_eight_fake_devices
 
 from mom_jax.data.loader import train_loader
 from mom_jax.data.prepare import prepared
@@ -41,19 +40,11 @@ def run(config: TrainConfig) -> dict:
 
 
 @pytest.fixture(scope="module")
-def on_eight_devices(make_config, compilation_cache, tmp_path_factory):
+def on_eight_devices(make_config, tmp_path_factory):
     """Results of `run` on eight simulated devices, by mesh shape, and the complaint about a mesh of four."""
     path = tmp_path_factory.mktemp("eight") / "config.json"
     path.write_text(json.dumps(make_config().to_dict()))
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
-    }
-    done = subprocess.run([sys.executable, __file__, str(path)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(on_eight_fake_devices(__file__, path).splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ class QueryKeyValueRule(MemoryRule):
         layer: int | Array,
         *gates: Float[Array, "G D F"],
     ) -> tuple[Array, Array, Array, list[Float[Array, "N F"]], MemoryCache | None]:
-        """Packed rows: q and k [N, key heads, K], v [N, H, V], one array for each of the further projections, the cache."""
+        """Packed rows: q and k [N, key heads, K], v [N, H, V], one array for each further projection, the cache."""
         q = pack(self.q_proj(x), packing)
         k, v, *rest = project(x, packing, (self.k_proj[...], self.v_proj[...], *gates))
         if self.conv_size is not None:

@@ -51,7 +51,7 @@ class MemoryRule(nnx.Module):
         return {}
 
     def couple_layers(self) -> None:
-        """Where the layers of a model depend on each other: from their stacked parameters, in place, before they run."""
+        """Computes in place, from the stacked parameters, those that depend on other layers; a model calls it."""
 
     def head_numbers(self, local: int) -> Float[Array, " local"]:
         """Numbers of the ``local`` heads that this device holds, from 0 to H - 1, as floats."""

@@ -1,0 +1,32 @@
+"""Random parameters that make every part matter, drawn by NumPy: no program is compiled for them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mom_jax.models.config import MoMConfig
+from mom_jax.models.lm import MoMForCausalLM
+
+
+def randomised(abstract: nnx.Module, scale: float = 0.3, seed: int = 0) -> nnx.Module:
+    """A module of shapes with normal parameters in their places; norms and the ``D`` of Mamba2 lie around 1.
+
+    Lower bounds of forget gates are not negative.
+    """
+    graph, shapes = nnx.split(abstract)
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = jax.tree_util.keystr(path)
+        values = rng.normal(0, scale, leaf.shape) + ("norm" in name and "bias" not in name)
+        return jnp.asarray(np.abs(values) if "lower_bound" in name else values, jnp.float32)
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, shapes))
+
+
+def random_model(config: MoMConfig, scale: float = 0.3, seed: int = 0) -> MoMForCausalLM:
+    """A model with `randomised` parameters."""
+    model = randomised(nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0))), scale, seed)
+    assert isinstance(model, MoMForCausalLM)
+    return model
