@@ -1,7 +1,7 @@
-"""``python -m benchmarks.rules``: every recurrence's chunked form beside its token-by-token scan.
+"""``python -m benchmarks.rules``: recurrences chunk by chunk and token by token, mixtures beside single memories.
 
 Forward plus backward in all arguments, T=2048, H=4, float32, one segment, in the chunks that layers
-use. Quiet the machine first. About five minutes on two cores.
+use. Quiet the machine first. About twelve minutes on two cores.
 """
 
 import datetime
@@ -12,9 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from benchmarks.operands import delta_rule_rows, one_segment
 from benchmarks.timing import interleaved_seconds, machine
+from mom_jax.models.config import MEMORY_RULES, MoMConfig
+from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.delta_rule import gated_delta_rule
 from mom_jax.ops.gated_slots import gated_slots
 from mom_jax.ops.rank_one_decay import kda, rank_one_decay
@@ -106,14 +109,41 @@ def rule_table(names: list[str], sizes: tuple[int, ...] = (64, 128), rounds: int
             yield f"| {name} | {size} | {ms['reference']:.0f} | {ms['xla']:.0f} | {ratio:.1f} |"
 
 
+def mixture_table(rules: list[str], rounds: int = 3) -> Iterator[str]:
+    """A mixer of four memories, top-2 and a shared one, beside one memory of the same sizes (hidden 256, K=V=64)."""
+    yield "| `memory_rule` | one memory ms | MoM ms | ratio |"
+    yield "|---|---|---|---|"
+    x = jax.random.normal(jax.random.key(0), (1, TIME, 256))
+    for rule in rules:
+        calls = {}
+        for mixture in (False, True):
+            config = MoMConfig(hidden_size=256, num_heads=HEADS, head_dim=64, memory_rule=rule, mixture=mixture)
+            with nnx.use_eager_sharding(False):
+                graph, params = nnx.split(make_mixer(config, "memory", nnx.Rngs(0)))
+            calls[mixture] = _mixer(graph), (params, x)
+        ms = {mixture: 1e3 * s for mixture, s in interleaved_seconds(calls, rounds).items()}
+        yield f"| `{rule}` | {ms[False]:.0f} | {ms[True]:.0f} | {ms[True] / ms[False]:.2f} |"
+
+
+def _mixer(graph):
+    def loss(params, x):
+        return nnx.merge(graph, params)(x)[0].sum()
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+
+
 def _with_gradient(run, table, impl):
     return jax.jit(jax.value_and_grad(lambda x: jnp.sum(run(x, table, impl))))
 
 
 def main() -> None:
-    """Prints the table; arguments choose recurrences."""
+    """Prints both tables; arguments choose recurrences and memory rules."""
     print(f"{datetime.date.today()}; {machine()}\n\nT={TIME}, H={HEADS}\n")
-    for line in rule_table(sys.argv[1:] or list(ENTRIES)):
+    asked = sys.argv[1:] or [*ENTRIES, *MEMORY_RULES]
+    for line in rule_table([name for name in asked if name in ENTRIES]):
+        print(line, flush=True)
+    print()
+    for line in mixture_table([name for name in asked if name in MEMORY_RULES]):
         print(line, flush=True)
 
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import mom_jax
+from mom_jax.models.config import MEMORY_RULES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,6 +25,17 @@ def run_python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_table_of_memory_rules():
+    """Every rule has a row of tools/make_rule_table.py, and every number in it is as small as the tests ask for."""
+    tool = runpy.run_path(str(ROOT / "tools/make_rule_table.py"))
+    rows = [line.strip("| ").split(" | ") for line in tool["PLACE"].search(README)[0].splitlines()[3:-1]]
+    assert [row[0].split("`")[1] for row in rows] == list(MEMORY_RULES)
+    for rule, *numbers in rows:
+        before, behind = tool["told"](rule.split("`")[1])
+        assert rule == before and (not behind or numbers[-1].strip("| ") == behind)
+        assert all(float(number) < 1e-4 for number in numbers[: len(tool["COLUMNS"])])
 
 
 def test_readme_example_runs():

@@ -289,6 +289,6 @@ def preset_names() -> str:
 def get_preset(name: str) -> MoMConfig:
     """The preset of that name; an unknown name raises `InputError` with the closest known ones."""
     if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS) or list(_SIZES)
+        close = difflib.get_close_matches(name, _SIZES) or difflib.get_close_matches(name, PRESETS) or list(_SIZES)
         raise InputError("preset", name, f"unknown; did you mean {' or '.join(close)}?")
     return PRESETS[name]()

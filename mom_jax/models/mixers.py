@@ -29,11 +29,11 @@ def make_mixer(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> MoM | Attention:
     """The mixer of a ``memory`` or an ``attention`` block."""
     if kind == "attention":
         return _attention(config, rngs)
-    of_rule = _KINDS[config.memory_rule]
-    made: Any = of_rule.rule  # the constructors differ in their options
+    made_of = MEMORY_LAYERS[config.memory_rule]
+    made: Any = made_of.rule  # the constructors differ in their options
     sizes = (config.hidden_size, config.num_heads, config.head_dim, config.head_v_dim)
-    rule = made(*sizes, memories=_projections(config), **of_rule.options(config), rngs=rngs)
-    output = of_rule.output(config, rngs)
+    rule = made(*sizes, memories=_projections(config), **made_of.options(config), rngs=rngs)
+    output = made_of.output(config, rngs)
     if not config.mixture:
         return MoM(config.hidden_size, rule, output, num_memories=None, rngs=rngs)
     return MoM(
@@ -53,7 +53,7 @@ def _projections(config: MoMConfig) -> int:
     return 1 if one else config.num_memories + config.shared_mem
 
 
-class _Kind(NamedTuple):
+class MemoryLayer(NamedTuple):
     """How a memory layer of one rule is made; functions of the configuration and of a `flax.nnx.Rngs`."""
 
     rule: type[MemoryRule]
@@ -142,21 +142,21 @@ def _projection(config: MoMConfig, rngs: nnx.Rngs) -> Output:
     return Output(*_sizes(config), rngs=rngs)
 
 
-_KINDS: dict[str, _Kind] = {
-    "gated_deltanet": _Kind(GatedDeltaNet, _gated_deltanet, _head_norm),
-    "deltanet": _Kind(DeltaNet, _deltanet, _head_norm),
-    "kda": _Kind(KDA, _deltanet, _low_rank_gate),
-    "linear_attention": _Kind(LinearAttention, _linear_attention, _head_norm),
-    "retnet": _Kind(RetNet, _conv, _head_norm),
-    "lightning": _Kind(Lightning, _lightning, _head_norm),
-    "mamba2": _Kind(Mamba2, _mamba2, _gate_then_norm),
-    "gla": _Kind(GLA, _gla, _head_norm),
-    "hgrn2": _Kind(HGRN2, _conv, _hidden_norm),
-    "gsa": _Kind(GSA, _gsa, _silu_hidden_norm),
-    "rwkv6": _Kind(RWKV6, _rwkv6, _projection),
-    "rwkv7": _Kind(RWKV7, _rwkv7, _projection),
-    "ttt": _Kind(TTTLinear, _ttt, _head_norm),
-    "titans": _Kind(Titans, _titans, _head_norm),
+MEMORY_LAYERS: dict[str, MemoryLayer] = {
+    "gated_deltanet": MemoryLayer(GatedDeltaNet, _gated_deltanet, _head_norm),
+    "deltanet": MemoryLayer(DeltaNet, _deltanet, _head_norm),
+    "kda": MemoryLayer(KDA, _deltanet, _low_rank_gate),
+    "linear_attention": MemoryLayer(LinearAttention, _linear_attention, _head_norm),
+    "retnet": MemoryLayer(RetNet, _conv, _head_norm),
+    "lightning": MemoryLayer(Lightning, _lightning, _head_norm),
+    "mamba2": MemoryLayer(Mamba2, _mamba2, _gate_then_norm),
+    "gla": MemoryLayer(GLA, _gla, _head_norm),
+    "hgrn2": MemoryLayer(HGRN2, _conv, _hidden_norm),
+    "gsa": MemoryLayer(GSA, _gsa, _silu_hidden_norm),
+    "rwkv6": MemoryLayer(RWKV6, _rwkv6, _projection),
+    "rwkv7": MemoryLayer(RWKV7, _rwkv7, _projection),
+    "ttt": MemoryLayer(TTTLinear, _ttt, _head_norm),
+    "titans": MemoryLayer(Titans, _titans, _head_norm),
 }
 
 

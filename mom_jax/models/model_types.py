@@ -220,7 +220,7 @@ def _mamba2_sizes(fields: Fields) -> Fields:
     }
 
 
-class _Single(NamedTuple):
+class SingleMemory(NamedTuple):
     """How the PyTorch library tells a single memory of one rule."""
 
     model_type: str
@@ -231,30 +231,30 @@ class _Single(NamedTuple):
 
 
 _GATE = {"use_output_gate": "use_gate"}
-_SINGLE: dict[str, _Single] = {
-    "gated_deltanet": _Single(
+SINGLE_MEMORIES: dict[str, SingleMemory] = {
+    "gated_deltanet": SingleMemory(
         "gated_deltanet", _plain_sizes, ("use_output_gate", *_CONV, "allow_neg_eigval"), {}, _GATE
     ),
-    "deltanet": _Single("delta_net", _ratio_sizes, ("use_output_gate", *_CONV, "allow_neg_eigval"), {}, _GATE),
-    "kda": _Single("kda", _plain_sizes, (*_CONV, "allow_neg_eigval"), {}),
-    "linear_attention": _Single(
+    "deltanet": SingleMemory("delta_net", _ratio_sizes, ("use_output_gate", *_CONV, "allow_neg_eigval"), {}, _GATE),
+    "kda": SingleMemory("kda", _plain_sizes, (*_CONV, "allow_neg_eigval"), {}),
+    "linear_attention": SingleMemory(
         "linear_attn",
         _ratio_sizes,
         ("feature_map", "norm_feature_map"),
         {"use_short_conv": False, "use_output_gate": False},
     ),
-    "retnet": _Single(
+    "retnet": SingleMemory(
         "retnet", _ratio_sizes, ("use_output_gate", *_CONV), {"use_short_conv": False, "use_output_gate": True}
     ),
-    "gla": _Single(
+    "gla": SingleMemory(
         "gla",
         _ratio_sizes,
         ("use_output_gate", *_CONV),
         {"use_output_gate": True, "gate_logit_normalizer": 16, "gate_low_rank_dim": 16},
     ),
-    "hgrn2": _Single("hgrn2", _hgrn2_sizes, _CONV, {"attn": None, "expand_v": 1.0}),
-    "gsa": _Single("gsa", _ratio_sizes, (*_CONV, "num_slots", "gate_logit_normalizer"), {}),
-    "mamba2": _Single(
+    "hgrn2": SingleMemory("hgrn2", _hgrn2_sizes, _CONV, {"attn": None, "expand_v": 1.0}),
+    "gsa": SingleMemory("gsa", _ratio_sizes, (*_CONV, "num_slots", "gate_logit_normalizer"), {}),
+    "mamba2": SingleMemory(
         "mamba2",
         _mamba2_sizes,
         (),
@@ -282,9 +282,9 @@ def in_their_words(fields: Fields) -> tuple[str, Fields]:
             raise InputError("attn", {name: attn[name] for name in ("qkv_bias", "rope_theta")}, remedy)
         constant = {"attn_mode": "chunk", "mom_backend": "gated_deltanet", "capacity": 1.0}
         return "mom", _without(fields, *_OURS, *_RULES_OWN) | constant | {"use_layer_wise_balance": True}
-    if rule not in _SINGLE:
-        raise InputError("memory_rule", rule, f"the PyTorch library has {', '.join(_SINGLE)} as single memories")
-    there = _SINGLE[rule]
+    if rule not in SINGLE_MEMORIES:
+        raise InputError("memory_rule", rule, f"published single memories are {', '.join(SINGLE_MEMORIES)}")
+    there = SINGLE_MEMORIES[rule]
     _check_rule(rule, there, fields)
     sizes = there.sizes(fields)
     unknown = [name for name in _MEMORY if name not in there.known]
@@ -292,7 +292,7 @@ def in_their_words(fields: Fields) -> tuple[str, Fields]:
     return there.model_type, theirs | sizes
 
 
-def _check_rule(rule: str, there: _Single, fields: Fields) -> None:
+def _check_rule(rule: str, there: SingleMemory, fields: Fields) -> None:
     """Refuses options that the PyTorch library fixes."""
     for field, value in there.fixed.items():
         if fields[field] != value:

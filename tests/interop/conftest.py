@@ -27,6 +27,10 @@ CONFIGS = {
     "hybrid": {"num_hidden_layers": 3, "attn": AttentionConfig(layers=(1,), num_heads=2, num_kv_heads=1)},
     "one memory": {"mixture": False, "expand_v": 1.5},
     "one memory, DeltaNet": {"mixture": False, "memory_rule": "deltanet"},
+    "one memory, HGRN2": {"mixture": False, "memory_rule": "hgrn2"},
+    "one memory, GSA": {"mixture": False, "memory_rule": "gsa", "num_slots": 5},
+    "one memory, KDA": {"mixture": False, "memory_rule": "kda", "expand_v": 2.0},
+    "one memory, Mamba2": {"mixture": False, "memory_rule": "mamba2", "expand_v": 2.0, "intermediate_size": 0},
     "transformer": {"attn": AttentionConfig(layers=(0, 1), num_heads=2, num_kv_heads=1, qkv_bias=True)},
 }
 
@@ -36,7 +40,7 @@ MakeModel = Callable[..., MoMForCausalLM]
 @pytest.fixture(params=CONFIGS.values(), ids=list(CONFIGS))
 def config(request: pytest.FixtureRequest) -> MoMConfig:
     """Each kind of model in turn."""
-    return MoMConfig(**SIZES | request.param, intermediate_size=24)
+    return MoMConfig(**SIZES | {"intermediate_size": 24} | request.param)
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,7 @@ def test_no_config(saved):
         ("[]", "names no model_type"),
         ('{"hidden_size": 16}', "names no model_type"),
         ('{"model_type": "llama"}', "model_type=llama: expected one of mom, mom_gated_deltanet, "),
+        ('{"model_type": "rwkv7"}', "model_type=rwkv7: cannot be converted: its layers add the first layer's values"),
         ('{"model_type": "mom", "hidden_size": "16"}', "has a value of the wrong type"),
     ],
 )

@@ -15,13 +15,11 @@ from mom_jax.layers.rules.deltanet import DeltaNet
 
 CASES = {
     "shared": ({}, 11),
-    "routed only, no gate": ({"shared": False, "output_gate": False}, 11),
+    "routed only, no gate, no convolution": ({"shared": False, "output_gate": False, "conv_size": None}, 11),
     "one projection, top-1": ({"single_projection": True, "top_k": 1}, 11),
-    "all memories, no convolution": ({"top_k": 4, "conv_size": None}, 9),
-    "one tap, one token": ({"conv_size": 1}, 1),
+    "all memories, one tap, one token": ({"top_k": 4, "conv_size": 1}, 1),
     "a single memory": ({"num_memories": None, "shared": False}, 11),
     "deltanet": ({"rule": DeltaNet, "allow_neg_eigval": True}, 11),
-    "a single memory of deltanet": ({"rule": DeltaNet, "num_memories": None, "shared": False, "conv_size": None}, 9),
     "sizes of a model": ({"hidden": 32, "heads": 1, "key_dim": 64, "value_dim": 64}, 70),
 }
 

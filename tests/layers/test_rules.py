@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from support.compare import assert_close
-from support.dependence import dependence
+from support.dependence import values_and_dependence
 from support.mixer import choose
 from support.parameters import randomised
 
@@ -17,6 +17,8 @@ from mom_jax.models.config import MEMORY_RULES, MoMConfig
 from mom_jax.models.mixers import make_mixer
 
 ROWS, TIME, D = 2, 11, 16
+MASK = jnp.ones((ROWS, TIME), jnp.int32).at[0, :3].set(0)
+DOCUMENTS = jnp.where(jnp.arange(TIME) < 7, 0, 1)[None].repeat(ROWS, 0)
 OPTIONS = {
     "linear_attention": {"feature_map": "elu", "norm_feature_map": True},
     "gla": {"gate_low_rank_dim": 4, "gate_logit_normalizer": 2},
@@ -39,8 +41,7 @@ def layer_of(rule: str, mixture: bool = True) -> MoM:
     return layer
 
 
-@pytest.fixture(scope="module")
-def x():
+def hidden():
     """Hidden states."""
     return jnp.asarray(np.random.default_rng(1).normal(size=(ROWS, TIME, D)), jnp.float32)
 
@@ -55,30 +56,80 @@ def memory_of(layer: MoM, single: MoM, memory: int) -> MoM:
     return nnx.merge(graph, params)
 
 
-@pytest.mark.parametrize("rule", [rule for rule in MEMORY_RULES if rule != "retnet"])
-def test_a_mixture_is_its_memories_one_by_one(rule, x):
-    """Reads of each memory from a layer that holds it alone and sees its tokens, mixed by the router's weights.
+@functools.cache
+def full_pass(rule: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads [B, T, H, V] of the mixture in one pass, and how much they depend on each token: [B, T, B, T]."""
+    layer = layer_of(rule)
+    read = lambda x: layer.read(x, MASK, DOCUMENTS, layer=1)[0].reshape(ROWS, TIME, -1)  # noqa: E731
+    values, sizes = values_and_dependence(read, hidden())
+    return values.reshape(ROWS, TIME, layer.rule.num_heads, -1), sizes
 
-    RetNet counts positions by the row's time, which such a layer does not see: it has its own test.
-    """
-    layer, single = layer_of(rule), layer_of(rule, mixture=False)
+
+def check_memories_one_by_one(rule):
+    """Reads of each memory from a layer that holds it alone and sees its tokens, mixed by the router's weights."""
+    layer, single, x = layer_of(rule), layer_of(rule, mixture=False), hidden()
     memories = choose(layer.router.weight[...], x, layer.top_k)
     scores = np.take_along_axis(np.asarray(jax.nn.softmax(x @ layer.router.weight[...], -1)), memories, -1)
     weights = scores / scores.sum(-1, keepdims=True)
     total = 0.0
-    read = jax.jit(lambda one, x, mask: one.read(x, mask)[0])
+    read = jax.jit(lambda one, x, mask: one.read(x, mask, DOCUMENTS, layer=1)[0])
     for memory in range(layer.memories):
+        shared = memory == layer.num_memories
         chosen = memories == memory
-        mask = np.ones((ROWS, TIME)) if memory == layer.num_memories else chosen.any(-1)
-        weight = mask if memory == layer.num_memories else (weights * chosen).sum(-1)
-        reads = read(memory_of(layer, single, memory), x, jnp.asarray(mask, jnp.int32))
-        total = total + weight[..., None, None] * reads
-    assert_close(jax.jit(lambda layer, x: layer.read(x)[0])(layer, x), total, 1e-5)
+        weight = np.ones((ROWS, TIME)) if shared else (weights * chosen).sum(-1)
+        mask = MASK if shared else MASK * chosen.any(-1)
+        reads = read(memory_of(layer, single, memory), x, mask)
+        total = total + (weight * mask)[..., None, None] * reads
+    assert_close(full_pass(rule)[0], total, 1e-5)
 
 
-def test_retnet_by_definition(x):
+def check_splits(rule):
+    """Pieces and a single step from the cache give the full pass; padding reads nothing."""
+    layer, x = layer_of(rule), hidden()
+    run = jax.jit(lambda layer, *arguments: layer.read(*arguments, layer=1))
+    cache, begin, got = layer.empty_cache(3, ROWS, jnp.float32), 0, []
+    for n in (5, 1, 5):
+        now = slice(begin, begin + n)
+        y, _, cache = run(layer, x[:, now], MASK[:, now], DOCUMENTS[:, now], cache)
+        got.append(y)
+        begin += n
+    want = full_pass(rule)[0]
+    assert_close(jnp.concatenate(got, 1), want, 2e-5)
+    assert not np.asarray(want)[np.asarray(MASK) == 0].any()
+
+
+def check_leaks(rule):
+    """Exactly 0 from later tokens, other rows, other documents and padding; not 0 from the rest."""
+    row, time = np.arange(ROWS), np.arange(TIME)
+    real, documents = np.asarray(MASK, bool), np.asarray(DOCUMENTS)
+    may = (row[:, None, None, None] == row[:, None]) & (time[:, None, None] >= time)
+    may = may & (documents[:, :, None, None] == documents) & real[:, :, None, None] & real
+    sizes = full_pass(rule)[1]
+    assert (sizes[may] > 0).all() and not sizes[~may].any()
+
+
+@pytest.mark.parametrize("rule", MEMORY_RULES)
+def test_a_mixture(rule):
+    """Padding on the left of one row and two documents; one test, since the full pass compiles once for all checks."""
+    check_leaks(rule)
+    check_splits(rule)
+    if rule != "retnet":  # its positions count the row's time, which a memory alone does not see: next test
+        check_memories_one_by_one(rule)
+
+
+@pytest.mark.parametrize("rule", MEMORY_RULES)
+def test_dtypes(rule):
+    """Outputs follow the input's dtype, states stay float32; the operators' tests hold bfloat16 to a budget."""
+    layer = layer_of(rule, mixture=False)
+    x, cache = hidden().astype(jnp.bfloat16), layer.empty_cache(3, ROWS, jnp.bfloat16)
+    y, _, after = jax.eval_shape(lambda x, cache: layer(x, None, None, cache, layer=1), x, cache)
+    assert y.dtype == jnp.bfloat16
+    assert all(a.dtype == b.dtype for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(cache), strict=True))
+
+
+def test_retnet_by_definition():
     """Decay for each token of the memory, rotation for each token of the row."""
-    layer = layer_of("retnet")
+    layer, x = layer_of("retnet"), hidden()
     rule = layer.rule
     memories = choose(layer.router.weight[...], x, layer.top_k)
     scores = np.take_along_axis(np.asarray(jax.nn.softmax(x @ layer.router.weight[...], -1), np.float64), memories, -1)
@@ -110,46 +161,3 @@ def test_retnet_by_definition(x):
                 w = 1.0 if shared else (weights[b, t] * (memories[b, t] == memory)).sum(-1)[:, None]
                 want[b, t, h] += w * o
     assert_close(jax.jit(lambda layer, x: layer.read(x)[0])(layer, x), want, 1e-5)
-
-
-@pytest.mark.parametrize("rule", MEMORY_RULES)
-def test_any_split_equals_the_full_pass(rule, x):
-    """Pieces and single steps from the cache, with padding on the left of one row and two documents."""
-    layer = layer_of(rule)
-    mask = jnp.ones((ROWS, TIME), jnp.int32).at[0, :3].set(0)
-    documents = jnp.where(jnp.arange(TIME) < 7, 0, 1)[None].repeat(ROWS, 0)
-    run = jax.jit(lambda layer, *arguments: layer(*arguments, layer=1))
-    want = run(layer, x, mask, documents, None)[0]
-    cache, begin, got = layer.empty_cache(3, ROWS, jnp.float32), 0, []
-    for n in (5, 1, 5):
-        now = slice(begin, begin + n)
-        y, _, cache = run(layer, x[:, now], mask[:, now], documents[:, now], cache)
-        got.append(y)
-        begin += n
-    assert_close(jnp.concatenate(got, 1), want, 2e-5)
-    assert not np.asarray(want)[np.asarray(mask) == 0].any()
-
-
-@pytest.mark.parametrize("rule", MEMORY_RULES)
-def test_nothing_leaks(rule, x):
-    """Exactly 0 from later tokens, other rows and other documents; not 0 from earlier ones of the same."""
-    layer = layer_of(rule)
-    documents = jnp.where(jnp.arange(TIME) < 6, 0, 1)[None].repeat(ROWS, 0)
-    sizes = dependence(lambda x: layer(x, None, documents, layer=1)[0], x)
-    row, time = np.arange(ROWS), np.arange(TIME)
-    may = (
-        (row[:, None, None, None] == row[:, None])
-        & (time[:, None, None] >= time)
-        & np.asarray(documents[0][:, None, None] == documents[0])
-    )
-    assert (sizes[may] > 0).all() and not sizes[~may].any()
-
-
-@pytest.mark.parametrize("rule", MEMORY_RULES)
-def test_bfloat16(rule, x):
-    """The output in bfloat16 is within 5 % of float32, on tokens of the same routing."""
-    layer = layer_of(rule, mixture=False)
-    run = jax.jit(lambda layer, x: layer(x, layer=1)[0])
-    half, want = run(layer, x.astype(jnp.bfloat16)), run(layer, x)
-    assert half.dtype == jnp.bfloat16
-    assert_close(half.astype(jnp.float32), want, 0.05)

@@ -1,178 +1,22 @@
-"""The reference's recurrences, token by token: values, states and gradients of `tests/goldens/op_naive_*.npz`.
-
-The delta rules are in `test_goldens.py`.
-"""
-
-import functools
+"""The reference's recurrences, token by token, as stored in `tests/goldens/op_naive_*.npz`."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens.read import load, under
 from support.compare import assert_close
-from support.packed import Layout
+from support.stored_operators import RULES, misplaced_division, run_stored
 
 from mom_jax.ops.fast_weights import layer_norm, normalised_gradient
-from mom_jax.ops.gated_slots import gated_slots
-from mom_jax.ops.rank_one_decay import kda, rank_one_decay
-from mom_jax.ops.scalar_decay import scalar_decay
-from mom_jax.ops.titans import titans_linear_chunked, titans_linear_scan
-from mom_jax.ops.ttt import ttt_linear
-from mom_jax.ops.vector_decay import vector_decay
 
 TOLERANCE = 1e-5
-HEADS = 2
-
-
-def fixed(gates):
-    """A gate for each head, the same for all tokens."""
-
-    def rule(x, table, impl, **options):
-        g = jnp.broadcast_to(jnp.asarray(gates, jnp.float32), (x["q"].shape[0], HEADS)) * x["valid"]
-        return scalar_decay(x["q"], x["k"], x["v"], g, table, x["initial_state"], impl=impl, **options)
-
-    return rule
-
-
-def scalar(x, table, impl, **options):
-    """No gate, or one for each token and head."""
-    return scalar_decay(x["q"], x["k"], x["v"], x.get("g"), table, x["initial_state"], impl=impl, **options)
-
-
-def normalised(x, table, impl):
-    """A column of ones beside v sums the keys; the reference adds 1e-10 to the sum."""
-    v = jnp.concatenate([x["v"], jnp.broadcast_to(x["valid"][..., None], (*x["v"].shape[:-1], 1))], -1)
-    state = jnp.zeros((1, HEADS, x["k"].shape[-1], v.shape[-1]))
-    o, state = scalar_decay(x["q"], x["k"], v, None, table, state, impl=impl)
-    return o[..., :-1] / (o[..., -1:] + 1e-10), (state[..., :-1], state[..., -1][None])
-
-
-def gla(x, table, impl):
-    """A gate for each channel."""
-    return vector_decay(x["q"], x["k"], x["v"], x["gk"], table, x["initial_state"], impl=impl)
-
-
-def hgrn2(x, table, impl):
-    """Keys are what the gate forgets."""
-    return gla(x | {"k": (1 - jnp.exp(x["gk"])) * x["valid"][..., None]}, table, impl)
-
-
-def rwkv6(x, table, impl):
-    """The old state, and a bonus for the token itself."""
-    return vector_decay(x["q"], x["k"], x["v"], x["w"], table, x["initial_state"], bonus=x["u"], impl=impl)
-
-
-def rwkv7(x, table, impl):
-    """a meets the state before it decays."""
-    rows = (x[name] for name in "rkvabw")
-    return rank_one_decay(*rows, table, x["initial_state"], impl=impl)
-
-
-def kimi(x, table, impl):
-    """Decay for each channel, then the delta rule."""
-    return kda(x["q"], x["k"], x["v"], x["g"], x["beta"], table, x["initial_state"], impl=impl)
-
-
-def gsa(x, table, impl):
-    """Two passes over slots."""
-    rows = (x[name] for name in "qkvsg")
-    return gated_slots(*rows, table, (x["hk0"], x["hv0"]), impl=impl)
-
-
-def normalised_sum(o, x):
-    """What the reference returns: the memory's answer plus its layer norm."""
-    return o + layer_norm(o, x["norm_weight"], x["norm_bias"])
-
-
-def ttt(x, table, impl):
-    """One rate for all gradients that a token reads; the bias is the last row of the memory."""
-    rows = x["q"], x["k"], x["v"], jnp.ones_like(x["valid"]), (x["norm_weight"], x["norm_bias"])
-    base = jnp.concatenate([x["initial_state"], x["initial_state_bias"]], -2)
-    state = jnp.stack([base, jnp.zeros_like(base)], 2), jnp.zeros(1)
-    valid, place = x["valid"][:, 0] > 0, x["eta"][..., 0]
-    o, (state, _) = ttt_linear(*rows, valid, table, state, position_rate=place, mini_batch=8, impl=impl)
-    return normalised_sum(o, x), (state[:, :, 0, :-1], state[:, :, 0, -1:])
-
-
-def misplaced_division(prediction, target, weight, bias, eps=1e-6):
-    """The reference's gradient: the first of three terms is not divided by the standard deviation."""
-    mean, size = prediction.mean(-1, keepdims=True), prediction.shape[-1]
-    deviation = jnp.sqrt(((prediction - mean) ** 2).mean(-1, keepdims=True) + eps)
-    unit = (prediction - mean) / deviation
-    slope = (unit * weight + bias - target) * weight
-    rest = slope.sum(-1, keepdims=True) + unit * (slope * unit).sum(-1, keepdims=True)
-    return size * slope - rest / (deviation * size)
-
-
-def titans(x, table, impl):
-    """With the reference's gradient, which is not that of its loss."""
-    rows = [x["q"], x["k"], x["v"], *(x[name][..., 0] for name in ("theta", "alpha", "eta"))]
-    start = jnp.zeros_like(x["initial_state"])
-    state = jnp.stack([x["initial_state"], start, x["initial_state"]], 2), jnp.zeros(1)
-    norm, valid = (x["norm_weight"], x["norm_bias"]), x["valid"][:, 0] > 0
-    run = {"reference": titans_linear_scan, "xla": titans_linear_chunked}[impl]
-    scale = 1.0  # the reference does not scale here
-    o, (state, _) = run(*rows, norm, valid, table, state, scale, 8, misplaced_division)
-    return normalised_sum(o, x), state[:, :, 0]
-
-
-RULES = {
-    "linear_attn": scalar,
-    "linear_attn_norm": normalised,
-    "retention": fixed([np.log(1 - 2.0 ** (-5 - h)) for h in range(HEADS)]),
-    "lightning": fixed([-(8 / HEADS * (1 - 1 / 4)) * h for h in range(HEADS)]),
-    "simple_gla": scalar,
-    "mamba2": functools.partial(scalar, scale=1.0),
-    "gla": gla,
-    "hgrn2": hgrn2,
-    "rwkv6": rwkv6,
-    "rwkv7": rwkv7,
-    "kda": kimi,
-    "gsa": gsa,
-    "ttt": ttt,
-    "titans": titans,
-}
-
-
-def is_row(name):
-    """Whether an input has one value for each token, [1, T, H, ...]."""
-    return name not in ("u", "norm_weight", "norm_bias", "initial_state", "initial_state_bias", "hk0", "hv0")
-
-
-def renamed(name, inputs):
-    """``w`` is a decay in one rule and a layer norm's weight in others."""
-    names = {"w": "norm_weight", "b": "norm_bias"} if name in ("ttt", "titans") else {}
-    return {names.get(n, n): x for n, x in inputs.items()}
 
 
 @pytest.mark.parametrize("impl", ["reference", "xla"])
 @pytest.mark.parametrize("name", RULES)
 def test_naive_recurrence(name, impl):
-    """Everything within 1e-5 of the largest value of its array."""
-    stored = load(f"op_naive_{name}")
-    everything = renamed(name, under(stored, "in"))
-    inputs = {n: x[0] if is_row(n) else x for n, x in everything.items() if n != "do" and not n.startswith("dstate")}
-    inputs.setdefault("initial_state", np.zeros_like(stored["in/dstate0"]))
-    layout = Layout((stored["in/do"].shape[1],), 16)
-
-    def rule(inputs):
-        x = {n: layout.pack(a) if is_row(n) else a for n, a in inputs.items()}
-        x["valid"] = layout.pack(jnp.ones((sum(layout.lengths), HEADS)))
-        o, states = RULES[name](x, layout.table(), impl)
-        return o[layout.index], states if isinstance(states, tuple) else (states,)
-
-    @jax.jit
-    def run(inputs, do, dstates):
-        values, pull = jax.vjp(rule, inputs)
-        return values, pull((do, dstates))[0]
-
-    dstates = tuple(stored[key] for key in ("in/dstate0", "in/dstate1") if key in stored)
-    states = tuple(stored[key] for key in ("out/state0", "out/state1") if key in stored)
-    got, gradients = run(inputs, stored["in/do"][0], dstates)
-    assert_close(got, (stored["out/o"][0], states), TOLERANCE)
-    want = {n: x[0] if is_row(n) else x for n, x in renamed(name, under(stored, "grad")).items()}
-    assert_close({n: gradients[n] for n in want}, want, TOLERANCE)
+    """Values, states and gradients: everything within 1e-5 of the largest value of its array."""
+    assert_close(*run_stored(name, impl), TOLERANCE)
 
 
 def test_the_inner_gradient_is_the_gradient():

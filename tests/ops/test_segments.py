@@ -90,7 +90,7 @@ def routings(draw):
 
 
 @given(routings())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_rows_are_the_tokens_of_each_memory_in_time_order(routing):
     """No token is dropped, moved or doubled, and the chunk table describes exactly these rows."""
     memories, num_memories, shared, chunk, mask = routing

@@ -41,6 +41,10 @@ CONFIGS = {
     },
     "one memory, RetNet": {"mixture": False, "memory_rule": "retnet", "use_short_conv": False, "expand_v": 2.0},
     "one memory, GLA": {"mixture": False, "memory_rule": "gla", "use_short_conv": False},
+    "one memory, HGRN2": {"mixture": False, "memory_rule": "hgrn2", "use_short_conv": False},
+    "one memory, GSA": {**BARE, "memory_rule": "gsa", "num_slots": 8, "gate_logit_normalizer": 8},
+    "one memory, KDA": {"mixture": False, "memory_rule": "kda"},
+    "one memory, Mamba2": {"mixture": False, "memory_rule": "mamba2", "expand_v": 2.0, "intermediate_size": 0},
     "one memory, hybrid": {"mixture": False, "attn": AttentionConfig((0,), num_heads=4, num_kv_heads=4, qkv_bias=True)},
     "transformer": {"attn": AttentionConfig(layers=(0, 1), num_heads=4, num_kv_heads=2, rope_theta=5000.0)},
 }

@@ -8,7 +8,12 @@ import numpy as np
 
 
 def dependence(function: Callable, x) -> np.ndarray:
-    """How much output [b, t] of ``function(x)``, [B, T, D] to [B, T, D'], depends on input [c, s]: [B, T, B, T].
+    """`values_and_dependence` without the values."""
+    return values_and_dependence(function, x)[1]
+
+
+def values_and_dependence(function: Callable, x) -> tuple[np.ndarray, np.ndarray]:
+    """``function(x)``, [B, T, D] to [B, T, D'], and how much its output [b, t] depends on input [c, s]: [B, T, B, T].
 
     Each output is projected on a random direction, so a dependence is missed with probability 0.
     Sizes are relative to the largest gradient of the same output.
@@ -20,7 +25,8 @@ def dependence(function: Callable, x) -> np.ndarray:
         y, pull = jax.vjp(function, x)
         direction = jax.random.normal(jax.random.key(0), y.shape)
         alone = jnp.eye(rows * time).reshape(rows * time, rows, time, 1) * direction
-        return jax.lax.map(lambda dy: jnp.abs(pull(dy)[0]).max(-1), alone)
+        return y, jax.lax.map(lambda dy: jnp.abs(pull(dy)[0]).max(-1), alone)
 
-    sizes = np.asarray(gradients(x)).reshape(rows, time, rows, time)
-    return sizes / np.maximum(sizes.max((2, 3), keepdims=True), 1e-30)
+    y, sizes = gradients(x)
+    sizes = np.asarray(sizes).reshape(rows, time, rows, time)
+    return np.asarray(y), sizes / np.maximum(sizes.max((2, 3), keepdims=True), 1e-30)

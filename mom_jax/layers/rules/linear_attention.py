@@ -50,7 +50,7 @@ class _FixedDecay(QueryKeyValueRule):
 
 
 class LinearAttention(_FixedDecay):
-    """Linear attention with a feature map on queries and keys.
+    """Linear attention (arXiv 2006.16236) with a feature map on queries and keys.
 
     Args:
         hidden: D.
@@ -94,10 +94,11 @@ class LinearAttention(_FixedDecay):
 
 
 class RetNet(_FixedDecay):
-    """Retention: head h decays by ``1 - 2^(-5-h)`` for each token that its memory sees, with rotary positions.
+    """Retention (arXiv 2307.08621): head h decays by ``1 - 2^(-5-h)`` for each token that its memory sees.
 
-    Positions count the tokens of the row, not those of the memory: a read knows how long ago
-    something was written, however many tokens the memory has seen since.
+    Queries and keys are rotated by positions that count the tokens of the row, not those of the
+    memory: a read knows how long ago something was written, however many tokens the memory has
+    seen since.
     """
 
     def __call__(
@@ -112,7 +113,7 @@ class RetNet(_FixedDecay):
 
 
 class Lightning(_FixedDecay):
-    """Head h of layer l of L decays by ``exp(-8 h / H * (1 - l / L))``: deep layers forget less.
+    """Lightning attention (arXiv 2401.04658): head h of layer l of L decays by ``exp(-8 h / H * (1 - l / L))``.
 
     Args:
         hidden: D.

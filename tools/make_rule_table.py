@@ -1,0 +1,143 @@
+"""Measures every memory rule and writes the table of them into README.md.
+
+    python tools/make_rule_table.py
+
+Each number is the largest difference, relative to the largest value of its array, of a run in float32:
+
+    alone, mixture   outputs: chunk by chunk and token by token
+    gradients        of the mixture's input and parameters: chunk by chunk and token by token
+    decoding         outputs of the mixture: a prefill of 5 tokens, single steps after it, and one pass over all
+    reference        outputs, states and gradients of the operator: ours and what the PyTorch package's naive one gave
+"""
+
+import argparse
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.progress import track
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.compare import relative_error  # noqa: E402
+from support.parameters import randomised  # noqa: E402
+from support.stored_operators import run_stored  # noqa: E402
+
+from mom_jax.layers.mom import MoM  # noqa: E402
+from mom_jax.models.config import MEMORY_RULES, get_preset  # noqa: E402
+from mom_jax.models.mixers import MEMORY_LAYERS, make_mixer  # noqa: E402
+from mom_jax.models.model_types import SINGLE_MEMORIES  # noqa: E402
+from mom_jax.ops import delta_rule, gated_slots, rank_one_decay, scalar_decay, titans, ttt, vector_decay  # noqa: E402
+
+README = ROOT / "README.md"
+PLACE = re.compile(r"(<!-- memory rules -->\n).*?(<!-- end -->)", re.DOTALL)
+COLUMNS = ("alone", "mixture", "gradients", "decoding", "reference")
+OPERATORS = (delta_rule, gated_slots, rank_one_decay, scalar_decay, titans, ttt, vector_decay)
+IN_ONE_MODULE = {"linear_attention", "retnet", "lightning"}  # their classes tell the paper
+STORED = {
+    "gated_deltanet": "gated_delta_rule",
+    "deltanet": "delta_rule",
+    "linear_attention": "linear_attn_norm",
+    "retnet": "retention",
+}
+ROWS, TIME = 2, 70
+
+
+@contextlib.contextmanager
+def token_by_token() -> Iterator[None]:
+    """Every operator whose implementation is chosen for the caller runs as its reference scan."""
+    with contextlib.ExitStack() as stack:
+        for module in OPERATORS:
+            scan = mock.patch.object(module, "select", lambda _, implementations, auto: implementations["reference"])
+            stack.enter_context(scan)
+        yield
+
+
+def layer_of(rule: str, mixture: bool) -> MoM:
+    """The memory layer of a rule's smallest preset, with random parameters."""
+    config: Any = get_preset("mom-tiny" if rule == "gated_deltanet" else f"mom-tiny-{rule.replace('_', '-')}")
+    config = config.__class__.from_dict(config.to_dict() | {"mixture": mixture, "hidden_size": 32})
+    layer = randomised(nnx.eval_shape(lambda: make_mixer(config, "memory", nnx.Rngs(0))), 0.2)
+    assert isinstance(layer, MoM)
+    return layer
+
+
+def outputs_and_gradients(layer: MoM, x: jax.Array, dy: jax.Array) -> tuple[jax.Array, Any]:
+    """Of one pass over x."""
+    graph, params = nnx.split(layer)
+
+    @jax.jit
+    def run(params, x):
+        y, pull = jax.vjp(lambda params, x: nnx.merge(graph, params)(x, layer=1)[0], params, x)
+        return y, pull(dy)
+
+    return run(params, x)
+
+
+def decoded(layer: MoM, x: jax.Array) -> jax.Array:
+    """Outputs of a prefill and single steps."""
+    run = jax.jit(lambda x, cache: layer(x, None, None, cache, layer=1))
+    y, _, cache = run(x[:, :5], layer.empty_cache(2, ROWS, jnp.float32))
+    found = [y]
+    for t in range(5, TIME):
+        y, _, cache = run(x[:, t : t + 1], cache)
+        found.append(y)
+    return jnp.concatenate(found, 1)
+
+
+def error(got: Any, want: Any) -> float:
+    """The largest relative error of all arrays."""
+    return max(relative_error(a, b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
+
+
+def measure(rule: str) -> dict[str, float]:
+    """The numbers of one row."""
+    rng = np.random.default_rng(0)
+    x, dy = (jnp.asarray(rng.normal(size=(ROWS, TIME, 32)), jnp.float32) for _ in range(2))
+    alone, mixture = layer_of(rule, False), layer_of(rule, True)
+    (y_alone, _), (y, gradients) = (outputs_and_gradients(layer, x, dy) for layer in (alone, mixture))
+    with token_by_token():
+        (scan_alone, _), (scan, scan_gradients) = (outputs_and_gradients(layer, x, dy) for layer in (alone, mixture))
+    return {
+        "alone": error(y_alone, scan_alone),
+        "mixture": error(y, scan),
+        "gradients": error(gradients, scan_gradients),
+        "decoding": error(decoded(mixture, x), y),
+        "reference": error(*run_stored(STORED.get(rule, rule), "xla")),
+    }
+
+
+def told(rule: str) -> tuple[str, str]:
+    """What stands in a row before and behind the numbers."""
+    module = MEMORY_LAYERS[rule].rule
+    text = module.__doc__ if rule in IN_ONE_MODULE else sys.modules[module.__module__].__doc__
+    paper = re.search(r"arXiv (\d{4}\.\d{5})", text or "")
+    assert paper is not None, f"{rule} names no paper"
+    there = SINGLE_MEMORIES.get(rule)
+    link = f"`{rule}` ([{paper[1]}](https://arxiv.org/abs/{paper[1]}))"
+    return link, "" if there is None else f"`{there.model_type}`"
+
+
+def main() -> None:
+    """Measures and writes."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
+    lines = [f"| `memory_rule` | {' | '.join(COLUMNS)} | published as |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for rule in track(MEMORY_RULES, description="measuring"):
+        numbers = measure(rule)
+        before, behind = told(rule)
+        lines.append(f"| {before} | {' | '.join(f'{numbers[name]:.0e}' for name in COLUMNS)} | {behind} |")
+    table = "\n".join(lines) + "\n"
+    README.write_text(PLACE.sub(lambda found: found[1] + table + found[2], README.read_text()))
+
+
+if __name__ == "__main__":
+    main()
