@@ -24,6 +24,9 @@ from mom_jax.layers.rules.titans import Titans
 from mom_jax.layers.rules.ttt import TTTLinear
 from mom_jax.models.config import MoMConfig
 
+# Of HGRN2 and GSA: their layers in the PyTorch package norm with this, whatever norm_eps their configuration gives.
+_HIDDEN_NORM_EPS = 1e-5
+
 
 def make_mixer(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> MoM | Attention:
     """The mixer of a ``memory`` or an ``attention`` block."""
@@ -131,11 +134,11 @@ def _gate_then_norm(config: MoMConfig, rngs: nnx.Rngs) -> Output:
 
 
 def _hidden_norm(config: MoMConfig, rngs: nnx.Rngs) -> Output:
-    return HiddenNormOutput(*_sizes(config), norm_eps=config.norm_eps, rngs=rngs)
+    return HiddenNormOutput(*_sizes(config), norm_eps=_HIDDEN_NORM_EPS, rngs=rngs)
 
 
 def _silu_hidden_norm(config: MoMConfig, rngs: nnx.Rngs) -> Output:
-    return HiddenNormOutput(*_sizes(config), activation=jax.nn.silu, norm_eps=config.norm_eps, rngs=rngs)
+    return HiddenNormOutput(*_sizes(config), activation=jax.nn.silu, norm_eps=_HIDDEN_NORM_EPS, rngs=rngs)
 
 
 def _projection(config: MoMConfig, rngs: nnx.Rngs) -> Output:

@@ -115,7 +115,8 @@ def _kda(fields: Fields) -> Fields:
 def _mamba2(fields: Fields) -> Fields:
     _only(fields, n_groups=1, use_bias=False, use_conv_bias=True, D_has_hdim=False, rmsnorm=True)
     _only(fields, norm_before_gate=False, attn=None)
-    if tuple(fields.get("dt_limit", _ANY_STEP)) != _ANY_STEP:
+    limit = tuple(_float(value) for value in fields.get("dt_limit", _ANY_STEP))
+    if limit != _ANY_STEP:
         raise InputError("dt_limit", fields["dt_limit"], f"not available in a mamba2 model; only {_ANY_STEP} is")
     theirs = {"hidden_size": 2048, "state_size": 128, "head_dim": 64, "expand": 2, "conv_kernel": 4} | fields
     keys, values = theirs["state_size"], theirs["head_dim"]
@@ -123,6 +124,11 @@ def _mamba2(fields: Fields) -> Fields:
     sizes |= {"expand_v": values / keys, "conv_size": theirs["conv_kernel"], "intermediate_size": 0}
     defaults = {"norm_eps": 1e-5, "num_hidden_layers": 48, "pad_token_id": 0}
     return defaults | theirs | sizes | _SINGLE_MEMORY | {"memory_rule": "mamba2"}
+
+
+def _float(value: Any) -> float:
+    """A number of a ``config.json``; the transformers library writes infinity as an object."""
+    return float(value["__float__"] if isinstance(value, dict) else value)
 
 
 def _transformer(fields: Fields) -> Fields:
