@@ -236,8 +236,8 @@ def sequence_length(folder: Path) -> Rows:
         cache = reference(ids[:, :20], use_cache=True).past_key_values
         first = int(cache.get_seq_length())
         cache = reference(ids[:, 20:], past_key_values=cache, use_cache=True).past_key_values
-    before = pair.model(jnp.asarray(ids[:, :20]), cache=pair.model.init_cache(1)).cache
-    after = pair.model(jnp.asarray(ids[:, 20:]), cache=before).cache
+    before: Any = pair.model(jnp.asarray(ids[:, :20]), cache=pair.model.init_cache(1)).cache
+    after: Any = pair.model(jnp.asarray(ids[:, 20:]), cache=before).cache
     ours = [str(int(cache.memory.length[0, 0])) for cache in (before, after)]
     return [
         ("`get_seq_length()` after 20 tokens", str(first), ours[0]),

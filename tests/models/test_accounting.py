@@ -1,6 +1,7 @@
 """Costs against hand counts of small models, the arrays that exist, and XLA's own count of FLOPs."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 from mom_jax.errors import InputError
 from mom_jax.models.accounting import account, total
 from mom_jax.models.baselines import BASELINES, get_baseline
-from mom_jax.models.config import AttentionConfig, MoMConfig, get_preset
+from mom_jax.models.config import MEMORY_RULES, AttentionConfig, MoMConfig, get_preset
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.flops import delta_rule_flops
 
@@ -68,20 +69,35 @@ def test_attention_by_hand(window, seen):
     assert layer.state_bytes == 4 * (slots * (2 * D // 2 + 2) + 1)
 
 
-@pytest.mark.parametrize("name", ["single", "transformer"])
-def test_forward_flops_as_xla_counts_them(name):
-    """One layer over one chunk, where XLA's count holds no unknown number of loop turns."""
-    config = dataclasses.replace(CONFIG, hidden_size=128, num_heads=1, head_dim=128, expand_v=1.0, num_hidden_layers=1,
-                                 intermediate_size=256, vocab_size=256)  # fmt: skip
-    config, time = get_baseline(name, config), 64
+def counted_flops(config, time):
+    """XLA's count for one token of a forward pass over one row."""
     graph, params = nnx.split(nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0))))
     run = jax.jit(lambda params, ids: nnx.merge(graph, params)(ids).logits)
-    analysis = run.lower(params, jax.ShapeDtypeStruct((1, time), jnp.int32)).compile().cost_analysis()
-    counted = analysis[0] if isinstance(analysis, list) else analysis
-    assert counted is not None
-    # XLA computes all of the T x T scores, we count the causal half; it also counts what is linear in the channels
+    analysis: Any = run.lower(params, jax.ShapeDtypeStruct((1, time), jnp.int32)).compile().cost_analysis()
+    return (analysis[0] if isinstance(analysis, list) else analysis)["flops"] / time
+
+
+def one_layer(**changes):
+    """One layer of one head over one chunk, where XLA's count holds no unknown number of loop turns."""
+    return dataclasses.replace(CONFIG, hidden_size=128, num_heads=1, head_dim=128, expand_v=1.0, num_hidden_layers=1,
+                               intermediate_size=256, vocab_size=256, **changes)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["single", "transformer"])
+def test_forward_flops_as_xla_counts_them(name):
+    """Within 5 %; XLA also counts what is linear in the channels."""
+    config, time = get_baseline(name, one_layer()), 64
+    # XLA computes all of the T x T scores, we count the causal half
     extra = 4 * 128 * (time - (time + 1) / 2) if name == "transformer" else 0
-    assert counted["flops"] / time == pytest.approx(total(account(config, time)).forward + extra, rel=0.05)
+    assert counted_flops(config, time) == pytest.approx(total(account(config, time)).forward + extra, rel=0.05)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in MEMORY_RULES if rule not in ("gated_deltanet", "deltanet")])
+def test_forward_flops_of_every_rule(rule):
+    """Within 10 % below XLA's count: decays for each channel are linear in the channels, but many."""
+    config = one_layer(memory_rule=rule, mixture=False, mini_batch_size=64)
+    share = total(account(config, 64)).forward / counted_flops(config, 64)
+    assert 0.9 < share < 1.02
 
 
 def test_baselines_of_a_preset():

@@ -54,13 +54,13 @@ class QueryKeyValueRule(MemoryRule):
         self.k_proj = per_memory(rngs, memories, hidden, self.keys, split=own)
         self.v_proj = per_memory(rngs, memories, hidden, self.values)
         self.conv_size, self.activate, self.leaking_memories = conv_size, activate, leaking_memories
-        self.conv_bias = conv_bias and conv_size is not None
-        convolved = (("q", self.keys, own), ("k", self.keys, own), ("v", self.values, True))
-        for name, channels, split in convolved if conv_size is not None else ():
-            setattr(self, f"{name}_conv1d", conv_weight(rngs, channels, conv_size, split))
-        for name, channels, split in convolved if self.conv_bias else ():
-            bias = param(rngs, jax.nn.initializers.zeros, (channels,), ("tensor" if split else None,))
-            setattr(self, f"{name}_conv1d_bias", bias)
+        self.conv_bias = conv_bias
+        if conv_size is not None:
+            for name, channels, split in (("q", self.keys, own), ("k", self.keys, own), ("v", self.values, True)):
+                setattr(self, f"{name}_conv1d", conv_weight(rngs, channels, conv_size, split))
+                if conv_bias:
+                    bias = param(rngs, jax.nn.initializers.zeros, (channels,), ("tensor" if split else None,))
+                    setattr(self, f"{name}_conv1d_bias", bias)
 
     def rows(
         self,

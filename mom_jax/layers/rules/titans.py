@@ -65,14 +65,11 @@ class Titans(QueryKeyValueRule):
         q, k, v, (gates,), cache = self.rows(x, packing, cache, layer, self.gate_proj[...])
         q, k = l2_norm(q), l2_norm(k)
         gates = jax.nn.sigmoid(add_bias(gates.astype(jnp.float32), packing, self.gate_bias[...]))
-        gates = jnp.moveaxis(gates.reshape(gates.shape[0], -1, len(_GATES)), -1, 0)
+        theta, alpha, eta = jnp.moveaxis(gates.reshape(gates.shape[0], -1, len(_GATES)), -1, 0)
+        rows, valid, table, size = (q, k, v, theta, alpha, eta), packing.valid, packing.table, self.mini_batch
         return recur(
-            lambda state: titans_linear(
-                q, k, v, *gates, packing.valid, packing.table, state, mini_batch=self.mini_batch
-            ),
-            lambda state: titans_linear_step(
-                q, k, v, *gates, None, state, self.key_dim**-0.5, self.mini_batch
-            ),
+            lambda state: titans_linear(*rows, valid, table, state, mini_batch=size),
+            lambda state: titans_linear_step(*rows, None, state, self.key_dim**-0.5, size),
             packing,
             cache,
             layer,
