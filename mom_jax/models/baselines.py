@@ -14,16 +14,21 @@ def single(config: MoMConfig) -> MoMConfig:
 def expanded(config: MoMConfig) -> MoMConfig:
     """One memory whose state is as large as all memories of the mixture together (paper, table 4).
 
-    Values are widened, ``expand_v`` times the number of memories, the shared one included.
+    Values are widened, ``expand_v`` times the number of memories, the shared one included. TTT, whose
+    values are as wide as its keys, gets that many times the heads.
     """
-    memories = config.num_memories + config.shared_mem
-    return dataclasses.replace(config, mixture=False, expand_v=config.expand_v * memories)
+    return _larger(config, config.num_memories + config.shared_mem)
 
 
 def equal_active(config: MoMConfig) -> MoMConfig:
     """One memory whose state is as large as what a token of the mixture reads and writes."""
-    active = config.topk + config.shared_mem
-    return dataclasses.replace(config, mixture=False, expand_v=config.expand_v * active)
+    return _larger(config, config.topk + config.shared_mem)
+
+
+def _larger(config: MoMConfig, times: int) -> MoMConfig:
+    if config.memory_rule == "ttt":
+        return dataclasses.replace(config, mixture=False, num_heads=config.num_heads * times)
+    return dataclasses.replace(config, mixture=False, expand_v=config.expand_v * times)
 
 
 def transformer(config: MoMConfig) -> MoMConfig:

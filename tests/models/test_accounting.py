@@ -108,3 +108,18 @@ def test_baselines_of_a_preset():
     assert get_baseline("transformer", config).attn.num_heads == 16
     with pytest.raises(InputError, match=r"baseline=rnn: choose one of single"):
         get_baseline("rnn", config)
+
+
+@pytest.mark.parametrize("rule", MEMORY_RULES)
+def test_equal_state_of_every_rule(rule):
+    """The expanded baseline has the state of all memories, but for filters' inputs and counts, which do not grow so."""
+    config = dataclasses.replace(CONFIG, memory_rule=rule, expand_v=1.0, use_short_conv=False)
+    mixture, expanded = (
+        nnx.eval_shape(lambda c=c: MoMForCausalLM(c, rngs=nnx.Rngs(0)).init_cache(1).memory.recurrent)
+        for c in (config, get_baseline("expanded", config))
+    )
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim > 3) for state in (mixture, expanded)]
+    if rule == "gsa":  # the keys of slots, [K, M], stay as they are
+        assert sizes[0] > sizes[1] > sizes[0] / 2
+    else:
+        assert sizes[0] == sizes[1]

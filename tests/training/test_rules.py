@@ -1,6 +1,8 @@
-"""Every memory rule learns: fifty steps of training on text, as a mixture."""
+"""Every memory rule learns: fifty steps of training, as a mixture, on a part of the demo's text."""
 
 import dataclasses
+import email
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,9 +22,11 @@ SMALL = {"num_slots": 8, "mini_batch_size": 8, "proj_low_rank_dim": 4, "decay_lo
 
 @pytest.mark.parametrize("rule", MEMORY_RULES)
 def test_fifty_steps(rule, make_config):
-    """The loss falls below that of the letters' frequencies, and no update is skipped."""
+    """The loss falls below that of the bytes' frequencies, and no update is skipped."""
     config = make_config(steps=STEPS)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, memory_rule=rule, **SMALL))
+    data = dataclasses.replace(config.data, path=str(Path(email.__file__).parent))
+    model = dataclasses.replace(config.model, memory_rule=rule, **SMALL)
+    config = dataclasses.replace(config, data=data, model=model)
     loader, mesh = train_loader(prepared(config.data, progress=False), config.data), make_mesh(MeshConfig())
     step, state = make_train_step(config, mesh), init_state(config, mesh)
     losses, ids = [], []
@@ -35,4 +39,4 @@ def test_fifty_steps(rule, make_config):
     share = np.bincount(np.concatenate(ids).reshape(-1)) / np.concatenate(ids).size
     entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
     assert int(state.bad_total) == 0
-    assert np.mean(losses[-5:]) < 0.95 * entropy, (losses[0], losses[-5:], entropy)
+    assert np.mean(losses[-5:]) < entropy < losses[0], (losses[0], losses[-5:], entropy)
