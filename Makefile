@@ -22,7 +22,8 @@ test: ## the whole suite
 	.venv/bin/python $(PYTEST) $(ARGS)
 
 # Left out: suites that hold one implementation against another in many cases. What is measured against stored numbers stays.
-EXHAUSTIVE := ops/test_recurrences.py layers/test_rules.py models/test_sharding.py models/test_hybrid.py models/test_cache.py
+EXHAUSTIVE := ops/test_recurrences.py ops/test_delta_rule.py layers/test_rules.py layers/test_mom.py models/test_lm.py \
+    models/test_sharding.py models/test_hybrid.py models/test_cache.py models/test_accounting.py
 
 test-second-python: ## operators, layers and models on another supported Python (without the longest suites)
 	@tools/test-second-python .venv $(PYTEST) tests/ops tests/layers tests/models \

@@ -9,7 +9,7 @@ import datetime
 import importlib
 import importlib.util
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -178,15 +178,13 @@ SECTIONS = {
 }
 
 
-def main() -> None:
-    """Prints every table."""
+def main(words: Sequence[str]) -> None:
+    """Prints every table, or those whose title begins with one of the words."""
     print(f"{datetime.date.today()}; {machine()}\n")
     for title, table in SECTIONS.items():
+        if words and not title.lower().startswith(tuple(words)):
+            continue
         print(f"### {title}\n")
         for line in table():
             print(line, flush=True)
         print()
-
-
-if __name__ == "__main__":
-    main()

@@ -139,7 +139,7 @@ def _with_gradient(run, table, impl):
 def main() -> None:
     """Prints both tables; arguments choose recurrences and memory rules."""
     print(f"{datetime.date.today()}; {machine()}\n\nT={TIME}, H={HEADS}\n")
-    asked = sys.argv[1:] or [*ENTRIES, *MEMORY_RULES]
+    asked = sys.argv[1:] or list(dict.fromkeys([*ENTRIES, *MEMORY_RULES]))
     for line in rule_table([name for name in asked if name in ENTRIES]):
         print(line, flush=True)
     print()
