@@ -180,7 +180,7 @@ def _mamba2(config: MoMConfig) -> Table:
     """One projection to gate, value, key, query and time step; one convolution over value, key and query."""
     values, keys = config.value_dim, config.head_dim
     total = 2 * values + 2 * keys + config.num_heads
-    convolved = {"v": (0, values), "k": (values, keys), "q": (values + keys, keys)}
+    convolved = {"v": 0, "k": values, "q": values + keys}  # first rows
     table: Table = {
         "attn.output.g_proj.weight": Row("mixer.in_proj.weight", Form(transposed=True, part=(0, total))),
         "attn.rule.A_log": Row("mixer.A_log", SAME),
@@ -190,7 +190,7 @@ def _mamba2(config: MoMConfig) -> Table:
         "attn.output.o_proj.weight": Row("mixer.out_proj.weight", MATRIX),
         "attn_norm.weight": Row("norm.weight", SAME),
     }
-    for name, (first, _) in convolved.items():
+    for name, first in convolved.items():
         form = Form(transposed=True, part=(values + first, total))
         row = Row("mixer.in_proj.weight", form) if name == "q" else Row("", form, shared="mixer.in_proj.weight")
         table["attn.rule.q_proj.weight" if name == "q" else f"attn.rule.{name}_proj"] = row
