@@ -87,8 +87,8 @@ class MoMConfig:
     topk: int = 2  # memories per token, k
     shared_mem: bool = True
     single_kv_proj: bool = False  # one k/v/b/a projection for all memories
-    use_output_gate: bool = True
-    use_short_conv: bool = True
+    use_output_gate: bool = True  # kda and rwkv always have theirs; hgrn2 and gsa have none
+    use_short_conv: bool = True  # rwkv has none
     conv_size: int = 4
     norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
@@ -130,6 +130,9 @@ class MoMConfig:
             raise InputError("expand_v", self.expand_v, remedy)
         if self.memory_rule == "ttt" and self.head_v_dim != self.head_dim:
             raise InputError("expand_v", self.expand_v, "must be 1 with memory_rule ttt (values as wide as keys)")
+        if not self.use_output_gate and self.memory_rule in ("kda", "rwkv6", "rwkv7"):
+            remedy = f"is not available: memory_rule {self.memory_rule} has its own gate"
+            raise InputError("use_output_gate", False, remedy)
         if self.intermediate_size is None and self.hidden_ratio is None:
             raise InputError("hidden_ratio", None, "set hidden_ratio or intermediate_size")
         for field, known in (("memory_rule", MEMORY_RULES), ("compute_dtype", ("float32", "bfloat16"))):

@@ -100,6 +100,8 @@ def test_round_trip(name):
     [
         ({"topk": 5}, r"topk=5: must lie between 1 and num_memories \(4\)"),
         ({"topk": 0}, r"topk=0: must lie between 1"),
+        ({"memory_rule": "kda", "use_output_gate": False}, r"use_output_gate=False: is not available: memory_rule kda"),
+        ({"memory_rule": "ttt", "expand_v": 2.0}, r"expand_v=2\.0: must be 1 with memory_rule ttt"),
         *(({name: 0}, rf"{name}=0: must be at least 1") for name in
           ("vocab_size", "hidden_size", "num_hidden_layers", "num_heads", "head_dim", "num_memories", "conv_size")),
         ({"expand_v": 0.3}, r"expand_v=0\.3: head_dim \(256\) \* expand_v must be a positive whole number"),
