@@ -1,0 +1,110 @@
+"""Calls a Triton kernel from JAX: on a GPU through jax-triton, or on the host in Triton's interpreter.
+
+Both are one function, so that the wrappers around the kernels, their custom VJPs included, are
+the same code with and without a GPU. The interpreter runs the kernels of a process that was
+started with ``TRITON_INTERPRET=1``; it works on NumPy arrays and needs no PyTorch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Grid = tuple[int, ...]
+
+
+def launch(
+    kernel: Any,
+    *inputs: jax.Array,
+    grid: Grid,
+    outputs: Sequence[jax.ShapeDtypeStruct],
+    interpret: bool,
+    num_warps: int,
+    num_stages: int,
+    bytes_accessed: int = 0,
+    flops: int = 0,
+    **constants: Any,
+) -> list[jax.Array]:
+    """Runs ``kernel(*inputs, *outputs, **constants)`` on ``grid`` and returns the outputs.
+
+    Args:
+        kernel: a ``triton.jit`` function: pointers to inputs, pointers to outputs, then ``constexpr`` arguments.
+        inputs: contiguous arrays.
+        grid: programs along up to three axes.
+        outputs: shapes and dtypes; every element must be written by the kernel.
+        interpret: run in Triton's interpreter on the host.
+        num_warps, num_stages: Triton's launch parameters, without meaning in the interpreter.
+        bytes_accessed, flops: the kernel's cost, for profilers.
+        constants: the ``constexpr`` arguments.
+
+    Raises:
+        ModuleNotFoundError: jax-triton is missing.
+    """
+    if interpret:
+        run = _Interpreted(kernel, grid, outputs, constants)
+        return jax.pure_callback(run, list(outputs), *inputs, vmap_method="sequential")
+    import jax_triton
+
+    return jax_triton.triton_call(
+        *inputs,
+        kernel=kernel,
+        out_type=list(outputs),
+        grid=grid,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        cost_estimate={"flops": flops, "bytes_accessed": bytes_accessed},
+        **constants,
+    )
+
+
+class _Interpreted:
+    """One launch in the interpreter. Outputs begin as NaN, or the least integer, to show what a kernel does not write."""
+
+    def __init__(self, kernel: Any, grid: Grid, outputs: Sequence[jax.ShapeDtypeStruct], constants: dict[str, Any]):
+        self.kernel, self.grid, self.outputs, self.constants = kernel, grid, outputs, constants
+
+    def __call__(self, *inputs: Any) -> list[np.ndarray]:
+        read = [np.ascontiguousarray(x) for x in inputs]
+        written = [_unwritten(x) for x in self.outputs]
+        self.kernel[self.grid](*(_Pointer(x) for x in (*read, *written)), **self.constants)
+        return written
+
+
+def _unwritten(x: jax.ShapeDtypeStruct) -> np.ndarray:
+    return np.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.iinfo(x.dtype).min, x.dtype)
+
+
+class _Pointer:
+    """As much of a PyTorch tensor as Triton's interpreter asks for."""
+
+    def __init__(self, array: np.ndarray):
+        self.array, self.dtype = array, array.dtype
+
+    def data_ptr(self) -> int:
+        return self.array.ctypes.data
+
+    def untyped_storage(self) -> "_Pointer":
+        return self
+
+    def cpu(self) -> "_Pointer":
+        return self
+
+    def new_empty(self, size: int, device: str) -> "_Pointer":
+        return self
+
+    def set_(self, *view: Any) -> "_Pointer":
+        return self
+
+    def copy_(self, other: "_Pointer") -> "_Pointer":
+        return self
+
+    def storage_offset(self) -> int:
+        return 0
+
+    def size(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def stride(self) -> tuple[int, ...]:
+        return self.array.strides
