@@ -12,7 +12,7 @@ from mom_jax.typing import Array
 def one_segment(time: int, key_dim: int) -> ChunkTable:
     """A single segment of ``time`` rows, in the chunks that layers use for keys of this size."""
     memories = jnp.zeros((1, time, 1), jnp.int32)
-    return plan_packing(memories, 1, shared=False, chunk_size=chunk_rows(time, key_dim)).table
+    return plan_packing(memories, 1, shared=False, chunk_size=chunk_rows(time, key_dim, "auto")).table
 
 
 def delta_rule_rows(time: int, heads: int, key_dim: int, value_dim: int) -> tuple[Array, Array, Array, Array, Array]:

@@ -11,13 +11,10 @@ Each number is the largest difference, relative to the largest value of its arra
 """
 
 import argparse
-import contextlib
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -36,12 +33,10 @@ from mom_jax.layers.mom import MoM  # noqa: E402
 from mom_jax.models.config import MEMORY_RULES, get_preset  # noqa: E402
 from mom_jax.models.mixers import MEMORY_LAYERS, make_mixer  # noqa: E402
 from mom_jax.models.model_types import SINGLE_MEMORIES  # noqa: E402
-from mom_jax.ops import delta_rule, gated_slots, rank_one_decay, scalar_decay, titans, ttt, vector_decay  # noqa: E402
 
 README = ROOT / "README.md"
 PLACE = re.compile(r"(<!-- memory rules -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = ("alone", "mixture", "gradients", "decoding", "reference")
-OPERATORS = (delta_rule, gated_slots, rank_one_decay, scalar_decay, titans, ttt, vector_decay)
 IN_ONE_MODULE = {"linear_attention", "retnet", "lightning"}  # their classes tell the paper
 STORED = {
     "gated_deltanet": "gated_delta_rule",
@@ -52,20 +47,10 @@ STORED = {
 ROWS, TIME = 2, 70
 
 
-@contextlib.contextmanager
-def token_by_token() -> Iterator[None]:
-    """Every operator whose implementation is chosen for the caller runs as its reference scan."""
-    with contextlib.ExitStack() as stack:
-        for module in OPERATORS:
-            scan = mock.patch.object(module, "select", lambda _, implementations, auto: implementations["reference"])
-            stack.enter_context(scan)
-        yield
-
-
-def layer_of(rule: str, mixture: bool) -> MoM:
+def layer_of(rule: str, mixture: bool, impl: str) -> MoM:
     """The memory layer of a rule's smallest preset, with random parameters."""
     config: Any = get_preset("mom-tiny" if rule == "gated_deltanet" else f"mom-tiny-{rule.replace('_', '-')}")
-    config = config.__class__.from_dict(config.to_dict() | {"mixture": mixture, "hidden_size": 32})
+    config = config.__class__.from_dict(config.to_dict() | {"mixture": mixture, "hidden_size": 32, "impl": impl})
     layer = randomised(nnx.eval_shape(lambda: make_mixer(config, "memory", nnx.Rngs(0))), 0.2)
     assert isinstance(layer, MoM)
     return layer
@@ -103,15 +88,17 @@ def measure(rule: str) -> dict[str, float]:
     """The numbers of one row."""
     rng = np.random.default_rng(0)
     x, dy = (jnp.asarray(rng.normal(size=(ROWS, TIME, 32)), jnp.float32) for _ in range(2))
-    alone, mixture = layer_of(rule, False), layer_of(rule, True)
-    (y_alone, _), (y, gradients) = (outputs_and_gradients(layer, x, dy) for layer in (alone, mixture))
-    with token_by_token():
-        (scan_alone, _), (scan, scan_gradients) = (outputs_and_gradients(layer, x, dy) for layer in (alone, mixture))
+
+    def both(impl: str) -> list[tuple[jax.Array, Any]]:
+        return [outputs_and_gradients(layer_of(rule, mixture, impl), x, dy) for mixture in (False, True)]
+
+    (y_alone, _), (y, gradients) = both("xla")
+    (scan_alone, _), (scan, scan_gradients) = both("reference")
     return {
         "alone": error(y_alone, scan_alone),
         "mixture": error(y, scan),
         "gradients": error(gradients, scan_gradients),
-        "decoding": error(decoded(mixture, x), y),
+        "decoding": error(decoded(layer_of(rule, True, "xla"), x), y),
         "reference": error(*run_stored(STORED.get(rule, rule), "xla")),
     }
 

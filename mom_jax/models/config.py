@@ -30,6 +30,7 @@ MemoryRuleName = Literal[
     "titans",
 ]
 MEMORY_RULES = get_args(MemoryRuleName)
+ImplName = Literal["auto", "reference", "xla", "tpu", "gpu"]
 
 # fields of the published config with a single value that this library computes
 _FIXED = {
@@ -70,7 +71,7 @@ class MoMConfig:
     """Hyper-parameters of a MoM language model.
 
     Fields carry the names and defaults of the published ``config.json`` (model type
-    ``mom``); ``memory_rule`` and ``compute_dtype`` are ours. Fields that the reference
+    ``mom``); ``memory_rule``, ``compute_dtype`` and ``impl`` are ours. Fields that the reference
     reads but that change nothing in the mathematics (``fuse_*``, ``capacity``, ...) are
     dropped by `from_dict`.
     """
@@ -103,6 +104,7 @@ class MoMConfig:
     mixture: bool = True  # False: one memory that every token is written to, and no router
     allow_neg_eigval: bool = False  # delta rules: write strengths up to 2, so that a write may flip what it meets
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
+    impl: ImplName = "auto"  # of the memories' recurrences: XLA or kernels, see mom_jax.ops.dispatch
     feature_map: Literal["identity", "elu", "relu"] = "identity"  # linear_attention: of queries and keys
     norm_feature_map: bool = False  # linear_attention: divide reads by the sum of their weights
     gate_logit_normalizer: int = 16  # gla, gsa: the larger, the slower memories forget
@@ -135,7 +137,11 @@ class MoMConfig:
             raise InputError("use_output_gate", False, remedy)
         if self.intermediate_size is None and self.hidden_ratio is None:
             raise InputError("hidden_ratio", None, "set hidden_ratio or intermediate_size")
-        for field, known in (("memory_rule", MEMORY_RULES), ("compute_dtype", ("float32", "bfloat16"))):
+        for field, known in (
+            ("memory_rule", MEMORY_RULES),
+            ("compute_dtype", ("float32", "bfloat16")),
+            ("impl", get_args(ImplName)),
+        ):
             if getattr(self, field) not in known:
                 raise InputError(field, getattr(self, field), f"choose one of {', '.join(known)}")
         leaks = self.mixture and self.memory_rule == "gated_deltanet" and self.use_short_conv

@@ -36,6 +36,7 @@ def make_mixer(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> MoM | Attention:
     made: Any = made_of.rule  # the constructors differ in their options
     sizes = (config.hidden_size, config.num_heads, config.head_dim, config.head_v_dim)
     rule = made(*sizes, memories=_projections(config), **made_of.options(config), rngs=rngs)
+    rule.impl = config.impl
     output = made_of.output(config, rngs)
     if not config.mixture:
         return MoM(config.hidden_size, rule, output, num_memories=None, rngs=rngs)

@@ -180,7 +180,7 @@ def in_our_words(fields: Fields) -> Fields:
 
 
 _MIXTURE = ("num_memories", "topk", "shared_mem", "single_kv_proj", "aux_loss_scale")
-_OURS = ("memory_rule", "mixture", "reference_conv_leak", "compute_dtype")
+_OURS = ("memory_rule", "mixture", "reference_conv_leak", "compute_dtype", "impl")
 _ROPE_THETA = 10000.0  # of attention layers in the reference's MoM, whatever its configuration says
 _RULES_OWN = (
     "allow_neg_eigval",

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mom_jax.ops.dispatch import uses_kernels
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Float
 
@@ -35,9 +36,10 @@ def transpose(x: Float[Array, "*batch a b"]) -> Float[Array, "*batch b a"]:
     return jnp.swapaxes(x, -1, -2)
 
 
-def chunk_rows(time: int, key_dim: int) -> int:
-    """Rows of a chunk: small keys gain from short chunks, and short rows need no long ones."""
-    return min(32 if key_dim <= 64 else 64, 1 << (time - 1).bit_length())
+def chunk_rows(time: int, key_dim: int, impl: str) -> int:
+    """Rows of a chunk: small keys gain from short chunks in XLA on a CPU, and short rows need no long ones."""
+    longest = 32 if key_dim <= 64 and not uses_kernels(impl) else 64
+    return min(longest, 1 << (time - 1).bit_length())
 
 
 def initial_carry(initial: Any, shapes: Any) -> tuple[State, Stored]:

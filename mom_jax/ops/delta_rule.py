@@ -231,14 +231,15 @@ def gated_delta_rule(
         table: segments and documents of the rows.
         initial_state: float32 state of every segment; None starts from 0 and returns no state.
         scale: of the output, K^-0.5 if None.
-        impl: ``auto``, ``reference`` (token by token) or ``xla`` (chunk-parallel).
+        impl: ``auto``, ``reference`` (token by token), ``xla`` (chunk-parallel), or the kernels of
+            ``tpu`` or ``gpu`` (`mom_jax.ops.dispatch`).
 
     Returns:
         Outputs in ``v.dtype``, and the float32 state of every segment after its last row (an
         empty segment keeps its initial state), or None without an initial state.
 
     Raises:
-        InputError: unknown ``impl``.
+        InputError: ``impl`` is unknown or cannot run here.
     """
     scale = k.shape[-1] ** -0.5 if scale is None else scale
-    return select(impl, _IMPLEMENTATIONS, auto="xla")(q, k, v, g, beta, table, initial_state, scale)
+    return select(impl, _IMPLEMENTATIONS, "delta_rule")(q, k, v, g, beta, table, initial_state, scale)

@@ -1,17 +1,117 @@
-"""Chooses an implementation of a primitive by name."""
+"""Chooses an implementation of a primitive: by name, or by the device that a computation is compiled for.
 
+``auto`` takes the kernels of `pallas_kernels` on a TPU or a GPU, and XLA on a CPU, for primitives
+without a kernel, and for shapes that a kernel refuses. A named implementation that cannot run
+raises and says why.
+"""
+
+import functools
+import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from mom_jax.errors import InputError
+from mom_jax.ops.segments import ChunkTable
+from pallas_kernels.chunks import Chunks
+
+KERNELS = ("tpu", "gpu")
+# Names of GPUs by generation, for programs that are compiled where there is none.
+_GENERATIONS = {
+    "sm_80": ("A100", "A30"),
+    "sm_90": ("H100", "H200", "GH200"),
+    "sm_100": ("B200", "GB200"),
+    "gfx942": ("MI300", "MI325"),
+}
 
 
-def select(impl: str, implementations: Mapping[str, Callable], auto: str) -> Callable:
-    """The implementation called ``impl``; ``"auto"`` stands for ``auto``, which works everywhere.
+class Target(NamedTuple):
+    """What a computation is compiled for."""
+
+    platform: str  # cpu, gpu or tpu
+    kind: str  # as JAX names the device
+    generation: str | None  # sm_90, gfx942, ... of a GPU, or the kind of a TPU
+
+
+def target() -> Target:
+    """The device of the mesh that is set (`jax.set_mesh`, also an abstract one), or else JAX's first."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    if device.platform != "gpu":
+        return Target(device.platform, device.device_kind, device.device_kind)
+    return Target("gpu", device.device_kind, _generation(device))
+
+
+def _generation(device: Any) -> str | None:
+    capability = getattr(device, "compute_capability", None)  # abstract devices have none
+    if capability is not None:
+        return capability if str(capability).startswith("gfx") else f"sm_{str(capability).replace('.', '')}"
+    words = device.device_kind.replace("-", " ").split()
+    return next((name for name, kinds in _GENERATIONS.items() if any(w.startswith(kinds) for w in words)), None)
+
+
+def uses_kernels(impl: str) -> bool:
+    """Whether rows are to be laid out for kernels."""
+    return impl in KERNELS or (impl == "auto" and target().platform in KERNELS)
+
+
+def select(impl: str, implementations: Mapping[str, Callable], kernel: str | None = None) -> Callable:
+    """The implementation called ``impl`` of a primitive.
+
+    Args:
+        impl: ``auto``, a name in ``implementations``, or ``tpu`` or ``gpu`` where there is a kernel.
+        implementations: by name; ``xla`` is among them, and works everywhere.
+        kernel: names the module in `pallas_kernels.tpu` and `pallas_kernels.gpu`, and its function.
 
     Raises:
-        InputError: the name is unknown, with the names that exist.
+        InputError: an unknown name, with those that exist, or a kernel for another platform. Kernels
+            that are called by name raise it for shapes they refuse, and where jax-triton is missing.
     """
-    name = auto if impl == "auto" else impl
-    if name not in implementations:
-        raise InputError("impl", impl, f"choose one of auto, {', '.join(implementations)}")
-    return implementations[name]
+    if impl in implementations:
+        return implementations[impl]
+    known = ("auto", *implementations, *(KERNELS if kernel else ()))
+    if impl not in known:
+        raise InputError("impl", impl, f"choose one of {', '.join(known)}")
+    device = target()
+    if kernel is None or (impl == "auto" and device.platform not in KERNELS):
+        return implementations["xla"]
+    if impl not in ("auto", device.platform):
+        remedy = f"needs a {impl.upper()}, and this is compiled for {device.kind}; use auto or xla"
+        raise InputError("impl", impl, remedy)
+    fallback = implementations["xla"] if impl == "auto" else None
+    return functools.partial(_run_kernel, device, kernel, fallback)
+
+
+def _run_kernel(device: Target, kernel: str, fallback: Callable | None, *arguments: Any) -> Any:
+    module = _load(device, kernel)
+    refusal = module.refusal(*map(_plain, arguments), device=device.generation)
+    if refusal is None:
+        return getattr(module, kernel)(*map(_plain, arguments), device=device.generation)
+    if fallback is None:
+        raise InputError("impl", device.platform, f"{refusal}; use auto or xla")
+    return fallback(*arguments)
+
+
+def _load(device: Target, kernel: str) -> Any:
+    if device.platform == "gpu":
+        if importlib.util.find_spec("jax_triton") is None:
+            remedy = "needs jax-triton: pip install 'mom-jax[gpu]' (Python 3.12 or later), or choose impl=xla"
+            raise InputError("impl", "gpu", remedy)
+        if device.generation not in _GENERATIONS:
+            known = ", ".join(_GENERATIONS)
+            raise InputError("impl", "gpu", f"has kernels for {known}, not for {device.kind}; choose impl=xla")
+    return importlib.import_module(f"pallas_kernels.{device.platform}.{kernel}")
+
+
+def _plain(argument: Any) -> Any:
+    return as_chunks(argument) if isinstance(argument, ChunkTable) else argument
+
+
+def as_chunks(table: ChunkTable) -> Chunks:
+    """The table as kernels take it: documents numbered inside each chunk."""
+    if table.reset is None:
+        return Chunks(table.segment, table.first, table.last, None)
+    begun = jnp.cumsum(table.reset.reshape(-1, table.chunk_size), -1, dtype=jnp.int32)
+    return Chunks(table.segment, table.first, table.last, begun.reshape(-1))

@@ -20,9 +20,8 @@ import jax.numpy as jnp
 
 from mom_jax.ops.chunks import border_states, from_chunks, scan_rows, to_chunks, transpose
 from mom_jax.ops.decays import channel_decays, decayed_values, documents, masked
-from mom_jax.ops.dispatch import select
 from mom_jax.ops.segments import ChunkTable
-from mom_jax.ops.vector_decay import vector_decay_chunked, vector_decay_step
+from mom_jax.ops.vector_decay import vector_decay, vector_decay_step
 from mom_jax.typing import Array, Float
 
 Slots = tuple[Float[Array, "S H K M"], Float[Array, "S H M V"]]
@@ -73,14 +72,15 @@ def gated_slots_chunked(
     table: ChunkTable,
     initial_state: Slots | None,
     scale: float,
+    impl: str = "xla",
 ) -> tuple[Float[Array, "N H V"], Slots | None]:
-    """The same function chunk by chunk: two linear passes with a softmax between them.
+    """The same function chunk by chunk: two linear passes with a softmax between them, the second by `vector_decay`.
 
     The backward pass keeps the inputs and what it needs of the first pass's outputs, M values for each row.
     """
     keys, values = (None, None) if initial_state is None else initial_state
     p, keys = _slot_scores(q, k, s, g, table, keys, scale)
-    o, values = vector_decay_chunked(jax.nn.softmax(p, -1), s, v, g, None, table, values, 1.0)
+    o, values = vector_decay(jax.nn.softmax(p, -1), s, v, g, table, values, scale=1.0, impl=impl)
     return o, None if keys is None or values is None else (keys, values)
 
 
@@ -96,9 +96,6 @@ def _slot_scores(q, k, s, g, table, initial_state, scale):
     before = decays.enter * (q @ transpose(states)) + decayed_values(earlier, s, decays)
     read = jnp.exp(g) * before + jnp.sum(q * k, -1, keepdims=True) * s
     return from_chunks(read), None if final is None else transpose(final)
-
-
-_IMPLEMENTATIONS = {"reference": gated_slots_scan, "xla": gated_slots_chunked}
 
 
 def gated_slots(
@@ -122,14 +119,15 @@ def gated_slots(
         table: segments and documents of the rows.
         initial_state: float32 keys and values of every segment; None starts from 0 and returns no state.
         scale: of the slot scores, K^-0.5 if None.
-        impl: ``auto``, ``reference`` (token by token) or ``xla`` (chunk-parallel).
+        impl: ``reference`` (token by token), or that of `vector_decay` for the second pass.
 
     Returns:
         Outputs in ``v.dtype``, and the float32 state of every segment after its last row (an
         empty segment keeps its initial state), or None without an initial state.
 
     Raises:
-        InputError: unknown ``impl``.
+        InputError: ``impl`` is unknown or cannot run here.
     """
     scale = k.shape[-1] ** -0.5 if scale is None else scale
-    return select(impl, _IMPLEMENTATIONS, auto="xla")(q, k, v, s, g, table, initial_state, scale)
+    run = gated_slots_scan if impl == "reference" else functools.partial(gated_slots_chunked, impl=impl)
+    return run(q, k, v, s, g, table, initial_state, scale)

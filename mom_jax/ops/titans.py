@@ -221,5 +221,5 @@ def titans_linear(
         InputError: unknown ``impl``.
     """
     scale = k.shape[-1] ** -0.5 if scale is None else scale
-    run = functools.partial(select(impl, _IMPLEMENTATIONS, auto="xla"), scale=scale, mini_batch=mini_batch)
+    run = functools.partial(select(impl, _IMPLEMENTATIONS), scale=scale, mini_batch=mini_batch)
     return run(q, k, v, theta, alpha, eta, norm, valid, table, initial_state)

@@ -197,6 +197,7 @@ _MAY_CHANGE = (
     "eval_windows",
     "remat",
     "mesh",
+    "model.impl",
     "checkpoint",
     "data.cache_dir",
     "data.shard_bytes",

@@ -44,6 +44,7 @@ _NOT_IN_WEIGHTS = (
     "bos_token_id",
     "compute_dtype",
     "eos_token_id",
+    "impl",
     "initializer_range",
     "max_position_embeddings",
     "pad_token_id",

@@ -60,7 +60,7 @@ def launch(
 
 
 class _Interpreted:
-    """One launch in the interpreter. Outputs begin as NaN, or the least integer, to show what a kernel does not write."""
+    """One launch in the interpreter. Outputs begin as NaN or the least integer, which shows what stays unwritten."""
 
     def __init__(self, kernel: Any, grid: Grid, outputs: Sequence[jax.ShapeDtypeStruct], constants: dict[str, Any]):
         self.kernel, self.grid, self.outputs, self.constants = kernel, grid, outputs, constants

@@ -73,7 +73,7 @@ class DeltaNet(QueryKeyValueRule):
         strength = self.max_beta * jax.nn.sigmoid(b.astype(jnp.float32))
         g, beta = (jnp.where(packing.valid[:, None], y, 0) for y in (decay, strength))
         return recur(
-            lambda state: gated_delta_rule(q, k, v, g, beta, packing.table, state),
+            lambda state: gated_delta_rule(q, k, v, g, beta, packing.table, state, impl=self.impl),
             lambda state: delta_rule_step(q, k, v, g, beta, state, scale=self.key_dim**-0.5),
             packing,
             cache,

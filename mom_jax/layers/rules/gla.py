@@ -62,7 +62,7 @@ class GLA(QueryKeyValueRule):
         g = jax.nn.log_sigmoid(gate.astype(jnp.float32)).reshape(k.shape) / self.gate_logit_normalizer
         g, k = (jnp.where(packing.valid[:, None, None], y, 0) for y in (g, k))
         return recur(
-            lambda state: vector_decay(q, k, v, g, packing.table, state),
+            lambda state: vector_decay(q, k, v, g, packing.table, state, impl=self.impl),
             lambda state: vector_decay_step(q, k, v, g, None, state, self.key_dim**-0.5),
             packing,
             cache,

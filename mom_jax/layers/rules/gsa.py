@@ -62,7 +62,7 @@ class GSA(QueryKeyValueRule):
         g = jnp.where(packing.valid[:, None, None], jax.nn.log_sigmoid(f) / self.gate_logit_normalizer, 0)
         s = -jnp.expm1(g)
         return recur(
-            lambda state: gated_slots(q, k, v, s, g, packing.table, state, scale=1.0),
+            lambda state: gated_slots(q, k, v, s, g, packing.table, state, scale=1.0, impl=self.impl),
             lambda state: gated_slots_step(q, k, v, s, g, state, 1.0),
             packing,
             cache,

@@ -59,7 +59,7 @@ class HGRN2(QueryKeyValueRule):
         g = jnp.where(packing.valid[:, None, None], decay, 0)
         k = -jnp.expm1(g)  # 0 on padding rows
         return recur(
-            lambda state: vector_decay(q, k, v, g, packing.table, state),
+            lambda state: vector_decay(q, k, v, g, packing.table, state, impl=self.impl),
             lambda state: vector_decay_step(q, k, v, g, None, state, self.key_dim**-0.5),
             packing,
             cache,

@@ -61,7 +61,7 @@ class KDA(DeltaNet):
         g = jnp.where(packing.valid[:, None, None], decay, 0)
         beta = jnp.where(packing.valid[:, None], strength, 0)
         return recur(
-            lambda state: kda(q, k, v, g, beta, packing.table, state),
+            lambda state: kda(q, k, v, g, beta, packing.table, state, impl=self.impl),
             lambda state: kda_step(q, k, v, g, beta, state, self.key_dim**-0.5),
             packing,
             cache,

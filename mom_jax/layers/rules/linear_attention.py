@@ -37,7 +37,7 @@ class _FixedDecay(QueryKeyValueRule):
         if g is not None:
             g = jnp.where(packing.valid[:, None], g, 0)
         return recur(
-            lambda state: scalar_decay(q, k, v, g, packing.table, state),
+            lambda state: scalar_decay(q, k, v, g, packing.table, state, impl=self.impl),
             lambda state: scalar_decay_step(q, k, v, g, state, self.key_dim**-0.5),
             packing,
             cache,

@@ -62,7 +62,7 @@ class Mamba2(QueryKeyValueRule):
         step = jnp.where(packing.valid[:, None], step, 0)
         g, written = -jnp.exp(self.A_log[...]) * step, v.astype(jnp.float32) * step[..., None]
         o, cache = recur(
-            lambda state: scalar_decay(q, k, written, g, packing.table, state, scale=1.0),
+            lambda state: scalar_decay(q, k, written, g, packing.table, state, scale=1.0, impl=self.impl),
             lambda state: scalar_decay_step(q, k, written, g, state, 1.0),
             packing,
             cache,

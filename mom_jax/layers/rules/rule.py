@@ -19,7 +19,7 @@ class MemoryRule(nnx.Module):
     `mom_jax.ops`. Parameters named in ``per_memory`` have a leading axis G, one slice for each
     memory; all memories share the others. Those named in ``per_row`` are shared and yet applied
     once for each memory that a token goes to. ``whole_history`` names the convolutions whose
-    inputs belong to no head.
+    inputs belong to no head. ``impl`` chooses the implementation of the primitive (`mom_jax.ops.dispatch`).
 
     Args:
         num_heads, key_dim, value_dim: H, and K and V per head.
@@ -28,6 +28,7 @@ class MemoryRule(nnx.Module):
     per_memory: ClassVar[tuple[str, ...]]
     per_row: ClassVar[tuple[str, ...]] = ()
     whole_history: ClassVar[tuple[str, ...]] = ()
+    impl: str = "auto"
 
     def __init__(self, num_heads: int, key_dim: int, value_dim: int):
         self.num_heads, self.key_dim, self.value_dim = num_heads, key_dim, value_dim
@@ -40,7 +41,7 @@ class MemoryRule(nnx.Module):
 
     def chunk_rows(self, time: int) -> int:
         """Alignment of packed segments for rows of ``time`` tokens; 1 for a single step."""
-        return chunk_rows(time, self.key_dim)
+        return chunk_rows(time, self.key_dim, self.impl)
 
     def flops(self, chunk: int) -> tuple[float, float]:
         """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""

@@ -81,7 +81,7 @@ class RWKV6(MemoryRule):
         v, decay = jnp.where(valid, v.reshape(*q.shape[:2], self.value_dim), 0), jnp.where(valid, decay, 0)
         bonus = self.bonus[...]
         o, cache = recur(
-            lambda state: vector_decay(q, k, v, decay, packing.table, state, bonus=bonus, scale=1.0),
+            lambda state: vector_decay(q, k, v, decay, packing.table, state, bonus=bonus, scale=1.0, impl=self.impl),
             lambda state: vector_decay_step(q, k, v, decay, bonus, state, 1.0),
             packing,
             cache,

@@ -106,7 +106,7 @@ class RWKV7(MemoryRule):
         g = jnp.where(valid, _LOG_DECAY * jax.nn.sigmoid(w), 0)
         change = -removal, removal * rate
         o, cache = recur(
-            lambda state: rank_one_decay(r, k, v, *change, g, packing.table, state, scale=1.0),
+            lambda state: rank_one_decay(r, k, v, *change, g, packing.table, state, scale=1.0, impl=self.impl),
             lambda state: rank_one_decay_step(r, k, v, *change, g, state, 1.0),
             packing,
             cache,

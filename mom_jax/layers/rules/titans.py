@@ -68,7 +68,7 @@ class Titans(QueryKeyValueRule):
         theta, alpha, eta = jnp.moveaxis(gates.reshape(gates.shape[0], -1, len(_GATES)), -1, 0)
         rows, valid, table, size = (q, k, v, theta, alpha, eta), packing.valid, packing.table, self.mini_batch
         return recur(
-            lambda state: titans_linear(*rows, valid, table, state, mini_batch=size),
+            lambda state: titans_linear(*rows, valid, table, state, mini_batch=size, impl=self.impl),
             lambda state: titans_linear_step(*rows, None, state, self.key_dim**-0.5, size),
             packing,
             cache,

@@ -85,6 +85,7 @@ class TTTLinear(QueryKeyValueRule):
                 start=start,
                 mini_batch=self.mini_batch,
                 scale=1.0,
+                impl=self.impl,
             ),
             lambda state: ttt_linear_step(q, k, written, rate, None, norm, start, state, 1.0, self.mini_batch),
             packing,

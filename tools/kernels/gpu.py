@@ -1,0 +1,134 @@
+"""What a GPU's compiler makes of Triton kernels: registers, spills, shared memory."""
+
+import dataclasses
+import functools
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.extend.core
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+# Bytes of shared memory that a program may have, and registers of a thread.
+SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+REGISTERS = {"sm_80": 255, "sm_90": 255, "sm_100": 255, "gfx942": 512}
+_POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32", "bool": "*i1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One kernel with everything its machine code depends on."""
+
+    kernel: Any
+    pointers: tuple[tuple[str, str], ...]  # parameter and dtype
+    integers: tuple[tuple[str, int], ...]
+    constants: tuple[tuple[str, Any], ...]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def name(self) -> str:
+        """Of the kernel's function."""
+        return self.kernel.fn.__name__.strip("_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a program takes: registers of a thread, bytes of a thread that do not fit them, shared bytes."""
+
+    registers: int
+    spills: int
+    shared: int
+
+
+def launches(function: Callable, *arguments: Any) -> list[Launch]:
+    """The different kernels that ``function`` launches, in order."""
+    found: dict[Launch, None] = {}
+    for equation in _equations(jax.make_jaxpr(function)(*arguments).jaxpr):
+        found[_launch(equation)] = None
+    return list(found)
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "triton_kernel_call":
+            yield equation
+        for part in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr):
+            if _is_jaxpr(part):
+                yield from _equations(getattr(part, "jaxpr", part))
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return isinstance(x, jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr)
+
+
+def _launch(equation: Any) -> Launch:
+    kernel, constants = equation.params["fn"], dict(equation.params["metaparams"])
+    options = equation.params["backend_options"]
+    names = [p.name for p in kernel.params if not p.is_constexpr]
+    bound = jax.tree.unflatten(equation.params["in_tree"], [v.aval for v in equation.invars])
+    outputs = iter(equation.params["out_shapes"])
+    pointers, integers = [], []
+    for name, value in zip(names, bound, strict=True):
+        if hasattr(value, "value"):  # a static integer
+            integers.append((name, value.value))
+        else:
+            array = value if hasattr(value, "shape") else next(outputs)
+            pointers.append((name, str(array.dtype)))
+    return Launch(
+        kernel,
+        tuple(pointers),
+        tuple(integers),
+        tuple(sorted(constants.items())),
+        options["num_warps"],
+        options["num_stages"],
+    )
+
+
+@functools.cache
+def compiled(launch: Launch, device: str) -> Compiled:
+    """Compiles to machine code for a device generation, e.g. ``sm_90`` or ``gfx942``."""
+    amd = device.startswith("gfx")
+    target = GPUTarget("hip", device, 64) if amd else GPUTarget("cuda", int(device.removeprefix("sm_")), 32)
+    types = {name: _POINTERS[dtype] for name, dtype in launch.pointers} | {name: "i32" for name, _ in launch.integers}
+    signature = {p.name: types.get(p.name, "constexpr") for p in launch.kernel.params}
+    places = {p.name: (p.num,) for p in launch.kernel.params}
+    aligned = [name for name, _ in launch.pointers] + [name for name, value in launch.integers if value % 16 == 0]
+    attributes = {places[name]: [["tt.divisibility", 16]] for name in aligned}
+    constants = {places[name]: value for name, value in launch.constants}
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    program = triton.compile(source, target=target, options=options)
+    if amd:
+        return _read_amd(program.asm["amdgcn"], program.metadata.shared)
+    return _read_nvidia(program.asm["ptx"], target.arch, program.metadata.shared)
+
+
+def _read_nvidia(ptx: str, arch: int, shared: int) -> Compiled:
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "kernel.ptx"
+        file.write_text(ptx)
+        name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
+        command = [get_ptxas(arch).path, "-v", f"--gpu-name={name}", file, "-o", f"{file}.cubin"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    return Compiled(_number(r"Used (\d+) registers", said), _number(r"(\d+) bytes spill stores", said), shared)
+
+
+def _read_amd(assembly: str, shared: int) -> Compiled:
+    spilled = 4 * (_number(r"\.vgpr_spill_count:\s*(\d+)", assembly) + _number(r"\.sgpr_spill_count:\s*(\d+)", assembly))
+    return Compiled(_number(r"\.vgpr_count:\s*(\d+)", assembly), spilled, shared)
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found is not None, f"the compiler does not say {pattern}"
+    return int(found[1])
