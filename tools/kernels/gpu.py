@@ -124,8 +124,8 @@ def _read_nvidia(ptx: str, arch: int, shared: int) -> Compiled:
 
 
 def _read_amd(assembly: str, shared: int) -> Compiled:
-    spilled = 4 * (_number(r"\.vgpr_spill_count:\s*(\d+)", assembly) + _number(r"\.sgpr_spill_count:\s*(\d+)", assembly))
-    return Compiled(_number(r"\.vgpr_count:\s*(\d+)", assembly), spilled, shared)
+    spilled = sum(_number(rf"\.{kind}gpr_spill_count:\s*(\d+)", assembly) for kind in "vs")
+    return Compiled(_number(r"\.vgpr_count:\s*(\d+)", assembly), 4 * spilled, shared)
 
 
 def _number(pattern: str, text: str) -> int:

@@ -1,5 +1,6 @@
 """Compiles programs with libtpu for TPUs that are not there."""
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -23,11 +24,9 @@ def mesh(generation: str, **axes: int) -> Mesh:
     """A mesh of devices of a TPU generation; one device without ``axes``."""
     os.environ.update(_ENVIRONMENT)
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[generation]).devices
-    axes = axes or {"data": 1}
-    count = 1
-    for size in axes.values():
-        count *= size
-    return jax.make_mesh(tuple(axes.values()), tuple(axes), devices=devices[:count], axis_types=(AxisType.Auto,) * len(axes))
+    sizes = axes or {"data": 1}
+    used = devices[: math.prod(sizes.values())]
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=used, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def compiled(mesh: Mesh, function: Callable, *arguments: Any) -> Any:
