@@ -157,7 +157,7 @@ def supported(
     sizes = Sizes(q_shape[1], 1, chunk, q_shape[-1], v_shape[-1], 1, jnp.dtype(dtype).name)
     need, target = max(vmem_bytes(kernel, sizes, 1) for kernel in KERNELS), device()
     if need > target.vmem:
-        return f"K={sizes.keys}, V={sizes.values}, chunk={chunk}: {need} bytes of VMEM, {target.generation} has {target.vmem}"
+        return f"K={sizes.keys}, V={sizes.values}, chunk={chunk}: {need} bytes of VMEM, of {target.vmem} that are there"
     return None
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from pallas_kernels.tpu import delta_rule_kernels as bodies
 from pallas_kernels.tpu.parts import Blocks, Interpret, Operand, Operands, device, launch, operand_bytes

@@ -248,6 +248,12 @@ def pieces(x: jax.Array, count: int) -> list[jax.Array]:
     return parts
 
 
+def split_product(a: jax.Array, b: jax.Array, count: int, **axes: int) -> jax.Array:
+    """`product` of float32 values as ``count`` pieces each, without the products below their precision."""
+    left, right = pieces(a, count), pieces(b, count)
+    return sum(product(left[i], right[j], **axes) for i in range(count) for j in range(count - i))
+
+
 def row_index(shape: tuple[int, ...]) -> jax.Array:
     """The index along the last axis but one."""
     return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 2)
