@@ -1,0 +1,58 @@
+"""Inverse of unit lower triangular matrices inside a TPU kernel."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.tpu.parts import column_index, product, row_index
+
+_BLOCK = 16
+
+
+def unit_lower_inverse(strict: jax.Array) -> jax.Array:
+    """``(I + strict)^-1`` of strictly lower triangular float32 [MB, C, C], C a power of two from 16.
+
+    Exact forward substitution on blocks of 16, all at once, then pairs of blocks are merged until
+    one is left. A doubling series over more than a few rows overflows when keys are correlated.
+    """
+    size = strict.shape[-1]
+    inverse = _unpack(_substitute(_pack(strict)), size)
+    t, i = row_index(strict.shape), column_index(strict.shape)
+    block = _BLOCK
+    while block < size:
+        corner = (t // (2 * block) == i // (2 * block)) & (t // block > i // block)
+        inverse -= product(inverse, product(jnp.where(corner, strict, 0.0), inverse))
+        block *= 2
+    return inverse
+
+
+def _pack(strict):
+    """The diagonal blocks side by side, [MB, 16, C]."""
+    block = column_index((1, _BLOCK, strict.shape[-1])) // _BLOCK
+    rows = (strict[:, b * _BLOCK : (b + 1) * _BLOCK] for b in range(strict.shape[-1] // _BLOCK))
+    return sum(jnp.where(block == b, x, 0.0) for b, x in enumerate(rows))
+
+
+def _unpack(packed, size):
+    """The inverse of `_pack`."""
+    block = column_index((1, _BLOCK, size)) // _BLOCK
+    return jnp.concatenate([jnp.where(block == b, packed, 0.0) for b in range(size // _BLOCK)], 1)
+
+
+def _substitute(strict):
+    """Column j of each block, times row j of its inverse, leaves the rows below once row j is final."""
+    row, place = row_index(strict.shape), column_index(strict.shape) % _BLOCK
+    inverse = jnp.where(row == place, 1.0, 0.0)
+    for j, column in enumerate(_spread(strict, place, _BLOCK // 2)[:-1]):
+        inverse -= column * inverse[:, j : j + 1]
+    return inverse
+
+
+def _spread(x, place, half):
+    """For each column of the blocks, an array that holds it in all 16 columns: halves are copied over halves."""
+    if half == 0:
+        return [x]
+    size = x.shape[-1]
+    low = jnp.where((place & half) != 0, pltpu.roll(x, half, 2), x)
+    high = jnp.where((place & half) != 0, x, pltpu.roll(x, size - half, 2))
+    return _spread(low, place, half // 2) + _spread(high, place, half // 2)
