@@ -129,26 +129,28 @@ rotate.defvjp(_rotate_fwd, _rotate_bwd)
 
 
 def cut_masks(size: int, inside: parts.Documents, copies: int = 1) -> list[jax.Array]:
-    """bool [1, C, C]: the pairs of rows of one document that each cut parts, halves of 1, 2, 4 .. rows.
-
-    With ``copies`` the masks are tiled: [1, copies * C, copies * C].
-    """
-    shape = (1, copies * size, copies * size)
-    t, i = (index & (size - 1) for index in (parts.row_index(shape), parts.column_index(shape)))
-    between = inside.between
-    if between is not None and copies > 1:
-        between = jnp.concatenate([jnp.concatenate([between] * copies, -1)] * copies, -2)
-    below = t > i if between is None else (t > i) & between
+    """bool [1, copies * C, C]: the pairs of rows of one document that each cut parts, halves of 1, 2, 4 .. rows."""
+    shape = (1, copies * size, size)
+    t, i = parts.row_index(shape) & (size - 1), parts.column_index(shape)
+    below = t > i
+    if inside.between is not None:
+        between = jnp.where(inside.between, 1.0, 0.0)  # Mosaic joins no masks
+        below &= jnp.concatenate([between] * copies, 1) > 0
     return [below & ((t ^ i) >= rows) & ((t ^ i) < 2 * rows) for rows in (1 << n for n in range(size.bit_length() - 1))]
 
 
 def decayed_scores(
     left: jax.Array, right: jax.Array, decays: ChannelDecays, masks: list[jax.Array], dtype: Any
 ) -> jax.Array:
-    """``sum_c left_tc right_ic exp(sum of g_jc over i < j < t)`` for i < t of one document, else 0; [MB, C, C]."""
+    """``sum_c left_tc right_ic exp(sum of g_jc over i < j < t)`` for i < t of one document, else 0; [MB, C, C].
+
+    Rows of several kinds, one kind under the other, give [MB, copies * C, C] with the masks of as many copies.
+    """
+    copies = left.shape[1] // right.shape[1]
     scores = parts.masked(product(left, right, "nt", dtype), masks[0])
     for decay, parted in zip(decays.cuts, masks[1:], strict=True):
-        scores += parts.masked(product(left * decay, right * decay, "nt", dtype), parted)
+        reads = left * (decay if copies == 1 else jnp.concatenate([decay] * copies, 1))
+        scores += parts.masked(product(reads, right * decay, "nt", dtype), parted)
     return scores
 
 
