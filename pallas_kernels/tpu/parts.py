@@ -7,7 +7,8 @@ Inside a kernel, values of a chunk are float32 [MB, C, K]; what belongs to a row
 [MB, C, 1] or, as it lies in memory, [MB, 1, C].
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -124,18 +125,105 @@ class Blocks(NamedTuple):
         )
 
 
-# VMEM.
+# Calling a kernel.
+
+Interpret = bool | pltpu.InterpretParams
+
+
+class Device(NamedTuple):
+    """What a kernel is built for."""
+
+    generation: str  # "v5e", "v6e", ...
+    vmem: int  # bytes of VMEM of a core
+
+
+def device() -> Device:
+    """The TPU that the program being traced is for; v5e where there is none."""
+    if not pltpu.is_tpu_device():
+        return Device("v5e", 128 * 2**20)
+    info = pltpu.get_tpu_info()
+    return Device(str(info.chip_version), info.vmem_capacity_bytes)
+
+
+class Operand(NamedTuple):
+    """An input or output in memory, and its blocks."""
+
+    array: jax.Array | jax.ShapeDtypeStruct
+    spec: pl.BlockSpec
+
+
+Operands = Mapping[str, Operand | None]
+
+
+def launch(
+    body: Callable[..., None],
+    table: jax.Array,
+    inputs: Operands,
+    outputs: Operands,
+    *,
+    state: tuple[int, ...],
+    blocks: Blocks,
+    vmem: int,
+    flops: int,
+    interpret: Interpret,
+) -> dict[str, jax.Array]:
+    """Runs ``body(table, state=..., **inputs, **outputs)`` on the grid (heads / MB, chunks).
+
+    Args:
+        body: takes references by name; None for an operand that is None.
+        table: `pack_table`, prefetched.
+        state: shape of the float32 scratch that stays from chunk to chunk.
+        vmem: bytes of VMEM that the kernel may use; below 16 MiB it may use those.
+        flops: of the whole call, for profilers.
+        interpret: run on the host.
+
+    Returns:
+        The outputs by name, without those that are None.
+    """
+    given = {name: x for name, x in inputs.items() if x is not None}
+    asked = {name: x for name, x in outputs.items() if x is not None}
+    absent = dict.fromkeys(name for name, x in (*inputs.items(), *outputs.items()) if x is None)
+
+    def kernel(table, *refs):
+        body(table, **dict(zip((*given, *asked, "state"), refs, strict=True)), **absent)
+
+    heads = next(iter(given.values())).array.shape[0]
+    results = pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(heads // blocks.heads, blocks.chunks),
+            in_specs=[x.spec for x in given.values()],
+            out_specs=[x.spec for x in asked.values()],
+            scratch_shapes=[pltpu.VMEM(state, jnp.float32)],
+        ),
+        out_shape=[x.array for x in asked.values()],
+        # heads in any order (on two cores at once where a chip has them), chunks one after the other
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=max(vmem, DEFAULT_SCOPE)
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=flops,
+            transcendentals=0,
+            bytes_accessed=sum(x.array.size * x.array.dtype.itemsize for x in (*given.values(), *asked.values())),
+        ),
+        interpret=interpret,
+    )(table, *(x.array for x in given.values()))
+    return dict(zip(asked, results, strict=True))
+
+
+def operand_bytes(operands: Operands) -> int:
+    """Bytes of VMEM of the operands' blocks, of which two are there at a time."""
+    present = (x for x in operands.values() if x is not None)
+    return 2 * sum(tile_bytes(x.spec.block_shape, x.array.dtype) for x in present)
 
 
 def tile_bytes(shape: Sequence[int | None], dtype) -> int:
-    """Bytes of a block in VMEM: its last two axes fill tiles of 8 x 128 words (16 x 128 for 2-byte values)."""
+    """Bytes of a block in VMEM: its last two axes fill tiles of 8 x 128 words."""
     *outer, rows, columns = (n for n in shape if n is not None)
     size = jnp.dtype(dtype).itemsize
     tile = 8 * 4 // size if rows > 8 else 8
-    total = -(-rows // tile) * tile * -(-columns // LANES) * LANES * size
-    for n in outer:
-        total *= n
-    return total
+    return math.prod(outer) * -(-rows // tile) * tile * -(-columns // LANES) * LANES * size
 
 
 # Inside a kernel.
@@ -149,6 +237,15 @@ def product(a: jax.Array, b: jax.Array, *, a_by: int = -1, b_by: int = -2) -> ja
     dimensions = (((a.ndim + a_by,), (b.ndim + b_by,)), ((0,), (0,)))
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+
+def pieces(x: jax.Array, count: int) -> list[jax.Array]:
+    """``count`` bfloat16 arrays whose sum is float32 ``x`` to 8 bits each; three hold it exactly."""
+    parts = []
+    for _ in range(count):
+        parts.append(x.astype(jnp.bfloat16))
+        x = x - parts[-1].astype(jnp.float32)
+    return parts
 
 
 def row_index(shape: tuple[int, ...]) -> jax.Array:
@@ -213,8 +310,9 @@ def head_decays(gates: jax.Array, inside: Documents) -> Decays:
     """
     square = (gates.shape[0], gates.shape[-1], gates.shape[-1])
     t, i = row_index(square), column_index(square)
-    lower = jnp.where(i <= t, 1.0, 0.0)
-    passed = product(lower, jnp.where(t > i, to_column(gates), 0.0))  # sum over i < j <= t
+    lower = jnp.where(i <= t, 1.0, 0.0).astype(jnp.bfloat16)
+    terms = pieces(jnp.where(t > i, to_column(gates), 0.0), 3)
+    passed = sum(product(lower, x) for x in terms)  # over i < j <= t
     kept = i <= t if inside.between is None else (i <= t) & inside.between
     entering = jnp.sum(jnp.where(i <= t, gates, 0.0), -1, keepdims=True)
     leaving = jnp.sum(jnp.where(i > t, gates, 0.0), -1, keepdims=True)
@@ -233,14 +331,7 @@ def head_gate_gradients(paths: jax.Array, entering: jax.Array, leaving: jax.Arra
     and from i to the end.
     """
     i, j = row_index(paths.shape), column_index(paths.shape)
-    lower = jnp.where(j <= i, 1.0, 0.0)
-    reaching = product(paths, lower, a_by=-2)  # over t >= j, [i, j]
+    lower = jnp.where(j <= i, 1.0, 0.0).astype(jnp.bfloat16)
+    reaching = sum(product(x, lower, a_by=-2) for x in pieces(paths, 3))  # over t >= j, [i, j]
     total = jnp.where(i < j, reaching + leaving, 0.0) + jnp.where(j <= i, entering, 0.0)
     return jnp.sum(total, -2, keepdims=True) + across
-
-
-def compiler_params(vmem_bytes: int) -> pltpu.CompilerParams:
-    """Heads run in any order, chunks one after the other; ``vmem_bytes`` raises the default limit where needed."""
-    return pltpu.CompilerParams(
-        dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=max(vmem_bytes, DEFAULT_SCOPE)
-    )

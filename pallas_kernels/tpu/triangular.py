@@ -15,15 +15,33 @@ def unit_lower_inverse(strict: jax.Array) -> jax.Array:
     Exact forward substitution on blocks of 16, all at once, then pairs of blocks are merged until
     one is left. A doubling series over more than a few rows overflows when keys are correlated.
     """
-    size = strict.shape[-1]
-    inverse = _unpack(_substitute(_pack(strict)), size)
-    t, i = row_index(strict.shape), column_index(strict.shape)
-    block = _BLOCK
+    size, block = strict.shape[-1], _BLOCK
+    strips = _unpack(_substitute(_pack(strict)))
     while block < size:
-        corner = (t // (2 * block) == i // (2 * block)) & (t // block > i // block)
-        inverse -= product(inverse, product(jnp.where(corner, strict, 0.0), inverse))
-        block *= 2
-    return inverse
+        strips, block = _merge(strict, strips, block), 2 * block
+    return strips[0]
+
+
+def _merge(strict, strips, block):
+    """Pairs of strips [MB, block, C] become one: the corner between them is ``-lower @ (corner @ upper)``."""
+    upper, lower = strips[0::2], strips[1::2]
+    columns = column_index((1, block, strict.shape[-1])) // block
+    corners = [
+        jnp.where(columns == 2 * p, strict[:, (2 * p + 1) * block : (2 * p + 2) * block], 0.0)
+        for p in range(len(lower))
+    ]
+    right = product(_rows(corners), _rows(strips))
+    zeros = jnp.zeros_like(lower[0])
+    right = _rows([x for p in range(len(lower)) for x in (zeros, right[:, p * block : (p + 1) * block])])
+    corner = product(_rows(lower), right)
+    return [
+        _rows([above, below - corner[:, p * block : (p + 1) * block]])
+        for p, (above, below) in enumerate(zip(upper, lower, strict=True))
+    ]
+
+
+def _rows(strips):
+    return strips[0] if len(strips) == 1 else jnp.concatenate(strips, 1)
 
 
 def _pack(strict):
@@ -33,10 +51,10 @@ def _pack(strict):
     return sum(jnp.where(block == b, x, 0.0) for b, x in enumerate(rows))
 
 
-def _unpack(packed, size):
-    """The inverse of `_pack`."""
-    block = column_index((1, _BLOCK, size)) // _BLOCK
-    return jnp.concatenate([jnp.where(block == b, packed, 0.0) for b in range(size // _BLOCK)], 1)
+def _unpack(packed):
+    """The inverse of `_pack`, as strips of 16 rows."""
+    block = column_index((1, _BLOCK, packed.shape[-1])) // _BLOCK
+    return [jnp.where(block == b, packed, 0.0) for b in range(packed.shape[-1] // _BLOCK)]
 
 
 def _substitute(strict):

@@ -1,0 +1,192 @@
+"""The gated delta rule over packed rows on a TPU (Gated DeltaNet, arXiv 2412.06464, equation 10).
+
+Per head, with a state S of shape [K, V] in float32:
+
+    S_t = exp(g_t) S_{t-1};   S_t += k_t (beta_t (v_t - S_t^T k_t))^T;   o_t = scale * S_t^T q_t
+
+Chunk by chunk (WY form, section 3.3), with the incoming state S and G the running sum of g:
+
+    A_ti = beta_t e^(G_t - G_i) k_t.k_i  (i < t);    R = V - e^G (K S);    U = (I + A)^-1 (beta R)
+    O = e^G (Q S) + (e^(G_t - G_i) q_t.k_i)_(i <= t) U;    S' = e^(G_C) S + (e^(G_C - G) K)^T U
+
+One kernel does all of it; the state stays in VMEM from a segment's first chunk to its last. For
+the backward pass it also writes the inverse, C floats for each row and head (512 bytes at C = 128,
+beside 1536 bytes of bfloat16 inputs at K = V = 256), and nothing else is kept. Then a second kernel
+runs the states again and writes the one that enters each chunk, K * V floats for C rows of a head,
+which live until the third, in reverse with the state's gradient in VMEM, has written all gradients.
+
+Matrix products of float32 rows are exact to float32. Rows in bfloat16 are multiplied as they are;
+states, gates, inverses and sums are float32 and rounded to bfloat16 as operands of a product.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.chunks import Chunks
+from pallas_kernels.tpu.delta_rule_calls import (
+    BORDER_STATES,
+    CHUNKS,
+    DTYPES,
+    FORWARD,
+    KERNELS,
+    KEYS,
+    REVERSE,
+    VALUES,
+    Sizes,
+    run,
+    vmem_bytes,
+)
+from pallas_kernels.tpu.parts import (
+    Interpret,
+    device,
+    heads_first,
+    pack_documents,
+    pack_gates,
+    pack_table,
+    rows_first,
+    unpack_gates,
+    visited,
+)
+
+
+def delta_rule(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    g: jax.Array,
+    beta: jax.Array,
+    chunks: Chunks,
+    initial_state: jax.Array | None,
+    scale: float,
+    *,
+    interpret: Interpret = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Gated delta rule over packed rows (module docstring), with its gradients.
+
+    Args:
+        q, k: [N, H, K], float32 or bfloat16; keys L2-normalised.
+        v: [N, H, V] in the dtype of q and k.
+        g: [N, H] float32 log decay, at most 0; 0 on padding rows.
+        beta: [N, H] float32 write strength; 0 on padding rows.
+        chunks: segments and documents of the rows, in chunks of C = N / chunks rows.
+        initial_state: [S, H, K, V] float32; None starts from 0 and returns no state.
+        scale: of the output.
+        interpret: run on the host, without a TPU.
+
+    Returns:
+        Outputs [N, H, V] in ``v.dtype``, and the float32 state of every segment after its last row
+        (one without rows keeps its initial state), or None without an initial state.
+
+    Raises:
+        ValueError: a size or dtype that the kernels do not take, or arrays that do not fit each other.
+    """
+    _check(q, k, v, g, beta, chunks, initial_state)
+    return _rule(q, k, v, g, beta, chunks, initial_state, scale, interpret)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def _rule(q, k, v, g, beta, chunks, initial_state, scale, interpret):
+    return _forward(q, k, v, g, beta, chunks, initial_state, scale, interpret, wanted=("o", "final"))[0]
+
+
+def _rule_fwd(q, k, v, g, beta, chunks, initial_state, scale, interpret):
+    wanted = ("o", "final", "inverse")
+    outputs, inverse = _forward(q, k, v, g, beta, chunks, initial_state, scale, interpret, wanted=wanted)
+    return outputs, (q, k, v, g, beta, chunks, initial_state, inverse)
+
+
+def _forward(q, k, v, g, beta, chunks, initial, scale, interpret, *, wanted):
+    sizes, inputs = _sizes(q, v, chunks, initial), _inputs(q, k, v, g, beta, chunks) | {"initial": initial}
+    wanted = [name for name in wanted if name != "final" or initial is not None]
+    got = run(FORWARD, sizes, pack_table(chunks), inputs, wanted, interpret, scale=scale)
+    return (rows_first(got["o"]), _states(got, "final", initial, chunks)), got.get("inverse")
+
+
+def _sizes(q, v, chunks, initial):
+    count, (rows, heads, keys) = chunks.segment.shape[0], q.shape
+    segments = 0 if initial is None else initial.shape[0]
+    return Sizes(heads, count, rows // count, keys, v.shape[-1], segments, str(q.dtype))
+
+
+def _inputs(q, k, v, g, beta, chunks):
+    size = q.shape[0] // chunks.segment.shape[0]
+    rows = {"q": heads_first(q), "k": heads_first(k), "v": heads_first(v)}
+    gates = {"g": pack_gates(g, size), "beta": pack_gates(beta, size)}
+    return rows | gates | {"document": pack_documents(chunks)}
+
+
+def _states(got, name, otherwise, chunks):
+    """The states a kernel stored; those of segments without a chunk, which it never saw, are ``otherwise``."""
+    if otherwise is None:
+        return None
+    return jnp.where(visited(chunks, otherwise.shape[0]), got[name][:-1], otherwise)
+
+
+def _rule_bwd(scale, interpret, residuals, cotangents):
+    q, k, v, g, beta, chunks, initial, inverse = residuals
+    do, dfinal = cotangents
+    sizes, table = _sizes(q, v, chunks, initial), pack_table(chunks)
+    inputs = _inputs(q, k, v, g, beta, chunks) | {"inverse": inverse}
+    states = run(BORDER_STATES, sizes, table, inputs | {"initial": initial}, ("states",), interpret)["states"]
+    inputs |= {"states": states, "do": heads_first(do), "dfinal": dfinal}
+    wanted = [name for name in REVERSE.outputs if name != "dinitial" or initial is not None]
+    got = run(REVERSE, sizes, table, inputs, wanted, interpret, scale=scale)
+    rows = (rows_first(got[name]) for name in ("dq", "dk", "dv"))
+    gates = (unpack_gates(got[name]) for name in ("dg", "dbeta"))
+    return *rows, *gates, None, _states(got, "dinitial", dfinal, chunks)
+
+
+_rule.defvjp(_rule_fwd, _rule_bwd)
+
+
+def supported(
+    q_shape: tuple[int, ...], v_shape: tuple[int, ...], dtype: jax.typing.DTypeLike, chunk: int
+) -> str | None:
+    """Why `delta_rule` does not take rows q [N, H, K] and v [N, H, V] in chunks of ``chunk`` rows; None if it does."""
+    allowed = {
+        "K": (q_shape[-1], KEYS),
+        "V": (v_shape[-1], VALUES),
+        "dtype": (jnp.dtype(dtype).name, DTYPES),
+        "chunk": (chunk, CHUNKS),
+    }
+    for name, (value, choices) in allowed.items():
+        if value not in choices:
+            return f"{name}={value}: the TPU kernels take {', '.join(map(str, choices))}"
+    sizes = Sizes(q_shape[1], 1, chunk, q_shape[-1], v_shape[-1], 1, jnp.dtype(dtype).name)
+    need, target = max(vmem_bytes(kernel, sizes, 1) for kernel in KERNELS), device()
+    if need > target.vmem:
+        return f"K={sizes.keys}, V={sizes.values}, chunk={chunk}: {need} bytes of VMEM, {target.generation} has {target.vmem}"
+    return None
+
+
+def _check(q, k, v, g, beta, chunks, initial):
+    def require(name, value, expected):
+        if value != expected:
+            raise ValueError(f"{name} has shape and dtype {value}: expected {expected}")
+
+    count = chunks.segment.shape[0]
+    if q.ndim != 3 or v.ndim != 3:
+        raise ValueError(f"q and v have shapes {q.shape} and {v.shape}: expected [N, H, K] and [N, H, V]")
+    if count == 0 or q.shape[0] % count:
+        raise ValueError(f"chunks.segment has {count} chunks, which do not divide the {q.shape[0]} rows of q")
+    reason = supported(q.shape, v.shape, q.dtype, q.shape[0] // count)
+    if reason is not None:
+        raise ValueError(reason)
+    rows, heads, keys = q.shape
+    values, dtype = v.shape[-1], q.dtype.name
+    described = {
+        "k": (k, (rows, heads, keys), dtype),
+        "v": (v, (rows, heads, values), dtype),
+        "g": (g, (rows, heads), "float32"),
+        "beta": (beta, (rows, heads), "float32"),
+        "chunks.segment": (chunks.segment, (count,), "int32"),
+        "chunks.first": (chunks.first, (count,), "bool"),
+        "chunks.last": (chunks.last, (count,), "bool"),
+        "chunks.document": (chunks.document, (rows,), "int32"),
+        "initial_state": (initial, (*(() if initial is None else initial.shape[:1]), heads, keys, values), "float32"),
+    }
+    for name, (x, shape, kind) in described.items():
+        if x is not None:
+            require(name, (x.shape, x.dtype.name), (shape, kind))

@@ -1,0 +1,148 @@
+"""Calls of the gated delta rule's TPU kernels: arrays and blocks by name, heads per block, and the VMEM they need."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.tpu import delta_rule_kernels as bodies
+from pallas_kernels.tpu.parts import Blocks, Interpret, Operand, Operands, device, launch, operand_bytes
+
+KEYS = (64, 128, 256)
+VALUES = (64, 128, 256, 512)
+CHUNKS = (16, 32, 64, 128)
+DTYPES = ("float32", "bfloat16")
+
+
+class Sizes(NamedTuple):
+    """The sizes of a call."""
+
+    heads: int  # H
+    chunks: int
+    rows: int  # C
+    keys: int  # K
+    values: int  # V
+    segments: int  # S
+    dtype: str
+
+    def arrays(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Every array of the kernels by name."""
+        heads, chunks, rows, keys, values, segments, dtype = self
+        shapes = {
+            ("q", "k", "dq", "dk"): ((heads, chunks * rows, keys), dtype),
+            ("v", "o", "do", "dv"): ((heads, chunks * rows, values), dtype),
+            ("g", "beta", "dg", "dbeta"): ((heads, chunks, 1, rows), "float32"),
+            ("document",): ((chunks, 1, rows), "int32"),
+            ("inverse",): ((heads, chunks, rows, rows), "float32"),
+            ("states",): ((heads, chunks, keys, values), "float32"),
+            ("initial", "dfinal"): ((segments, heads, keys, values), "float32"),
+            ("final", "dinitial"): ((segments + 1, heads, keys, values), "float32"),
+        }
+        return {name: jax.ShapeDtypeStruct(*x) for names, x in shapes.items() for name in names}
+
+    def specs(self, blocks: Blocks) -> dict[str, Any]:
+        """Their blocks."""
+        rows_k, rows_v, gates = blocks.rows(self.keys), blocks.rows(self.values), blocks.gates()
+        state = self.keys, self.values
+        loaded, stored = blocks.loaded(self.segments, *state), blocks.stored(*state)
+        return (
+            dict.fromkeys(("q", "k", "dq", "dk"), rows_k)
+            | dict.fromkeys(("v", "o", "do", "dv"), rows_v)
+            | dict.fromkeys(("g", "beta", "dg", "dbeta"), gates)
+            | dict.fromkeys(("initial", "dfinal"), loaded)
+            | dict.fromkeys(("final", "dinitial"), stored)
+            | {"document": blocks.documents(), "inverse": blocks.per_chunk(self.rows, self.rows)}
+            | {"states": blocks.per_chunk(*state)}
+        )
+
+
+class Kernel(NamedTuple):
+    """A kernel and what it needs."""
+
+    body: Callable[..., None]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    products: tuple[int, int, int]  # matrix products of C K V, C C K and C C V multiplications
+    values: tuple[int, int, int]  # float32 values in VMEM besides the blocks: of C K, C V and C C, for each head
+    reverse: bool = False
+
+
+_ROWS = ("k", "v", "g", "beta", "document")
+FORWARD = Kernel(
+    bodies.forward, (*_ROWS, "q", "initial"), ("o", "final", "inverse"), products=(3, 2, 2), values=(2, 4, 6)
+)
+BORDER_STATES = Kernel(
+    bodies.border_states, (*_ROWS, "inverse", "initial"), ("states",), products=(2, 0, 1), values=(2, 4, 6)
+)
+REVERSE = Kernel(
+    bodies.reverse,
+    (*_ROWS, "q", "inverse", "states", "do", "dfinal"),
+    ("dq", "dk", "dv", "dg", "dbeta", "dinitial"),
+    products=(7, 5, 5),
+    values=(4, 6, 8),
+    reverse=True,
+)
+KERNELS = (FORWARD, BORDER_STATES, REVERSE)
+
+# Heads of a block at most, by device generation and the wider of K and V.
+HEADS = {
+    "v4": {64: 8, 128: 4, 256: 1, 512: 1},
+    "v5e": {64: 8, 128: 8, 256: 4, 512: 2},
+    "v5p": {64: 8, 128: 8, 256: 4, 512: 2},
+    "v6e": {64: 8, 128: 8, 256: 4, 512: 2},
+    "7x": {64: 8, 128: 8, 256: 4, 512: 2},
+}
+
+
+def heads_per_block(sizes: Sizes, generation: str) -> int:
+    """The largest divisor of H that `HEADS` allows."""
+    widths = HEADS.get(generation, HEADS["v5e"])
+    most = widths[max(sizes.keys, sizes.values)]
+    return max(n for n in range(1, most + 1) if sizes.heads % n == 0)
+
+
+def vmem_bytes(kernel: Kernel, sizes: Sizes, heads: int) -> int:
+    """Bytes of VMEM that a kernel needs with ``heads`` per block: blocks twice, the state, and values."""
+    arrays, specs = sizes.arrays(), sizes.specs(Blocks(heads, sizes.rows, sizes.chunks))
+    blocks = operand_bytes({name: Operand(arrays[name], specs[name]) for name in (*kernel.inputs, *kernel.outputs)})
+    rows, keys, values = (max(n, 128) for n in (sizes.rows, sizes.keys, sizes.values))
+    state = 4 * heads * sizes.keys * values
+    a, b, c = kernel.values
+    return blocks + state + 4 * heads * sizes.rows * (a * keys + b * values + c * rows)
+
+
+def run(
+    kernel: Kernel,
+    sizes: Sizes,
+    table: jax.Array,
+    given: Mapping[str, jax.Array | None],
+    wanted: Sequence[str],
+    interpret: Interpret,
+    **constants: float,
+) -> dict[str, jax.Array]:
+    """The outputs of a kernel that are ``wanted``, by name."""
+    target = device()
+    heads = heads_per_block(sizes, target.generation)
+    blocks = Blocks(heads, sizes.rows, sizes.chunks, kernel.reverse)
+    arrays, specs = sizes.arrays(), sizes.specs(blocks)
+    inputs: Operands = {name: None if (x := given[name]) is None else Operand(x, specs[name]) for name in kernel.inputs}
+    outputs = {name: Operand(arrays[name], specs[name]) if name in wanted else None for name in kernel.outputs}
+    return launch(
+        functools.partial(kernel.body, blocks=blocks, **constants),
+        table,
+        inputs,
+        outputs,
+        state=(heads, sizes.keys, sizes.values),
+        blocks=blocks,
+        vmem=vmem_bytes(kernel, sizes, heads),
+        flops=_flops(kernel, sizes),
+        interpret=interpret,
+    )
+
+
+def _flops(kernel, sizes):
+    _, _, rows, keys, values, _, _ = sizes
+    a, b, c = kernel.products
+    return 2 * sizes.heads * sizes.chunks * rows * (a * keys * values + b * rows * keys + c * rows * values)
