@@ -158,4 +158,3 @@ def diagonal(x: jax.Array) -> jax.Array:
     """The square matrix [MB, C, C] with the column [MB, C, 1] on its diagonal."""
     square = (x.shape[0], x.shape[1], x.shape[1])
     return jnp.where(parts.row_index(square) == parts.column_index(square), x, 0.0)
-
