@@ -25,8 +25,8 @@ from pallas_kernels.tpu import inside as within
 from pallas_kernels.tpu.triangular import unit_lower_inverse
 
 TUNING = recurrence.Tuning(
-    heads={"v4": (2, 1), "v5e": (4, 2), "v5p": (4, 2), "v6e": (4, 2), "7x": (4, 2)},
-    values=(32, 160),
+    heads={"v4": (1, 1), "v5e": (2, 1), "v5p": (2, 1), "v6e": (2, 1), "7x": (2, 1)},
+    values=(128, 160),
 )
 
 
