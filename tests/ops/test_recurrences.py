@@ -9,28 +9,17 @@ import pytest
 from support.compare import assert_close
 from support.packed import Layout
 from support.primitives import PRIMITIVES
+from support.recurrences import DOCUMENTS, EXTREMES, RAGGED, TOLERANCE, with_gradients
+from support.recurrences import outputs as outputs_of
 
 from mom_jax.errors import InputError
 from mom_jax.ops.scalar_decay import scalar_decay
 from mom_jax.ops.vector_decay import vector_decay
 
-TOLERANCE = 1e-5  # of the largest value of each array, in float32
-RAGGED = (17, 0, 1, 16, 33, 1, 2, 0)
-DOCUMENTS = (0, 5, 16, 17, 18, 40, 41, 66, 68)
-
 
 def outputs(primitive, impl, layout, resets, inputs):
     """Outputs of the tokens, and final states."""
-    rows = jax.tree.map(layout.pack, inputs["rows"])
-    o, final = primitive.run(rows, inputs["shared"], layout.table(resets), inputs["state"], impl)
-    return o[layout.index], final
-
-
-def with_gradients(function, inputs):
-    """Outputs of ``function`` and its gradients, for fixed random cotangents."""
-    values, pull = jax.vjp(function, inputs)
-    rng = np.random.default_rng(99)
-    return values, pull(jax.tree.map(lambda y: jnp.asarray(rng.normal(size=y.shape), y.dtype), values))[0]
+    return outputs_of(functools.partial(primitive.run, impl=impl), layout, resets, inputs)
 
 
 @functools.cache
@@ -59,13 +48,6 @@ def values(name, impl, layout, resets, inputs):
 def example(name, *arguments, **changes):
     """Random inputs of a recurrence."""
     return PRIMITIVES[name].example(*arguments, **changes)
-
-
-EXTREMES = {
-    "total decay": lambda g: np.full_like(g, -1e4),
-    "no decay": np.zeros_like,
-    "total among weak": lambda g: np.where((np.arange(g.size) % 7 == 0).reshape(g.shape), -1e4, 0.1 * g),
-}
 
 
 @pytest.mark.parametrize("name", PRIMITIVES)

@@ -1,0 +1,254 @@
+"""Runs a recurrence over chunks on a TPU: the state stays in VMEM from a segment's first chunk to its last.
+
+A recurrence is a ``body`` for one chunk of a block of heads, ``(inputs, state) -> (outputs, state)``
+in float32. One kernel runs it over all chunks. The backward pass first runs it again for the states
+that enter the chunks, K*V/C values of the rows' dtype for each row and head (K = V = 256, C = 64:
+2 KB in bfloat16), which so exist for one layer at a time; then a second kernel goes through the
+chunks in reverse, with the gradient of the state in VMEM and the gradient of ``body`` in each.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.chunks import Chunks
+from pallas_kernels.tpu import parts
+
+Arrays = Mapping[str, jax.Array]  # by name: rows [H, N, K] or [H, N, V], gates [H, chunks, 1, C], a bonus [H, 1, K]
+Body = Callable[[Arrays, jax.Array, parts.Documents], tuple[jax.Array, jax.Array]]
+
+
+class Tuning(NamedTuple):
+    """Parameters of a recurrence's kernels, forward and backward."""
+
+    heads: Mapping[str, tuple[int, int]]  # most heads of one program, by device generation; "v5e" for others
+    values: tuple[int, int]  # VMEM beside the blocks: float32 arrays [C, max(K, V)] for each head of a program
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrence:
+    """What the kernels know beside their arrays; hashable, so ``body`` is a function or a frozen dataclass."""
+
+    body: Body  # ({name: [MB, C, K], [MB, 1, C] or [MB, 1, K]}, [MB, K, V], documents) -> [MB, C, V], [MB, K, V]
+    heads: tuple[int, int]  # MB, heads of one program, forward and backward
+    values: tuple[int, int]  # as in `Tuning`
+    chunk: int  # C
+    flops: int  # of one chunk and head, forward
+    interpret: parts.Interpret
+
+
+def apply(
+    body: Body,
+    inputs: Arrays,
+    chunks: Chunks,
+    initial_state: jax.Array | None,
+    *,
+    flops: int,
+    tuning: Tuning,
+    interpret: parts.Interpret,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Outputs [N, H, V] and final states of a recurrence, with gradients of inputs and initial state.
+
+    A program gets as many heads as `Tuning` allows, divide H and fit the device's VMEM. ``flops`` is
+    the work of ``body`` for one chunk and head.
+    """
+    heads, rows = inputs["q"].shape[:2]
+    chunk, target = rows // chunks.segment.shape[0], parts.device()
+    most = tuning.heads.get(target.generation, tuning.heads["v5e"])
+
+    def fits(n, way):
+        return heads % n == 0 and vmem_bytes(inputs, chunk, n, tuning)[way] <= target.vmem
+
+    forward, backward = (max(n for n in range(1, most[way] + 1) if n == 1 or fits(n, way)) for way in (0, 1))
+    form = Recurrence(body, (forward, backward), tuning.values, chunk, flops, interpret)
+    o, final = run(form, inputs, chunks, initial_state)
+    return parts.rows_first(o), final
+
+
+def vmem_bytes(inputs: Arrays, chunk: int, heads: int, tuning: Tuning) -> tuple[int, int]:
+    """Bytes of VMEM that the forward and the backward kernels need with ``heads`` in a program."""
+    q, v = inputs["q"], inputs["v"]
+    state = (1, heads, q.shape[-1], v.shape[-1])
+    loaded, document = jax.ShapeDtypeStruct(state, jnp.float32), jax.ShapeDtypeStruct((1, 1, chunk), jnp.int32)
+    blocks = parts.Blocks(heads, chunk, 1)
+    backward = dict(inputs) | {"do": v, "states": jax.ShapeDtypeStruct(state, q.dtype)}
+    ways = (inputs, {"o": v}), (backward, {f"d{name}": x for name, x in inputs.items()})
+    forward, backward = (
+        _vmem(blocks, given, _operands(blocks, given, wanted, document, loaded, store=True), values)
+        for (given, wanted), values in zip(ways, tuning.values, strict=True)
+    )
+    return forward, backward
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def run(
+    form: Recurrence, inputs: Arrays, chunks: Chunks, initial_state: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Outputs [H, N, V] in the dtype of ``inputs["v"]`` and final states, float32 [S, H, K, V].
+
+    Without an initial state [S, H, K, V] every segment starts from 0, and the final states are None.
+    """
+    got = _launch(form, _forward_kernel, inputs, {"o": inputs["v"]}, chunks, initial_state)
+    return got["o"], _stored(got, chunks, initial_state)
+
+
+def _run_fwd(form, inputs, chunks, initial_state):
+    return run(form, inputs, chunks, initial_state), (inputs, chunks, initial_state)
+
+
+def _run_bwd(form, residuals, cotangents):
+    inputs, chunks, initial_state = residuals
+    do, dfinal = cotangents
+    heads, keys, values = inputs["q"].shape[0], inputs["q"].shape[-1], inputs["v"].shape[-1]
+    entering = jax.ShapeDtypeStruct((heads, chunks.segment.shape[0], keys, values), inputs["q"].dtype)
+    states = _launch(form, _states_kernel, inputs, {"states": entering}, chunks, initial_state, store=False)["states"]
+    given = dict(inputs) | {"do": do, "states": states}
+    gradients = {f"d{name}": x for name, x in inputs.items()}
+    got = _launch(form, _backward_kernel, given, gradients, chunks, dfinal, reverse=True)
+    return {name: got[f"d{name}"] for name in inputs}, None, _stored(got, chunks, dfinal)
+
+
+run.defvjp(_run_fwd, _run_bwd)
+
+
+def _stored(got, chunks, otherwise):
+    """The states a kernel stored; those of segments without a chunk, which it never saw, are ``otherwise``."""
+    if otherwise is None:
+        return None
+    return jnp.where(parts.visited(chunks, otherwise.shape[0]), got["stored"][:-1], otherwise.astype(jnp.float32))
+
+
+# Kernels. What segments load and store is the state, or in reverse its gradient.
+
+
+def _forward_kernel(table, *, body, blocks, state, document, loaded, o, stored, **inputs):
+    entry = _load(table, blocks, loaded, state)
+    outputs, state[...] = body(_values(inputs), state[...], _documents(document))
+    o[...] = outputs.astype(o.dtype)
+    _store(entry, blocks, stored, state)
+
+
+def _states_kernel(table, *, body, blocks, state, document, loaded, states, stored, **inputs):
+    _load(table, blocks, loaded, state)
+    entering = state[...]
+    states[...] = entering.astype(states.dtype)
+    _, state[...] = body(_values(inputs), entering, _documents(document))
+
+
+def _backward_kernel(table, *, body, blocks, state, document, loaded, states, do, stored, **refs):
+    entry = _load(table, blocks, loaded, state)
+    inside = _documents(document)
+    inputs = {name: ref for name, ref in refs.items() if f"d{name}" in refs}
+    entering = states[...].astype(jnp.float32)
+    _, pull = jax.vjp(lambda x, before: body(x, before, inside), _values(inputs), entering)
+    gradients, state[...] = pull((do[...].astype(jnp.float32), state[...]))
+    for name, gradient in gradients.items():
+        ref = refs[f"d{name}"]
+        if name == "bonus":
+            _accumulate(ref, gradient)
+        else:
+            ref[...] = gradient.astype(ref.dtype)
+    _store(entry, blocks, stored, state)
+
+
+def _load(table, blocks, loaded, state):
+    """Loads the state where a segment begins, and returns the chunk's entry of the table.
+
+    Unused chunks have a state as well: it begins with 0 to stay finite.
+    """
+    entry = table[blocks.place(pl.program_id(1))]
+
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        state[...] = jnp.zeros_like(state)
+
+    @pl.when(parts.is_last(entry) if blocks.reverse else parts.is_first(entry))
+    def _():
+        state[...] = jnp.zeros_like(state) if loaded is None else loaded[...].astype(jnp.float32)
+
+    return entry
+
+
+def _store(entry, blocks, stored, state):
+    if stored is None:
+        return
+
+    @pl.when(parts.is_first(entry) if blocks.reverse else parts.is_last(entry))
+    def _():
+        stored[...] = state[...]
+
+
+def _accumulate(total, gradient):
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        total[...] = jnp.zeros_like(total)
+
+    total[...] += gradient
+
+
+def _values(refs):
+    return {name: ref[...].astype(jnp.float32) for name, ref in refs.items()}
+
+
+def _documents(ref):
+    return parts.documents(None if ref is None else ref[...])
+
+
+# Calls.
+
+
+def _launch(form, kernel, given, wanted, chunks, loaded, *, store=True, reverse=False):
+    """Runs a kernel: arrays ``given`` and ``wanted`` by name, and the states that segments load and store."""
+    blocks = parts.Blocks(form.heads[reverse], form.chunk, chunks.segment.shape[0], reverse)
+    operands = _operands(blocks, given, wanted, parts.pack_documents(chunks), loaded, store)
+    return parts.launch(
+        functools.partial(kernel, body=form.body, blocks=blocks),
+        parts.pack_table(chunks),
+        *operands,
+        state=_state_block(blocks, given),
+        blocks=blocks,
+        vmem=_vmem(blocks, given, operands, form.values[reverse]),
+        flops=form.flops * given["q"].shape[0] * blocks.chunks * (3 if reverse else 1),
+        interpret=form.interpret,
+    )
+
+
+def _operands(blocks, given, wanted, document, loaded, store):
+    inputs = {name: parts.Operand(x, _spec(blocks, name, x)) for name, x in given.items()}
+    outputs = {name: parts.Operand(_like(x), _spec(blocks, name, x)) for name, x in wanted.items()}
+    inputs["document"] = None if document is None else parts.Operand(document, blocks.documents())
+    inputs["loaded"] = outputs["stored"] = None
+    if loaded is not None:
+        segments, _, *state = loaded.shape
+        inputs["loaded"] = parts.Operand(loaded, blocks.loaded(segments, *state))
+        after = jax.ShapeDtypeStruct((segments + 1, *loaded.shape[1:]), jnp.float32)
+        outputs["stored"] = parts.Operand(after, blocks.stored(*state)) if store else None
+    return inputs, outputs
+
+
+def _like(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _spec(blocks, name, x):
+    if name == "states":
+        return blocks.per_chunk(*x.shape[2:])
+    if name.endswith("bonus"):
+        return pl.BlockSpec((blocks.heads, *x.shape[1:]), lambda h, c, table: (h, 0, 0))
+    return blocks.gates() if x.ndim == 4 else blocks.rows(x.shape[-1])
+
+
+def _state_block(blocks, given):
+    return blocks.heads, given["q"].shape[-1], given["v"].shape[-1]
+
+
+def _vmem(blocks, given, operands, values):
+    heads, keys, width = _state_block(blocks, given)
+    inside = values * heads * blocks.size * max(keys, width, parts.LANES) * 4
+    blocks_twice = sum(parts.operand_bytes(x) for x in operands)
+    return blocks_twice + parts.tile_bytes((heads, keys, width), jnp.float32) + inside

@@ -1,0 +1,109 @@
+"""Vector decay on a TPU: linear attention whose key channels decay each by a gate of their own.
+
+Per head, with a float32 state S [K, V]: ``S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T``, read as
+``o_t = scale S_t^T q_t`` (GLA, arXiv 2312.06635, section 4.1), or with a bonus u before the token is
+written, ``o_t = scale (S_{t-1} + diag(u) k_t v_t^T)^T q_t`` (RWKV6, arXiv 2404.05892, section 4.2).
+
+Both readings are one: ``S_t^T q_t`` is ``S_{t-1}^T (e^g q_t) + (q_t.k_t) v_t``. Scores between the rows of a
+chunk come from halving it again and again (`inside.channel_decays`), so gates of any strength are exact.
+
+The kernels and what the backward pass keeps: `recurrence`. Products of float32 rows are exact to
+float32. With bfloat16 rows, decayed rows, states and scores are rounded to bfloat16 as operands of a
+product, while gates, decays, states and sums stay float32.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.chunks import Chunks
+from pallas_kernels.tpu import arguments, parts, recurrence
+from pallas_kernels.tpu import inside as within
+
+TUNING = recurrence.Tuning(
+    heads={"v4": (2, 1), "v5e": (4, 2), "v5p": (4, 2), "v6e": (4, 2), "7x": (4, 2)},
+    values=(16, 128),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """One chunk: reads of the incoming state, scores between its rows, and what is written."""
+
+    scale: float
+    dtype: str
+
+    def __call__(self, x, state, inside):
+        q, k, v, g = x["q"], x["k"], x["v"], x["g"]
+        decays = within.channel_decays(g, inside)
+        reads, own = (q, q * k * x["bonus"]) if "bonus" in x else (jnp.exp(g) * q, q * k)
+        scores = within.decayed_scores(reads, k, decays, within.cut_masks(q.shape[1], inside), self.dtype)
+        scores += within.diagonal(jnp.sum(own, -1, keepdims=True))
+        o = within.product(scores, v, "nn", self.dtype) + within.product(decays.enter * reads, state, "nn", self.dtype)
+        written = within.product(decays.leave * k, v, "tn", self.dtype)
+        return self.scale * o, decays.across * state + written
+
+
+def vector_decay(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    g: jax.Array,
+    bonus: jax.Array | None,
+    chunks: Chunks,
+    initial_state: jax.Array | None,
+    scale: float,
+    *,
+    interpret: parts.Interpret = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Linear attention with a decay for each key channel over packed rows (module docstring), with its gradients.
+
+    Args:
+        q, k: [N, H, K], float32 or bfloat16; k or v is 0 on padding rows.
+        v: [N, H, V], float32 or bfloat16.
+        g: [N, H, K] float32 log decay, at most 0; 0 on padding rows.
+        bonus: [H, K] float32 weight u of the current token, which reads the state before it; None reads the new state.
+        chunks: segments and documents of the rows, in chunks of C = N / chunks rows.
+        initial_state: [S, H, K, V] float32; None starts from 0 and returns no state.
+        scale: of the output.
+        interpret: run on the host, without a TPU.
+
+    Returns:
+        Outputs [N, H, V] in ``v.dtype``, and the float32 state of every segment after its last row
+        (one without rows keeps its initial state), or None without an initial state.
+
+    Raises:
+        ValueError: a size or dtype that the kernels do not take, or arrays that do not fit each other.
+    """
+    chunk = arguments.chunk_rows(q, v, chunks)
+    reason = supported(q.shape, v.shape, q.dtype, chunk)
+    if reason is not None:
+        raise ValueError(reason)
+    others = {"k": (k, q.shape, arguments.DTYPES), "g": (g, q.shape, arguments.GATE)}
+    if bonus is not None:
+        others["bonus"] = (bonus, q.shape[1:], arguments.GATE)
+    arguments.check(q, v, chunks, initial_state, others)
+    inputs = {name: parts.heads_first(x) for name, x in zip("qkvg", (q, k, v, g), strict=True)}
+    if bonus is not None:
+        inputs["bonus"] = bonus[:, None]
+    keys, values = q.shape[-1], v.shape[-1]
+    levels = chunk.bit_length() - 1
+    flops = 2 * chunk * (2 * keys * values + chunk * (levels * keys + values))
+    body = _Chunk(scale, q.dtype.name)
+    return recurrence.apply(body, inputs, chunks, initial_state, flops=flops, tuning=TUNING, interpret=interpret)
+
+
+def vmem_bytes(keys: int, values: int, dtype: jax.typing.DTypeLike, chunk: int, heads: int = 1) -> tuple[int, int]:
+    """Bytes of VMEM of the forward and the backward kernels with ``heads`` heads in a program."""
+    shapes = {"q": (keys, dtype), "k": (keys, dtype), "v": (values, dtype), "g": (keys, jnp.float32)}
+    inputs = {name: jax.ShapeDtypeStruct((heads, chunk, n), kind) for name, (n, kind) in shapes.items()}
+    inputs["bonus"] = jax.ShapeDtypeStruct((heads, 1, keys), jnp.float32)
+    return recurrence.vmem_bytes(inputs, chunk, heads, TUNING)
+
+
+def supported(
+    q_shape: tuple[int, ...], v_shape: tuple[int, ...], dtype: jax.typing.DTypeLike, chunk: int
+) -> str | None:
+    """Why `vector_decay` does not take q [N, H, K] and v [N, H, V] in chunks of ``chunk`` rows, or None."""
+    return arguments.refusal(q_shape, v_shape, dtype, chunk, vmem_bytes)

@@ -1,0 +1,28 @@
+"""What every implementation of a recurrence is tested on, and how: outputs, states and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+RAGGED = (17, 0, 1, 16, 33, 1, 2, 0)  # tokens of segments
+DOCUMENTS = (0, 5, 16, 17, 18, 40, 41, 66, 68)  # tokens that begin one
+TOLERANCE = 1e-5  # of the largest value of each array, in float32
+EXTREMES = {
+    "total decay": lambda g: np.full_like(g, -1e4),
+    "no decay": np.zeros_like,
+    "total among weak": lambda g: np.where((np.arange(g.size) % 7 == 0).reshape(g.shape), -1e4, 0.1 * g),
+}
+
+
+def outputs(run, layout, resets, inputs):
+    """Outputs of the tokens and final states of ``run(rows, shared, table, state)``."""
+    rows = jax.tree.map(layout.pack, inputs["rows"])
+    o, final = run(rows, inputs["shared"], layout.table(resets), inputs["state"])
+    return o[layout.index], final
+
+
+def with_gradients(function, inputs):
+    """Outputs of ``function`` and its gradients, for fixed random cotangents."""
+    values, pull = jax.vjp(function, inputs)
+    rng = np.random.default_rng(99)
+    return values, pull(jax.tree.map(lambda y: jnp.asarray(rng.normal(size=y.shape), y.dtype), values))[0]
