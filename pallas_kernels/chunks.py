@@ -1,4 +1,4 @@
-"""How packed rows are cut into chunks, as plain arrays."""
+"""How packed rows are cut into chunks, as plain arrays, and what kernels say of rows that they do not take."""
 
 from typing import NamedTuple
 
@@ -16,3 +16,7 @@ class Chunks(NamedTuple):
     first: jax.Array  # [chunks] bool: first chunk of its segment
     last: jax.Array  # [chunks] bool: last chunk of its segment
     document: jax.Array | None  # [N] int32: documents begun inside the row's chunk up to the row; None: no documents
+
+
+class Unsupported(ValueError):
+    """A kernel has no program for such sizes or dtypes, or for the device; other implementations have."""

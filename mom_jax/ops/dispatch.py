@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mom_jax.errors import InputError
 from mom_jax.ops.segments import ChunkTable
-from pallas_kernels.chunks import Chunks
+from pallas_kernels.chunks import Chunks, Unsupported
 
 KERNELS = ("tpu", "gpu")
 # Names of GPUs by generation, for programs that are compiled where there is none.
@@ -33,14 +33,14 @@ class Target(NamedTuple):
 
     platform: str  # cpu, gpu or tpu
     kind: str  # as JAX names the device
-    generation: str | None  # sm_90, gfx942, ... of a GPU, or the kind of a TPU
+    generation: str | None = None  # of a GPU: sm_90, gfx942, ...
 
 
 def target() -> Target:
     """The device of the mesh that is set (`jax.set_mesh`, also an abstract one), or else JAX's first."""
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     if device.platform != "gpu":
-        return Target(device.platform, device.device_kind, device.device_kind)
+        return Target(device.platform, device.device_kind)
     return Target("gpu", device.device_kind, _generation(device))
 
 
@@ -85,24 +85,31 @@ def select(impl: str, implementations: Mapping[str, Callable], kernel: str | Non
 
 
 def _run_kernel(device: Target, kernel: str, fallback: Callable | None, *arguments: Any) -> Any:
-    module = _load(device, kernel)
-    refusal = module.refusal(*map(_plain, arguments), device=device.generation)
-    if refusal is None:
-        return getattr(module, kernel)(*map(_plain, arguments), device=device.generation)
-    if fallback is None:
-        raise InputError("impl", device.platform, f"{refusal}; use auto or xla")
+    options = {"device": device.generation} if device.platform == "gpu" else {}
+    try:
+        return _load(device, kernel)(*map(_plain, arguments), **options)
+    except Unsupported as reason:
+        if fallback is None:
+            raise InputError("impl", device.platform, f"{reason}; use auto or xla") from reason
     return fallback(*arguments)
 
 
-def _load(device: Target, kernel: str) -> Any:
+def _load(device: Target, kernel: str) -> Callable:
     if device.platform == "gpu":
-        if importlib.util.find_spec("jax_triton") is None:
-            remedy = "needs jax-triton: pip install 'mom-jax[gpu]' (Python 3.12 or later), or choose impl=xla"
-            raise InputError("impl", "gpu", remedy)
-        if device.generation not in _GENERATIONS:
-            known = ", ".join(_GENERATIONS)
-            raise InputError("impl", "gpu", f"has kernels for {known}, not for {device.kind}; choose impl=xla")
-    return importlib.import_module(f"pallas_kernels.{device.platform}.{kernel}")
+        _check_gpu(device)
+    name = f"pallas_kernels.{device.platform}.{kernel}"
+    if importlib.util.find_spec(name) is None:
+        raise Unsupported(f"there is no {kernel} kernel for a {device.platform.upper()}")
+    return getattr(importlib.import_module(name), kernel)
+
+
+def _check_gpu(device: Target) -> None:
+    if importlib.util.find_spec("jax_triton") is None:
+        remedy = "needs jax-triton: pip install 'mom-jax[gpu]' (Python 3.12 or later), or choose impl=xla"
+        raise InputError("impl", "gpu", remedy)
+    if device.generation not in _GENERATIONS:
+        known = ", ".join(_GENERATIONS)
+        raise InputError("impl", "gpu", f"has kernels for {known}, not for {device.kind}; choose impl=xla")
 
 
 def _plain(argument: Any) -> Any:

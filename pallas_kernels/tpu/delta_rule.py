@@ -26,7 +26,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunks import Chunks
+from pallas_kernels.chunks import Chunks, Unsupported
 from pallas_kernels.tpu.delta_rule_calls import (
     BORDER_STATES,
     CHUNKS,
@@ -83,7 +83,8 @@ def delta_rule(
         (one without rows keeps its initial state), or None without an initial state.
 
     Raises:
-        ValueError: a size or dtype that the kernels do not take, or arrays that do not fit each other.
+        Unsupported: a size or dtype that the kernels do not take.
+        ValueError: arrays do not fit each other.
     """
     _check(q, k, v, g, beta, chunks, initial_state)
     return _rule(q, k, v, g, beta, chunks, initial_state, scale, interpret)
@@ -179,7 +180,7 @@ def _check(q, k, v, g, beta, chunks, initial):
         raise ValueError(f"chunks.segment has {count} chunks, which do not divide the {q.shape[0]} rows of q")
     reason = supported(q.shape, v.shape, q.dtype, q.shape[0] // count)
     if reason is not None:
-        raise ValueError(reason)
+        raise Unsupported(reason)
     (rows, heads, keys), values, dtype = q.shape, v.shape[-1], q.dtype.name
     segments = () if initial is None else initial.shape[:1]
     expected = {

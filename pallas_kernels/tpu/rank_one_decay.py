@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunks import Chunks
+from pallas_kernels.chunks import Chunks, Unsupported
 from pallas_kernels.tpu import arguments, parts, recurrence
 from pallas_kernels.tpu import inside as within
 from pallas_kernels.tpu.triangular import unit_lower_inverse
@@ -107,12 +107,13 @@ def rank_one_decay(
         (one without rows keeps its initial state), or None without an initial state.
 
     Raises:
-        ValueError: a size or dtype that the kernels do not take, or arrays that do not fit each other.
+        Unsupported: a size or dtype that the kernels do not take.
+        ValueError: arrays do not fit each other.
     """
     chunk = arguments.chunk_rows(q, v, chunks)
     reason = supported(q.shape, v.shape, q.dtype, chunk)
     if reason is not None:
-        raise ValueError(reason)
+        raise Unsupported(reason)
     others = {name: (x, q.shape, arguments.DTYPES) for name, x in zip("kab", (k, a, b), strict=True)}
     arguments.check(q, v, chunks, initial_state, others | {"g": (g, q.shape, arguments.GATE)})
     inputs = {name: parts.heads_first(x) for name, x in zip("qkvabg", (q, k, v, a, b, g), strict=True)}

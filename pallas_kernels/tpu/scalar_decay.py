@@ -15,7 +15,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunks import Chunks
+from pallas_kernels.chunks import Chunks, Unsupported
 from pallas_kernels.tpu import arguments, parts, recurrence
 from pallas_kernels.tpu import inside as within
 
@@ -70,12 +70,13 @@ def scalar_decay(
         (one without rows keeps its initial state), or None without an initial state.
 
     Raises:
-        ValueError: a size or dtype that the kernels do not take, or arrays that do not fit each other.
+        Unsupported: a size or dtype that the kernels do not take.
+        ValueError: arrays do not fit each other.
     """
     chunk = arguments.chunk_rows(q, v, chunks)
     reason = supported(q.shape, v.shape, q.dtype, chunk)
     if reason is not None:
-        raise ValueError(reason)
+        raise Unsupported(reason)
     others = {"k": (k, q.shape, arguments.DTYPES)}
     if g is not None:
         others["g"] = (g, q.shape[:2], arguments.GATE)

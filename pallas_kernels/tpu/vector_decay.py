@@ -17,7 +17,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunks import Chunks
+from pallas_kernels.chunks import Chunks, Unsupported
 from pallas_kernels.tpu import arguments, parts, recurrence
 from pallas_kernels.tpu import inside as within
 
@@ -74,12 +74,13 @@ def vector_decay(
         (one without rows keeps its initial state), or None without an initial state.
 
     Raises:
-        ValueError: a size or dtype that the kernels do not take, or arrays that do not fit each other.
+        Unsupported: a size or dtype that the kernels do not take.
+        ValueError: arrays do not fit each other.
     """
     chunk = arguments.chunk_rows(q, v, chunks)
     reason = supported(q.shape, v.shape, q.dtype, chunk)
     if reason is not None:
-        raise ValueError(reason)
+        raise Unsupported(reason)
     others = {"k": (k, q.shape, arguments.DTYPES), "g": (g, q.shape, arguments.GATE)}
     if bonus is not None:
         others["bonus"] = (bonus, q.shape[1:], arguments.GATE)

@@ -1,7 +1,5 @@
 """Which implementation runs: by name, by the device that is compiled for, by what a kernel refuses."""
 
-import types
-
 import jax
 import pytest
 from jax.sharding import AbstractMesh
@@ -9,6 +7,7 @@ from jax.sharding import AbstractMesh
 from mom_jax.errors import InputError
 from mom_jax.ops import dispatch
 from mom_jax.ops.dispatch import select, target, uses_kernels
+from pallas_kernels.chunks import Unsupported
 
 FORMS = {"reference": lambda *_: "reference", "xla": lambda *_: "xla"}
 
@@ -23,13 +22,12 @@ def compiling_for(platform: str, kind: str):
 def kernels(monkeypatch):
     """Kernels that tell where they ran, and refuse negative numbers."""
 
-    def load(device, kernel):
-        return types.SimpleNamespace(
-            refusal=lambda x, device: "x is negative" if x < 0 else None,
-            **{kernel: lambda x, device: f"{kernel} on {device}"},
-        )
+    def run(x, device="a TPU"):
+        if x < 0:
+            raise Unsupported("x is negative")
+        return f"kernel on {device}"
 
-    monkeypatch.setattr(dispatch, "_load", load)
+    monkeypatch.setattr(dispatch, "_load", lambda device, kernel: run)
 
 
 def test_target():
@@ -38,7 +36,7 @@ def test_target():
     with compiling_for("gpu", "NVIDIA H200"):
         assert target() == ("gpu", "NVIDIA H200", "sm_90") and uses_kernels("auto") and not uses_kernels("xla")
     with compiling_for("tpu", "TPU v5 lite"):
-        assert target() == ("tpu", "TPU v5 lite", "TPU v5 lite")
+        assert target() == ("tpu", "TPU v5 lite", None)
     assert uses_kernels("gpu") and not uses_kernels("auto")
 
 
@@ -47,7 +45,7 @@ def test_auto(kernels):
     assert select("auto", FORMS, "fast")(1) == "xla"
     with compiling_for("gpu", "NVIDIA A100-SXM4-80GB"):
         assert select("auto", FORMS)(1) == "xla"
-        assert select("auto", FORMS, "fast")(1) == "fast on sm_80"
+        assert select("auto", FORMS, "fast")(1) == "kernel on sm_80"
         assert select("auto", FORMS, "fast")(-1) == "xla"
 
 
@@ -59,9 +57,17 @@ def test_by_name(kernels):
     with pytest.raises(InputError, match=r"impl=gpu: choose one of auto, reference, xla$"):
         select("gpu", FORMS)
     with compiling_for("tpu", "TPU v6 lite"):
-        assert select("tpu", FORMS, "fast")(1) == "fast on TPU v6 lite"
+        assert select("tpu", FORMS, "fast")(1) == "kernel on a TPU"
         with pytest.raises(InputError, match=r"impl=tpu: x is negative; use auto or xla"):
             select("tpu", FORMS, "fast")(-1)
+
+
+def test_no_such_kernel():
+    """A primitive without a kernel for the platform runs in XLA, unless the kernel is asked for."""
+    with compiling_for("tpu", "TPU v5 lite"):
+        assert select("auto", FORMS, "fast")(1) == "xla"
+        with pytest.raises(InputError, match=r"impl=tpu: there is no fast kernel for a TPU; use auto or xla"):
+            select("tpu", FORMS, "fast")(1)
 
 
 def test_missing_or_old(monkeypatch):
