@@ -20,9 +20,9 @@ def traced(preset: str, mesh: Any, batch: int, length: int) -> Any:
     config = dataclasses.replace(config, data=data)
     rows = jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=NamedSharding(mesh, BATCH_SPEC))
     use = jax.sharding.use_abstract_mesh if isinstance(mesh, AbstractMesh) else jax.set_mesh
+    step, state = make_train_step(config, mesh), abstract_state(config, mesh)
     with use(mesh):
-        step = make_train_step(config, mesh)
-        return step.trace(abstract_state(config, mesh), dict.fromkeys(("input_ids", "labels", "segment_ids"), rows))
+        return step.trace(state, dict.fromkeys(("input_ids", "labels", "segment_ids"), rows))
 
 
 def gpu_mesh(kind: str, **axes: int) -> AbstractMesh:
