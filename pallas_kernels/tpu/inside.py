@@ -4,7 +4,6 @@ The backward kernel of a recurrence is the gradient of its forward kernel, so ev
 a gradient that Mosaic lowers. Values of a chunk are float32 [MB, C, K] for a block of MB heads.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,14 +15,16 @@ from pallas_kernels.tpu import parts
 _AXES = {"nn": (-1, -2), "nt": (-1, -1), "tn": (-2, -2)}  # summed over, of a and of b
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def product(a: jax.Array, b: jax.Array, form: str, dtype: Any) -> jax.Array:
+def _product(a: jax.Array, b: jax.Array, form: str, dtype: Any) -> jax.Array:
     """``a b`` (form nn), ``a b^T`` (nt) or ``a^T b`` (tn) of float32 matrices, in float32.
 
     The matrix unit gets operands of ``dtype``, in the gradients too; float32 ones at full precision.
     """
     a_by, b_by = _AXES[form]
     return parts.product(a.astype(dtype), b.astype(dtype), a_by=a_by, b_by=b_by)
+
+
+product = jax.custom_vjp(_product, nondiff_argnums=(2, 3))
 
 
 def _product_fwd(a, b, form, dtype):
@@ -65,8 +66,8 @@ def no_decays(size: int, inside: parts.Documents) -> tuple[jax.Array, Any, Any, 
     shape = (1, size, size)
     between = parts.row_index(shape) >= parts.column_index(shape)
     between = between if inside.between is None else between & inside.between
-    ones = (None if keep is None else jnp.where(keep, 1.0, 0.0) for keep in inside[1:])
-    return jnp.where(between, 1.0, 0.0), *ones
+    enter, leave, across = (None if keep is None else jnp.where(keep, 1.0, 0.0) for keep in inside[1:])
+    return jnp.where(between, 1.0, 0.0), enter, leave, across
 
 
 def times(x: jax.Array, decay: jax.Array | None) -> jax.Array:
@@ -111,10 +112,12 @@ def channel_decays(g: jax.Array, inside: parts.Documents) -> ChannelDecays:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def rotate(x: jax.Array, rows: int) -> jax.Array:
+def _rotate(x: jax.Array, rows: int) -> jax.Array:
     """Row t of [MB, C, K] becomes row t + rows, the last ones the first."""
     return pltpu.roll(x, rows, 1)
+
+
+rotate = jax.custom_vjp(_rotate, nondiff_argnums=(1,))
 
 
 def _rotate_fwd(x, rows):

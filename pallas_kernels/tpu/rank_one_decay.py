@@ -13,7 +13,6 @@ a product, while gates, decays, the inverse, states and sums are float32.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -30,10 +29,12 @@ TUNING = recurrence.Tuning(
 )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _solve(strict: jax.Array, x: jax.Array, dtype: Any) -> jax.Array:
+def _solved(strict: jax.Array, x: jax.Array, dtype: Any) -> jax.Array:
     """``(I - strict)^-1 x`` of strictly lower triangular [MB, C, C] and [MB, C, V]."""
     return _solve_fwd(strict, x, dtype)[0]
+
+
+_solve = jax.custom_vjp(_solved, nondiff_argnums=(2,))
 
 
 def _solve_fwd(strict, x, dtype):
@@ -114,7 +115,9 @@ def rank_one_decay(
     reason = supported(q.shape, v.shape, q.dtype, chunk)
     if reason is not None:
         raise Unsupported(reason)
-    others = {name: (x, q.shape, arguments.DTYPES) for name, x in zip("kab", (k, a, b), strict=True)}
+    others: dict[str, arguments.Expected] = {
+        name: (x, q.shape, arguments.DTYPES) for name, x in zip("kab", (k, a, b), strict=True)
+    }
     arguments.check(q, v, chunks, initial_state, others | {"g": (g, q.shape, arguments.GATE)})
     inputs = {name: parts.heads_first(x) for name, x in zip("qkvabg", (q, k, v, a, b, g), strict=True)}
     keys, values = q.shape[-1], v.shape[-1]

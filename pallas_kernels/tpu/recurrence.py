@@ -10,7 +10,7 @@ chunks in reverse, with the gradient of the state in VMEM and the gradient of ``
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.chunks import Chunks
 from pallas_kernels.tpu import parts
 
-Arrays = Mapping[str, jax.Array]  # by name: rows [H, N, K] or [H, N, V], gates [H, chunks, 1, C], a bonus [H, 1, K]
+Arrays = Mapping[str, Any]  # by name: rows [H, N, K] or [H, N, V], gates [H, chunks, 1, C], a bonus [H, 1, K]
 Body = Callable[[Arrays, jax.Array, parts.Documents], tuple[jax.Array, jax.Array]]
 
 
@@ -85,8 +85,7 @@ def vmem_bytes(inputs: Arrays, chunk: int, heads: int, tuning: Tuning) -> tuple[
     return forward, backward
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def run(
+def _run(
     form: Recurrence, inputs: Arrays, chunks: Chunks, initial_state: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Outputs [H, N, V] in the dtype of ``inputs["v"]`` and final states, float32 [S, H, K, V].
@@ -95,6 +94,9 @@ def run(
     """
     got = _launch(form, _forward_kernel, inputs, {"o": inputs["v"]}, chunks, initial_state)
     return got["o"], _stored(got, chunks, initial_state)
+
+
+run = jax.custom_vjp(_run, nondiff_argnums=(0,))
 
 
 def _run_fwd(form, inputs, chunks, initial_state):
@@ -219,8 +221,12 @@ def _launch(form, kernel, given, wanted, chunks, loaded, *, store=True, reverse=
 
 
 def _operands(blocks, given, wanted, document, loaded, store):
-    inputs = {name: parts.Operand(x, _spec(blocks, name, x)) for name, x in given.items()}
-    outputs = {name: parts.Operand(_like(x), _spec(blocks, name, x)) for name, x in wanted.items()}
+    inputs: dict[str, parts.Operand | None] = {
+        name: parts.Operand(x, _spec(blocks, name, x)) for name, x in given.items()
+    }
+    outputs: dict[str, parts.Operand | None] = {
+        name: parts.Operand(_like(x), _spec(blocks, name, x)) for name, x in wanted.items()
+    }
     inputs["document"] = None if document is None else parts.Operand(document, blocks.documents())
     inputs["loaded"] = outputs["stored"] = None
     if loaded is not None:

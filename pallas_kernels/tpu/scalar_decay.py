@@ -77,7 +77,7 @@ def scalar_decay(
     reason = supported(q.shape, v.shape, q.dtype, chunk)
     if reason is not None:
         raise Unsupported(reason)
-    others = {"k": (k, q.shape, arguments.DTYPES)}
+    others: dict[str, arguments.Expected] = {"k": (k, q.shape, arguments.DTYPES)}
     if g is not None:
         others["g"] = (g, q.shape[:2], arguments.GATE)
     arguments.check(q, v, chunks, initial_state, others)

@@ -81,7 +81,7 @@ def vector_decay(
     reason = supported(q.shape, v.shape, q.dtype, chunk)
     if reason is not None:
         raise Unsupported(reason)
-    others = {"k": (k, q.shape, arguments.DTYPES), "g": (g, q.shape, arguments.GATE)}
+    others: dict[str, arguments.Expected] = {"k": (k, q.shape, arguments.DTYPES), "g": (g, q.shape, arguments.GATE)}
     if bonus is not None:
         others["bonus"] = (bonus, q.shape[1:], arguments.GATE)
     arguments.check(q, v, chunks, initial_state, others)

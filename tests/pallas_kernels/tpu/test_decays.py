@@ -113,22 +113,18 @@ def test_kernels_equal_tokens(name):
         compare(name, kimi(sum(RAGGED), spread=0.0, gate=-0.02, strength=2.0), tolerance=5e-5)
 
 
-@pytest.mark.parametrize("name", ["scalar decay", "vector decay"])
-def test_no_state(name):
+def test_no_state():
     """Without an initial state segments begin empty, and none returns."""
     lengths = (17, 0, 9)
-    inputs = example(name, sum(lengths), len(lengths)) | {"state": None}
-    (_, final), _ = compare(name, inputs, lengths, None)
+    inputs = example("scalar decay", sum(lengths), len(lengths)) | {"state": None}
+    (_, final), _ = compare("scalar decay", inputs, lengths, None)
     assert final is None
 
 
-@pytest.mark.parametrize(
-    ("name", "sizes", "chunk"),
-    [("scalar decay", (256, 128), 128), ("vector decay", (128, 256), 64), ("no decay", (64, 512), 32)],
-)
+@pytest.mark.parametrize(("name", "sizes", "chunk"), [("no decay", (256, 512), 64), ("vector decay", (128, 64), 64)])
 def test_sizes_of_models(name, sizes, chunk):
     """One segment that is no multiple of the chunk, in wider heads and longer chunks."""
-    compare(name, example(name, 150, 1, sizes), (150,), (40,), chunk)
+    compare(name, example(name, 70, 1, sizes), (70,), None, chunk)
 
 
 @pytest.mark.parametrize("name", ["scalar decay", "vector decay, bonus", "rank one"])
