@@ -217,7 +217,8 @@ def _along(name, kernel, inputs, outputs, k, v, chunks, states, call, tail=0, **
     runs = tail + (number if states is None else states.shape[0])
     return _launch(
         kernel, inputs, outputs, (v.shape[2] // block, heads, runs), tuning, call,
-        STATE=states is not None, HEADS=heads, K=k.shape[2], V=v.shape[2], C=C, BV=block, **constants,
+        STATE=states is not None, HEADS=heads, K=k.shape[2], V=v.shape[2], C=C,
+        BK=min(tuning.keys, k.shape[2]), BV=block, **constants,
     )  # fmt: skip
 
 
@@ -275,9 +276,9 @@ def _tuning(name, k, call):
 TUNING = {
     "sm_90": {
         "prepare": Tuning(64, 0, 4, 2),
-        "forward": Tuning(0, 32, 4, 2),
-        "borders": Tuning(0, 32, 4, 2),
-        "reverse": Tuning(0, 32, 4, 2),
+        "forward": Tuning(256, 32, 4, 2),
+        "borders": Tuning(256, 32, 4, 2),
+        "reverse": Tuning(256, 32, 4, 2),
         "gradients": Tuning(64, 64, 4, 2),
     }
 }

@@ -2,7 +2,8 @@
 
 Letters: C rows of a chunk, K key and V value channels. Rows lie as [N, HEADS, width], states as [.., HEADS, K, V].
 What is [C, C] for each chunk and head lies as rows of width C. Half-precision rows are multiplied in their own dtype
-and summed in float32; ``PRECISION`` says how float32 rows are multiplied. States are float32 in registers.
+and summed in float32; ``PRECISION`` says how float32 rows are multiplied. States are float32 in registers, as tuples of
+blocks of BK key channels; Triton knows no ``(*blocks, block)``.
 """
 
 import triton
@@ -25,9 +26,56 @@ def _column(x, row, head, HEADS: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def _state(x, index, head, column, HEADS: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Pointers to ``x[index, head, :, column : column + COLUMNS]`` of [.., HEADS, ROWS, V]."""
-    return _tile(x, (index * HEADS + head) * ROWS, 0, column, 1, V, ROWS, COLUMNS)
+def _load_state(
+    x, index, head, column,
+    STATE: tl.constexpr, HEADS: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """``x[index, head, :, column : column + BV]`` of [.., HEADS, BLOCKS * BK, V], as a tuple of [BK, BV]; or zeros."""
+    state = ()
+    for b in tl.static_range(BLOCKS):
+        block = tl.zeros((BK, BV), tl.float32)
+        if STATE:
+            block = tl.load(_tile(x, ((index * HEADS + head) * BLOCKS + b) * BK, 0, column, 1, V, BK, BV))
+        state = state + (block,)  # noqa: RUF005
+    return state
+
+
+@triton.jit
+def _store_state(
+    x, state, index, head, column,
+    HEADS: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    for b in tl.static_range(BLOCKS):
+        place = _tile(x, ((index * HEADS + head) * BLOCKS + b) * BK, 0, column, 1, V, BK, BV)
+        tl.store(place, state[b].to(x.dtype.element_ty))
+
+
+@triton.jit
+def _load_rows(x, row, head, HEADS: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BLOCKS: tl.constexpr):
+    """``x[row : row + C, head]`` of [N, HEADS, BLOCKS * BK], as a tuple of [C, BK]."""
+    rows = ()
+    for b in tl.static_range(BLOCKS):
+        rows = rows + (tl.load(_tile(x, row, head, b * BK, HEADS, BLOCKS * BK, C, BK)),)  # noqa: RUF005
+    return rows
+
+
+@triton.jit
+def _read(rows, state, PRECISION: tl.constexpr, BLOCKS: tl.constexpr):
+    """What a state answers to rows, [C, BV]."""
+    answer = tl.dot(rows[0], state[0].to(rows[0].dtype), input_precision=PRECISION)
+    for b in tl.static_range(1, BLOCKS):
+        answer = tl.dot(rows[b], state[b].to(rows[b].dtype), answer, input_precision=PRECISION)
+    return answer
+
+
+@triton.jit
+def _write(rows, values, across, state, PRECISION: tl.constexpr, BLOCKS: tl.constexpr):
+    """A state that decays by ``across`` and takes ``values`` [C, BV] at the keys ``rows``."""
+    written = ()
+    for b in tl.static_range(BLOCKS):
+        block = tl.dot(tl.trans(rows[b]), values.to(rows[b].dtype), across * state[b], input_precision=PRECISION)
+        written = written + (block,)  # noqa: RUF005
+    return written
 
 
 @triton.jit
@@ -71,31 +119,19 @@ def prepare_kernel(
 
 
 @triton.jit
-def _residual(keys, value, entering, state, PRECISION: tl.constexpr):
-    """What a chunk's rows are to write beyond what the incoming state answers to their keys, [C, BV]."""
-    return value - entering[:, None] * tl.dot(keys, state.to(keys.dtype), input_precision=PRECISION)
-
-
-@triton.jit
 def _update(residual, strength, triangle, PRECISION: tl.constexpr):
-    """What the rows write, each after the rows before it, [C, BV]."""
+    """What rows write, each after the rows before it, [C, BV]; ``residual`` is what a row finds missing on entry."""
     return tl.dot(triangle, (strength[:, None] * residual).to(triangle.dtype), input_precision=PRECISION)
-
-
-@triton.jit
-def _advance(keys, update, leaving, across, state, PRECISION: tl.constexpr):
-    """The state behind a chunk."""
-    written = (leaving[:, None] * update).to(keys.dtype)
-    return tl.dot(tl.trans(keys), written, across * state, input_precision=PRECISION)
 
 
 @triton.jit
 def forward_kernel(
     q, k, v, beta, inverse, scores, enter, leave, first, count, initial, o, final,
     STATE: tl.constexpr, SCALE: tl.constexpr, PRECISION: tl.constexpr,
-    HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
+    HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Outputs and final states; grid (V / BV, HEADS, runs of chunks), the last run being the unused chunks."""
+    BLOCKS: tl.constexpr = K // BK
     column = tl.program_id(0) * BV
     head = tl.program_id(1)
     run = tl.program_id(2)
@@ -106,100 +142,96 @@ def forward_kernel(
             tl.store(_tile(o, (chunk + n) * C, head, column, HEADS, V, C, BV), tl.zeros((C, BV), o.dtype.element_ty))
         return
 
-    state = tl.zeros((K, BV), tl.float32)
-    if STATE:
-        state = tl.load(_state(initial, run, head, column, HEADS, V, K, BV))
+    state = _load_state(initial, run, head, column, STATE, HEADS, V, BK, BV, BLOCKS)
     for n in range(chunks):
         row = (chunk + n) * C
-        keys = tl.load(_tile(k, row, head, 0, HEADS, K, C, K))
+        keys = _load_rows(k, row, head, HEADS, C, BK, BLOCKS)
         value = tl.load(_tile(v, row, head, column, HEADS, V, C, BV)).to(tl.float32)
-        triangle = tl.load(_tile(inverse, row, head, 0, HEADS, C, C, C))
         entering = tl.load(_column(enter, row, head, HEADS, C))
+        residual = value - entering[:, None] * _read(keys, state, PRECISION, BLOCKS)
         strength = tl.load(_column(beta, row, head, HEADS, C))
-        update = _update(_residual(keys, value, entering, state, PRECISION), strength, triangle, PRECISION)
+        triangle = tl.load(_tile(inverse, row, head, 0, HEADS, C, C, C))
+        update = _update(residual, strength, triangle, PRECISION)
 
-        queries = tl.load(_tile(q, row, head, 0, HEADS, K, C, K))
+        queries = _load_rows(q, row, head, HEADS, C, BK, BLOCKS)
         inside = tl.load(_tile(scores, row, head, 0, HEADS, C, C, C))
-        output = SCALE * entering[:, None] * tl.dot(queries, state.to(keys.dtype), input_precision=PRECISION)
-        output = tl.dot(inside, update.to(keys.dtype), output, input_precision=PRECISION)
+        output = SCALE * entering[:, None] * _read(queries, state, PRECISION, BLOCKS)
+        output = tl.dot(inside, update.to(inside.dtype), output, input_precision=PRECISION)
         tl.store(_tile(o, row, head, column, HEADS, V, C, BV), output.to(o.dtype.element_ty))
 
         leaving = tl.load(_column(leave, row, head, HEADS, C))
         across = tl.load(enter + (row + C - 1) * HEADS + head)
-        state = _advance(keys, update, leaving, across, state, PRECISION)
+        state = _write(keys, leaving[:, None] * update, across, state, PRECISION, BLOCKS)
     if STATE:
-        tl.store(_state(final, run, head, column, HEADS, V, K, BV), state)
+        _store_state(final, state, run, head, column, HEADS, V, BK, BV, BLOCKS)
 
 
 @triton.jit
 def borders_kernel(
     k, v, beta, inverse, enter, leave, first, count, initial, border, residual,
     STATE: tl.constexpr, PRECISION: tl.constexpr,
-    HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
+    HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """States that enter the chunks [chunks, HEADS, K, V], residuals [N, HEADS, V]; no program for unused chunks."""
+    BLOCKS: tl.constexpr = K // BK
     column = tl.program_id(0) * BV
     head = tl.program_id(1)
     run = tl.program_id(2)
     chunk = tl.load(first + run).to(tl.int64)
-    state = tl.zeros((K, BV), tl.float32)
-    if STATE:
-        state = tl.load(_state(initial, run, head, column, HEADS, V, K, BV))
+    state = _load_state(initial, run, head, column, STATE, HEADS, V, BK, BV, BLOCKS)
     for n in range(tl.load(count + run)):
         row = (chunk + n) * C
-        tl.store(_state(border, chunk + n, head, column, HEADS, V, K, BV), state.to(border.dtype.element_ty))
-        keys = tl.load(_tile(k, row, head, 0, HEADS, K, C, K))
+        _store_state(border, state, chunk + n, head, column, HEADS, V, BK, BV, BLOCKS)
+        keys = _load_rows(k, row, head, HEADS, C, BK, BLOCKS)
         value = tl.load(_tile(v, row, head, column, HEADS, V, C, BV)).to(tl.float32)
         entering = tl.load(_column(enter, row, head, HEADS, C))
-        rest = _residual(keys, value, entering, state, PRECISION)
+        rest = value - entering[:, None] * _read(keys, state, PRECISION, BLOCKS)
         tl.store(_tile(residual, row, head, column, HEADS, V, C, BV), rest.to(residual.dtype.element_ty))
 
         strength = tl.load(_column(beta, row, head, HEADS, C))
         triangle = tl.load(_tile(inverse, row, head, 0, HEADS, C, C, C))
         leaving = tl.load(_column(leave, row, head, HEADS, C))
         across = tl.load(enter + (row + C - 1) * HEADS + head)
-        state = _advance(keys, _update(rest, strength, triangle, PRECISION), leaving, across, state, PRECISION)
+        update = _update(rest, strength, triangle, PRECISION)
+        state = _write(keys, leaving[:, None] * update, across, state, PRECISION, BLOCKS)
 
 
 @triton.jit
 def reverse_kernel(
     q, k, beta, inverse, scores, enter, leave, first, count, do, dfinal, dborder, dwritten, dinitial,
     STATE: tl.constexpr, SCALE: tl.constexpr, PRECISION: tl.constexpr,
-    HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
+    HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the states that leave the chunks, of what rows write, and of initial states; as `borders_kernel`."""
+    BLOCKS: tl.constexpr = K // BK
     column = tl.program_id(0) * BV
     head = tl.program_id(1)
     run = tl.program_id(2)
     chunk = tl.load(first + run).to(tl.int64)
     chunks = tl.load(count + run)
-    dstate = tl.zeros((K, BV), tl.float32)
-    if STATE:
-        dstate = tl.load(_state(dfinal, run, head, column, HEADS, V, K, BV))
+    dstate = _load_state(dfinal, run, head, column, STATE, HEADS, V, BK, BV, BLOCKS)
     for n in range(chunks):
         own = chunk + chunks - 1 - n
         row = own * C
-        tl.store(_state(dborder, own, head, column, HEADS, V, K, BV), dstate.to(dborder.dtype.element_ty))
+        _store_state(dborder, dstate, own, head, column, HEADS, V, BK, BV, BLOCKS)
+        keys = _load_rows(k, row, head, HEADS, C, BK, BLOCKS)
         doutput = tl.load(_tile(do, row, head, column, HEADS, V, C, BV))
         inside = tl.load(_tile(scores, row, head, 0, HEADS, C, C, C))
-        keys = tl.load(_tile(k, row, head, 0, HEADS, K, C, K))
         leaving = tl.load(_column(leave, row, head, HEADS, C))
-        du = leaving[:, None] * tl.dot(keys, dstate.to(keys.dtype), input_precision=PRECISION)
-        du = tl.dot(tl.trans(inside), doutput, du, input_precision=PRECISION)
+        dupdate = leaving[:, None] * _read(keys, dstate, PRECISION, BLOCKS)
+        dupdate = tl.dot(tl.trans(inside), doutput, dupdate, input_precision=PRECISION)
         triangle = tl.load(_tile(inverse, row, head, 0, HEADS, C, C, C))
-        written = tl.dot(tl.trans(triangle), du.to(keys.dtype), input_precision=PRECISION)
+        written = tl.dot(tl.trans(triangle), dupdate.to(triangle.dtype), input_precision=PRECISION)
         tl.store(_tile(dwritten, row, head, column, HEADS, V, C, BV), written.to(dwritten.dtype.element_ty))
 
         strength = tl.load(_column(beta, row, head, HEADS, C))
         entering = tl.load(_column(enter, row, head, HEADS, C))
         across = tl.load(enter + (row + C - 1) * HEADS + head)
-        queries = tl.load(_tile(q, row, head, 0, HEADS, K, C, K))
-        dread = (SCALE * entering[:, None] * doutput).to(keys.dtype)
-        dstate = tl.dot(tl.trans(queries), dread, across * dstate, input_precision=PRECISION)
-        dread = (-entering * strength)[:, None] * written
-        dstate = tl.dot(tl.trans(keys), dread.to(keys.dtype), dstate, input_precision=PRECISION)
+        queries = _load_rows(q, row, head, HEADS, C, BK, BLOCKS)
+        dstate = _write(queries, SCALE * entering[:, None] * doutput, across, dstate, PRECISION, BLOCKS)
+        dstate = _write(keys, (-entering * strength)[:, None] * written, 1.0, dstate, PRECISION, BLOCKS)
     if STATE:
-        tl.store(_state(dinitial, run, head, column, HEADS, V, K, BV), dstate)
+        _store_state(dinitial, dstate, run, head, column, HEADS, V, BK, BV, BLOCKS)
 
 
 @triton.jit
