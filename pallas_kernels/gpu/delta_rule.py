@@ -30,15 +30,6 @@ CHUNK_SIZES = (16, 32, 64)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-class Tuning(NamedTuple):
-    """How a kernel runs: channels of a block, and Triton's launch parameters."""
-
-    keys: int  # key channels of a block, where the kernel has such blocks
-    values: int  # value channels of a block
-    num_warps: int
-    num_stages: int
-
-
 class _Call(NamedTuple):
     """What is no array."""
 
@@ -120,7 +111,7 @@ def _check(q, k, v, g, beta, chunks, initial_state, device):
         if initial_state.shape[1:] != want or initial_state.dtype != jnp.float32:
             got = f"{initial_state.dtype}{list(initial_state.shape)}"
             raise ValueError(f"initial_state: {got} does not fit: pass float32[S, {', '.join(map(str, want))}]")
-    for_device(device, TUNING)
+    for_device(device, kernels.TUNING)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
@@ -270,15 +261,4 @@ def _runs(chunks, states):
 
 
 def _tuning(name, k, call):
-    return for_device(call.device, TUNING)[name]
-
-
-TUNING = {
-    "sm_90": {
-        "prepare": Tuning(64, 0, 4, 2),
-        "forward": Tuning(256, 32, 4, 2),
-        "borders": Tuning(256, 32, 4, 2),
-        "reverse": Tuning(256, 32, 4, 2),
-        "gradients": Tuning(64, 64, 4, 2),
-    }
-}
+    return for_device(call.device, kernels.TUNING)[k.dtype.itemsize][name]

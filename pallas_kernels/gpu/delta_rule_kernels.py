@@ -6,10 +6,72 @@ and summed in float32; ``PRECISION`` says how float32 rows are multiplied. State
 blocks of BK key channels; Triton knows no ``(*blocks, block)``.
 """
 
+# Triton's annotations describe neither what its compiler accepts for constexpr nor its loops.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from pallas_kernels.gpu.parts import decays_between, unit_lower_inverse
+
+
+class Tuning(NamedTuple):
+    """How a kernel runs: channels of a block, and Triton's launch parameters."""
+
+    keys: int  # key channels of a block, where the kernel has such blocks
+    values: int  # value channels of a block
+    num_warps: int
+    num_stages: int
+
+
+_FLOAT32_NVIDIA = {
+    "prepare": Tuning(32, 0, 4, 2),
+    "forward": Tuning(64, 16, 4, 2),
+    "borders": Tuning(64, 16, 4, 2),
+    "reverse": Tuning(64, 16, 4, 2),
+    "gradients": Tuning(32, 32, 8, 1),
+}
+_HALF_HOPPER = {
+    "prepare": Tuning(64, 0, 4, 2),
+    "forward": Tuning(256, 32, 4, 2),
+    "borders": Tuning(256, 32, 4, 2),
+    "reverse": Tuning(256, 32, 4, 2),
+    "gradients": Tuning(64, 64, 8, 2),
+}
+# By bytes of an element. At K = V = 256 and C = 64 no kernel spills registers and all fit in shared memory, but for
+# float32 on NVIDIA: three tf32 products for one keep too many operands alive where K is above 64.
+TUNING = {
+    "sm_80": {
+        2: {
+            "prepare": Tuning(64, 0, 4, 2),
+            "forward": Tuning(64, 16, 8, 2),
+            "borders": Tuning(64, 32, 8, 2),
+            "reverse": Tuning(64, 32, 8, 1),
+            "gradients": Tuning(32, 32, 8, 2),
+        },
+        4: _FLOAT32_NVIDIA,
+    },
+    "sm_90": {2: _HALF_HOPPER, 4: _FLOAT32_NVIDIA},
+    "sm_100": {2: _HALF_HOPPER, 4: _FLOAT32_NVIDIA},
+    "gfx942": {
+        2: {
+            "prepare": Tuning(64, 0, 4, 1),
+            "forward": Tuning(256, 32, 4, 1),
+            "borders": Tuning(256, 32, 4, 1),
+            "reverse": Tuning(256, 32, 4, 1),
+            "gradients": Tuning(64, 32, 4, 1),
+        },
+        4: {
+            "prepare": Tuning(64, 0, 4, 1),
+            "forward": Tuning(64, 16, 4, 1),
+            "borders": Tuning(64, 16, 4, 1),
+            "reverse": Tuning(64, 16, 4, 1),
+            "gradients": Tuning(32, 32, 4, 1),
+        },
+    },
+}
 
 
 @triton.jit

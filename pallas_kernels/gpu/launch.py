@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Grid = tuple[int, ...]
+Grid = tuple[int] | tuple[int, int] | tuple[int, int, int]
 T = TypeVar("T")
 
 
