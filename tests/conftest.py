@@ -25,6 +25,9 @@ if _OWN_CACHE:
     os.environ[_CACHE] = tempfile.mkdtemp(prefix="mom-jax-tests-")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Triton reads this when a kernel is defined: its interpreter then runs the kernel on the host. A test that compiles
+# kernels, or runs them on a GPU, does so in a process without it.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def _available(marker: str) -> bool:

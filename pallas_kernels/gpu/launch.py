@@ -5,14 +5,15 @@ the same code with and without a GPU. The interpreter runs the kernels of a proc
 started with ``TRITON_INTERPRET=1``; it works on NumPy arrays and needs no PyTorch.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Grid = tuple[int, ...]
+Grid = tuple[int] | tuple[int, int] | tuple[int, int, int]
+T = TypeVar("T")
 
 
 def launch(
@@ -21,29 +22,32 @@ def launch(
     grid: Grid,
     outputs: Sequence[jax.ShapeDtypeStruct],
     interpret: bool,
+    device: str,
     num_warps: int,
     num_stages: int,
     bytes_accessed: int = 0,
     flops: int = 0,
-    **constants: Any,
+    **scalars: Any,
 ) -> list[jax.Array]:
-    """Runs ``kernel(*inputs, *outputs, **constants)`` on ``grid`` and returns the outputs.
+    """Runs ``kernel(*inputs, *outputs, **scalars)`` on ``grid`` and returns the outputs.
 
     Args:
-        kernel: a ``triton.jit`` function: pointers to inputs, pointers to outputs, then ``constexpr`` arguments.
+        kernel: a ``triton.jit`` function: pointers to inputs, pointers to outputs, integers, ``constexpr`` arguments.
         inputs: contiguous arrays.
         grid: programs along up to three axes.
         outputs: shapes and dtypes; every element must be written by the kernel.
         interpret: run in Triton's interpreter on the host.
+        device: what the kernel is compiled for: ``sm_`` and NVIDIA's compute capability, or ``gfx`` and AMD's number.
         num_warps, num_stages: Triton's launch parameters, without meaning in the interpreter.
         bytes_accessed, flops: the kernel's cost, for profilers.
-        constants: the ``constexpr`` arguments.
+        scalars: integers and ``constexpr`` arguments by name. Another integer needs no other program, unless it
+            becomes or ceases to be 1 or a multiple of 16.
 
     Raises:
         ModuleNotFoundError: jax-triton is missing.
     """
     if interpret:
-        run = _Interpreted(kernel, grid, outputs, constants)
+        run = _Interpreted(kernel, grid, outputs, scalars)
         return jax.pure_callback(run, list(outputs), *inputs, vmap_method="sequential")
     import jax_triton
 
@@ -54,21 +58,40 @@ def launch(
         grid=grid,
         num_warps=num_warps,
         num_stages=num_stages,
+        compute_capability=int(device.removeprefix("sm_")) if device.startswith("sm_") else None,
         cost_estimate={"flops": flops, "bytes_accessed": bytes_accessed},
-        **constants,
+        **scalars,
     )
 
 
-class _Interpreted:
-    """One launch in the interpreter. Outputs begin as NaN or the least integer, which shows what stays unwritten."""
+def float32_precision(device: str, interpret: bool) -> str:
+    """How `tl.dot` multiplies float32: three products of tf32 where there are such, else float32 as it is."""
+    return "ieee" if interpret or device.startswith("gfx") else "tf32x3"
 
-    def __init__(self, kernel: Any, grid: Grid, outputs: Sequence[jax.ShapeDtypeStruct], constants: dict[str, Any]):
-        self.kernel, self.grid, self.outputs, self.constants = kernel, grid, outputs, constants
+
+def for_device(device: str, table: Mapping[str, T]) -> T:
+    """The entry of ``device`` in a table of generations; a newer NVIDIA GPU takes the newest one before it.
+
+    Raises:
+        ValueError: the table has nothing for it.
+    """
+    number = lambda name: int(name.removeprefix("sm_")) if name.removeprefix("sm_").isdecimal() else -1  # noqa: E731
+    older = [name for name in table if name.startswith("sm_") and number(name) <= number(device)]
+    if device not in table and not older:
+        raise ValueError(f"device: {device} has no kernels: choose one of {', '.join(table)}, or a newer sm_")
+    return table[device] if device in table else table[max(older, key=number)]
+
+
+class _Interpreted:
+    """One launch in the interpreter; outputs begin as NaN, or the least integer, to show what is not written."""
+
+    def __init__(self, kernel: Any, grid: Grid, outputs: Sequence[jax.ShapeDtypeStruct], scalars: dict[str, Any]):
+        self.kernel, self.grid, self.outputs, self.scalars = kernel, grid, outputs, scalars
 
     def __call__(self, *inputs: Any) -> list[np.ndarray]:
         read = [np.ascontiguousarray(x) for x in inputs]
         written = [_unwritten(x) for x in self.outputs]
-        self.kernel[self.grid](*(_Pointer(x) for x in (*read, *written)), **self.constants)
+        self.kernel[self.grid](*(_Pointer(x) for x in (*read, *written)), **self.scalars)
         return written
 
 
