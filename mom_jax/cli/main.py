@@ -12,7 +12,7 @@ from mom_jax.errors import InputError
 # verb: (module with main(args), what it does). A module is loaded only when its verb is called.
 VERBS = {
     "train": ("mom_jax.cli.train", "train a model, or resume a run"),
-    "eval": ("mom_jax.cli.evaluate", "held-out loss, perplexity and bits per byte of a run"),
+    "eval": ("mom_jax.cli.evaluate", "held-out loss, perplexity and bits per byte of a run; or benchmark tasks"),
     "generate": ("mom_jax.cli.generate", "continue a prompt with the model of a run"),
     "convert": ("mom_jax.cli.convert", "published PyTorch models to runs, and back"),
     "data": ("mom_jax.cli.data", "prepare token shards (mom-jax data prepare)"),
