@@ -1,5 +1,6 @@
 """One tiny model on bytes, and questions to it as the harness asks them."""
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -26,11 +27,12 @@ def tokenizer() -> ByteTokenizer:
 
 @pytest.fixture(scope="session")
 def log_probabilities(model):
-    """From token ids to log-probabilities [T, vocab] of what follows each, by one unpadded pass, in float64."""
+    """From token ids to log-probabilities [T, vocab] of what follows each, in float64, from the model's logits."""
+    logits = jax.jit(lambda ids: model(ids).logits[0])  # one length: what stands behind the ids cannot reach them
 
     def run(ids):
-        logits = np.asarray(model(np.asarray([ids], np.int32)).logits[0], np.float64)
-        return logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) \
-            - logits.max(-1, keepdims=True)  # fmt: skip
+        row = np.asarray(logits(np.pad(np.asarray([ids], np.int32), ((0, 0), (0, 64 - len(ids))))), np.float64)
+        row = row[: len(ids)] - row[: len(ids)].max(-1, keepdims=True)
+        return row - np.log(np.exp(row).sum(-1, keepdims=True))
 
     return run

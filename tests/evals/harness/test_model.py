@@ -50,10 +50,9 @@ def test_log_likelihood(case, likelihoods, log_probabilities):
     assert likelihoods[case][1] == greedy
 
 
-def test_greedy_is_seen(model, log_probabilities):
+def test_greedy_is_seen(model, greedy, log_probabilities):
     """The likeliest continuation is greedy, and one wrong token in it spoils that."""
-    context = list(b"the cat")
-    best = np.asarray(generate(model, np.asarray([context]), 3))[0, -3:].tolist()
+    context, best = list(PROMPTS[0].encode()), greedy[0][:3]
     wrong = [best[0], (best[1] + 1) % 256, best[2]]
     scores = {s.pair: s for s in score_pairs(model, [Pair(context, best), Pair(context, wrong)], LENGTH, 4, to_device)}
     assert scores[0].is_greedy and not scores[1].is_greedy
@@ -61,12 +60,11 @@ def test_greedy_is_seen(model, log_probabilities):
 
 
 def test_batches_change_nothing(model, tokenizer, likelihoods):
-    """One at a time, all at once with rows to spare, and in another order."""
-    for batch_size, order in ((1, range(6)), (8, [5, 3, 1, 0, 2, 4])):
-        other = HarnessModel(model, tokenizer, max_length=LENGTH, batch_size=batch_size)
-        found = other.loglikelihood(asked("loglikelihood", *(PAIRS[i] for i in order)), disable_tqdm=True)
-        for i, (value, greedy) in zip(order, found, strict=True):
-            assert value == pytest.approx(likelihoods[i][0], rel=1e-5) and greedy == likelihoods[i][1]
+    """All at once with rows to spare, and in another order."""
+    other, order = HarnessModel(model, tokenizer, max_length=LENGTH, batch_size=8), [5, 3, 1, 0, 2, 4]
+    found = other.loglikelihood(asked("loglikelihood", *(PAIRS[i] for i in order)), disable_tqdm=True)
+    for i, (value, greedy) in zip(order, found, strict=True):
+        assert value == pytest.approx(likelihoods[i][0], rel=1e-5) and greedy == likelihoods[i][1]
 
 
 def test_few_lengths():
@@ -95,41 +93,48 @@ def test_rolling_scores_every_token_once(case, lm, log_probabilities):
     assert found == pytest.approx(total, rel=1e-5)
 
 
-def greedy_text(model, tokenizer, prompt, count):
-    """Greedy tokens of `mom_jax.generate` after the part of a prompt that is read."""
-    ids = list(prompt.encode())[-(LENGTH - count) :] or [256]
-    return np.asarray(generate(model, np.asarray([ids]), count))[0, len(ids) :]
+@pytest.fixture(scope="module")
+def greedy(model) -> list[list[int]]:
+    """20 greedy tokens of `mom_jax.generate` after what is read of each prompt."""
+    ids, mask = np.zeros((2, len(PROMPTS), 32), np.int32)
+    for i, prompt in enumerate(PROMPTS):
+        row = list(prompt.encode())[-(LENGTH - 20) :] or [256]
+        ids[i, -len(row) :], mask[i, -len(row) :] = row, 1
+    return np.asarray(generate(model, ids, 20, attention_mask=mask))[:, 32:].tolist()
 
 
 @pytest.fixture(scope="module")
-def stops(model, tokenizer):
-    """For each prompt, a character of its greedy answer that makes it end somewhere."""
-    texts = [tokenizer.decode(greedy_text(model, tokenizer, p, 20)) for p in PROMPTS]
-    return [text[i] for text, i in zip(texts, (3, 0, -1, 7), strict=True)]
+def options(greedy, tokenizer) -> list[dict]:
+    """For each prompt, a character of its greedy answer that makes it end somewhere; or a number of tokens."""
+    stops = [tokenizer.decode(row)[i] for row, i in zip(greedy, (3, 0, 0, 7), strict=True)]
+    found = [{"until": [stop, "no such text"], "max_gen_toks": 20} for stop in stops]
+    return [*found[:2], {"until": [], "max_gen_toks": 20}, {**found[3], "max_gen_toks": 5}]
 
 
-def test_generation_is_that_of_generate_cut_at_the_stop(model, tokenizer, lm, stops):
-    """Stops of their own and budgets of their own in one batch; the end token ends an answer too."""
-    options = [{"until": [stop, "no such text"], "max_gen_toks": 20} for stop in stops]
-    options[2] = {"until": [], "max_gen_toks": 9}
+def test_generation_is_that_of_generate_cut_at_the_stop(tokenizer, lm, greedy, options):
+    """Stops and numbers of tokens of their own in one batch; the end token ends an answer too."""
     found = lm.generate_until(asked("generate_until", *zip(PROMPTS, options, strict=True)))
-    for text, prompt, wanted in zip(found, PROMPTS, options, strict=True):
-        ids = greedy_text(model, tokenizer, prompt, wanted["max_gen_toks"])
-        expected = tokenizer.decode(ids[: list(ids).index(257)] if 257 in ids else ids)
-        for stop in wanted["until"]:
-            expected = expected.split(stop)[0]
-        assert text == expected
+    assert found == [cut(tokenizer, *pair) for pair in zip(greedy, options, strict=True)]
+    assert len(set(map(len, found))) > 2
 
 
-def test_a_batch_ends_with_its_last_answer(lm, stops, monkeypatch):
+def cut(tokenizer, ids, wanted):
+    """The text of greedy tokens up to the end token, a stop, or the number of tokens."""
+    ids = ids[: wanted["max_gen_toks"]]
+    text = tokenizer.decode(ids[: ids.index(257)] if 257 in ids else ids)
+    for stop in wanted["until"]:
+        text = text.split(stop)[0]
+    return text
+
+
+def test_a_batch_ends_with_its_last_answer(lm, options, monkeypatch):
     """No block is decoded after every row has met its stop."""
     asked_for = []
     blocks = answers.generate_blocks
-    monkeypatch.setattr(answers, "_BLOCK", 4)
     monkeypatch.setattr(
         answers, "generate_blocks", lambda *a, **k: (asked_for.append(0) or block for block in blocks(*a, **k))
     )
-    lm.generate_until(asked("generate_until", (PROMPTS[0], {"until": [stops[0]], "max_gen_toks": 40})))
+    lm.generate_until(asked("generate_until", (PROMPTS[0], {**options[0], "max_gen_toks": 40})))
     assert len(asked_for) == 1
 
 
@@ -149,22 +154,22 @@ class Killed(Exception):
 
 def test_a_killed_evaluation_goes_on(model, tokenizer, likelihoods, tmp_path, monkeypatch):
     """What was answered before is not asked again, and comes out the same."""
-    lm = HarnessModel(model, tokenizer, max_length=LENGTH, batch_size=2)
+    lm = HarnessModel(model, tokenizer, max_length=LENGTH, batch_size=4)
     asked_pairs = []
 
-    def two_batches(pairs):
-        for score in score_pairs(model, pairs, LENGTH, 2, to_device):
+    def one_batch(pairs):
+        for score in score_pairs(model, pairs, LENGTH, 4, to_device):
             if len(asked_pairs) == 4:
                 raise Killed
             asked_pairs.append(score.pair)
             yield score
 
-    monkeypatch.setattr(lm, "_scores", two_batches)
+    monkeypatch.setattr(lm, "_scores", one_batch)
     requests = asked("loglikelihood", *PAIRS)
     with pytest.raises(Killed):
         CachingLM(lm, str(tmp_path / "answers.db")).loglikelihood(requests)
     monkeypatch.setattr(
-        lm, "_scores", lambda pairs: asked_pairs.append(len(pairs)) or score_pairs(model, pairs, LENGTH, 2, to_device)
+        lm, "_scores", lambda pairs: asked_pairs.append(len(pairs)) or score_pairs(model, pairs, LENGTH, 4, to_device)
     )
     found = CachingLM(lm, str(tmp_path / "answers.db")).loglikelihood(requests)
     assert asked_pairs[4:] == [2]
