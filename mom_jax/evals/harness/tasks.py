@@ -1,6 +1,7 @@
 """From names to tasks of the harness."""
 
 import difflib
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def find_tasks(names: Sequence[str], include_path: str | Path | None) -> TaskMan
         raise InputError("include_path", include_path, "no such folder")
     manager = TaskManager(include_path=include_path, include_defaults=False)
     if any(name not in manager.task_index for name in names):
-        manager = TaskManager(include_path=include_path)
+        manager = _all_tasks(include_path)
     unknown = [name for name in names if name not in manager.task_index]
     if not unknown:
         return manager
@@ -80,6 +81,11 @@ def find_tasks(names: Sequence[str], include_path: str | Path | None) -> TaskMan
     close = difflib.get_close_matches(unknown[0], known, n=5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"mom-jax's own sets are {', '.join(SUITES)}"
     raise InputError("tasks", unknown[0], f"unknown; {hint} (`lm_eval ls tasks` lists all)")
+
+
+@functools.lru_cache(maxsize=1)
+def _all_tasks(include_path: str | Path | None) -> TaskManager:
+    return TaskManager(include_path=include_path)
 
 
 def _load(name: str, manager: TaskManager, tokenizer: Tokenizer, max_length: int) -> Any:
