@@ -31,7 +31,8 @@ def test_a_question_is_asked_once():
 
 
 def test_squad_stays_as_it_is():
-    assert made("recall_squad", {"text": " In 1066 the king was\n", "value": "Harold"})["prompt"] == "In 1066 the king was"
+    doc = {"text": " In 1066 the king was\n", "value": "Harold"}
+    assert made("recall_squad", doc)["prompt"] == "In 1066 the king was"
 
 
 @pytest.mark.parametrize(

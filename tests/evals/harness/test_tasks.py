@@ -19,7 +19,7 @@ from mom_jax.models.lm import MoMForCausalLM
 
 LENGTH = 256
 QUESTIONS = [
-    {"question": "What is wet?", "choices": {"text": ["water", "sand", "salt"], "label": ["A", "B", "C"]}, "answerKey": "A"},
+    {"question": "Is it wet?", "choices": {"text": ["water", "sand", "tin"], "label": ["A", "B", "C"]}, "answerKey": "A"},
     {"question": "What burns?", "choices": {"text": ["ice", "wood"], "label": ["1", "2"]}, "answerKey": "2"},
     {"question": "What flies?", "choices": {"text": ["a stone", "a bird"], "label": ["A", "B"]}, "answerKey": "B"},
 ]  # fmt: skip
@@ -193,7 +193,8 @@ def test_the_harness_has_the_papers_tasks(folder):
 
 @pytest.mark.parametrize("name", ["recall_swde", "far"])
 def test_absent_data_says_how_to_fetch_it(name, folder, tmp_path, tokenizer, hub):
-    (tmp_path / "far.yaml").write_text("task: far\ndataset_path: who/far\ndataset_name: part\n" + ARC.partition("c\n")[2])
+    place = "dataset_path: who/far\ndataset_name: part\n"
+    (tmp_path / "far.yaml").write_text(ARC.replace("tiny_arc", "far") + place)
     with pytest.raises(InputError) as caught:
         load_tasks([name], find_tasks([name], tmp_path), tokenizer, LENGTH)
     wanted = "'who/far', 'part'" if name == "far" else "'hazyresearch/based-swde-v2'"
