@@ -78,8 +78,8 @@ def fused_mqar(
 def selective_copy(rng: np.random.Generator, batch: int, length: int, items: int, vocab: int) -> RecallBatch:
     """Items among blanks, to be said again in order (Gu and Dao, arXiv 2312.00752, section 3.1).
 
-    ``items`` tokens from [2, vocab), of which some may be equal, stand at random places of the first ``length - items``;
-    the last ``items`` tokens are the marker 1, and the i-th asks for the i-th item.
+    ``items`` tokens from [2, vocab), of which some may be equal, stand at random places of the first
+    ``length - items``; the last ``items`` tokens are the marker 1, and the i-th asks for the i-th item.
 
     Raises:
         InputError: the items and their markers do not fit, or there is nothing to choose items from.

@@ -19,7 +19,7 @@ from mom_jax.models.lm import MoMForCausalLM
 
 LENGTH = 256
 QUESTIONS = [
-    {"question": "Is it wet?", "choices": {"text": ["water", "sand", "tin"], "label": ["A", "B", "C"]}, "answerKey": "A"},
+    {"question": "Is it wet?", "choices": {"text": ["sea", "sand", "tin"], "label": ["A", "B", "C"]}, "answerKey": "A"},
     {"question": "What burns?", "choices": {"text": ["ice", "wood"], "label": ["1", "2"]}, "answerKey": "2"},
     {"question": "What flies?", "choices": {"text": ["a stone", "a bird"], "label": ["A", "B"]}, "answerKey": "B"},
 ]  # fmt: skip
