@@ -11,8 +11,8 @@ A mixture is compared with what else its resources could buy, under the same rul
 - equal-parameters: a single memory, and an MLP that makes up for the projections a token activates in the mixture;
 - attention: softmax attention, whose state grows with the length.
 
-Tiny: 32 and 64 pairs in fused tokens (a key and its value in one, `mom_jax.data.recall`), vocabulary 256, one layer,
-one head of 8 key and 16 value channels, 4 and 8 memories of which 2 are chosen, one learning rate, three seeds.
+Tiny: 8 and 16 pairs in fused tokens (a key and its value in one, `mom_jax.data.recall`), vocabulary 64, one layer of
+width 32 with one head of 4 key and 8 value channels, 4 memories of which 2 are chosen, one learning rate, three seeds.
 Paper: Zoology's grid (arXiv 2312.04927, figure 2): vocabulary 8192; (64, 4), (128, 8), (256, 16), (512, 64) tokens and
 pairs, the same pairs in fused tokens; widths 64 to 512, two layers; learning rates logspace(-4, -2, 4), of which the
 best by validation counts; as many rows as 64 epochs of 100,000; three seeds. Zoology reports that attention solves all
@@ -58,14 +58,14 @@ class Task:
     num_memories: int
     steps: int
     batch_size: int
+    questions: int  # see `experiments.recall.Training`
 
 
-_FUSED = Task("fused", 64, 32, 256, 64, 1, 8, 4, 1200, 64)
-TINY = (_FUSED, dataclasses.replace(_FUSED, length=128, pairs=64, num_memories=8, batch_size=32))
-TINY_RATE = 3e-3
+TINY = tuple(Task("fused", 32, pairs, 64, 32, 1, 4, 4, 1500, 32, 16) for pairs in (8, 16))
+TINY_RATE = 1e-2
 PAPER = tuple(
     Task(task, length if task == "mqar" else length // 2, pairs, 8192, width, 2, width // 4, 4,
-         64 * 100_000 // batch_size, batch_size)
+         64 * 100_000 // batch_size, batch_size, pairs)
     for task in ("mqar", "fused")
     for length, pairs, batch_size in ((64, 4, 512), (128, 8, 512), (256, 16, 256), (512, 64, 128))
     for width in (64, 128, 256, 512)
@@ -133,7 +133,7 @@ def run(point: Point) -> dict[str, Any]:
 
     maker = {"mqar": mqar, "fused": fused_mqar}[point["task"]]
     make = functools.partial(maker, length=point["length"], pairs=point["pairs"], vocab=point["vocab"])
-    training = Training(point["learning_rate"], point["steps"], point["batch_size"], point["seed"])
+    training = Training(*(point[name] for name in ("learning_rate", "steps", "batch_size", "seed", "questions")))
     return train_and_score(architecture(point["architecture"], mixture(point)), make, training)
 
 

@@ -34,6 +34,8 @@ class Training:
         steps: at most; training ends when `solved` is reached, looked at every ``look_every`` steps.
         batch_size: rows of a step.
         seed: of parameters and data.
+        questions: places for labels in a row; what a batch leaves free is filled up, so that tasks of the same
+            length share a compiled program.
         test_rows: rows of the test; validation, which decides when to stop, has a quarter.
         weight_decay: as in Zoology's runs.
         solved: validation accuracy that ends the training.
@@ -43,6 +45,7 @@ class Training:
     steps: int
     batch_size: int
     seed: int
+    questions: int
     test_rows: int = 512
     weight_decay: float = 0.1
     solved: float = 0.995
@@ -70,18 +73,18 @@ def train_and_score(config: MoMConfig, make: Maker, training: Training) -> dict[
     step, curve = 0, []
     while step < training.steps:
         count = min(_STEPS, training.steps - step)
-        batches = [_questions(make(data, training.batch_size)) for _ in range(count)]
+        batches = [_questions(make(data, training.batch_size), training.questions) for _ in range(count)]
         stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         rates = np.asarray([_rate(training, step + i) for i in range(count)], np.float32)
         params, moments = _train(graph, training.weight_decay, params, moments, stacked, rates)
         step += count
         if step % training.look_every < _STEPS or step == training.steps:
-            curve.append([step, _score(graph, params, validation)["accuracy"]])
+            curve.append([step, _score(graph, params, validation, training.questions)["accuracy"]])
             if curve[-1][1] >= training.solved:
                 break
     costs = total(account(config, test.tokens.shape[1]))
     return {
-        **_score(graph, params, test),
+        **_score(graph, params, test, training.questions),
         "validation": curve[-1][1],
         "steps": step,
         "curve": curve,
@@ -107,12 +110,14 @@ def _rate(training: Training, step: int) -> float:
     return training.learning_rate * min(1.0, (step + 1) / warmup) * cosine
 
 
-def _questions(batch: RecallBatch) -> dict[str, np.ndarray]:
-    """A batch with the places [B, n] of its labels and the labels there: only these positions need logits."""
+def _questions(batch: RecallBatch, width: int) -> dict[str, np.ndarray]:
+    """A batch with the places [B, width] of its labels and the labels there: only these positions need logits."""
     rows, places = np.nonzero(batch.labels != IGNORE)
     places = places.reshape(len(batch.labels), -1).astype(np.int32)
     answers = batch.labels[rows.reshape(places.shape), places]
-    return {"tokens": batch.tokens, "places": places, "answers": answers}
+    free = ((0, 0), (0, width - places.shape[1]))
+    answers = np.pad(answers, free, constant_values=IGNORE)
+    return {"tokens": batch.tokens, "places": np.pad(places, free), "answers": answers}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -145,7 +150,11 @@ def _train(graph, weight_decay, params, moments, batches, rates):
 def _loss(model: MoMForCausalLM, batch: dict[str, jax.Array]) -> jax.Array:
     logits, routers = _answers(model, batch)
     auxiliary = load_balancing_loss(routers, model.config.topk)
-    return token_cross_entropy(logits, batch["answers"]).mean() + model.config.aux_loss_scale * auxiliary
+    return _nats(logits, batch["answers"]) + model.config.aux_loss_scale * auxiliary
+
+
+def _nats(logits, answers):
+    return token_cross_entropy(logits, answers).sum() / (answers != IGNORE).sum()
 
 
 def _answers(model, batch):
@@ -158,8 +167,8 @@ def _answers(model, batch):
 _SCORED = 128  # rows scored at a time
 
 
-def _score(graph, params, batch: RecallBatch) -> dict[str, Any]:
-    questions = _questions(batch)
+def _score(graph, params, batch: RecallBatch, width: int) -> dict[str, Any]:
+    questions = _questions(batch, width)
     parts = [
         _score_part(graph, params, {name: rows[i : i + _SCORED] for name, rows in questions.items()})
         for i in range(0, len(batch.labels), _SCORED)
@@ -172,6 +181,6 @@ def _score(graph, params, batch: RecallBatch) -> dict[str, Any]:
 def _score_part(graph, params, batch):
     model = nnx.merge(graph, params)
     logits, routers = _answers(model, batch)
-    right = (jnp.argmax(logits, -1) == batch["answers"]).mean()
-    nats = token_cross_entropy(logits, batch["answers"]).mean()
-    return {"accuracy": right, "loss": nats, **router_statistics(routers, model.config.topk)}
+    answers = batch["answers"]
+    right = (jnp.argmax(logits, -1) == answers).sum() / (answers != IGNORE).sum()
+    return {"accuracy": right, "loss": _nats(logits, answers), **router_statistics(routers, model.config.topk)}
