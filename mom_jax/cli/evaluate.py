@@ -50,7 +50,7 @@ class EvalConfig:
             raise InputError("tasks", self.tasks or "''", "names no task; try --tasks recall")
         for field in ("max_windows",) if self.tasks else ("include_path", "limit"):
             if getattr(self, field) is not None:
-                remedy = f"goes {'not ' if self.tasks else 'only '}with --tasks"
+                remedy = f"{'does not go' if self.tasks else 'goes only'} with --tasks"
                 raise InputError(field, getattr(self, field), remedy)
 
     @property
