@@ -40,9 +40,10 @@ def evaluate_tasks(
     """
     # The harness draws bootstrap samples in forked processes, and to fork a process that runs JAX may hang it.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    wanted: list[Any] = list(tasks)  # groups too, whatever the harness's annotation says
     found: Any = simple_evaluate(
         model=lm,
-        tasks=list(tasks),
+        tasks=wanted,
         limit=limit,
         use_cache=None if answers is None else str(answers),
         task_manager=TaskManager(include_defaults=False),

@@ -106,8 +106,8 @@ class HarnessModel(TemplateLM):
         """Continues prompts up to a stop string, the end token, or the number of tokens a task allows."""
         kinds: dict[Sampling, list[int]] = defaultdict(list)
         prompts = []
-        for i, (context, options) in enumerate(request.args for request in requests):
-            sampling, prompt = self._prompt(context, options)
+        for i, request in enumerate(requests):
+            sampling, prompt = self._prompt(*request.args)
             kinds[sampling].append(i)
             prompts.append(prompt)
         texts: dict[int, str] = {}
