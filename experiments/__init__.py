@@ -1,1 +1,1 @@
-"""One module per table or figure, floor 7 of the house. None is written yet."""
+"""One module per table or figure, floor 7 of the house; `experiments.registry` lists them."""

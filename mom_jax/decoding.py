@@ -1,7 +1,7 @@
 """Autoregressive generation with a constant-size state, one compiled scan."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -69,6 +69,37 @@ def generate(
         InputError: an option out of its range, an empty prompt, or a token id outside the vocabulary.
     """
     input_ids = jnp.asarray(input_ids, jnp.int32)
+    steps = max_new_tokens if on_token is None else 1
+    new = []
+    for tokens in generate_blocks(
+        model, input_ids, max_new_tokens, steps, attention_mask, temperature, top_k, top_p, rng, eos_token_id
+    ):
+        new.append(tokens)
+        if on_token is not None:
+            on_token(np.asarray(tokens[:, 0]))
+    return jnp.concatenate([input_ids, *new], 1)
+
+
+def generate_blocks(
+    model: MoMForCausalLM,
+    input_ids: Int[Array, "B T"],
+    max_new_tokens: int,
+    block: int,
+    attention_mask: Int[Array, "B T"] | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    rng: Array | None = None,
+    eos_token_id: int | None = None,
+) -> Iterator[Int[Array, "B block"]]:
+    """The new tokens of `generate`, ``block`` steps at a time; who has seen enough of them stops asking.
+
+    The last block is whole too: it may go past ``max_new_tokens``.
+
+    Raises:
+        InputError: as `generate`, when the first block is asked for.
+    """
+    input_ids = jnp.asarray(input_ids, jnp.int32)
     _check(model, input_ids, max_new_tokens, temperature, top_k, top_p, rng)
     mask = jnp.ones_like(input_ids) if attention_mask is None else jnp.asarray(attention_mask, jnp.int32)
     if mask.shape != input_ids.shape:
@@ -76,22 +107,18 @@ def generate(
     if not bool(mask[:, -1].all()):
         raise InputError("attention_mask", "0 in the last column", "pad prompts on the left")
 
+    blocks = -(-max_new_tokens // block)
     pad = _bucket(input_ids.shape[1]) - input_ids.shape[1]
     padded, padded_mask = (jnp.pad(a, ((0, 0), (pad, 0))) for a in (input_ids, mask))
     graph, params = nnx.split(model)
     sampling = _Sampling(temperature == 0, top_k, top_p is not None, eos_token_id)
     rng = jax.random.key(0) if rng is None else rng
-    capacity = _bucket(padded.shape[1] + max_new_tokens) if "attention" in model.config.layer_kinds else None
+    capacity = _bucket(padded.shape[1] + blocks * block) if "attention" in model.config.layer_kinds else None
     state = _prefill(graph, capacity, params, padded, padded_mask, rng)
     knobs = (jnp.float32(temperature), jnp.float32(1.0 if top_p is None else top_p))
-    new = []
-    steps = max_new_tokens if on_token is None else 1
-    for _ in range(max_new_tokens // steps):
-        state, tokens = _decode(graph, sampling, steps, params, state, *knobs)
-        new.append(tokens)
-        if on_token is not None:
-            on_token(np.asarray(tokens[:, 0]))
-    return jnp.concatenate([input_ids, *new], 1)
+    for _ in range(blocks):
+        state, tokens = _decode(graph, sampling, block, params, state, *knobs)
+        yield tokens
 
 
 def _check(model, input_ids, max_new_tokens, temperature, top_k, top_p, rng):

@@ -34,6 +34,7 @@ ONLY_IN = {
     "torch": "mom_jax.evals.reference",
     "transformers": "mom_jax.evals.reference",
     "fla": "mom_jax.evals.reference",
+    "lm_eval": "mom_jax.evals.harness",
 }
 
 
@@ -131,6 +132,7 @@ CLIMBS = {
     "front door from below": ("mom_jax/data/a.py", "import mom_jax\n"),
     "kernels know no config": ("pallas_kernels/gpu/a.py", "from mom_jax.models.config import MoMConfig\n"),
     "jax_triton outside its package": ("mom_jax/ops/a.py", "import jax_triton as jt\n"),
+    "lm_eval outside its package": ("mom_jax/cli/a.py", "from lm_eval.api.model import LM\n"),
     "torch outside the reference": ("mom_jax/evals/a.py", "from torch.nn import functional as F\n"),
     "library reaches for an experiment": ("mom_jax/cli/a.py", "import experiments.mqar\n"),
 }
@@ -140,6 +142,7 @@ LEVEL = {
     "version": ("mom_jax/data/a.py", "from mom_jax import __version__\n"),
     "front door from above": ("experiments/a.py", "from mom_jax import MoMConfig, generate\n"),
     "torch at home": ("mom_jax/evals/reference/a.py", "import torch\nfrom fla.modules import RMSNorm\n"),
+    "lm_eval at home": ("mom_jax/evals/harness/a.py", "import lm_eval\n"),
     "jax_triton at home": ("pallas_kernels/gpu/a.py", "import jax\nimport jax_triton as jt\n"),
 }
 

@@ -9,22 +9,24 @@ from collections.abc import Sequence
 from mom_jax import __version__
 from mom_jax.errors import InputError
 
-# verb: (module with main(args), what it does). A module is loaded only when its verb is called.
+# verb: (module with main(args), what it does). A module is loaded only when its verb is called; that is also how
+# experiments, a floor above, come to have a verb.
 VERBS = {
     "train": ("mom_jax.cli.train", "train a model, or resume a run"),
-    "eval": ("mom_jax.cli.evaluate", "held-out loss, perplexity and bits per byte of a run"),
+    "eval": ("mom_jax.cli.evaluate", "held-out loss, perplexity and bits per byte of a run; or benchmark tasks"),
     "generate": ("mom_jax.cli.generate", "continue a prompt with the model of a run"),
     "convert": ("mom_jax.cli.convert", "published PyTorch models to runs, and back"),
     "data": ("mom_jax.cli.data", "prepare token shards (mom-jax data prepare)"),
     "compare": ("mom_jax.cli.compare", "our numbers beside the PyTorch reference's, from one checkpoint"),
     "plan": ("mom_jax.cli.plan", "parameters, state and FLOPs of a model, beside its baselines"),
+    "experiment": ("experiments.command", "run an experiment of the paper, or list all with their status"),
     "demo": ("mom_jax.cli.demo", "train mom-tiny for about three minutes, evaluate it and write a report"),
 }
 
 
 def usage() -> str:
     """The text of ``mom-jax --help``."""
-    verbs = "\n".join(f"  {verb:<10}{text}" for verb, (_, text) in VERBS.items())
+    verbs = "\n".join(f"  {verb:<12}{text}" for verb, (_, text) in VERBS.items())
     return f"""usage: mom-jax VERB ...
 
 Train, evaluate and sample Mixture-of-Memories language models in JAX.

@@ -99,9 +99,20 @@ class MoMForCausalLM(nnx.Module):
         block's input.
         """
         self._check_ids(input_ids)
-        attention_mask = _current_columns("attention_mask", attention_mask, input_ids.shape, at_least=True)
-        segment_ids = _current_columns("segment_ids", segment_ids, input_ids.shape, at_least=False)
         x = _replicated(self.embeddings[...].astype(self.config.compute_dtype))[input_ids]
+        return self.hidden_states_of(x, attention_mask, segment_ids, cache, remat)
+
+    def hidden_states_of(
+        self,
+        x: Float[Array, "B T D"],
+        attention_mask: Int[Array, "B >=T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: Cache | None = None,
+        remat: str = "none",
+    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T M"], ...], Cache | None]:
+        """As `hidden_states`, of positions that are embedded already."""
+        attention_mask = _current_columns("attention_mask", attention_mask, x.shape[:2], at_least=True)
+        segment_ids = _current_columns("segment_ids", segment_ids, x.shape[:2], at_least=False)
         if remat not in REMAT_POLICIES:
             raise InputError("remat", remat, f"choose one of {', '.join(REMAT_POLICIES)}")
         kinds = self.config.layer_kinds

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mom_jax.typing import Array, Float, Int
+from mom_jax.typing import Array, Bool, Float, Int
 
 IGNORE = -100  # labels with this value do not count
 _MAX_LOGITS = 2**25  # logits held at a time: 128 MiB in float32
@@ -27,22 +27,44 @@ def chunked_cross_entropy(
     Returns:
         The sum in nats and the number of labels that are not `IGNORE`, both float32 scalars.
     """
-    batch, time, _ = hidden.shape
-    pieces = min(time, -(-batch * time * weight.shape[0] // _MAX_LOGITS))
-    width = -(-time // pieces)
-    padding = pieces * width - time
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-    labels_padded = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=IGNORE)
+    xs = _pieces(hidden, labels, weight.shape[0])
 
     @jax.checkpoint
     def piece(total, xs):
         x, y = xs
-        logits = jnp.einsum("btd,vd->btv", x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
-        return total + token_cross_entropy(logits, y).sum(), None
+        return total + token_cross_entropy(_logits(x, weight), y).sum(), None
 
-    xs = (_split_time(hidden, pieces), _split_time(labels_padded, pieces))
     total, _ = jax.lax.scan(piece, jnp.zeros((), jnp.float32), xs)
     return total, (labels != IGNORE).sum().astype(jnp.float32)
+
+
+def chunked_token_scores(
+    hidden: Float[Array, "B T D"], weight: Float[Array, "vocab D"], labels: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """Nats of each label (0 at `IGNORE`), float32, and whether it is the likeliest token; memory as above."""
+
+    def piece(_, xs):
+        x, y = xs
+        logits = _logits(x, weight)
+        return None, (token_cross_entropy(logits, y), jnp.argmax(logits, -1) == y)
+
+    _, scores = jax.lax.scan(piece, None, _pieces(hidden, labels, weight.shape[0]))
+    nats, likeliest = (jnp.moveaxis(s, 0, 1).reshape(labels.shape[0], -1)[:, : labels.shape[1]] for s in scores)
+    return nats, likeliest
+
+
+def _logits(hidden, weight):
+    return jnp.einsum("btd,vd->btv", hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def _pieces(hidden, labels, vocab):
+    """Hidden states and labels cut along time [pieces, B, width, ...], so that a piece's logits fit."""
+    batch, time = labels.shape
+    pieces = min(time, -(-batch * time * vocab // _MAX_LOGITS))
+    padding = pieces * -(-time // pieces) - time
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=IGNORE)
+    return _split_time(hidden, pieces), _split_time(labels, pieces)
 
 
 def _split_time(x, pieces):

@@ -38,6 +38,9 @@ BAD = [
     ("eval", "run='': is missing"),
     ("eval one two", "argument=two: unexpected"),
     ("eval runs --max-windows 0", "max_windows=0: must be at least 1"),
+    ("eval runs --tasks ,", "tasks=,: names no task"),
+    ("eval runs --limit 3", "limit=3: goes only with --tasks"),
+    ("eval runs --tasks piqa --max-windows 3", "max_windows=3: does not go with --tasks"),
     ("generate", "run='': is missing"),
     ("generate runs/x --prompt a --top-p 1.5", "top_p=1.5: must be greater than 0 and at most 1"),
     ("generate runs/x --prompt a --temperature -1", "temperature=-1.0: must be 0 (greedy) or positive"),
@@ -62,6 +65,11 @@ BAD = [
     ("compare --reference x --draws 0", "draws=0: must be at least 1"),
     ("compare --reference x --dtype float16", "dtype=float16: expected one of float32, bfloat16; did you mean"),
     ("compare --reference x --dtype bfloat16 --kernels interpreter", "kernels=interpreter: is wrong in bfloat16"),
+    ("experiment", "experiment='': give a name or --list"),
+    ("experiment mqr", "experiment=mqr: unknown; did you mean mqar?"),
+    ("experiment mqar --scale big", "scale=big: expected one of tiny, paper"),
+    ("experiment mqar --shard 3/3", "shard=3/3: is written i/n with 0 <= i < n"),
+    ("experiment mqar --plot", "out=runs/experiments/mqar-tiny: has no finished point to draw"),
     ("demo --data.tokenizer mistral", "data.tokenizer=mistral: the demo compares with byte models"),
 ]
 
@@ -97,6 +105,7 @@ START_UP = [
     "data prepare --help",
     "compare --help",
     "demo --help",
+    "experiment --help",
     "train mom-tiny --stpes 5",
     "generate x --prompt a --top-k 0",
 ]

@@ -72,6 +72,40 @@ def test_eval_scores_every_held_out_token_once_whatever_the_window(trained):
     assert tokens[0] == tokens[1] > 1000
 
 
+TASK = """
+task: tiny_choice
+dataset_path: json
+dataset_kwargs: {data_files: {test: PLACE}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_target: 0
+doc_to_choice: "{{choices}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def test_eval_runs_tasks(trained, tmp_path, capsys):
+    """A table, and tasks.json; a second evaluation adds to it."""
+    (tmp_path / "data.jsonl").write_text(3 * (json.dumps({"question": "a b", "choices": [" c", " d"]}) + "\n"))
+    (tmp_path / "task.yaml").write_text(TASK.replace("PLACE", str(tmp_path / "data.jsonl")))
+    line = f"eval {trained} --tasks tiny_choice --include-path {tmp_path}".split()
+    assert main(line) == 0
+    assert "tiny_choice" in capsys.readouterr().out
+    results = json.loads((trained / "tasks.json").read_text())
+    assert results["tasks"]["tiny_choice"]["samples"] == 3 and results["tasks"]["tiny_choice"]["step"] == 200
+    assert main([*line, "--limit", "2"]) == 0
+    assert json.loads((trained / "tasks.json").read_text())["tasks"]["tiny_choice"]["samples"] == 2
+
+
+def test_eval_without_the_harness_or_a_checkpoint(tmp_path, capsys, monkeypatch):
+    assert main(["eval", str(tmp_path), "--tasks", "recall_fda"]) == 2
+    assert capsys.readouterr().err.startswith(f"mom-jax: run={tmp_path}: holds no checkpoint")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["eval", str(tmp_path), "--tasks", "recall_fda"]) == 2
+    assert "needs lm-evaluation-harness: pip install 'mom-jax[eval]'" in capsys.readouterr().err
+
+
 def test_generate_streams_the_same_text_for_the_same_seed(trained, capsys):
     texts = []
     for _ in range(2):

@@ -1,0 +1,103 @@
+"""``mom-jax experiment NAME``."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments.registry import EXPERIMENTS, SCALES, Experiment, Record, check_name, get_experiment
+from experiments.sweep import belonging, missing, read_records, run_sweep, sweep_folder
+from mom_jax.cli.parsing import parse
+from mom_jax.errors import InputError
+
+DESCRIPTION = f"""Runs an experiment: each of its points that is not there yet, then a table and plots. Every finished
+point is a line of JSON in the sweep's folder, so a sweep that was stopped goes on, and machines that share
+the folder can each do a shard. Experiments: {", ".join(EXPERIMENTS)}.
+
+Example: mom-jax experiment mqar --scale tiny
+Example: mom-jax experiment --list"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """Which experiment, and which part of it."""
+
+    name: tyro.conf.Positional[str] = ""
+    """Name of the experiment."""
+    list: bool = False
+    """Show all experiments and how much of each is done."""
+    scale: Literal["tiny", "paper"] = "tiny"
+    """tiny: at most ten minutes on two CPU cores; paper: the published sizes."""
+    shard: str = "0/1"
+    """Do only shard i of n, written i/n."""
+    plot: bool = False
+    """Draw what is there; run nothing."""
+    out: str = "runs/experiments"
+    """Folder of the sweeps."""
+
+    def __post_init__(self):
+        index, slash, count = self.shard.partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise InputError("shard", self.shard, "is written i/n with 0 <= i < n, for example 0/4")
+        if self.list == bool(self.name):
+            raise InputError("experiment", self.name or "''", "give a name or --list, see --help")
+        if self.name:
+            check_name(self.name)
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """``shard`` as numbers."""
+        index, _, count = self.shard.partition("/")
+        return int(index), int(count)
+
+
+def main(args: Sequence[str]) -> int:
+    """Parses the arguments, runs what is missing, prints the table and draws the plots."""
+    wanted = parse(ExperimentConfig, args, prog="mom-jax experiment", description=DESCRIPTION)
+    out = Console(file=sys.stdout, highlight=False)
+    if wanted.list:
+        _list(wanted.out, out)
+        return 0
+    experiment, folder = get_experiment(wanted.name), sweep_folder(wanted.out, wanted.name, wanted.scale)
+    points = experiment.points(wanted.scale)
+    if not wanted.plot:
+        run_sweep(experiment, points, folder, wanted.part, lambda *told: _tell(out, *told))
+    records = belonging(points, read_records(folder))
+    if not records:
+        remedy = f"has no finished point to draw; run mom-jax experiment {wanted.name} --scale {wanted.scale} first"
+        raise InputError("out", folder, remedy)
+    _show(experiment, records, len(points), folder, out)
+    return 0
+
+
+def _tell(out: Console, done: int, total: int, record: Record) -> None:
+    shown = " ".join(str(value) for value in record["point"].values())
+    result = ", ".join(f"{k} {v:.4g}" for k, v in record["result"].items() if isinstance(v, float))
+    out.print(f"{done}/{total} {shown}: {result} ({record['seconds']:.0f} s)", soft_wrap=True)
+
+
+def _show(experiment: Experiment, records: list[Record], total: int, folder: Path, out: Console) -> None:
+    heading, *rows = experiment.table(records)
+    shown = Table(*heading, title=f"{len(records)} of {total} points", title_justify="left")
+    for row in rows:
+        shown.add_row(*row)
+    out.print(shown)
+    for path in experiment.plot(records, folder):
+        out.print(f"plot: {path}", soft_wrap=True)
+
+
+def _list(base: str, out: Console) -> None:
+    shown = Table("experiment", "shows", *SCALES, title="experiments, and points done", title_justify="left")
+    for name, (_, about) in EXPERIMENTS.items():
+        cells = []
+        for scale in SCALES:
+            points = get_experiment(name).points(scale)
+            left = missing(points, read_records(sweep_folder(base, name, scale)))
+            cells.append(f"{len(points) - len(left)} of {len(points)}")
+        shown.add_row(name, about, *cells)
+    out.print(shown)

@@ -1,0 +1,202 @@
+"""Multi-query associative recall at equal state and at equal parameters; the paper has no such result.
+
+    mom-jax experiment mqar --scale tiny       two CPU cores, at most ten minutes
+    mom-jax experiment mqar --scale paper      one GPU; spread it with --shard i/n
+
+A mixture is compared with what else its resources could buy, under the same rule (gated delta rule):
+
+- single: one memory of the size of each of the mixture's;
+- equal-active: one memory as large as what a token of the mixture reads and writes (its k memories and the shared one);
+- equal-total: one memory as large as all of the mixture's together;
+- equal-parameters: a single memory, and an MLP that makes up for the projections a token activates in the mixture;
+- attention: softmax attention, whose state grows with the length.
+
+Tiny: 8 and 16 pairs in fused tokens (a key and its value in one, `mom_jax.data.recall`), vocabulary 64, one layer of
+width 32 with one head of 4 key and 8 value channels, 4 memories of which 2 are chosen, one learning rate, three seeds.
+Paper: Zoology's grid (arXiv 2312.04927, figure 2): vocabulary 8192; (64, 4), (128, 8), (256, 16), (512, 64) tokens and
+pairs, the same pairs in fused tokens; widths 64 to 512, two layers; learning rates logspace(-4, -2, 4), of which the
+best by validation counts; as many rows as 64 epochs of 100,000; three seeds. Zoology reports that attention solves all
+of these, and that a recurrent state solves those that it is large enough for.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.registry import Experiment, Point, Record
+from mom_jax.models.baselines import equal_active, expanded, single, transformer
+from mom_jax.models.config import MoMConfig
+
+# In the order of the plot: the name of a point, the label, the colour, which is the same in every plot.
+ARCHITECTURES = {
+    "mom": ("MoM", "C0"),
+    "single": ("single memory", "C7"),
+    "equal-active": ("single, equal active state", "C1"),
+    "equal-total": ("single, equal total state", "C3"),
+    "equal-parameters": ("single, equal active parameters", "C2"),
+    "attention": ("attention", "C4"),
+}
+_SEEDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is to be recalled, and the models for it. The fields become those of a point."""
+
+    task: str  # mqar, fused
+    length: int
+    pairs: int
+    vocab: int
+    hidden_size: int
+    num_layers: int
+    head_dim: int
+    num_memories: int
+    steps: int
+    batch_size: int
+    questions: int  # see `experiments.recall.Training`
+
+
+TINY = tuple(Task("fused", 32, pairs, 64, 32, 1, 4, 4, 1500, 32, 16) for pairs in (8, 16))
+TINY_RATE = 1e-2
+PAPER = tuple(
+    Task(task, length if task == "mqar" else length // 2, pairs, 8192, width, 2, width // 4, 4,
+         64 * 100_000 // batch_size, batch_size, pairs)
+    for task in ("mqar", "fused")
+    for length, pairs, batch_size in ((64, 4, 512), (128, 8, 512), (256, 16, 256), (512, 64, 128))
+    for width in (64, 128, 256, 512)
+)  # fmt: skip
+PAPER_RATES = tuple(float(rate) for rate in np.logspace(-4, -2, 4).round(7))
+
+
+def points(scale: str) -> list[Point]:
+    """Seed by seed, so that a sweep that is stopped early has compared all."""
+    tasks, rates = (TINY, (TINY_RATE,)) if scale == "tiny" else (PAPER, PAPER_RATES)
+    return [
+        {**dataclasses.asdict(task), "architecture": architecture, "learning_rate": rate, "seed": seed}
+        for seed in range(_SEEDS)
+        for task in tasks
+        for architecture in ARCHITECTURES
+        for rate in rates
+    ]
+
+
+def mixture(point: Point) -> MoMConfig:
+    """The mixture that a point's model is, or is measured by."""
+    return MoMConfig(
+        vocab_size=point["vocab"],
+        hidden_size=point["hidden_size"],
+        num_hidden_layers=point["num_layers"],
+        num_heads=1,
+        head_dim=point["head_dim"],
+        expand_v=2.0,
+        intermediate_size=0,
+        num_memories=point["num_memories"],
+        topk=2,
+        use_short_conv=point["task"] == "mqar",  # fused tokens have nothing to carry to the next one
+    )
+
+
+def architecture(name: str, config: MoMConfig) -> MoMConfig:
+    """The model of that name beside a mixture."""
+    made = {
+        "mom": lambda: config,
+        "single": lambda: single(config),
+        "equal-active": lambda: equal_active(config),
+        "equal-total": lambda: expanded(config),
+        "equal-parameters": lambda: with_parameters_of(config),
+        "attention": lambda: transformer(config),
+    }
+    return made[name]()
+
+
+def with_parameters_of(config: MoMConfig) -> MoMConfig:
+    """One memory of the mixture's size, with the MLP that brings its parameters next to those a token activates."""
+    from mom_jax.models.accounting import account, total  # imports JAX
+
+    alone = single(config)
+    wanted = total(account(config, 1)).activated - total(account(alone, 1)).activated
+    wider = dataclasses.replace(alone, intermediate_size=alone.mlp_dim + 1)
+    norm = 0 if alone.mlp_dim else config.hidden_size * config.num_hidden_layers  # an MLP brings its norm
+    one = total(account(wider, 1)).activated - total(account(alone, 1)).activated - norm
+    return dataclasses.replace(alone, intermediate_size=alone.mlp_dim + max(0, round((wanted - norm) / one)))
+
+
+def run(point: Point) -> dict[str, Any]:
+    """Trains and scores one model."""
+    from experiments.recall import Training, train_and_score
+    from mom_jax.data.recall import fused_mqar, mqar
+
+    maker = {"mqar": mqar, "fused": fused_mqar}[point["task"]]
+    make = functools.partial(maker, length=point["length"], pairs=point["pairs"], vocab=point["vocab"])
+    training = Training(*(point[name] for name in ("learning_rate", "steps", "batch_size", "seed", "questions")))
+    return train_and_score(architecture(point["architecture"], mixture(point)), make, training)
+
+
+def best(records: list[Record]) -> dict[tuple[Any, ...], list[Record]]:
+    """Records by (task, length, pairs, width, architecture), those of the learning rate with the best validation."""
+    by_rate: dict[tuple[Any, ...], dict[float, list[Record]]] = {}
+    for record in records:
+        point = record["point"]
+        key = tuple(point[name] for name in ("task", "length", "pairs", "hidden_size", "architecture"))
+        by_rate.setdefault(key, {}).setdefault(point["learning_rate"], []).append(record)
+    return {
+        key: max(rates.values(), key=lambda group: np.mean([r["result"]["validation"] for r in group]))
+        for key, rates in by_rate.items()
+    }
+
+
+def table(records: list[Record]) -> list[list[str]]:
+    """Every model's accuracy: mean, and each seed."""
+    heading = ["task", "pairs", "width", "model", "accuracy", "each seed", "state", "active parameters", "steps"]
+    rows = []
+    for (task, length, pairs, width, name), group in best(records).items():
+        seeds = [r["result"]["accuracy"] for r in sorted(group, key=lambda r: r["point"]["seed"])]
+        result = group[0]["result"]
+        steps = "-".join(str(f([r["result"]["steps"] for r in group])) for f in (min, max))
+        cells = [f"{task} {length}", pairs, width, ARCHITECTURES[name][0], f"{np.mean(seeds):.3f}"]
+        cells += [" ".join(f"{seed:.3f}" for seed in seeds), f"{result['state']:,}", f"{result['activated']:,}", steps]
+        rows.append([str(cell) for cell in cells])
+    return [heading, *rows]
+
+
+def plot(records: list[Record], folder: Path) -> list[Path]:
+    """Accuracy against the size of the state, a panel for each task; every seed is a dot, a line joins the widths."""
+    groups = best(records)
+    tasks = list(dict.fromkeys(key[:3] for key in groups))
+    columns = min(4, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(3.6 * columns + 0.4, 3.2 * rows + 0.8), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes in grid.flat[len(tasks) :]:
+        axes.set_visible(False)
+    for axes, task in zip(grid.flat, tasks, strict=False):
+        _panel(axes, task, {key: group for key, group in groups.items() if key[:3] == task})
+    figure.supxlabel("state of one sequence (bytes)")
+    figure.supylabel("accuracy")
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    path = folder / "accuracy.png"
+    figure.savefig(path, dpi=150)
+    return [path]
+
+
+def _panel(axes: Axes, task: tuple[Any, ...], groups: dict[tuple[Any, ...], list[Record]]) -> None:
+    for name, (label, colour) in ARCHITECTURES.items():
+        mine = [groups[key] for key in sorted(groups, key=lambda key: key[3]) if key[4] == name]
+        if not mine:
+            continue
+        states = [group[0]["result"]["state"] for group in mine]
+        means = [np.mean([r["result"]["accuracy"] for r in group]) for group in mine]
+        axes.plot(states, means, "o-", color=colour, label=label, markersize=7)
+        for state, group in zip(states, mine, strict=True):
+            accuracies = [r["result"]["accuracy"] for r in group]
+            axes.plot([state] * len(group), accuracies, ".", color=colour, markersize=5, alpha=0.6)
+    axes.set(title=f"{task[0]}, {task[2]} pairs in {task[1]} tokens", ylim=(-0.03, 1.03), xscale="log")
+    axes.grid(alpha=0.25)
+
+
+EXPERIMENT = Experiment(points, run, plot, table)

@@ -1,0 +1,186 @@
+"""Trains a small model on synthetic recall and scores it; no experiment by itself, what several are made of."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from mom_jax.data.recall import IGNORE, RecallBatch
+from mom_jax.models.accounting import account, total
+from mom_jax.models.config import MoMConfig
+from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.parts import build_model
+from mom_jax.ops.loss import token_cross_entropy
+from mom_jax.ops.router_statistics import router_statistics
+from mom_jax.ops.routing import load_balancing_loss
+from mom_jax.training.optimizer import decay_mask
+
+Maker = Callable[[np.random.Generator, int], RecallBatch]  # (generator, rows) to a batch
+_STEPS = 25  # steps of one compiled call
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a model is trained: AdamW with a short warm-up and a cosine to zero, gradients clipped to norm 1.
+
+    Attributes:
+        learning_rate: the peak.
+        steps: at most; training ends when `solved` is reached, looked at every ``look_every`` steps.
+        batch_size: rows of a step.
+        seed: of parameters and data.
+        questions: places for labels in a row; what a batch leaves free is filled up, so that tasks of the same
+            length share a compiled program.
+        test_rows: rows of the test; validation, which decides when to stop, has a quarter.
+        weight_decay: as in Zoology's runs.
+        solved: validation accuracy that ends the training.
+    """
+
+    learning_rate: float
+    steps: int
+    batch_size: int
+    seed: int
+    questions: int
+    test_rows: int = 512
+    weight_decay: float = 0.1
+    solved: float = 0.995
+    look_every: int = 100
+
+
+def train_and_score(config: MoMConfig, make: Maker, training: Training) -> dict[str, Any]:
+    """Trains a fresh model on batches made on the fly and scores it on rows that it has not seen.
+
+    Args:
+        config: of the model; its auxiliary loss counts if it has a router.
+        make: makes batches of one shape, with the same number of labels in each row.
+
+    Returns:
+        JSON-ready: ``accuracy`` on the test (share of queries whose likeliest token is the value), ``validation``,
+        ``loss`` in nats, ``steps`` until solved or all, ``curve`` [[step, validation accuracy]], ``parameters``,
+        ``activated``, ``state`` (bytes of one sequence), and ``load`` [L][M] where there is a router.
+    """
+    # Seeds of test and validation are the same for all, those of training differ: no row is met twice but by chance.
+    test, validation = make(_generator(1), training.test_rows), make(_generator(2), training.test_rows // 4)
+    data = _generator(3, training.seed)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, 0)))
+    params = _init(config, jax.random.key(training.seed))
+    moments = _optimizer(training.weight_decay).init(params)
+    step, curve = 0, []
+    while step < training.steps:
+        count = min(_STEPS, training.steps - step)
+        batches = [_questions(make(data, training.batch_size), training.questions) for _ in range(count)]
+        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+        rates = np.asarray([_rate(training, step + i) for i in range(count)], np.float32)
+        params, moments = _train(graph, training.weight_decay, params, moments, stacked, rates)
+        step += count
+        if step % training.look_every < _STEPS or step == training.steps:
+            curve.append([step, _score(graph, params, validation, training.questions)["accuracy"]])
+            if curve[-1][1] >= training.solved:
+                break
+    costs = total(account(config, test.tokens.shape[1]))
+    return {
+        **_score(graph, params, test, training.questions),
+        "validation": curve[-1][1],
+        "steps": step,
+        "curve": curve,
+        "parameters": costs.parameters,
+        "activated": costs.activated,
+        "state": costs.state_bytes,
+    }
+
+
+def recall_hidden_states(model: MoMForCausalLM, tokens: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Hidden states [B, T, D] and router logits; the embeddings of fused tokens [B, T, 2] are summed."""
+    x = model.embeddings[...].astype(model.config.compute_dtype)[tokens]
+    return model.hidden_states_of(x if tokens.ndim == 2 else x.sum(-2))[:2]
+
+
+def _generator(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def _rate(training: Training, step: int) -> float:
+    warmup = max(1, training.steps // 20)
+    cosine = 0.5 * (1 + np.cos(np.pi * max(0, step - warmup) / max(1, training.steps - warmup)))
+    return training.learning_rate * min(1.0, (step + 1) / warmup) * cosine
+
+
+def _questions(batch: RecallBatch, width: int) -> dict[str, np.ndarray]:
+    """A batch with the places [B, width] of its labels and the labels there: only these positions need logits."""
+    rows, places = np.nonzero(batch.labels != IGNORE)
+    places = places.reshape(len(batch.labels), -1).astype(np.int32)
+    answers = batch.labels[rows.reshape(places.shape), places]
+    free = ((0, 0), (0, width - places.shape[1]))
+    answers = np.pad(answers, free, constant_values=IGNORE)
+    return {"tokens": batch.tokens, "places": np.pad(places, free), "answers": answers}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(config: MoMConfig, key: jax.Array) -> nnx.State:
+    return nnx.state(build_model(config, key))
+
+
+def _optimizer(weight_decay: float) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(weight_decay, mask=decay_mask),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+def _train(graph, weight_decay, params, moments, batches, rates):
+    optimizer = _optimizer(weight_decay)
+
+    def step(carry, xs):
+        params, moments = carry
+        batch, rate = xs
+        gradients = jax.grad(lambda p: _loss(nnx.merge(graph, p), batch))(params)
+        updates, moments = optimizer.update(gradients, moments, params)
+        return (jax.tree.map(lambda p, u: p - rate * u, params, updates), moments), None
+
+    return jax.lax.scan(step, (params, moments), (batches, rates))[0]
+
+
+def _loss(model: MoMForCausalLM, batch: dict[str, jax.Array]) -> jax.Array:
+    logits, routers = _answers(model, batch)
+    auxiliary = load_balancing_loss(routers, model.config.topk)
+    return _nats(logits, batch["answers"]) + model.config.aux_loss_scale * auxiliary
+
+
+def _nats(logits, answers):
+    return token_cross_entropy(logits, answers).sum() / (answers != IGNORE).sum()
+
+
+def _answers(model, batch):
+    hidden, routers = recall_hidden_states(model, batch["tokens"])
+    asked = jnp.take_along_axis(hidden, batch["places"][..., None], 1)
+    weight = model.output_embedding().astype(asked.dtype)
+    return jnp.einsum("bnd,vd->bnv", asked, weight, preferred_element_type=jnp.float32), routers
+
+
+_SCORED = 128  # rows scored at a time
+
+
+def _score(graph, params, batch: RecallBatch, width: int) -> dict[str, Any]:
+    questions = _questions(batch, width)
+    parts = [
+        _score_part(graph, params, {name: rows[i : i + _SCORED] for name, rows in questions.items()})
+        for i in range(0, len(batch.labels), _SCORED)
+    ]
+    means = jax.tree.map(lambda *values: np.mean(values, axis=0).tolist(), *parts)
+    return {name: value for name, value in means.items() if name != "routing_entropy"}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score_part(graph, params, batch):
+    model = nnx.merge(graph, params)
+    logits, routers = _answers(model, batch)
+    answers = batch["answers"]
+    right = (jnp.argmax(logits, -1) == answers).sum() / (answers != IGNORE).sum()
+    return {"accuracy": right, "loss": _nats(logits, answers), **router_statistics(routers, model.config.topk)}

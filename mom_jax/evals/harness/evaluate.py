@@ -1,0 +1,102 @@
+"""Runs tasks on a model, and what comes out as plain dictionaries."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from mom_jax.evals.harness.model import HarnessModel
+from mom_jax.evals.harness.tasks import SUITES
+
+_DRAWS = 1000  # of the bootstrap, for the standard errors of metrics that are not means
+
+
+def evaluate_tasks(
+    lm: HarnessModel, tasks: Iterable[Task | Group], limit: int | None, answers: Path | None
+) -> dict[str, Any]:
+    """Asks the model all that the tasks want to know.
+
+    Args:
+        lm: the model; call this under ``jax.set_mesh`` where it is sharded.
+        tasks: from `load_tasks`.
+        limit: documents of each task; None: all.
+        answers: where answers are kept, without a suffix (see `fingerprint`); what stands there is not asked again.
+
+    Returns:
+        JSON-ready: ``lm_eval`` (its version), ``tasks`` and ``groups``, each by name with ``metrics``, and for tasks
+        ``stderr``, ``higher_is_better``, ``samples`` (documents scored), ``fewshot`` and ``version``.
+    """
+    # The harness draws bootstrap samples in forked processes, and to fork a process that runs JAX may hang it.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    wanted: list[Any] = list(tasks)  # groups too, whatever the harness's annotation says
+    found: Any = simple_evaluate(
+        model=lm,
+        tasks=wanted,
+        limit=limit,
+        use_cache=None if answers is None else str(answers),
+        task_manager=TaskManager(include_defaults=False),
+        bootstrap_iters=_DRAWS,
+        log_samples=False,
+    )
+    groups = {name: {"metrics": _metrics(values)} for name, values in found.get("groups", {}).items()}
+    return {
+        "lm_eval": version("lm_eval"),
+        "tasks": {name: _task(found, name) for name in found["results"] if name not in found["group_subtasks"]},
+        "groups": {name: group for name, group in groups.items() if group["metrics"]},
+    }
+
+
+def suite_means(tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The paper's average of each of `SUITES` whose tasks are all there."""
+    means = {}
+    for suite, headlines in SUITES.items():
+        counted = {task: metric for task, metric in headlines.items() if metric is not None}
+        if counted.keys() <= tasks.keys():
+            means[suite] = float(np.mean([tasks[task]["metrics"][metric] for task, metric in counted.items()]))
+    return means
+
+
+def fingerprint(lm: HarnessModel) -> str:
+    """Changes with all that answers depend on: weights, configuration, tokenizer, longest input."""
+    _, params = nnx.split(lm.model)
+    sums = [np.asarray(jnp.stack([leaf.sum(), (leaf * leaf).sum()])) for leaf in jax.tree.leaves(params)]
+    rest = json.dumps([lm.model.config.to_dict(), lm.text.fingerprint, lm.max_length])
+    return hashlib.sha256(rest.encode() + b"".join(s.tobytes() for s in sums)).hexdigest()[:16]
+
+
+def _task(found: Any, name: str) -> dict[str, Any]:
+    values = found["results"][name]
+    better = found["higher_is_better"].get(name, {})
+    return {
+        "metrics": _metrics(values),
+        "stderr": _metrics(values, "_stderr"),
+        "higher_is_better": {metric: better.get(metric.partition(",")[0]) for metric in _metrics(values)},
+        "samples": found["n-samples"][name]["effective"],
+        "fewshot": found["n-shot"].get(name, 0),
+        "version": found["versions"].get(name),
+    }
+
+
+def _metrics(values: dict[str, Any], suffix: str = "") -> dict[str, float]:
+    """Numbers by metric; the harness's key is ``metric[_stderr],filter``, and a filter called none is left out."""
+    numbers = {}
+    for key, value in values.items():
+        metric, comma, kept = key.partition(",")
+        is_error = metric.endswith("_stderr")
+        if not comma or is_error != bool(suffix) or isinstance(value, str):
+            continue
+        metric = metric.removesuffix("_stderr")
+        numbers[metric if kept == "none" else f"{metric},{kept}"] = float(value)
+    return numbers

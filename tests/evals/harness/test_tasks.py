@@ -1,0 +1,217 @@
+"""Whole evaluations on small local data of the real tasks' formats, without a network; and what can go wrong."""
+
+import json
+import math
+
+import datasets
+import numpy as np
+import pytest
+from flax import nnx
+
+import mom_jax.evals.harness.tasks as tasks_module
+from mom_jax.errors import InputError
+from mom_jax.evals.harness.evaluate import evaluate_tasks, fingerprint, suite_means
+from mom_jax.evals.harness.likelihood import Pair, score_pairs
+from mom_jax.evals.harness.model import HarnessModel, to_device
+from mom_jax.evals.harness.recall import RECALL_SETS
+from mom_jax.evals.harness.tasks import SUITES, find_tasks, load_tasks
+from mom_jax.models.lm import MoMForCausalLM
+
+LENGTH = 256
+QUESTIONS = [
+    {"question": "Is it wet?", "choices": {"text": ["sea", "sand", "tin"], "label": ["A", "B", "C"]}, "answerKey": "A"},
+    {"question": "What burns?", "choices": {"text": ["ice", "wood"], "label": ["1", "2"]}, "answerKey": "2"},
+    {"question": "What flies?", "choices": {"text": ["a stone", "a bird"], "label": ["A", "B"]}, "answerKey": "B"},
+]  # fmt: skip
+PAGES = [{"page": "One page of text, read in windows. " * 12}, {"page": "Another, shorter one."}]
+PAPERS = [
+    {"text": "Device: a pump. Maker: Acme. ", "key": "maker", "value": "Acme"},
+    {"text": "Device: a lamp. Maker: Beta. ", "key": "device", "value": "a lamp"},
+]
+ARC = """
+task: tiny_arc
+output_type: multiple_choice
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_target: "{{choices.label.index(answerKey)}}"
+doc_to_choice: "{{choices.text}}"
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+  - {metric: acc_norm, aggregation: mean, higher_is_better: true}
+"""
+WIKITEXT = """
+task: tiny_wikitext
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{page}}"
+metric_list:
+  - {metric: word_perplexity}
+  - {metric: byte_perplexity}
+  - {metric: bits_per_byte}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Task files and their data."""
+    path = tmp_path_factory.mktemp("tasks")
+    for name, yaml, rows in (("arc", ARC, QUESTIONS), ("wikitext", WIKITEXT, PAGES)):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        place = f"dataset_path: json\ndataset_kwargs:\n  data_files: {{test: {path}/{name}.jsonl}}\ntest_split: test\n"
+        (path / f"{name}.yaml").write_text(yaml + place)
+    return path
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The hub's data set of FDA's papers, and none besides."""
+    load = datasets.load_dataset
+
+    def load_dataset(path, name=None, **options):
+        if path == "hazyresearch/based-fda":
+            return datasets.DatasetDict(validation=datasets.Dataset.from_list(PAPERS))
+        if path.startswith("json"):
+            return load(path, name=name, **options)
+        raise ConnectionError(f"Couldn't reach '{path}' on the Hub\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+
+@pytest.fixture(scope="module")
+def lm(model, tokenizer):
+    return HarnessModel(model, tokenizer, max_length=LENGTH, batch_size=4)
+
+
+@pytest.fixture
+def results(lm, tokenizer, folder, hub, tmp_path):
+    """Three kinds of tasks in one evaluation."""
+    names = ["tiny_arc", "tiny_wikitext", "recall_fda"]
+    tasks = load_tasks(names, find_tasks(names, folder), tokenizer, LENGTH)
+    return evaluate_tasks(lm, tasks.values(), None, tmp_path / "answers")
+
+
+def test_end_to_end(results, lm, model, greedy_contains):
+    """Every metric is what the model's scores of the same texts make it; a second time nothing is computed."""
+    tasks = results["tasks"]
+    assert {name: task["samples"] for name, task in tasks.items()} == {
+        "tiny_arc": 3,
+        "tiny_wikitext": 2,
+        "recall_fda": 2,
+    }
+    right, right_by_length = choices(model)
+    assert tasks["tiny_arc"]["metrics"] == pytest.approx({"acc": right, "acc_norm": right_by_length})
+    ids = [list(doc["page"].encode()) for doc in PAGES]
+    nats = -sum(lm.loglikelihood_rolling([Asked(doc["page"]) for doc in PAGES], disable_tqdm=True))
+    size = sum(map(len, ids))
+    words = sum(len(doc["page"].split()) + doc["page"].endswith(" ") for doc in PAGES)
+    expected = {
+        "word_perplexity": math.exp(nats / words),
+        "byte_perplexity": math.exp(nats / size),
+        "bits_per_byte": nats / size / math.log(2),
+    }
+    assert tasks["tiny_wikitext"]["metrics"] == pytest.approx(expected, rel=1e-5)
+    assert tasks["recall_fda"]["metrics"] == {"contains": greedy_contains}
+    json.dumps(results)
+
+
+class Asked:
+    """A request for the likelihood of a whole text."""
+
+    def __init__(self, text):
+        self.args = (text,)
+
+
+def choices(model):
+    """Shares of questions whose likeliest choice is right, and likeliest per byte."""
+    right = []
+    for doc in QUESTIONS:
+        context = f"Question: {doc['question']}\nAnswer:"
+        texts = [" " + text for text in doc["choices"]["text"]]
+        pairs = [Pair(list(context.encode()), list(text.encode())) for text in texts]
+        scores = {s.pair: s.log_likelihood for s in score_pairs(model, pairs, LENGTH, 4, to_device)}
+        values = np.array([scores[i] for i in range(len(pairs))])
+        answer = doc["choices"]["label"].index(doc["answerKey"])
+        sizes = np.array([len(text) for text in doc["choices"]["text"]])
+        right.append((values.argmax() == answer, (values / sizes).argmax() == answer))
+    return tuple(np.mean(right, axis=0))
+
+
+@pytest.fixture
+def greedy_contains(lm):
+    """Share of FDA's answers that hold the value."""
+
+    class Prompt:
+        def __init__(self, doc):
+            key = doc["key"]
+            text = doc["text"].strip().strip(".")
+            self.args = (f"{text}. {key[0].upper()}{key[1:]}:", {"until": ["\n"], "max_gen_toks": 48})
+
+    texts = lm.generate_until([Prompt(doc) for doc in PAPERS], disable_tqdm=True)
+    return float(np.mean([doc["value"].lower() in text.lower() for doc, text in zip(PAPERS, texts, strict=True)]))
+
+
+def test_the_second_time_nothing_is_computed(results, lm, tokenizer, folder, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(lm, "_scores", None)
+    monkeypatch.setattr("mom_jax.evals.harness.model.answer_prompts", None)
+    names = ["tiny_arc", "tiny_wikitext", "recall_fda"]
+    tasks = load_tasks(names, find_tasks(names, folder), tokenizer, LENGTH)
+    assert evaluate_tasks(lm, tasks.values(), None, tmp_path / "answers") == results
+
+
+def test_limit(lm, tokenizer, folder):
+    tasks = load_tasks(["tiny_arc"], find_tasks(["tiny_arc"], folder), tokenizer, LENGTH)
+    assert evaluate_tasks(lm, tasks.values(), 1, None)["tasks"]["tiny_arc"]["samples"] == 1
+
+
+def test_fingerprint_follows_the_weights(lm, model, tokenizer):
+    other = MoMForCausalLM(model.config, rngs=nnx.Rngs(1))
+    same = HarnessModel(model, tokenizer, max_length=LENGTH, batch_size=1)
+    assert fingerprint(lm) == fingerprint(same)
+    assert fingerprint(lm) != fingerprint(HarnessModel(other, tokenizer, max_length=LENGTH, batch_size=4))
+    assert fingerprint(lm) != fingerprint(HarnessModel(model, tokenizer, max_length=LENGTH + 1, batch_size=4))
+
+
+def test_means_of_whole_suites_only():
+    tasks = {name: {"metrics": {"contains": i / 10}} for i, name in enumerate(RECALL_SETS)}
+    assert suite_means(tasks) == {"recall": pytest.approx(0.25)}
+    assert suite_means(dict(list(tasks.items())[1:])) == {}
+
+
+def test_unknown_tasks_name_the_closest(folder):
+    with pytest.raises(InputError, match="tasks=tiny_ark: unknown; did you mean tiny_arc"):
+        find_tasks(["tiny_arc", "tiny_ark"], folder)
+    with pytest.raises(InputError, match="tasks=zzzzqq: unknown; mom-jax's own sets are recall, commonsense"):
+        find_tasks(["zzzzqq"], folder)
+    with pytest.raises(InputError, match="include_path=nowhere: no such folder"):
+        find_tasks(["tiny_arc"], "nowhere")
+
+
+def test_the_harness_has_the_papers_tasks(folder):
+    """Every name of the suites and of LongBench is known."""
+    manager = find_tasks([*SUITES, "longbench"], folder)
+    assert {"piqa", "longbench"} <= set(manager.task_index)
+
+
+@pytest.mark.parametrize("name", ["recall_swde", "far"])
+def test_absent_data_says_how_to_fetch_it(name, folder, tmp_path, tokenizer, hub):
+    place = "dataset_path: who/far\ndataset_name: part\n"
+    (tmp_path / "far.yaml").write_text(ARC.replace("tiny_arc", "far") + place)
+    with pytest.raises(InputError) as caught:
+        load_tasks([name], find_tasks([name], tmp_path), tokenizer, LENGTH)
+    wanted = "'who/far', 'part'" if name == "far" else "'hazyresearch/based-swde-v2'"
+    assert str(caught.value).startswith(f"tasks={name}: its data is not on this machine (Couldn't reach")
+    assert f"datasets.load_dataset({wanted})" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_absent_files_and_packages(tmp_path, tokenizer, monkeypatch):
+    place = "dataset_path: json\ndataset_kwargs:\n  data_files: {test: nowhere.jsonl}\ntest_split: test\n"
+    (tmp_path / "lost.yaml").write_text(ARC.replace("tiny_arc", "lost") + place)
+    manager = find_tasks(["lost"], tmp_path)
+    with pytest.raises(InputError, match="tasks=lost: its data cannot be loaded"):
+        load_tasks(["lost"], manager, tokenizer, LENGTH)
+
+    def needs(manager, name):
+        raise ModuleNotFoundError("No module named 'jieba'", name="jieba")
+
+    monkeypatch.setattr(tasks_module, "_top_level", needs)
+    with pytest.raises(InputError, match="tasks=lost: needs the package jieba: pip install jieba"):
+        load_tasks(["lost"], manager, tokenizer, LENGTH)

@@ -1,0 +1,87 @@
+"""The models that recall compares, and one short training of each kind of task."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from experiments import mqar
+from experiments.recall import Training, recall_hidden_states, train_and_score
+from mom_jax.data.recall import fused_mqar
+from mom_jax.data.recall import mqar as make_mqar
+from mom_jax.models.accounting import account, total
+from mom_jax.models.parts import build_model
+
+POINTS = [*mqar.points("tiny")[:1], mqar.points("paper")[0]]
+
+
+@pytest.mark.parametrize("point", POINTS, ids=["tiny", "paper"])
+def test_what_is_equal(point):
+    """State of the memories in floats, and parameters that a token activates."""
+    config = mqar.mixture(point)
+    costs = {name: total(account(mqar.architecture(name, config), 64)) for name in mqar.ARCHITECTURES}
+    one = config.head_dim * config.head_v_dim * 4 * config.num_hidden_layers
+
+    def state(name):  # of the matrices alone: without the rows of short convolutions and the count of tokens
+        made = mqar.architecture(name, config)
+        return made.head_dim * made.head_v_dim * 4 * made.num_hidden_layers
+
+    assert state("single") == state("equal-parameters") == one
+    assert state("equal-active") == 3 * one
+    assert state("equal-total") == (config.num_memories + 1) * one
+    assert costs["single"].activated < costs["equal-parameters"].activated
+    step = 3 * config.hidden_size * config.num_hidden_layers  # parameters of one more channel of the MLP
+    assert abs(costs["equal-parameters"].activated - costs["mom"].activated) <= step / 2
+    assert set(costs) == {point["architecture"] for point in mqar.points("tiny")}
+
+
+def test_fused_tokens_are_sums_of_embeddings():
+    """A token of key and value is read as the sum of the two; a plain one as itself."""
+    model = build_model(mqar.mixture(POINTS[0]), 0)
+    tokens = np.array([[[3, 40], [5, 0]]], np.int32)
+    table = np.asarray(model.embeddings[...])
+    expected = model.hidden_states_of(np.stack([[table[3] + table[40], table[5] + table[0]]]))[0]
+    np.testing.assert_allclose(recall_hidden_states(model, tokens)[0], expected, rtol=1e-6, atol=1e-6)
+    plain = np.array([[3, 40]], np.int32)
+    np.testing.assert_allclose(
+        recall_hidden_states(model, plain)[0], model.hidden_states(plain)[0], rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """Two pairs from few tokens: learned in a minute by a mixture."""
+    config = mqar.mixture({**POINTS[0], "vocab": 16, "hidden_size": 16, "num_memories": 2})
+    make = functools.partial(fused_mqar, length=8, pairs=2, vocab=16)
+    return train_and_score(config, make, Training(2e-2, 200, 32, 0, questions=3, test_rows=128))
+
+
+def test_a_mixture_learns_to_recall(learned):
+    """Far above chance, which is one in eight, and it says what it cost."""
+    assert learned["accuracy"] > 0.6
+    assert learned["curve"][-1] == [learned["steps"], learned["validation"]]
+    assert learned["curve"][-1][1] > learned["curve"][0][1] or learned["steps"] <= 100
+    np.testing.assert_allclose(np.sum(learned["load"], -1), 1, rtol=1e-5)
+    assert learned["parameters"] >= learned["activated"] > 0 and learned["state"] > 0
+
+
+def test_training_ends_when_solved():
+    """Validation decides; two keys with one value each are soon known by heart."""
+    config = mqar.architecture("attention", mqar.mixture({**POINTS[0], "vocab": 4, "hidden_size": 16}))
+    make = functools.partial(make_mqar, length=4, pairs=1, vocab=4)
+    result = train_and_score(config, make, Training(2e-2, 2000, 32, 0, 1, test_rows=64, look_every=25))
+    assert result["steps"] < 2000 and result["accuracy"] >= 0.99
+
+
+def test_table_and_plot(learned, tmp_path):
+    """The learning rate that validates best counts; every seed is shown."""
+    records = []
+    for point in mqar.points("tiny"):
+        for rate, accuracy in ((1e-2, 0.5 + 0.1 * point["seed"]), (1e-3, 0.1)):
+            result = {**learned, "accuracy": accuracy, "validation": accuracy, "state": len(point["architecture"])}
+            records.append({"point": {**point, "learning_rate": rate}, "result": result})
+    heading, *rows = mqar.table(records)
+    assert len(rows) == 12 and all(len(row) == len(heading) for row in rows)
+    assert rows[0][4:6] == ["0.600", "0.500 0.600 0.700"]
+    (picture,) = mqar.plot(records, tmp_path)
+    assert picture.stat().st_size > 10_000

@@ -1,0 +1,119 @@
+"""Sweeps: nothing twice, nothing lost, shards apart; and the command around them."""
+
+import json
+
+import pytest
+
+import experiments.command as command
+from experiments.registry import EXPERIMENTS, Experiment, get_experiment
+from experiments.sweep import belonging, missing, read_records, run_sweep
+from mom_jax.cli.main import main
+from mom_jax.errors import InputError
+
+POINTS = [{"size": size, "seed": seed} for seed in range(2) for size in (1, 2, 3)]
+
+
+class Toy:
+    """An experiment that squares, counts its runs and can be killed."""
+
+    def __init__(self, killed_at=None):
+        self.ran, self.killed_at = [], killed_at
+
+    def run(self, point):
+        if len(self.ran) == self.killed_at:
+            raise KeyboardInterrupt
+        self.ran.append(point)
+        return {"square": float(point["size"] ** 2)}
+
+    @property
+    def experiment(self):
+        """As a module offers it."""
+        return Experiment(lambda scale: POINTS, self.run, self.plot, self.table)
+
+    def plot(self, records, folder):
+        (folder / "toy.png").write_bytes(b"")
+        return [folder / "toy.png"]
+
+    def table(self, records):
+        return [["size", "square"], *([str(r["point"]["size"]), f"{r['result']['square']}"] for r in records)]
+
+
+def test_a_stopped_sweep_goes_on(tmp_path):
+    """Points with a record are not run again, also behind a line that a kill cut short."""
+    first = Toy(killed_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(first.experiment, POINTS, tmp_path)
+    with (tmp_path / "points.jsonl").open("a") as file:
+        file.write('{"point": {"size"')
+    assert len(read_records(tmp_path)) == 2
+    second = Toy()
+    run_sweep(second.experiment, POINTS, tmp_path)
+    assert first.ran + second.ran == POINTS
+    records = read_records(tmp_path)
+    assert [record["point"] for record in records] == POINTS
+    assert records[2]["result"] == {"square": 9.0}
+    assert {"jax", "python"} <= set(records[0]["versions"]) and records[0]["seconds"] >= 0
+    third = Toy()
+    run_sweep(third.experiment, POINTS, tmp_path)
+    assert not third.ran
+
+
+def test_shards_are_disjoint_and_complete(tmp_path):
+    """Each writes a file of its own; together they make the sweep."""
+    told = []
+    for i in range(3):
+        run_sweep(Toy().experiment, POINTS, tmp_path, (i, 3), lambda *a: told.append(a[:2]))
+    assert told == [(1, 2), (2, 2)] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"points-{i}-of-3.jsonl" for i in range(3)]
+    assert not missing(POINTS, read_records(tmp_path))
+    whole = Toy()
+    run_sweep(whole.experiment, POINTS, tmp_path)
+    assert not whole.ran, "what shards have done counts for the whole"
+
+
+def test_records_of_other_points_are_passed_over(tmp_path):
+    run_sweep(Toy().experiment, [{"size": 9, "seed": 9}, *POINTS[:1]], tmp_path)
+    assert [r["point"] for r in belonging(POINTS, read_records(tmp_path))] == POINTS[:1]
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """The toy under the name of a real experiment."""
+    made = Toy()
+    monkeypatch.setattr(command, "get_experiment", lambda name: made.experiment)
+    return made
+
+
+def test_the_command_runs_shows_and_draws(toy, tmp_path, capsys):
+    line = f"experiment mqar --out {tmp_path}"
+    assert main(f"{line} --shard 1/2".split()) == 0
+    assert "3 of 6 points" in capsys.readouterr().out
+    assert main(line.split()) == 0
+    shown = capsys.readouterr().out
+    assert "6/6 2 1: square 4" in shown and "6 of 6 points" in shown and str(tmp_path / "mqar-tiny/toy.png") in shown
+    assert len(toy.ran) == 6
+    assert main(["experiment", "--list", "--out", str(tmp_path)]) == 0
+    assert "6 of 6" in capsys.readouterr().out
+
+
+def test_nothing_to_draw_is_one_line(toy, tmp_path, capsys):
+    assert main(f"experiment mqar --out {tmp_path} --plot".split()) == 2
+    wanted = f"mom-jax: out={tmp_path}/mqar-tiny: has no finished point to draw; run mom-jax experiment mqar --scale tiny"
+    assert capsys.readouterr().err.startswith(wanted)
+    assert not toy.ran and not list(tmp_path.iterdir())
+
+
+def test_every_experiment_has_points_that_differ():
+    """Of every scale, JSON-ready, and with at least three seeds where there are seeds."""
+    for name in EXPERIMENTS:
+        experiment = get_experiment(name)
+        for scale in ("tiny", "paper"):
+            points = [json.dumps(point, sort_keys=True) for point in experiment.points(scale)]
+            assert points and len(set(points)) == len(points)
+            seeds = {json.loads(point).get("seed") for point in points}
+            assert seeds == {None} or len(seeds) >= 3
+
+
+def test_unknown_names():
+    with pytest.raises(InputError, match="experiment=mqr: unknown; did you mean mqar"):
+        get_experiment("mqr")
