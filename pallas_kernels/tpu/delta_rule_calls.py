@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from pallas_kernels.tpu import delta_rule_kernels as bodies
-from pallas_kernels.tpu.parts import Blocks, Interpret, Operand, Operands, device, launch, operand_bytes
+from pallas_kernels.tpu.parts import LANES, Blocks, Interpret, Operand, Operands, device, launch, operand_bytes
 
 KEYS = (64, 128, 256)
 VALUES = (64, 128, 256, 512)
@@ -59,58 +58,68 @@ class Sizes(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """A kernel and what it needs."""
+    """A kernel and what it needs.
+
+    Registers that the compiler spills to VMEM are given as float32 arrays of K V, C (K + V) / 2
+    and C C values for each head: from above, for what libtpu 0.0.48 spills. Float32 rows spill
+    more, because each product is six with bfloat16 pieces.
+    """
 
     body: Callable[..., None]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     products: tuple[int, int, int]  # matrix products of C K V, C C K and C C V multiplications
-    values: tuple[int, int, int]  # float32 values in VMEM besides the blocks: of C K, C V and C C, for each head
+    spilled: dict[str, tuple[int, int, int]]  # by dtype of the rows
     reverse: bool = False
 
 
 _ROWS = ("k", "v", "g", "beta", "document")
 FORWARD = Kernel(
-    bodies.forward, (*_ROWS, "q", "initial"), ("o", "final", "inverse"), products=(3, 2, 2), values=(2, 4, 6)
+    bodies.forward,
+    inputs=(*_ROWS, "q", "initial"),
+    outputs=("o", "final", "inverse"),
+    products=(3, 2, 2),
+    spilled={"bfloat16": (1, 2, 8), "float32": (4, 8, 16)},
 )
 BORDER_STATES = Kernel(
-    bodies.border_states, (*_ROWS, "inverse", "initial"), ("states",), products=(2, 0, 1), values=(2, 4, 6)
+    bodies.border_states,
+    inputs=(*_ROWS, "inverse", "initial"),
+    outputs=("states",),
+    products=(2, 0, 1),
+    spilled={"bfloat16": (1, 1, 2), "float32": (2, 2, 4)},
 )
 REVERSE = Kernel(
     bodies.reverse,
-    (*_ROWS, "q", "inverse", "states", "do", "dfinal"),
-    ("dq", "dk", "dv", "dg", "dbeta", "dinitial"),
+    inputs=(*_ROWS, "q", "inverse", "states", "do", "dfinal"),
+    outputs=("dq", "dk", "dv", "dg", "dbeta", "dinitial"),
     products=(7, 5, 5),
-    values=(4, 6, 8),
+    spilled={"bfloat16": (5, 6, 12), "float32": (14, 24, 28)},
     reverse=True,
 )
 KERNELS = (FORWARD, BORDER_STATES, REVERSE)
 
-# Heads of a block at most, by device generation and the wider of K and V.
-HEADS = {
-    "v4": {64: 8, 128: 4, 256: 1, 512: 1},
-    "v5e": {64: 8, 128: 8, 256: 4, 512: 2},
-    "v5p": {64: 8, 128: 8, 256: 4, 512: 2},
-    "v6e": {64: 8, 128: 8, 256: 4, 512: 2},
-    "7x": {64: 8, 128: 8, 256: 4, 512: 2},
-}
+# Heads of a block, at most, by dtype and the wider of K and V. More heads fill the gaps of each other's
+# dependent steps: bfloat16 at K = V = 256 and C = 128 takes 2360 bundles for one head and 6600 for four.
+# Float32 products leave few gaps, and several heads spill many registers.
+_LARGE = {"bfloat16": {64: 4, 128: 4, 256: 4, 512: 2}, "float32": {64: 4, 128: 2, 256: 1, 512: 1}}
+_SMALL = {"bfloat16": {64: 4, 128: 4, 256: 1, 512: 1}, "float32": {64: 2, 128: 1, 256: 1, 512: 1}}
+HEADS = {"v5e": _LARGE, "v5p": _LARGE, "v6e": _LARGE, "7x": _LARGE}  # others have 16 MiB of VMEM: the small ones
 
 
 def heads_per_block(sizes: Sizes, generation: str) -> int:
     """The largest divisor of H that `HEADS` allows."""
-    widths = HEADS.get(generation, HEADS["v5e"])
-    most = widths[max(sizes.keys, sizes.values)]
+    most = HEADS.get(generation, _SMALL)[sizes.dtype][max(sizes.keys, sizes.values)]
     return max(n for n in range(1, most + 1) if sizes.heads % n == 0)
 
 
 def vmem_bytes(kernel: Kernel, sizes: Sizes, heads: int) -> int:
-    """Bytes of VMEM that a kernel needs with ``heads`` per block: blocks twice, the state, and values."""
+    """Bytes of VMEM that a kernel needs with ``heads`` in a block: blocks twice, the state, and spilled registers."""
     arrays, specs = sizes.arrays(), sizes.specs(Blocks(heads, sizes.rows, sizes.chunks))
     blocks = operand_bytes({name: Operand(arrays[name], specs[name]) for name in (*kernel.inputs, *kernel.outputs)})
-    rows, keys, values = (max(n, 128) for n in (sizes.rows, sizes.keys, sizes.values))
-    state = 4 * heads * sizes.keys * values
-    a, b, c = kernel.values
-    return blocks + state + 4 * heads * sizes.rows * (a * keys + b * values + c * rows)
+    rows, keys, values = sizes.rows, max(sizes.keys, LANES), max(sizes.values, LANES)
+    a, b, c = kernel.spilled[sizes.dtype]
+    spilled = a * keys * values + b * rows * (keys + values) // 2 + c * rows * max(rows, LANES)
+    return blocks + 4 * heads * (sizes.keys * values + spilled)
 
 
 def run(
@@ -136,7 +145,7 @@ def run(
         outputs,
         state=(heads, sizes.keys, sizes.values),
         blocks=blocks,
-        vmem=vmem_bytes(kernel, sizes, heads),
+        vmem=min(vmem_bytes(kernel, sizes, heads) * 5 // 4, target.vmem),  # compilers differ
         flops=_flops(kernel, sizes),
         interpret=interpret,
     )

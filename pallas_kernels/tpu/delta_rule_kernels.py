@@ -58,7 +58,7 @@ def forward(
     """Outputs, final states and, where asked for, the inverses."""
     entry = _enter(table, blocks, state, initial, at=is_first)
     chunk = _read(k, v, g, beta, document)
-    solve = unit_lower_inverse(_strict(chunk))
+    solve = unit_lower_inverse(_strict(chunk), exact=chunk.k.dtype == jnp.float32)
     if inverse is not None:
         inverse[...] = solve
     queries, entering = q[...], state[...]

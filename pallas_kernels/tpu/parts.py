@@ -7,9 +7,10 @@ Inside a kernel, values of a chunk are float32 [MB, C, K]; what belongs to a row
 [MB, C, 1] or, as it lies in memory, [MB, 1, C].
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -215,10 +216,10 @@ def launch(
 def operand_bytes(operands: Operands) -> int:
     """Bytes of VMEM of the operands' blocks, of which two are there at a time."""
     present = (x for x in operands.values() if x is not None)
-    return 2 * sum(tile_bytes(x.spec.block_shape, x.array.dtype) for x in present)
+    return 2 * sum(tile_bytes(x.spec.block_shape or (), x.array.dtype) for x in present)
 
 
-def tile_bytes(shape: Sequence[int | None], dtype) -> int:
+def tile_bytes(shape: Sequence[Any], dtype: jax.typing.DTypeLike) -> int:
     """Bytes of a block in VMEM: its last two axes fill tiles of 8 x 128 words."""
     *outer, rows, columns = (n for n in shape if n is not None)
     size = jnp.dtype(dtype).itemsize
@@ -246,6 +247,13 @@ def pieces(x: jax.Array, count: int) -> list[jax.Array]:
         parts.append(x.astype(jnp.bfloat16))
         x = x - parts[-1].astype(jnp.float32)
     return parts
+
+
+def split_product(a: jax.Array, b: jax.Array, count: int, **axes: int) -> jax.Array:
+    """`product` of float32 values as ``count`` pieces each, without the products below their precision."""
+    left, right = pieces(a, count), pieces(b, count)
+    terms = [product(left[i], right[j], **axes) for i in range(count) for j in range(count - i)]
+    return functools.reduce(jnp.add, terms)
 
 
 def row_index(shape: tuple[int, ...]) -> jax.Array:

@@ -1,28 +1,32 @@
 """Inverse of unit lower triangular matrices inside a TPU kernel."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.tpu.parts import column_index, product, row_index
+from pallas_kernels.tpu.parts import column_index, product, row_index, split_product
 
 _BLOCK = 16
 
 
-def unit_lower_inverse(strict: jax.Array) -> jax.Array:
+def unit_lower_inverse(strict: jax.Array, exact: bool) -> jax.Array:
     """``(I + strict)^-1`` of strictly lower triangular float32 [MB, C, C], C a power of two from 16.
 
     Exact forward substitution on blocks of 16, all at once, then pairs of blocks are merged until
     one is left. A doubling series over more than a few rows overflows when keys are correlated.
+    Merges multiply exactly to float32, or to 16 bits where not ``exact``.
     """
+    multiply = product if exact else functools.partial(split_product, count=2)
     size, block = strict.shape[-1], _BLOCK
     strips = _unpack(_substitute(_pack(strict)))
     while block < size:
-        strips, block = _merge(strict, strips, block), 2 * block
+        strips, block = _merge(strict, strips, block, multiply), 2 * block
     return strips[0]
 
 
-def _merge(strict, strips, block):
+def _merge(strict, strips, block, multiply):
     """Pairs of strips [MB, block, C] become one: the corner between them is ``-lower @ (corner @ upper)``."""
     upper, lower = strips[0::2], strips[1::2]
     columns = column_index((1, block, strict.shape[-1])) // block
@@ -30,10 +34,10 @@ def _merge(strict, strips, block):
         jnp.where(columns == 2 * p, strict[:, (2 * p + 1) * block : (2 * p + 2) * block], 0.0)
         for p in range(len(lower))
     ]
-    right = product(_rows(corners), _rows(strips))
+    right = multiply(_rows(corners), _rows(strips))
     zeros = jnp.zeros_like(lower[0])
     right = _rows([x for p in range(len(lower)) for x in (zeros, right[:, p * block : (p + 1) * block])])
-    corner = product(_rows(lower), right)
+    corner = multiply(_rows(lower), right)
     return [
         _rows([above, below - corner[:, p * block : (p + 1) * block]])
         for p, (above, below) in enumerate(zip(upper, lower, strict=True))
