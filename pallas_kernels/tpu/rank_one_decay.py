@@ -38,7 +38,7 @@ _solve = jax.custom_vjp(_solved, nondiff_argnums=(2,))
 
 
 def _solve_fwd(strict, x, dtype):
-    inverse = unit_lower_inverse(-strict)
+    inverse = unit_lower_inverse(-strict, exact=dtype == "float32")
     solved = within.product(inverse, x, "nn", dtype)
     return solved, (inverse, solved)
 
