@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunks import Chunks
+from pallas_kernels.chunks import Chunks, Unsupported
 from pallas_kernels.gpu import delta_rule_kernels as kernels
 from pallas_kernels.gpu.launch import float32_precision, for_device, launch
 
@@ -69,7 +69,8 @@ def delta_rule(
         (an empty segment keeps its initial state), or None without an initial state.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit each other, or that the kernels do not run.
+        Unsupported: sizes or dtypes that the kernels do not run.
+        ValueError: shapes that do not fit each other.
     """
     _check(q, k, v, g, beta, chunks, initial_state, device)
     return _delta_rule(q, k, v, g, beta, chunks, initial_state, _Call(float(scale), interpret, device))
@@ -82,9 +83,9 @@ def supported(
     if len(q) != 3 or q != k or v[:-1] != k[:-1]:
         return f"q, k, v: shapes {q}, {k}, {v} do not fit: pass [N, H, K] twice and [N, H, V]"
     if k[-1] not in (16, 32, 64, 128, 256):
-        return f"K: {k[-1]} key channels have no kernel: pass 16, 32, 64, 128 or 256, or use impl=xla"
+        return f"K: {k[-1]} key channels have no kernel: pass 16, 32, 64, 128 or 256"
     if v[-1] not in (16, 32) and (v[-1] % 64 or not 0 < v[-1] <= 512):
-        return f"V: {v[-1]} value channels have no kernel: pass 16, 32 or a multiple of 64 up to 512, or use impl=xla"
+        return f"V: {v[-1]} value channels have no kernel: pass 16, 32 or a multiple of 64 up to 512"
     if jnp.dtype(dtype).name not in DTYPES:
         return f"dtype: {jnp.dtype(dtype).name} rows have no kernel: pass {', '.join(DTYPES)}"
     if chunk_size not in CHUNK_SIZES:
@@ -98,9 +99,9 @@ def _check(q, k, v, g, beta, chunks, initial_state, device):
         raise ValueError(f"chunks: {number} chunks do not divide {rows} rows: pass the table that packed the rows")
     reason = supported(q.shape, k.shape, v.shape, k.dtype, rows // number)
     if reason is not None:
-        raise ValueError(reason)
+        raise Unsupported(reason)
     if not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"q, k, v: dtypes {q.dtype}, {k.dtype}, {v.dtype} differ: cast them to one")
+        raise Unsupported(f"q, k, v: dtypes {q.dtype}, {k.dtype}, {v.dtype} differ: cast them to one")
     for name, x in (("g", g), ("beta", beta)):
         if x.shape != k.shape[:2] or x.dtype != jnp.float32:
             raise ValueError(f"{name}: {x.dtype}{list(x.shape)} does not fit: pass float32{list(k.shape[:2])}")

@@ -5,16 +5,17 @@ import functools
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.extend.core
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
+
+from tools.kernels.cases import calls
 
 # Bytes of shared memory that a program may have, and registers of a thread.
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
@@ -50,23 +51,7 @@ class Compiled:
 
 def launches(function: Callable, *arguments: Any) -> list[Launch]:
     """The different kernels that ``function`` launches, in order."""
-    found: dict[Launch, None] = {}
-    for equation in _equations(jax.make_jaxpr(function)(*arguments).jaxpr):
-        found[_launch(equation)] = None
-    return list(found)
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "triton_kernel_call":
-            yield equation
-        for part in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr):
-            if _is_jaxpr(part):
-                yield from _equations(getattr(part, "jaxpr", part))
-
-
-def _is_jaxpr(x: Any) -> bool:
-    return isinstance(x, jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr)
+    return list(dict.fromkeys(map(_launch, calls("triton_kernel_call", function, *arguments))))
 
 
 def _launch(equation: Any) -> Launch:

@@ -9,6 +9,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tools.kernels.cases import calls
+
 # A topology of each generation, and what JAX calls its devices.
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1"}
 KINDS = {"v5e": "TPU v5 lite", "v6e": "TPU v6 lite", "v5p": "TPU v5"}
@@ -35,3 +37,9 @@ def compiled(mesh: Mesh, function: Callable, *arguments: Any) -> Any:
     placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), arguments)
     with jax.set_mesh(mesh):
         return jax.jit(function).lower(*placed).compile()
+
+
+def vmem_limits(mesh: Mesh, function: Callable, *arguments: Any) -> list[int]:
+    """Bytes of VMEM that each kernel of a program for the mesh asks for."""
+    with jax.set_mesh(mesh):
+        return [e.params["compiler_params"].vmem_limit_bytes for e in calls("pallas_call", function, *arguments)]

@@ -30,8 +30,3 @@ def gpu_mesh(kind: str, **axes: int) -> AbstractMesh:
     device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
     sizes = tuple(axes.get(name, 1) for name in AXES)
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=device)
-
-
-def custom_calls(text: str) -> int:
-    """How often a lowered program calls a Triton kernel."""
-    return text.count("triton_kernel_call")

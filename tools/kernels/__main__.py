@@ -1,0 +1,127 @@
+"""Compiles every kernel to machine code, without the hardware, and writes the tables of docs/kernels.md.
+
+    python -m tools.kernels [gpu] [tpu] [traffic] [train]
+
+    gpu      registers, spilled bytes and shared memory of each Triton kernel on four generations
+    tpu      libtpu's verdict on each operator, forward and backward, for three generations
+    traffic  bytes that move and operations, for each row and head, from the kernels' own operands
+    train    the training step of mom-340m for a v5e and for an H100, kernels inside
+
+Needs Python 3.12, no GPU and no TPU. Everything takes about half an hour on two cores.
+"""
+
+import argparse
+import datetime
+import os
+import re
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.pop("TRITON_INTERPRET", None)
+
+from rich.progress import track
+
+from tools.kernels import gpu, tpu, train_step
+from tools.kernels.cases import DTYPES, HEADS, OPERATORS, ROWS, SIZES, Case, calls, moved_bytes, training
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/kernels.md"
+
+
+def cases(platform: str) -> list[Case]:
+    """Every operator of a platform at every size and dtype."""
+    return [Case(platform, name, k, t) for name in OPERATORS[platform] for k in SIZES for t in DTYPES]
+
+
+def gpu_table() -> Iterator[str]:
+    """A line for each kernel, size and dtype."""
+    yield f"| operator | kernel | K = V | rows | {' | '.join(gpu.SHARED)} |"
+    yield "|---" * (4 + len(gpu.SHARED)) + "|"
+    for case in track(cases("gpu"), description="GPU"):
+        kernels = {device: gpu.launches(*_program(case, device=device)) for device in gpu.SHARED}
+        for place, first in enumerate(kernels["sm_90"]):
+            cells = (_gpu_cell(kernels[device][place], device) for device in gpu.SHARED)
+            yield f"| {case.operator} | `{first.name}` | {case.size} | {case.dtype} | {' | '.join(cells)} |"
+
+
+def _program(case, **options):
+    function, arguments = training(case, **options)
+    return function, *arguments
+
+
+def _gpu_cell(launch, device):
+    made = gpu.compiled(launch, device)
+    spilled = f", {made.spills} B spilled" if made.spills else ""
+    return f"{made.registers}{spilled}, {made.shared / 1024:.0f} KB"
+
+
+def tpu_table() -> Iterator[str]:
+    """A line for each operator, size and dtype."""
+    yield f"| operator | K = V | rows | VMEM asked for, MiB | {' | '.join(tpu.TOPOLOGIES)} |"
+    yield "|---" * (4 + len(tpu.TOPOLOGIES)) + "|"
+    for case in track(cases("tpu"), description="TPU"):
+        cells, asked = [], set()
+        for generation in tpu.TOPOLOGIES:
+            mesh, begin = tpu.mesh(generation), time.perf_counter()
+            tpu.compiled(mesh, *_program(case))
+            cells.append(f"{time.perf_counter() - begin:.0f} s")
+            asked.add(tuple(tpu.vmem_limits(mesh, *_program(case))))
+        limits = " or ".join(", ".join(f"{x / 2**20:.0f}" for x in limits) for limits in sorted(asked))
+        yield f"| {case.operator} | {case.size} | {case.dtype} | {limits} | {' | '.join(cells)} |"
+
+
+PRIMITIVES = {"gpu": "triton_kernel_call", "tpu": "pallas_call"}
+
+
+def traffic_table() -> Iterator[str]:
+    """A line for each operator and platform, at K = V = 256 in bfloat16."""
+    yield "| operator | platform | inputs, outputs and gradients once, KB | kernels move, KB | kernels |"
+    yield "|---|---|---|---|---|"
+    for platform, operators in OPERATORS.items():
+        for operator in operators:
+            function, arguments = training(Case(platform, operator, 256, "bfloat16"))
+            found = list(calls(PRIMITIVES[platform], function, *arguments))
+            moved = sum(map(moved_bytes, found)) / (ROWS * HEADS * 1024)
+            least = 2 * sum(x.size * x.dtype.itemsize for x in arguments[0]) / (ROWS * HEADS * 1024)
+            least += 2 * 256 * 2 / 1024  # outputs and their gradient
+            yield f"| {operator} | {platform} | {least:.1f} | {moved:.1f} | {len(found)} |"
+
+
+def train_table() -> Iterator[str]:
+    """The whole training step."""
+    yield "| for | mesh | batch x length | kernels in the program | seconds | bytes of a device, GiB |"
+    yield "|---|---|---|---|---|---|"
+    begin = time.perf_counter()
+    mesh = tpu.mesh("v5e", data=1, fsdp=4, tensor=1)
+    lowered = train_step.traced("mom-340m", mesh, 4, 2048).lower()
+    count = lowered.as_text().count("tpu_custom_call")
+    memory = lowered.compile().memory_analysis()
+    used = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30
+    seconds = time.perf_counter() - begin
+    yield f"| TPU v5e, compiled | 1 x 4 x 1 | 4 x 2048 | {count} | {seconds:.0f} | {used:.1f} |"
+    begin = time.perf_counter()
+    step = train_step.traced("mom-340m", train_step.gpu_mesh("NVIDIA H100"), 8, 2048)
+    count = step.lower(lowering_platforms=("cuda",)).as_text().count("@triton_kernel_call")
+    seconds = time.perf_counter() - begin
+    yield f"| NVIDIA H100, lowered | 1 x 1 x 1 | 8 x 2048 | {count} | {seconds:.0f} | - |"
+
+
+TABLES = {"gpu": gpu_table, "tpu": tpu_table, "traffic": traffic_table, "train": train_table}
+
+
+def main() -> None:
+    """Makes the chosen tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="which tables; all by default")
+    for name in parser.parse_args().tables or TABLES:
+        versions = ", ".join(f"{package} {version(package)}" for package in ("jax", "triton", "jax-triton", "libtpu"))
+        lines = [f"{datetime.date.today()}; {versions}", "", *TABLES[name]()]
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        table = "\n".join(lines) + "\n"
+        PAGE.write_text(place.sub(lambda found, table=table: found[1] + table + found[2], PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
