@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from experiments.registry import Experiment, Point, Record
 from mom_jax.models.baselines import equal_active, expanded, single, transformer
@@ -178,7 +179,7 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
         _panel(axes, task, {key: group for key, group in groups.items() if key[:3] == task})
     figure.supxlabel("state of one sequence (bytes)")
     figure.supylabel("accuracy")
-    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     path = folder / "accuracy.png"
     figure.savefig(path, dpi=150)
     return [path]
@@ -195,7 +196,9 @@ def _panel(axes: Axes, task: tuple[Any, ...], groups: dict[tuple[Any, ...], list
         for state, group in zip(states, mine, strict=True):
             accuracies = [r["result"]["accuracy"] for r in group]
             axes.plot([state] * len(group), accuracies, ".", color=colour, markersize=5, alpha=0.6)
-    axes.set(title=f"{task[0]}, {task[2]} pairs in {task[1]} tokens", ylim=(-0.03, 1.03), xscale="log")
+    axes.set(title=f"{task[0]}, {task[2]} pairs in {task[1]} tokens", ylim=(-0.03, 1.03))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.25)
 
 

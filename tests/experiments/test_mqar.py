@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 
@@ -38,14 +39,19 @@ def test_what_is_equal(point):
 def test_fused_tokens_are_sums_of_embeddings():
     """A token of key and value is read as the sum of the two; a plain one as itself."""
     model = build_model(mqar.mixture(POINTS[0]), 0)
-    tokens = np.array([[[3, 40], [5, 0]]], np.int32)
     table = np.asarray(model.embeddings[...])
-    expected = model.hidden_states_of(np.stack([[table[3] + table[40], table[5] + table[0]]]))[0]
-    np.testing.assert_allclose(recall_hidden_states(model, tokens)[0], expected, rtol=1e-6, atol=1e-6)
-    plain = np.array([[3, 40]], np.int32)
-    np.testing.assert_allclose(
-        recall_hidden_states(model, plain)[0], model.hidden_states(plain)[0], rtol=1e-6, atol=1e-6
-    )
+    fused, plain = np.array([[[3, 40], [5, 0]]], np.int32), np.array([[3, 40]], np.int32)
+    summed = np.stack([[table[3] + table[40], table[5] + table[0]]])
+
+    @jax.jit
+    def both(fused, plain):
+        return (
+            (recall_hidden_states(model, fused)[0], model.hidden_states_of(summed)[0]),
+            (recall_hidden_states(model, plain)[0], model.hidden_states(plain)[0]),
+        )
+
+    for ours, expected in both(fused, plain):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

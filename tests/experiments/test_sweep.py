@@ -98,7 +98,7 @@ def test_the_command_runs_shows_and_draws(toy, tmp_path, capsys):
 
 def test_nothing_to_draw_is_one_line(toy, tmp_path, capsys):
     assert main(f"experiment mqar --out {tmp_path} --plot".split()) == 2
-    wanted = f"mom-jax: out={tmp_path}/mqar-tiny: has no finished point to draw; run mom-jax experiment mqar"
+    wanted = f"mom-jax: out={tmp_path}/mqar-tiny: has no finished point to draw; run mom-jax experiment mqar --scale t"
     assert capsys.readouterr().err.startswith(wanted)
     assert not toy.ran and not list(tmp_path.iterdir())
 

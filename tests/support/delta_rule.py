@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mom_jax.ops.segments import ChunkTable
-from pallas_kernels.chunks import Chunks
 from support.recurrence import delta_rule
 
 NAMES = ("q", "k", "v", "g", "beta", "state")
@@ -89,11 +87,3 @@ def case(name, sizes=(2, 8, 12)):
     lengths, resets, changes = CASES[name]
     inputs = example(sum(lengths), len(lengths), sizes, **changes)
     return inputs, lengths, resets, expected(inputs, lengths, resets)
-
-
-def chunks_of(table: ChunkTable) -> Chunks:
-    """A chunk table as the kernels take it."""
-    document = table.reset
-    if document is not None:
-        document = jnp.cumsum(document.reshape(-1, table.chunk_size), -1, dtype=jnp.int32).reshape(-1)
-    return Chunks(table.segment, table.first, table.last, document)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
@@ -68,7 +69,8 @@ def find_tasks(names: Sequence[str], include_path: str | Path | None) -> TaskMan
         InputError: an unknown name, with the closest ones, or no such folder.
     """
     names = [name for name in _members(names) if name not in RECALL_SETS]
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # what goes wrong reaches us as exceptions
+    huggingface_hub.utils.logging.set_verbosity_error()
     if include_path is not None and not Path(include_path).is_dir():
         raise InputError("include_path", include_path, "no such folder")
     manager = TaskManager(include_path=include_path, include_defaults=False)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compare import assert_close
-from support.delta_rule import CASES, NAMES, case, chunks_of, cotangents_of, example, expected, with_gradients
+from support.delta_rule import CASES, NAMES, case, cotangents_of, example, expected, with_gradients
 from support.packed import Layout
 from support.processes import without_interpreter
 
+from mom_jax.ops.dispatch import as_chunks
 from pallas_kernels.gpu.delta_rule import delta_rule, supported
 
 TOLERANCE = 1e-5  # of the largest value of each array, in float32
@@ -23,7 +24,7 @@ SIZES = (1, 16, 16)
 def rule(layout, resets, inputs):
     """Outputs of the tokens and final states."""
     q, k, v, g, beta = (layout.pack(inputs[name]) for name in NAMES[:-1])
-    chunks, scale = chunks_of(layout.table(resets)), q.shape[-1] ** -0.5
+    chunks, scale = as_chunks(layout.table(resets)), q.shape[-1] ** -0.5
     o, final = delta_rule(q, k, v, g, beta, chunks, inputs.get("state"), scale, interpret=True)
     return o[layout.index], final
 
@@ -80,7 +81,7 @@ def test_no_state_is_a_state_of_zeros():
     layout, resets, inputs = Layout((17, 0, 9), 16, spare_chunks=2), (20,), example(26, 3, SIZES)
     packed = {name: layout.pack(inputs[name]) for name in NAMES[:-1]}
     cotangent = jnp.ones_like(packed["v"])
-    chunks = chunks_of(layout.table(resets))
+    chunks = as_chunks(layout.table(resets))
 
     def outputs(state, x):
         o, final = delta_rule(*(x[name] for name in NAMES[:-1]), chunks, state, 0.25, interpret=True)
@@ -126,7 +127,7 @@ def test_arguments_that_do_not_fit(change, message):
     """`ValueError` with one line."""
     layout, inputs = Layout((16,), 16, spare_chunks=0), example(16, 1, SIZES) | change
     segment, device = inputs.pop("segment", None), inputs.pop("device", "sm_90")
-    chunks = chunks_of(layout.table())
+    chunks = as_chunks(layout.table())
     chunks = chunks if segment is None else chunks._replace(segment=segment)
     with pytest.raises(ValueError, match=re.escape(message)):
         delta_rule(*(inputs[name] for name in NAMES[:-1]), chunks, inputs["state"], 1.0, device=device)

@@ -14,6 +14,7 @@ from support.packed import Layout
 from support.primitives import PRIMITIVES
 from support.recurrences import DOCUMENTS, EXTREMES, RAGGED, TOLERANCE, outputs, with_gradients
 
+from mom_jax.ops.dispatch import as_chunks
 from mom_jax.ops.rank_one_decay import rank_one_decay_scan
 from mom_jax.ops.scalar_decay import scalar_decay_scan
 from mom_jax.ops.vector_decay import vector_decay_scan
@@ -35,11 +36,7 @@ OPERATORS = {
 
 def kernel(name, rows, shared, table, state):
     """The kernel as an operator over a chunk table."""
-    document = None
-    if table.reset is not None:
-        document = jnp.cumsum(table.reset.reshape(-1, table.chunk_size), 1, dtype=jnp.int32).reshape(-1)
-    chunks = Chunks(table.segment, table.first, table.last, document)
-    return _run(name, rows, shared, chunks, state, interpret=True)
+    return _run(name, rows, shared, as_chunks(table), state, interpret=True)
 
 
 def reference(name, rows, shared, table, state):

@@ -11,9 +11,10 @@ import pytest
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 from support.compare import assert_close
-from support.delta_rule import CASES, NAMES, case, chunks_of, cotangents_of, example, expected, with_gradients
+from support.delta_rule import CASES, NAMES, case, cotangents_of, example, expected, with_gradients
 from support.packed import Layout
 
+from mom_jax.ops.dispatch import as_chunks
 from pallas_kernels.tpu.delta_rule import delta_rule, supported, vmem_need
 from pallas_kernels.tpu.delta_rule_calls import KERNELS, REVERSE, Sizes, vmem_bytes
 
@@ -24,7 +25,7 @@ SIZES = (2, 64, 64)
 def rule(layout, resets, interpret, inputs):
     """Outputs of the tokens and final states."""
     q, k, v, g, beta = (layout.pack(inputs[name]) for name in NAMES[:-1])
-    chunks, scale = chunks_of(layout.table(resets)), q.shape[-1] ** -0.5
+    chunks, scale = as_chunks(layout.table(resets)), q.shape[-1] ** -0.5
     o, final = delta_rule(q, k, v, g, beta, chunks, inputs.get("state"), scale, interpret=interpret)
     return o[layout.index], final
 
@@ -124,7 +125,7 @@ def test_what_does_not_fit_is_refused(message):
     )
     shapes |= {"initial": ((2, 2, 64, 64), "float32"), "document": ((32,), "int32")} | BAD[message]
     x = {name: jnp.zeros(*shape) for name, shape in shapes.items()}
-    chunks = chunks_of(Layout((16,), 16).table())._replace(document=x["document"])
+    chunks = as_chunks(Layout((16,), 16).table())._replace(document=x["document"])
     with pytest.raises(ValueError, match=re.escape(message)):
         delta_rule(x["q"], x["k"], x["v"], x["g"], x["beta"], chunks, x["initial"], 1.0, interpret=True)
 
