@@ -35,45 +35,71 @@ from pallas_kernels.gpu.linear_state import (
 
 # By generation, then bytes of an element: blocks of the preparation and of the gradients.
 PARAMETERS = {
-    device: {2: (Blocks(32, 64, 4, 1), Blocks(32, 64, 4, 1)), 4: (Blocks(32, 64, 4, 1), Blocks(32, 32, 4, 1))}
+    device: {2: (Blocks(32, 64, 4, 1), Blocks(32, 64, 8, 1)), 4: (Blocks(32, 64, 8, 1), Blocks(32, 32, 8, 1))}
     for device in ("sm_80", "sm_90", "sm_100", "gfx942")
 }
 
 
 @triton.jit
-def to_cut(ROWS: tl.constexpr, C: tl.constexpr):
-    """Which gates lie between each row and the cut of its block of ``2 * ROWS``: [C, C], row, gate.
+def between(first, end, C: tl.constexpr):
+    """Numbers from ``first`` to before ``end``, both [C], in 0 to C - 1: [C, C].
+
+    Every mask is made of bounds for its rows: comparisons of row and column would be kept in registers.
+    """
+    column = tl.arange(0, C)[None, :]
+    return (column >= first[:, None]) & (column < end[:, None])
+
+
+@triton.jit
+def to_cut(cut, C: tl.constexpr):
+    """Which gates lie between each row and its cut, in halves of ``2 ** cut`` rows: [C, C], row, gate.
 
     A row of the second half is reached from the cut before its gate applies, a row of the first half reaches it
     behind its gate.
     """
-    row = tl.arange(0, C)[:, None]
-    gate = tl.arange(0, C)[None, :]
-    second = (row // ROWS) % 2 == 1
-    return (row // ROWS == gate // ROWS) & ((second & (gate < row)) | ((row < gate) & (second == 0)))
+    row = tl.arange(0, C)
+    half = row >> cut
+    second = (half & 1) == 1
+    return between(tl.where(second, half << cut, row + 1), tl.where(second, row, (half + 1) << cut), C)
 
 
 @triton.jit
-def parted(ROWS: tl.constexpr, C: tl.constexpr):
-    """Pairs of a later and an earlier row that the cuts of blocks of ``2 * ROWS`` part: [C, C]."""
-    later = tl.arange(0, C)[:, None] // ROWS
-    earlier = tl.arange(0, C)[None, :] // ROWS
-    return (later == earlier + 1) & (later % 2 == 1)
+def from_cut(cut, C: tl.constexpr):
+    """The same transposed: [C, C], gate, row."""
+    gate = tl.arange(0, C)
+    half = gate >> cut
+    second = (half & 1) == 1
+    return between(tl.where(second, gate + 1, half << cut), tl.where(second, (half + 1) << cut, gate), C)
 
 
 @triton.jit
-def as_number(mask):
-    """1 and 0 in float32."""
-    return tl.where(mask, 1.0, 0.0)
+def parted(cut, C: tl.constexpr):
+    """Pairs of a later and an earlier row that the cuts between halves of ``2 ** cut`` rows part: [C, C]."""
+    half = tl.arange(0, C) >> cut
+    return between((half - 1) << cut, (half & -(half & 1)) << cut, C)
 
 
 @triton.jit
-def border_decays(gate, number, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr, C: tl.constexpr):
+def masked_sums(mask, x, PRECISION: tl.constexpr):
+    """Sums over the rows of float32 ``x`` [C, BK] that ``mask`` [C, C] names, by matrix products.
+
+    Without products of float32, three of bfloat16 parts give all 24 bits; ``mask`` is exact in any dtype.
+    """
+    if PRECISION == "ieee":
+        return tl.dot(tl.where(mask, 1.0, 0.0), x, input_precision="ieee")
+    ones = tl.where(mask, 1.0, 0.0).to(tl.bfloat16)
+    high = x.to(tl.bfloat16)
+    rest = x - high.to(tl.float32)
+    middle = rest.to(tl.bfloat16)
+    low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+    return tl.dot(ones, high, tl.dot(ones, middle, tl.dot(ones, low)))
+
+
+@triton.jit
+def border_decays(gate, number, cuts, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr, C: tl.constexpr):
     """Decays from the chunk's start to just before each row, from behind it to the end, [C, BK], and across [BK]."""
-    row = tl.arange(0, C)[:, None]
-    other = tl.arange(0, C)[None, :]
-    enter = tl.exp(tl.dot(as_number(other < row), gate, input_precision=PRECISION))
-    leave = tl.exp(tl.dot(as_number(other > row), gate, input_precision=PRECISION))
+    enter = tl.exp(masked_sums(from_cut(cuts, C), gate, PRECISION))  # the whole chunk is a first half
+    leave = tl.exp(masked_sums(to_cut(cuts, C), gate, PRECISION))
     across = tl.exp(tl.sum(gate, axis=0))
     if DOCUMENTS:
         last = tl.max(number, axis=0)
@@ -85,9 +111,9 @@ def border_decays(gate, number, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr
 
 @triton.jit
 def prepare_kernel(
-    q, k, g, bonus, document, scores, reads, writes, across,
+    q, k, g, bonus, document, scores, reads, writes, across, cuts,
     SCALE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, CUTS: tl.constexpr, BONUS: tl.constexpr, DOCUMENTS: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, BONUS: tl.constexpr, DOCUMENTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Scores of one chunk and head, what its rows read and write at its borders, and the decay across it."""
@@ -111,15 +137,15 @@ def prepare_kernel(
         else:
             own += tl.sum(left * right, axis=1)
             left *= tl.exp(gate)
-        enter, leave, whole = border_decays(gate, number, DOCUMENTS, PRECISION, C)
+        enter, leave, whole = border_decays(gate, number, cuts, DOCUMENTS, PRECISION, C)
         tl.store(reads + here, (left * enter).to(reads.dtype.element_ty))
         tl.store(writes + here, (right * leave).to(writes.dtype.element_ty))
         tl.store(across + at * KEYS + key, whole)
-        for cut in tl.static_range(CUTS):
-            decay = tl.exp(tl.dot(as_number(to_cut(1 << cut, C)), gate, input_precision=PRECISION))
+        for cut in range(0, cuts):  # a bound that is no constant keeps the loop a loop, in fewer registers
+            decay = tl.exp(masked_sums(to_cut(cut, C), gate, PRECISION))
             since, until = (left * decay).to(reads.dtype.element_ty), (right * decay).to(reads.dtype.element_ty)
             products = tl.dot(since, tl.trans(until), input_precision=PRECISION)
-            total += tl.where(parted(1 << cut, C), products, 0.0)
+            total += tl.where(parted(cut, C), products, 0.0)
     if DOCUMENTS:
         total = tl.where(number[:, None] == number[None, :], total, 0.0)
     total += tl.where(row[:, None] == row[None, :], own[:, None], 0.0)
@@ -128,10 +154,10 @@ def prepare_kernel(
 
 @triton.jit
 def gradients_kernel(
-    q, k, v, do, g, bonus, document, borders, leaving, dq, dk, dg, dbonus,
+    q, k, v, do, g, bonus, document, borders, leaving, dq, dk, dg, dbonus, cuts,
     SCALE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, CUTS: tl.constexpr, BONUS: tl.constexpr, DOCUMENTS: tl.constexpr,
-    PRECISION: tl.constexpr, GATE_PRECISION: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, BONUS: tl.constexpr, DOCUMENTS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one chunk and head, a block of keys; that of the bonus is a part to be summed over chunks."""
     at = (tl.program_id(0) // (KEYS // BK)).to(tl.int64)
@@ -159,24 +185,20 @@ def gradients_kernel(
     else:
         decayed = left * tl.exp(gate)
 
-    enter, leave, whole = border_decays(gate, number, DOCUMENTS, PRECISION, C)
+    enter, leave, whole = border_decays(gate, number, cuts, DOCUMENTS, PRECISION, C)
     dreads *= enter
     dwrites *= leave
-    before = as_number(row[:, None] < row[None, :])
-    behind = as_number(row[:, None] > row[None, :])
-    dgate = (whole * dacross)[None, :] + tl.dot(before, decayed * dreads, input_precision=GATE_PRECISION)
-    dgate = tl.dot(behind, right * dwrites, dgate, input_precision=GATE_PRECISION)
-    for cut in tl.static_range(CUTS):
-        between = as_number(to_cut(1 << cut, C))
-        decay = tl.exp(tl.dot(between, gate, input_precision=PRECISION))
+    dgate = (whole * dacross)[None, :] + masked_sums(to_cut(cuts, C), decayed * dreads, PRECISION)
+    dgate += masked_sums(from_cut(cuts, C), right * dwrites, PRECISION)
+    for cut in range(0, cuts):  # a bound that is no constant keeps the loop a loop, in fewer registers
+        decay = tl.exp(masked_sums(to_cut(cut, C), gate, PRECISION))
         since, until = (decayed * decay).to(q.dtype.element_ty), (right * decay).to(q.dtype.element_ty)
-        dproducts = tl.where(parted(1 << cut, C), dscores, 0.0).to(q.dtype.element_ty)
+        dproducts = tl.where(parted(cut, C), dscores, 0.0).to(q.dtype.element_ty)
         dsince = decay * tl.dot(dproducts, until, input_precision=PRECISION)
         duntil = decay * tl.dot(tl.trans(dproducts), since, input_precision=PRECISION)
         dreads += dsince
         dwrites += duntil
-        dsum = decayed * dsince + right * duntil
-        dgate = tl.dot(tl.trans(between), dsum, dgate, input_precision=GATE_PRECISION)
+        dgate += masked_sums(from_cut(cut, C), decayed * dsince + right * duntil, PRECISION)
 
     if BONUS:
         dleft = dreads
@@ -280,7 +302,7 @@ def _options(bonus, chunks: Chunks, rows: int, scale: float) -> dict[str, int | 
     """Constants of both kernels."""
     return {
         "SCALE": scale,
-        "CUTS": rows.bit_length() - 1,
+        "cuts": rows.bit_length() - 1,
         "BONUS": bonus is not None,
         "DOCUMENTS": chunks.document is not None,
     }
@@ -318,7 +340,6 @@ def _gradients(q, k, v, do, g, bonus, states: Borders, chunks, scale, device, in
     constants = sizes.constants(PARAMETERS[device][v.dtype.itemsize][1])
     parts = sizes.keys // constants["BK"]
     shape = (1,) if bonus is None else (sizes.chunks, sizes.heads, sizes.keys)
-    precision = float32_precision(device, interpret)
     dq, dk, dg, dbonus = launch(
         gradients_kernel,
         q,
@@ -341,8 +362,7 @@ def _gradients(q, k, v, do, g, bonus, states: Borders, chunks, scale, device, in
         device=device,
         flops=2 * v.size * (2 * sizes.keys + sizes.rows * parts) + 8 * k.size * sizes.rows * sizes.rows.bit_length(),
         bytes_accessed=2 * (states.states.size + 2 * k.size + v.size) * v.dtype.itemsize + 2 * g.nbytes,
-        PRECISION=precision,
-        GATE_PRECISION="tf32" if precision == "tf32x3" and v.dtype != jnp.float32 else precision,
+        PRECISION=float32_precision(device, interpret),
         **_options(bonus, chunks, sizes.rows, scale),
         **constants,
     )
