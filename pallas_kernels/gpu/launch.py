@@ -5,14 +5,15 @@ the same code with and without a GPU. The interpreter runs the kernels of a proc
 started with ``TRITON_INTERPRET=1``; it works on NumPy arrays and needs no PyTorch.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Grid = tuple[int, ...]
+T = TypeVar("T")
 
 
 def launch(
@@ -66,6 +67,19 @@ def launch(
 def float32_precision(device: str, interpret: bool) -> str:
     """How `tl.dot` multiplies float32: three products of tf32 where there are such, else float32 as it is."""
     return "ieee" if interpret or device.startswith("gfx") else "tf32x3"
+
+
+def for_device(device: str, table: Mapping[str, T]) -> T:
+    """The entry of ``device`` in a table of generations; a newer NVIDIA GPU takes the newest one before it.
+
+    Raises:
+        ValueError: the table has nothing for it.
+    """
+    number = lambda name: int(name.removeprefix("sm_")) if name.removeprefix("sm_").isdecimal() else -1  # noqa: E731
+    older = [name for name in table if name.startswith("sm_") and number(name) <= number(device)]
+    if device not in table and not older:
+        raise ValueError(f"device: {device} has no kernels: choose one of {', '.join(table)}, or a newer sm_")
+    return table[device] if device in table else table[max(older, key=number)]
 
 
 class _Interpreted:

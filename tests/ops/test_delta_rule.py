@@ -7,30 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compare import assert_close
+from support.delta_rule import CASES, NAMES, case, cotangents_of, example, expected, with_gradients
 from support.packed import Layout
-from support.recurrence import delta_rule
 
 from mom_jax.errors import InputError
 from mom_jax.ops.delta_rule import delta_rule_step, gated_delta_rule
 
-NAMES = ("q", "k", "v", "g", "beta", "state")
 TOLERANCE = 1e-5  # of the largest value of each array, in float32
-
-
-def example(tokens, segments, sizes=(2, 8, 12), seed=0, **changes):
-    """q, k, v, g, beta [tokens, H, ...] and state [segments, H, K, V] in float32; keys are L2-normalised."""
-    heads, keys, values = sizes
-    rng = np.random.default_rng(seed)
-    x = {
-        "q": rng.normal(size=(tokens, heads, keys)),
-        "k": rng.normal(size=(tokens, heads, keys)),
-        "v": rng.normal(size=(tokens, heads, values)),
-        "g": -np.log1p(np.exp(rng.normal(size=(tokens, heads)))),
-        "beta": 1 / (1 + np.exp(-rng.normal(size=(tokens, heads)))),
-        "state": rng.normal(size=(segments, heads, keys, values)),
-    } | {name: change(rng, tokens, heads, keys) for name, change in changes.items()}
-    x["k"] /= np.linalg.norm(x["k"], axis=-1, keepdims=True)
-    return {name: jnp.asarray(a, jnp.float32) for name, a in x.items()}
 
 
 def rule(impl, layout, resets, inputs):
@@ -40,67 +23,10 @@ def rule(impl, layout, resets, inputs):
     return o[layout.index], final
 
 
-def with_gradients(function, inputs, cotangents):
-    """Outputs of ``function`` and its gradients."""
-    outputs, pull = jax.vjp(function, inputs)
-    return outputs, pull(cotangents)[0]
-
-
-def cotangents_of(inputs):
-    """Random cotangents of the outputs and final states."""
-    rng = np.random.default_rng(99)
-    return tuple(jnp.asarray(rng.normal(size=inputs[name].shape), jnp.float32) for name in ("v", "state"))
-
-
-def expected(inputs, lengths, resets):
-    """Outputs, final states and gradients of the float64 loop."""
-    scale = inputs["k"].shape[-1] ** -0.5
-    with jax.enable_x64(True):
-        wide, cotangents = jax.tree.map(lambda a: np.asarray(a, np.float64), (inputs, cotangents_of(inputs)))
-        function = functools.partial(delta_rule, lengths=lengths, resets=list(resets), scale=scale)
-        return jax.device_get(jax.jit(functools.partial(with_gradients, function))(wide, cotangents))
-
-
 def measured(impl, chunk, inputs, lengths, resets):
     """The same of an implementation."""
     function = functools.partial(rule, impl, Layout(tuple(lengths), chunk), resets or None)
     return jax.jit(functools.partial(with_gradients, function))(inputs, cotangents_of(inputs))
-
-
-RAGGED = (17, 0, 1, 16, 33, 1, 2, 0)
-CASES = {
-    "ragged": (RAGGED, (), {}),
-    "documents": (RAGGED, (0, 5, 16, 17, 18, 40, 41, 66, 68), {}),
-    "plain delta rule": ((20, 3), (), {"g": lambda r, n, h, d: np.zeros((n, h))}),
-    "strong decay": ((20, 3), (), {"g": lambda r, n, h, d: np.where(r.random((n, h)) < 0.3, -50.0, -0.1)}),
-    "total decay": ((20, 3), (), {"g": lambda r, n, h, d: np.full((n, h), -1e4)}),
-    "near-duplicate keys": (
-        (40,),
-        (),
-        {
-            "k": lambda r, n, h, d: np.ones((n, h, d)) + 0.02 * r.normal(size=(n, h, d)),
-            "g": lambda r, n, h, d: np.full((n, h), -1e-3),
-            "beta": lambda r, n, h, d: np.full((n, h), 0.98),
-        },
-    ),
-    "equal keys, strength 2": (
-        (40,),
-        (),
-        {
-            "k": lambda r, n, h, d: np.ones((n, h, d)),
-            "g": lambda r, n, h, d: np.full((n, h), -0.02),
-            "beta": lambda r, n, h, d: np.full((n, h), 2.0),
-        },
-    ),
-}
-
-
-@functools.cache
-def case(name):
-    """Inputs and expectation of a case."""
-    lengths, resets, changes = CASES[name]
-    inputs = example(sum(lengths), len(lengths), **changes)
-    return inputs, lengths, resets, expected(inputs, lengths, resets)
 
 
 @pytest.mark.parametrize("impl", ["reference", "xla"])

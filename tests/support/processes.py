@@ -10,13 +10,19 @@ TESTS = Path(__file__).resolve().parents[1]
 
 def on_eight_fake_devices(script: str | Path, *arguments: str | Path) -> str:
     """The output of a Python file run on eight simulated devices; its own message where it fails."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-    }
-    command = [sys.executable, str(script), *map(str, arguments)]
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    return _output([str(script), *map(str, arguments)], {**os.environ, "XLA_FLAGS": flags})
+
+
+def without_interpreter(program: str) -> str:
+    """The output of Python text that compiles Triton kernels instead of interpreting them."""
+    return _output(["-c", program], {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"})
+
+
+def _output(arguments: list[str], environment: dict[str, str]) -> str:
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    environment = {**environment, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
