@@ -45,7 +45,7 @@ PARAMETERS = {
     },
     "sm_90": {
         2: Parameters(Blocks(128, 256, 64, 8, 3), Blocks(128, 256, 64, 8, 3)),
-        4: Parameters(Blocks(128, 64, 32, 4, 3), Blocks(64, 64, 32, 4, 3)),
+        4: Parameters(Blocks(64, 64, 32, 4, 3), Blocks(64, 64, 32, 4, 3)),
     },
     "sm_100": {
         2: Parameters(Blocks(128, 256, 64, 8, 3), Blocks(128, 256, 64, 8, 3)),

@@ -24,7 +24,7 @@ import triton.language as tl
 from pallas_kernels.chunks import Chunks
 from pallas_kernels.gpu.launch import float32_precision, launch
 
-SIZES = (64, 128, 256)
+SIZES = (16, 32, 64, 128, 256)
 ROWS = (16, 32, 64)
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -49,7 +49,12 @@ class Parameters(NamedTuple):
 _HALF = Parameters(Blocks(64, 32, 4, 2), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2))
 _FULL = Parameters(Blocks(64, 16, 4, 1), Blocks(64, 32, 4, 1), Blocks(64, 32, 4, 1))
 # By generation, then bytes of an element.
-PARAMETERS = {device: {2: _HALF, 4: _FULL} for device in ("sm_80", "sm_90", "sm_100", "gfx942")}
+PARAMETERS = {
+    "sm_80": {2: _HALF._replace(outputs=Blocks(64, 32, 8, 2)), 4: _FULL},
+    "sm_90": {2: _HALF, 4: _FULL},
+    "sm_100": {2: _HALF, 4: _FULL},
+    "gfx942": {2: _HALF._replace(outputs=Blocks(64, 32, 4, 1)), 4: _FULL},
+}
 
 
 class Rows(NamedTuple):
@@ -422,9 +427,9 @@ def row_refusal(
     if not q.dtype == k.dtype == v.dtype or v.dtype.name not in DTYPES:
         return f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; all must be the same of {', '.join(DTYPES)}"
     if k.shape[2] not in SIZES:
-        return f"head size K={k.shape[2]} is not 64, 128 or 256"
+        return f"head size K={k.shape[2]} is none of 16, 32, 64, 128 and 256"
     if v.shape[2] not in (*SIZES, 512):
-        return f"head size V={v.shape[2]} is not 64, 128, 256 or 512"
+        return f"head size V={v.shape[2]} is none of 16, 32, 64, 128, 256 and 512"
     count = chunks.segment.shape[0]
     if count * (k.shape[0] // max(count, 1)) != k.shape[0] or k.shape[0] // max(count, 1) not in ROWS:
         return f"N={k.shape[0]} rows in {count} chunks do not make chunks of 16, 32 or 64 rows"

@@ -32,8 +32,10 @@ from pallas_kernels.gpu.parts import decays_between
 
 # By generation, then bytes of an element: blocks of the scores and of the gradients.
 PARAMETERS = {
-    device: {2: (Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2)), 4: (Blocks(64, 64, 4, 1), Blocks(64, 32, 4, 1))}
-    for device in ("sm_80", "sm_90", "sm_100", "gfx942")
+    "sm_80": {2: (Blocks(64, 64, 4, 2), Blocks(64, 32, 4, 2)), 4: (Blocks(64, 64, 4, 1), Blocks(32, 16, 8, 1))},
+    "sm_90": {2: (Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2)), 4: (Blocks(64, 64, 4, 1), Blocks(32, 32, 4, 1))},
+    "sm_100": {2: (Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2)), 4: (Blocks(64, 64, 4, 1), Blocks(32, 32, 4, 1))},
+    "gfx942": {2: (Blocks(64, 64, 4, 1), Blocks(64, 64, 4, 1)), 4: (Blocks(64, 64, 4, 1), Blocks(32, 32, 4, 1))},
 }
 
 
@@ -133,8 +135,8 @@ def scalar_decay(
     """Linear attention with a decay for each head, over packed rows (module docstring).
 
     Args:
-        q, k: [N, H, K] float32, bfloat16 or float16, K one of 64, 128 and 256; k or v is 0 on padding rows.
-        v: [N, H, V] of the same dtype, V one of 64, 128, 256 and 512.
+        q, k: [N, H, K] float32, bfloat16 or float16, K one of 16, 32, 64, 128 and 256; k or v is 0 on padding rows.
+        v: [N, H, V] of the same dtype, V one of these and 512.
         g: [N, H] log decay, at most 0, and 0 on padding rows; None decays nothing.
         chunks: segments and documents of the rows, in chunks of 16, 32 or 64 rows.
         initial_state: [S, H, K, V] float32; None starts from 0 and returns no state.

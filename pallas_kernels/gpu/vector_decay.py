@@ -35,8 +35,10 @@ from pallas_kernels.gpu.linear_state import (
 
 # By generation, then bytes of an element: blocks of the preparation and of the gradients.
 PARAMETERS = {
-    device: {2: (Blocks(32, 64, 4, 1), Blocks(32, 64, 8, 1)), 4: (Blocks(32, 64, 8, 1), Blocks(32, 32, 8, 1))}
-    for device in ("sm_80", "sm_90", "sm_100", "gfx942")
+    "sm_80": {2: (Blocks(16, 64, 8, 1), Blocks(16, 32, 8, 1)), 4: (Blocks(16, 64, 8, 1), Blocks(16, 16, 8, 1))},
+    "sm_90": {2: (Blocks(32, 64, 8, 1), Blocks(16, 32, 8, 1)), 4: (Blocks(16, 64, 8, 1), Blocks(16, 16, 8, 1))},
+    "sm_100": {2: (Blocks(32, 64, 8, 1), Blocks(16, 32, 8, 1)), 4: (Blocks(16, 64, 8, 1), Blocks(16, 16, 8, 1))},
+    "gfx942": {2: (Blocks(32, 64, 4, 1), Blocks(32, 64, 4, 1)), 4: (Blocks(16, 64, 4, 1), Blocks(16, 16, 4, 1))},
 }
 
 
@@ -141,7 +143,7 @@ def prepare_kernel(
         tl.store(reads + here, (left * enter).to(reads.dtype.element_ty))
         tl.store(writes + here, (right * leave).to(writes.dtype.element_ty))
         tl.store(across + at * KEYS + key, whole)
-        for cut in range(0, cuts):  # a bound that is no constant keeps the loop a loop, in fewer registers
+        for cut in range(cuts):  # a bound that is no constant keeps the loop a loop, in fewer registers
             decay = tl.exp(masked_sums(to_cut(cut, C), gate, PRECISION))
             since, until = (left * decay).to(reads.dtype.element_ty), (right * decay).to(reads.dtype.element_ty)
             products = tl.dot(since, tl.trans(until), input_precision=PRECISION)
@@ -190,7 +192,7 @@ def gradients_kernel(
     dwrites *= leave
     dgate = (whole * dacross)[None, :] + masked_sums(to_cut(cuts, C), decayed * dreads, PRECISION)
     dgate += masked_sums(from_cut(cuts, C), right * dwrites, PRECISION)
-    for cut in range(0, cuts):  # a bound that is no constant keeps the loop a loop, in fewer registers
+    for cut in range(cuts):  # a bound that is no constant keeps the loop a loop, in fewer registers
         decay = tl.exp(masked_sums(to_cut(cut, C), gate, PRECISION))
         since, until = (decayed * decay).to(q.dtype.element_ty), (right * decay).to(q.dtype.element_ty)
         dproducts = tl.where(parted(cut, C), dscores, 0.0).to(q.dtype.element_ty)
@@ -249,8 +251,8 @@ def vector_decay(
     The backward pass keeps the inputs, two more rows of K channels, and the scores.
 
     Args:
-        q, k: [N, H, K] float32, bfloat16 or float16, K one of 64, 128 and 256; k or v is 0 on padding rows.
-        v: [N, H, V] of the same dtype, V one of 64, 128, 256 and 512.
+        q, k: [N, H, K] float32, bfloat16 or float16, K one of 16, 32, 64, 128 and 256; k or v is 0 on padding rows.
+        v: [N, H, V] of the same dtype, V one of these and 512.
         g: [N, H, K] log decay, at most 0, and 0 on padding rows.
         bonus: [H, K] weight of the token itself, which then reads the state before it, or None.
         chunks: segments and documents of the rows, in chunks of 16, 32 or 64 rows.
