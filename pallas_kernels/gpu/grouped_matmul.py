@@ -84,10 +84,10 @@ def tiles_of(group_sizes: jax.Array, rows: int, tile: int, block: int) -> Tiles:
 @triton.jit
 def product_kernel(
     x, weight, group, first, end, y,
-    GROUPS: tl.constexpr, INNER: tl.constexpr, COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr,
+    GROUPS: tl.constexpr, INNER: tl.constexpr, COLUMNS: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``y = x @ weight[g]`` for one tile and one block of columns; ``weight[g]`` is stored transposed or not."""
+    """``y = x @ weight[g]`` for one tile and one block of columns; the weight has strides ``DOWN`` and ``ACROSS``."""
     blocks = tl.cdiv(COLUMNS, BLOCK)
     tile = tl.program_id(0) // blocks
     column = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -103,10 +103,7 @@ def product_kernel(
             for start in range(0, INNER, STEP):
                 i = start + tl.arange(0, STEP)
                 left = tl.load(x + row[:, None] * INNER + i[None, :], mask=inside & (i < INNER)[None, :], other=0.0)
-                if TRANSPOSED:
-                    at = column[None, :] * INNER + i[:, None]
-                else:
-                    at = i[:, None] * COLUMNS + column[None, :]
+                at = i[:, None] * DOWN + column[None, :] * ACROSS
                 kept = (i < INNER)[:, None] & (column < COLUMNS)[None, :]
                 total = tl.dot(left, tl.load(weight + at, mask=kept, other=0.0), total, input_precision=PRECISION)
         y += begin.to(tl.int64) * COLUMNS
@@ -240,7 +237,8 @@ def _product(x, weight, group_sizes, tile, device, interpret, *, transposed):
         GROUPS=groups,
         INNER=inner,
         COLUMNS=columns,
-        TRANSPOSED=transposed,
+        DOWN=1 if transposed else columns,
+        ACROSS=inner if transposed else 1,
         ROWS=height,
         BLOCK=width,
         STEP=_width(blocks.inner, inner),

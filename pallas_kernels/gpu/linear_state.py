@@ -72,8 +72,8 @@ class Rows(NamedTuple):
 def zero_blocks(COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """``COUNT`` float32 blocks of zeros."""
     blocks = ()
-    for _ in tl.static_range(COUNT):
-        blocks = blocks + (tl.zeros((ROWS, COLUMNS), tl.float32),)
+    for _ in tl.static_range(COUNT):  # pyright: ignore[reportGeneralTypeIssues]
+        blocks = blocks + (tl.zeros((ROWS, COLUMNS), tl.float32),)  # noqa: RUF005
     return blocks
 
 
@@ -95,11 +95,11 @@ def outputs_kernel(
     states = zero_blocks(KEYS // BK, BK, BV)
     if STATES:
         loaded = ()
-        for b in tl.static_range(KEYS // BK):
-            loaded = loaded + (tl.load(initial + place + b * BK * VALUES, mask=real, other=0.0),)
+        for b in tl.static_range(KEYS // BK):  # pyright: ignore[reportGeneralTypeIssues]
+            loaded = loaded + (tl.load(initial + place + b * BK * VALUES, mask=real, other=0.0),)  # noqa: RUF005
         states = loaded
     begin = tl.load(start + segment).to(tl.int64)
-    for i in range(0, (tl.load(start + segment + 1) - begin).to(tl.int32)):
+    for i in range((tl.load(start + segment + 1) - begin).to(tl.int32)):
         at = (begin + i) * HEADS + head
         first = (begin + i) * C * HEADS + head
         rows = first * KEYS + row[:, None] * (HEADS * KEYS) + key[None, :]
@@ -111,22 +111,22 @@ def outputs_kernel(
         if FACTORS:
             value = (value * tl.load(write_factor + at * C + row)[:, None]).to(value.dtype)
         new = ()
-        for b in tl.static_range(KEYS // BK):
+        for b in tl.static_range(KEYS // BK):  # pyright: ignore[reportGeneralTypeIssues]
             state = states[b]
             read = tl.load(reads + rows + b * BK)
             write = tl.load(writes + rows + b * BK)
-            entered = tl.dot(read, state.to(read.dtype), entered, input_precision=PRECISION)
+            entered = tl.dot(read, tl.cast(states[b], read.dtype), entered, input_precision=PRECISION)
             if VECTOR:
                 state *= tl.load(across + at * KEYS + b * BK + key)[:, None]
             else:
                 state *= tl.load(across + at)
-            new = new + (tl.dot(tl.trans(write), value, state, input_precision=PRECISION),)
+            new = new + (tl.dot(tl.trans(write), value, state, input_precision=PRECISION),)  # noqa: RUF005
         states = new
         if FACTORS:
             entered *= tl.load(read_factor + at * C + row)[:, None]
         tl.store(o + here, (inside + entered).to(o.dtype.element_ty))
     if STATES:
-        for b in tl.static_range(KEYS // BK):
+        for b in tl.static_range(KEYS // BK):  # pyright: ignore[reportGeneralTypeIssues]
             tl.store(final + place + b * BK * VALUES, states[b], mask=real)
 
 
@@ -153,7 +153,7 @@ def borders_kernel(
         state = tl.load(initial + slot * KEYS * VALUES + place, mask=real, other=0.0)
     begin = tl.load(start + segment).to(tl.int64)
     end = tl.load(start + segment + 1).to(tl.int64)
-    for i in range(0, (end - begin).to(tl.int32)):
+    for i in range((end - begin).to(tl.int32)):
         chunk = begin + i
         if REVERSE:
             chunk = end - 1 - i
@@ -344,7 +344,7 @@ def borders(
         grid=((start.shape[0] - 1) * sizes.heads * blocks,),
         outputs=[
             jax.ShapeDtypeStruct(shape, v.dtype),
-            jax.ShapeDtypeStruct(initial_state.shape if store else (1,), jnp.float32),
+            jax.ShapeDtypeStruct((1,) if initial_state is None or not store else initial_state.shape, jnp.float32),
         ],
         interpret=interpret,
         device=device,

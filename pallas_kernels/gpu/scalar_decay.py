@@ -181,7 +181,7 @@ def _backward(scale, device, interpret, residuals, cotangents):
     decays, pull = jax.vjp(lambda g: _row_decays(g, _documents(chunks), scale), g)
     rows = Rows(q, k, *decays, scores)
     states = both_borders(rows, v, do, chunks, initial_state, dfinal, **options)
-    dq, dk, dg, ddecays = _gradients(rows, v, do, g, states, chunks, scale, **options)
+    dq, dk, dg, ddecays = _gradients(q, k, v, do, g, decays, scores, states, chunks, scale, **options)
     dv = value_gradient(rows, v, do, states.leaving, chunks, **options)
     dg = jnp.swapaxes(dg + pull(ddecays)[0], 1, 2).reshape(q.shape[:2])
     return dq, dk, dv, dg, None, states.dinitial
@@ -237,28 +237,27 @@ def _scores(q, k, v, g, chunks, scale, device, interpret):
     )[0]
 
 
-def _gradients(rows: Rows, v, do, g, states: Borders, chunks, scale, device, interpret):
-    sizes = sizes_of(rows.writes, v, chunks)
+def _gradients(q, k, v, do, g, decays, scores, states: Borders, chunks, scale, device, interpret):
+    sizes = sizes_of(k, v, chunks)
     constants = sizes.constants(PARAMETERS[device][v.dtype.itemsize][1])
     parts = sizes.keys // constants["BK"]
     float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     dq, dk, dg, *dfactors = launch(
         gradients_kernel,
-        rows.reads,
-        rows.writes,
+        q,
+        k,
         v,
         do,
         g,
         g if chunks.document is None else chunks.document,
-        rows.read_factor,
-        rows.write_factor,
-        rows.scores,
+        *decays[:2],
+        scores,
         states.states,
         states.leaving,
         grid=(sizes.chunks * sizes.heads * parts,),
         outputs=[
-            jax.ShapeDtypeStruct(rows.reads.shape, rows.reads.dtype),
-            jax.ShapeDtypeStruct(rows.writes.shape, rows.writes.dtype),
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct(k.shape, k.dtype),
             float32(g.shape),
             float32((parts, *g.shape)),
             float32((parts, *g.shape)),
@@ -266,8 +265,8 @@ def _gradients(rows: Rows, v, do, g, states: Borders, chunks, scale, device, int
         ],
         interpret=interpret,
         device=device,
-        flops=2 * v.size * (2 * sizes.keys + sizes.rows * parts) + 4 * rows.reads.size * sizes.rows,
-        bytes_accessed=2 * (states.states.size + 2 * rows.reads.size + v.size) * v.dtype.itemsize,
+        flops=2 * v.size * (2 * sizes.keys + sizes.rows * parts) + 4 * k.size * sizes.rows,
+        bytes_accessed=2 * (states.states.size + 2 * k.size + v.size) * v.dtype.itemsize,
         SCALE=scale,
         DOCUMENTS=chunks.document is not None,
         PRECISION=float32_precision(device, interpret),

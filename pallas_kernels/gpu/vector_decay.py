@@ -171,7 +171,7 @@ def gradients_kernel(
         v, do, borders, leaving, at, key, HEADS, KEYS, VALUES, C, BK, BV, PRECISION
     )
     number = row
-    down = tl.sum(tl.where(row[:, None] == row[None, :], dscores, 0.0), axis=1)[:, None]
+    down = tl.expand_dims(tl.sum(tl.where(row[:, None] == row[None, :], dscores, 0.0), axis=1), 1)
     if DOCUMENTS:
         number = tl.load(document + (at // HEADS) * C + row)
         dscores = tl.where(number[:, None] == number[None, :], dscores, 0.0)
@@ -272,8 +272,8 @@ def vector_decay(
     reason = refusal(q, k, v, g, bonus, chunks, initial_state, scale, device=device)
     if reason is not None:
         raise ValueError(f"vector_decay: {reason}")
-    g, bonus, initial_state = (None if x is None else x.astype(jnp.float32) for x in (g, bonus, initial_state))
-    return _vector_decay(q, k, v, g, bonus, chunks, initial_state, float(scale), device, interpret)
+    bonus, initial_state = (None if x is None else x.astype(jnp.float32) for x in (bonus, initial_state))
+    return _vector_decay(q, k, v, g.astype(jnp.float32), bonus, chunks, initial_state, float(scale), device, interpret)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
