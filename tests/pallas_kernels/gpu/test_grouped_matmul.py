@@ -1,0 +1,94 @@
+"""Grouped matrix products as Triton kernels, in Triton's interpreter, against a loop over groups."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.compare import assert_close
+
+from pallas_kernels.gpu.grouped_matmul import grouped_matmul, refusal
+
+CASES = {  # sizes, rows, D, F, tile
+    "even": ((32, 32, 32), 96, 64, 48, 16),
+    "empty groups": ((0, 48, 0, 16, 0), 64, 16, 40, 16),
+    "all in one": ((0, 0, 160), 160, 20, 6, 32),
+    "rows beyond": ((64, 192), 448, 64, 65, 64),
+    "nothing": ((0, 0), 32, 16, 16, 16),
+    "wide": ((128, 0, 256), 384, 100, 300, 128),
+}
+
+
+def loop(x, weight, dy, sizes):
+    """y, dx and dW in float64."""
+    x, weight, dy = (np.asarray(a, np.float64) for a in (x, weight, dy))
+    y, dx, dw, begin = np.zeros_like(dy), np.zeros_like(x), np.zeros_like(weight), 0
+    for group, size in enumerate(sizes):
+        rows = slice(begin, begin + size)
+        y[rows], dx[rows], dw[group] = x[rows] @ weight[group], dy[rows] @ weight[group].T, x[rows].T @ dy[rows]
+        begin += size
+    return y, dx, dw
+
+
+def example(case, dtype):
+    """x (0 beyond the groups), weight and the output's cotangent."""
+    sizes, rows, inputs, outputs, _ = CASES[case]
+    rng = np.random.default_rng(rows)
+    x, dy = rng.normal(size=(rows, inputs)), rng.normal(size=(rows, outputs))
+    x[sum(sizes) :] = 0
+    weight = rng.normal(size=(len(sizes), inputs, outputs))
+    return tuple(jnp.asarray(a, dtype) for a in (x, weight, dy))
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def differentiate(x, weight, dy, sizes, tile):
+    """y, dx, dW."""
+    y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, tile, interpret=True), x, weight)
+    return y, *pull(dy)
+
+
+def measured(case, dtype):
+    """What the kernels give, and the loop."""
+    sizes, *_, tile = CASES[case]
+    x, weight, dy = example(case, dtype)
+    return differentiate(x, weight, dy, jnp.array(sizes, jnp.int32), tile), loop(x, weight, dy, sizes)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float32(case):
+    """Values and both gradients; the gradient of an empty group's weight is 0."""
+    assert_close(*measured(case, jnp.float32), 1e-5)
+
+
+@pytest.mark.parametrize("case", ["even", "rows beyond"])
+def test_float16(case):
+    """Sums in float32: one rounding of the result (2^-11 of the largest value)."""
+    got, want = measured(case, jnp.float16)
+    assert {a.dtype for a in got} == {jnp.dtype(jnp.float16)}
+    assert_close(got, want, 2**-11)
+
+
+def test_the_split_is_data():
+    """One compiled program serves every split of the rows."""
+    x, weight, dy = example("all in one", jnp.float32)
+    for sizes in ((160, 0, 0), (32, 96, 32), (64, 0, 96)):
+        assert_close(differentiate(x, weight, dy, jnp.array(sizes), 32), loop(x, weight, dy, sizes), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tile": 24}, "tile=24 is none of 16, 32, 64, 128"),
+        ({"x": jnp.zeros((40, 8))}, r"x \(40, 8\) does not have a multiple of tile=16 rows"),
+        ({"weight": jnp.zeros((2, 9, 4))}, r"weight \(2, 9, 4\) does not fit"),
+        ({"weight": jnp.zeros((2, 8, 4), jnp.int8)}, "x is float32 and weight int8"),
+        ({"device": "sm_70"}, "device=sm_70 is none of sm_80"),
+    ],
+)
+def test_refuses(change, message):
+    """Bad arguments are named in one line."""
+    good = {"x": jnp.zeros((32, 8)), "weight": jnp.zeros((2, 8, 4)), "group_sizes": jnp.zeros(2, jnp.int32)}
+    assert refusal(**good, tile=16) is None
+    with pytest.raises(ValueError, match=message):
+        grouped_matmul(**(good | {"tile": 16} | change))
