@@ -7,7 +7,7 @@ ARGS ?=
 # Two workers share the compilations of the suite; each stays small in memory.
 PYTEST := -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-second-python test-gpu test-parity check bench clean
+.PHONY: help demo test test-second-python test-gpu test-tpu test-parity check bench bench-gpu bench-tpu kernels clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -19,6 +19,7 @@ demo: ## train a small model on this machine's Python sources, evaluate, write a
 
 test: ## the whole suite
 	@tools/make-venv .venv test
+	@.venv/bin/python tools/install_compilers.py
 	.venv/bin/python $(PYTEST) $(ARGS)
 
 # Left out: suites that hold one implementation against another in many cases. What is measured against stored numbers stays.
@@ -33,7 +34,12 @@ test-gpu: ## the tests that need an NVIDIA GPU
 	@nvidia-smi -L >/dev/null 2>&1 || { echo "make test-gpu: no NVIDIA GPU here, nvidia-smi does not answer" >&2; exit 1; }
 	@tools/make-venv .venv-gpu gpu
 	@tools/make-venv .venv-gpu test
-	.venv-gpu/bin/python -m pytest -m gpu $(ARGS)
+	TRITON_INTERPRET=0 .venv-gpu/bin/python -m pytest -m gpu $(ARGS)
+
+test-tpu: ## the tests that need a TPU
+	@tools/make-venv .venv-tpu tpu
+	@tools/make-venv .venv-tpu test
+	.venv-tpu/bin/python -m pytest -m tpu $(ARGS)
 
 test-parity: ## the tests that run the PyTorch reference beside ours, on a CPU
 	@tools/make-venv .venv-parity parity
@@ -45,9 +51,23 @@ check: ## style (ruff) and types (pyright)
 	.venv/bin/ruff check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
-bench: ## the tables of docs/benchmarks.md
+bench: ## the CPU tables of docs/benchmarks.md
 	@tools/make-venv .venv test
 	.venv/bin/python -m benchmarks
+
+bench-gpu: ## kernels on this machine's GPU, beside the PyTorch reference
+	@tools/make-venv .venv-gpu gpu
+	@tools/make-venv .venv-gpu parity
+	.venv-gpu/bin/python -m benchmarks.accelerator
+
+bench-tpu: ## kernels on this machine's TPU
+	@tools/make-venv .venv-tpu tpu
+	.venv-tpu/bin/python -m benchmarks.accelerator
+
+kernels: ## compile every kernel for GPUs and TPUs that are not here, into the tables of docs/kernels.md (half an hour)
+	@tools/make-venv .venv test
+	@.venv/bin/python tools/install_compilers.py
+	.venv/bin/python -m tools.kernels
 
 clean: ## remove environments, caches and runs of the demo
 	rm -rf .venv .venv-* build dist runs .pytest_cache .ruff_cache .hypothesis

@@ -13,9 +13,10 @@ import shutil
 import tempfile
 
 import pytest
+from support.processes import compiler
 
 HARDWARE = ("gpu", "tpu")
-MARKERS = (*HARDWARE, "parity")
+MARKERS = (*HARDWARE, "parity", "compilers")
 _NOT_RUN: dict[str, list[str]] = {}
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OWN_CACHE = _CACHE not in os.environ
@@ -36,6 +37,8 @@ def _available(marker: str) -> bool:
         import jax
 
         return jax.default_backend() == marker
+    if marker == "compilers":
+        return all(map(compiler, ("libtpu", "jax_cuda12_plugin"))) and importlib.util.find_spec("jax_triton") is not None
     return all(importlib.util.find_spec(package) for package in ("torch", "triton", "fla"))
 
 

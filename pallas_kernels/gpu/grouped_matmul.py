@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
+from pallas_kernels.chunks import Unsupported
 from pallas_kernels.gpu.launch import float32_precision, launch
 
 TILES = (16, 32, 64, 128)
@@ -181,11 +182,11 @@ def grouped_matmul(
         [N, F] in ``x.dtype``.
 
     Raises:
-        ValueError: arguments that `refusal` names.
+        Unsupported: arguments that `refusal` names.
     """
     reason = refusal(x, weight, group_sizes, tile, device=device)
     if reason is not None:
-        raise ValueError(f"grouped_matmul: {reason}")
+        raise Unsupported(reason)
     return _grouped_matmul(x, weight, group_sizes, tile, device, interpret)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from pallas_kernels.chunks import Chunks
+from pallas_kernels.chunks import Chunks, Unsupported
 from pallas_kernels.gpu.launch import float32_precision, launch
 from pallas_kernels.gpu.linear_state import (
     Blocks,
@@ -150,11 +150,11 @@ def scalar_decay(
         included, to it.
 
     Raises:
-        ValueError: arguments that `refusal` names.
+        Unsupported: arguments that `refusal` names.
     """
     reason = refusal(q, k, v, g, chunks, initial_state, scale, device=device)
     if reason is not None:
-        raise ValueError(f"scalar_decay: {reason}")
+        raise Unsupported(reason)
     if initial_state is not None:
         initial_state = initial_state.astype(jnp.float32)
     gates = jnp.zeros(k.shape[:2], jnp.float32) if g is None else g.astype(jnp.float32)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from pallas_kernels.chunks import Chunks
+from pallas_kernels.chunks import Chunks, Unsupported
 from pallas_kernels.gpu.launch import float32_precision, launch
 from pallas_kernels.gpu.linear_state import (
     Blocks,
@@ -267,11 +267,11 @@ def vector_decay(
         and decayed rows included, to it.
 
     Raises:
-        ValueError: arguments that `refusal` names.
+        Unsupported: arguments that `refusal` names.
     """
     reason = refusal(q, k, v, g, bonus, chunks, initial_state, scale, device=device)
     if reason is not None:
-        raise ValueError(f"vector_decay: {reason}")
+        raise Unsupported(reason)
     bonus, initial_state = (None if x is None else x.astype(jnp.float32) for x in (bonus, initial_state))
     return _vector_decay(q, k, v, g.astype(jnp.float32), bonus, chunks, initial_state, float(scale), device, interpret)
 

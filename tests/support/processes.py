@@ -1,11 +1,13 @@
 """Processes of their own, for what is fixed when JAX starts."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
+COMPILERS = Path(sys.prefix) / "compilers"
 
 
 def on_eight_fake_devices(script: str | Path, *arguments: str | Path) -> str:
@@ -14,15 +16,20 @@ def on_eight_fake_devices(script: str | Path, *arguments: str | Path) -> str:
     return _output([str(script), *map(str, arguments)], {**os.environ, "XLA_FLAGS": flags})
 
 
-def without_interpreter(program: str) -> str:
-    """The output of Python text that compiles Triton kernels instead of interpreting them."""
+def compiler(package: str) -> bool:
+    """Whether one of the packages of tools/install_compilers.py is there."""
+    return importlib.util.find_spec(package) is not None or (COMPILERS / package).is_dir()
+
+
+def compiling(program: str) -> str:
+    """The output of Python text that compiles kernels for accelerators, instead of interpreting them."""
     return _output(["-c", program], {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"})
 
 
 def _output(arguments: list[str], environment: dict[str, str]) -> str:
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS), str(COMPILERS)])
     environment = {**environment, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

@@ -1,0 +1,96 @@
+"""Kernels become machine code on a machine without the hardware: alone, and inside a training step of mom-340m."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from support.processes import compiling
+
+pytestmark = pytest.mark.compilers
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/kernels.md"
+SIZE, DTYPE = 256, "bfloat16"  # the published ones; docs/kernels.md has all
+DEVICES = ("sm_90", "gfx942")
+
+GPU = f"""
+import dataclasses, json
+from tools.kernels import gpu
+from tools.kernels.cases import OPERATORS, Case, training
+for operator in OPERATORS["gpu"]:
+    for device in {DEVICES}:
+        function, arguments = training(Case("gpu", operator, {SIZE}, "{DTYPE}"), device=device)
+        for launch in gpu.launches(function, *arguments):
+            made = dataclasses.asdict(gpu.compiled(launch, device))
+            print(json.dumps(dict(made, operator=operator, device=device, kernel=launch.name, most=gpu.SHARED[device])))
+"""
+
+TPU = f"""
+from tools.kernels import tpu
+from tools.kernels.cases import OPERATORS, Case, training
+for operator in OPERATORS["tpu"]:
+    function, arguments = training(Case("tpu", operator, {SIZE}, "{DTYPE}"))
+    print(tpu.compiled(tpu.mesh("v5e"), function, *arguments).as_text().count("tpu_custom_call"))
+"""
+
+CUDA = f"""
+import jax
+from tools.kernels.cases import OPERATORS, Case, training
+for operator in OPERATORS["gpu"]:
+    function, arguments = training(Case("gpu", operator, 64, "{DTYPE}"))
+    text = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    print(text.count("custom_call @triton_kernel_call"))
+"""
+
+CUDA_STEP = """
+from tools.kernels import train_step
+step = train_step.traced("mom-340m", train_step.gpu_mesh("NVIDIA H100"), 8, 2048)
+print(step.lower(lowering_platforms=("cuda",)).as_text().count("@triton_kernel_call"))
+"""
+
+TPU_STEP = """
+from tools.kernels import tpu, train_step
+step = train_step.traced("mom-340m", tpu.mesh("v5e", data=1, fsdp=4, tensor=1), 4, 512)
+print(step.lower().compile().as_text().count("tpu_custom_call"))
+"""
+
+
+def recorded_spills():
+    """Spilled bytes by operator, kernel, size, dtype and device, as docs/kernels.md tells them."""
+    lines = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    (header,) = (x for x in lines if x[:2] == ["operator", "kernel"])
+    rows = (x for x in lines if len(x) == len(header) and x[1].startswith("`"))
+    return {
+        (operator, kernel.strip("`"), int(size), dtype, device): int((re.search(r"(\d+) B spilled", cell) or "00")[1])
+        for operator, kernel, size, dtype, *cells in rows
+        for device, cell in zip(header[4:], cells, strict=True)
+    }
+
+
+def test_gpu_kernels_fit():
+    """No kernel spills more registers than docs/kernels.md says, or takes more shared memory than there is."""
+    allowed, found = recorded_spills(), [json.loads(line) for line in compiling(GPU).splitlines()]
+    assert len(found) > 20
+    for made in found:
+        name = made["operator"], made["kernel"], SIZE, DTYPE, made["device"]
+        assert made["spills"] <= allowed[name] and made["shared"] <= made["most"], made
+
+
+def test_tpu_kernels_compile():
+    """libtpu compiles the forward, state and backward kernels of every operator."""
+    assert [int(n) for n in compiling(TPU).split()] == [3, 3, 3, 3]
+
+
+def test_operators_lower_for_cuda():
+    """Forward and backward, with each operator's kernels."""
+    assert [int(n) for n in compiling(CUDA).split()] == [5, 6, 6, 3]
+
+
+def test_training_step_for_cuda():
+    """The step lowers with the delta rule's five kernels in it, some of them twice."""
+    assert int(compiling(CUDA_STEP)) >= 5
+
+
+def test_training_step_for_tpu():
+    """The step compiles for four TPUs that share the parameters, with kernels inside the scanned layers."""
+    assert int(compiling(TPU_STEP)) >= 3

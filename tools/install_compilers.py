@@ -1,0 +1,42 @@
+"""Installs compilers for accelerators that are not here, into a folder ``compilers`` of this Python's environment.
+
+    .venv/bin/python tools/install_compilers.py
+
+They are libtpu, and what lowers Triton kernels for CUDA, in the versions that belong to the installed JAX; about 250 MB
+to load. Beside the environment's packages and not among them, because JAX would look for the hardware at every start.
+Python 3.12 and later; for others JAX has no release that goes with jax-triton.
+"""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import requires, version
+from pathlib import Path
+
+FOLDER = Path(sys.prefix) / "compilers"
+
+
+def wanted() -> list[str]:
+    """The packages, with versions."""
+    (libtpu,) = (re.match(r"libtpu[^;\s]*", line) for line in requires("jax") or () if line.startswith("libtpu"))
+    assert libtpu is not None
+    return [libtpu[0], f"jax-cuda12-plugin=={version('jaxlib')}"]
+
+
+def main() -> None:
+    """Installs what is not there yet."""
+    if sys.version_info < (3, 12):
+        print("install_compilers: nothing for this Python; kernels are compiled with 3.12 or later")
+        return
+    packages, stamp = wanted(), FOLDER / ".installed"
+    if stamp.is_file() and stamp.read_text() == "\n".join(packages):
+        return
+    print(f"install_compilers: {', '.join(packages)} into {FOLDER}", flush=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade"]
+    if subprocess.run([*pip, "--target", str(FOLDER), *packages]).returncode:
+        sys.exit("install_compilers: pip could not install them; see its lines above")
+    stamp.write_text("\n".join(packages))
+
+
+if __name__ == "__main__":
+    main()
