@@ -38,7 +38,7 @@ def _available(marker: str) -> bool:
 
         return jax.default_backend() == marker
     if marker == "compilers":
-        return all(map(compiler, ("libtpu", "jax_cuda12_plugin"))) and importlib.util.find_spec("jax_triton") is not None
+        return all(map(compiler, ("libtpu", "jax_cuda12_plugin", "jax_triton")))
     return all(importlib.util.find_spec(package) for package in ("torch", "triton", "fla"))
 
 

@@ -4,27 +4,48 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 
+from mom_jax.ops.dispatch import select
 from mom_jax.typing import Array, Float, Int
 
 Weights = tuple[Float[Array, "G D F"], ...]
 
 
-@jax.custom_vjp
 def grouped_matmul(
-    x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"]
+    x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"], *, tile: int, impl: str = "auto"
 ) -> tuple[Float[Array, "N F"], ...]:
     """``y[n] = x[n] @ w[g]`` for every ``w`` in ``weights`` and the group g that row n falls into.
 
-    Groups follow each other from row 0; rows behind the last group must be 0 and give 0. Cost
-    follows the rows, not N * G: by `jax.lax.ragged_dot`, which is native on TPU, and on CPU
-    (where ``ragged_dot`` is a dense expansion) by a loop over row tiles of each group. Sums in
-    float32, returns ``x.dtype``.
+    Cost follows the rows, not N * G. On TPU it is `jax.lax.ragged_dot`, native there; on CPU, where that
+    is a dense expansion, a loop over row tiles of each group; on GPU, where it is one too, a kernel.
+
+    Args:
+        x: rows; those behind the last group must be 0 and give 0.
+        weights: any number, each with its own F.
+        group_sizes: rows of each group, a multiple of ``tile``; groups follow each other from row 0.
+        tile: alignment of groups, in rows.
+        impl: ``auto``, or ``gpu`` for the kernel; every other name is XLA.
+
+    Returns:
+        A product for each weight, in ``x.dtype``; sums in float32.
+
+    Raises:
+        InputError: ``gpu`` cannot run here.
     """
+    name = impl if impl in ("auto", "gpu") else "xla"
+    return select(name, {"xla": _by_xla}, "grouped_matmul")(x, weights, group_sizes, tile)
+
+
+def _by_xla(x, weights, group_sizes, tile):
+    return _grouped_matmul(x, weights, group_sizes)
+
+
+@jax.custom_vjp
+def _grouped_matmul(x, weights, group_sizes):
     return _products(x, weights, group_sizes)
 
 
 def _forward(x, weights, group_sizes):
-    return grouped_matmul(x, weights, group_sizes), (x, weights, group_sizes)
+    return _grouped_matmul(x, weights, group_sizes), (x, weights, group_sizes)
 
 
 def _backward(residuals, dys):
@@ -32,7 +53,7 @@ def _backward(residuals, dys):
     return *_gradients(x, weights, dys, group_sizes), None
 
 
-grouped_matmul.defvjp(_forward, _backward)
+_grouped_matmul.defvjp(_forward, _backward)
 
 
 @sequential_vmap  # neither loop nor ragged_dot has a batched form

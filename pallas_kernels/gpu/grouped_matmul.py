@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import triton
 import triton.language as tl
 
@@ -18,6 +19,7 @@ from pallas_kernels.chunks import Unsupported
 from pallas_kernels.gpu.launch import float32_precision, launch
 
 TILES = (16, 32, 64, 128)
+NARROW = 64  # columns
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -139,39 +141,23 @@ def weight_gradient_kernel(
     tl.store(dweight + at, total.to(dweight.dtype.element_ty), mask=kept)
 
 
-def refusal(
-    x: jax.Array, weight: jax.Array, group_sizes: jax.Array, tile: int, *, device: str = "sm_90"
-) -> str | None:
-    """Why `grouped_matmul` does not take these arguments, or None if it does."""
-    if device not in PARAMETERS:
-        return f"device={device} is none of {', '.join(PARAMETERS)}"
-    if x.dtype.name not in DTYPES or weight.dtype != x.dtype:
-        return f"x is {x.dtype} and weight {weight.dtype}; both must be the same of {', '.join(DTYPES)}"
-    if tile not in TILES:
-        return f"tile={tile} is none of {', '.join(map(str, TILES))}"
-    if x.ndim != 2 or x.shape[0] % tile:
-        return f"x {x.shape} does not have a multiple of tile={tile} rows; it must be [N, D]"
-    if weight.ndim != 3 or weight.shape[:2] != (*group_sizes.shape, x.shape[1]):
-        return f"weight {weight.shape} does not fit {group_sizes.shape} groups of x {x.shape}; it must be [G, D, F]"
-    return None
-
-
 def grouped_matmul(
     x: jax.Array,
-    weight: jax.Array,
+    weights: tuple[jax.Array, ...],
     group_sizes: jax.Array,
     tile: int,
     *,
     device: str = "sm_90",
     interpret: bool = False,
-) -> jax.Array:
-    """``y[n] = x[n] @ weight[g]`` for the group g that row n falls into.
+) -> tuple[jax.Array, ...]:
+    """``y[n] = x[n] @ w[g]`` for every ``w`` in ``weights`` and the group g that row n falls into.
 
-    Cost follows the rows, not N * G. Sums in float32.
+    Cost follows the rows, not N * G. Sums in float32. Weights of few columns are multiplied side by side, so that
+    x is read once for all of them; each wide one by itself, so that none is copied.
 
     Args:
         x: [N, D] rows, float32, bfloat16 or float16; N is a multiple of ``tile``.
-        weight: [G, D, F], of the same dtype.
+        weights: [G, D, F] each, of the same dtype.
         group_sizes: [G] int32 rows of each group, each a multiple of ``tile`` and perhaps 0. Groups follow each
             other from row 0; rows behind the last one give 0.
         tile: 16, 32, 64 or 128.
@@ -179,18 +165,38 @@ def grouped_matmul(
         interpret: run in Triton's interpreter on the host.
 
     Returns:
-        [N, F] in ``x.dtype``.
+        [N, F] in ``x.dtype`` for each weight.
 
     Raises:
-        Unsupported: arguments that `refusal` names.
+        Unsupported: a size or dtype that the kernels do not take.
+        ValueError: arrays that do not fit each other.
     """
-    reason = refusal(x, weight, group_sizes, tile, device=device)
-    if reason is not None:
-        raise Unsupported(reason)
-    return _grouped_matmul(x, weight, group_sizes, tile, device, interpret)
+    for weight in weights:
+        _check(x, weight, group_sizes, tile, device)
+    narrow = [i for i, weight in enumerate(weights) if weight.shape[2] < NARROW]
+    run = functools.partial(_grouped_matmul, group_sizes=group_sizes, tile=tile, device=device, interpret=interpret)
+    found = {i: run(x, weight) for i, weight in enumerate(weights) if i not in narrow}
+    if narrow:
+        ends = np.cumsum([weights[i].shape[2] for i in narrow])
+        together = run(x, jnp.concatenate([weights[i] for i in narrow], 2))
+        found |= dict(zip(narrow, jnp.split(together, ends[:-1], 1), strict=True))
+    return tuple(found[i] for i in range(len(weights)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _check(x, weight, group_sizes, tile, device):
+    if device not in PARAMETERS:
+        raise Unsupported(f"device={device} is none of {', '.join(PARAMETERS)}")
+    if x.dtype.name not in DTYPES or weight.dtype != x.dtype:
+        raise Unsupported(f"x is {x.dtype} and weight {weight.dtype}; both must be the same of {', '.join(DTYPES)}")
+    if tile not in TILES:
+        raise Unsupported(f"tile={tile} is none of {', '.join(map(str, TILES))}")
+    if x.ndim != 2 or x.shape[0] % tile:
+        raise ValueError(f"x {x.shape} does not have a multiple of tile={tile} rows; expected [N, D]")
+    if weight.ndim != 3 or weight.shape[:2] != (*group_sizes.shape, x.shape[1]):
+        raise ValueError(f"weight {weight.shape} does not fit {group_sizes.shape} groups of x {x.shape}: [G, D, F]")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnames=("tile", "device", "interpret"))
 def _grouped_matmul(x, weight, group_sizes, tile, device, interpret):
     return _product(x, weight, group_sizes, tile, device, interpret, transposed=False)
 

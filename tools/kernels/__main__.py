@@ -22,6 +22,7 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("TRITON_INTERPRET", None)
 
+import jax
 from rich.progress import track
 
 from tools.kernels import gpu, tpu, train_step
@@ -84,7 +85,7 @@ def traffic_table() -> Iterator[str]:
             function, arguments = training(Case(platform, operator, 256, "bfloat16"))
             found = list(calls(PRIMITIVES[platform], function, *arguments))
             moved = sum(map(moved_bytes, found)) / (ROWS * HEADS * 1024)
-            least = 2 * sum(x.size * x.dtype.itemsize for x in arguments[0]) / (ROWS * HEADS * 1024)
+            least = 2 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments[0])) / (ROWS * HEADS * 1024)
             least += 2 * 256 * 2 / 1024  # outputs and their gradient
             yield f"| {operator} | {platform} | {least:.1f} | {moved:.1f} | {len(found)} |"
 

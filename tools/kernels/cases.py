@@ -42,7 +42,7 @@ def training(case: Case, **options: Any) -> tuple[Callable, tuple[Any, ...]]:
     def both(inputs, fixed):
         def outputs(*inputs):
             y = operator(*inputs, *fixed, *_CONSTANTS.get(case.operator, (None, 1.0)), **options)
-            return y[0] if isinstance(y, tuple) else y
+            return y[0]  # without final states
 
         y, pull = jax.vjp(outputs, *inputs)
         return y, pull(jnp.ones_like(y))
@@ -83,7 +83,7 @@ def _grouped(case):
     width = HEADS * case.size
     x = jax.ShapeDtypeStruct((ROWS, width), case.dtype)
     weight = jax.ShapeDtypeStruct((5, width, width), case.dtype)
-    return (x, weight), (jax.ShapeDtypeStruct((5,), jnp.int32),)
+    return (x, (weight,)), (jax.ShapeDtypeStruct((5,), jnp.int32),)
 
 
 _ARGUMENTS = {

@@ -58,7 +58,7 @@ class GLA(QueryKeyValueRule):
     ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
         """Writes the tokens into their memories and reads them, row by packed row."""
         q, k, v, (low,), cache = self.rows(x, packing, cache, layer, self.gk_down[...])
-        gate = add_bias(through(low, packing, self.gk_up[...]), packing, self.gk_bias[...])
+        gate = add_bias(through(low, packing, self.gk_up[...], self.impl), packing, self.gk_bias[...])
         g = jax.nn.log_sigmoid(gate.astype(jnp.float32)).reshape(k.shape) / self.gate_logit_normalizer
         g, k = (jnp.where(packing.valid[:, None, None], y, 0) for y in (g, k))
         return recur(

@@ -55,7 +55,7 @@ class KDA(DeltaNet):
         """Writes the tokens into their memories and reads them, row by packed row."""
         q, k, v, (b, low), cache = self.rows(x, packing, cache, layer, self.b_proj[...], self.f_down[...])
         q, k = l2_norm(q), l2_norm(k)
-        step = jax.nn.softplus(through(low, packing, self.f_up[...]).astype(jnp.float32) + self.dt_bias[...])
+        step = jax.nn.softplus(through(low, packing, self.f_up[...], self.impl).astype(jnp.float32) + self.dt_bias[...])
         decay = -jnp.exp(self.A_log[...])[:, None] * step.reshape(k.shape)
         strength = self.max_beta * jax.nn.sigmoid(b.astype(jnp.float32))
         g = jnp.where(packing.valid[:, None, None], decay, 0)

@@ -27,21 +27,24 @@ def per_memory(rngs: nnx.Rngs, memories: int, inputs: int, outputs: int, split: 
 
 
 def project(
-    x: Float[Array, "B T D"], packing: Packing, weights: tuple[Float[Array, "G D F"], ...]
+    x: Float[Array, "B T D"], packing: Packing, weights: tuple[Float[Array, "G D F"], ...], impl: str
 ) -> tuple[Float[Array, "N F"], ...]:
     """Packed rows of ``x`` through each memory's own weights, in ``x.dtype``; G = 1 is one projection for all."""
     weights = tuple(w.astype(x.dtype) for w in weights)
     if weights[0].shape[0] == 1:
         return tuple(pack(jnp.dot(x, w[0]), packing) for w in weights)
-    return grouped_matmul(pack(x, packing), weights, packing.group_sizes)
+    return grouped_matmul(pack(x, packing), weights, packing.group_sizes, tile=packing.table.chunk_size, impl=impl)
 
 
-def through(rows: Float[Array, "N D"], packing: Packing, weight: Float[Array, "G D F"]) -> Float[Array, "N F"]:
+def through(
+    rows: Float[Array, "N D"], packing: Packing, weight: Float[Array, "G D F"], impl: str
+) -> Float[Array, "N F"]:
     """Packed rows through each memory's own further weights."""
     weight = weight.astype(rows.dtype)
     if weight.shape[0] == 1:
         return jnp.dot(rows, weight[0])
-    return grouped_matmul(rows, (weight,), packing.group_sizes)[0]
+    tile = packing.table.chunk_size
+    return grouped_matmul(rows, (weight,), packing.group_sizes, tile=tile, impl=impl)[0]
 
 
 def add_bias(rows: Float[Array, "N F"], packing: Packing, bias: Float[Array, "G F"]) -> Float[Array, "N F"]:

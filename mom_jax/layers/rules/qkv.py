@@ -72,7 +72,7 @@ class QueryKeyValueRule(MemoryRule):
     ) -> tuple[Array, Array, Array, list[Float[Array, "N F"]], MemoryCache | None]:
         """Packed rows: q and k [N, key heads, K], v [N, H, V], one array for each further projection, the cache."""
         q = pack(self.q_proj(x), packing)
-        k, v, *rest = project(x, packing, (self.k_proj[...], self.v_proj[...], *gates))
+        k, v, *rest = project(x, packing, (self.k_proj[...], self.v_proj[...], *gates), self.impl)
         if self.conv_size is not None:
             rows = {"q": q, "k": k, "v": v}
             weights = {name: getattr(self, f"{name}_conv1d")[...] for name in rows}

@@ -73,8 +73,9 @@ class RWKV6(MemoryRule):
         """Writes the tokens into their memories and reads them, row by packed row."""
         (r, w, k, v, g), cache = self._blends(pack(x, packing), packing, cache, layer)
         q, gate = self.q_proj(r), self.g_proj(g)
-        k, v = through(k, packing, self.k_proj[...]), through(v, packing, self.v_proj[...])
-        w = through(jnp.tanh(through(w, packing, self.w_down[...])), packing, self.w_up[...])
+        k, v = through(k, packing, self.k_proj[...], self.impl), through(v, packing, self.v_proj[...], self.impl)
+        low = jnp.tanh(through(w, packing, self.w_down[...], self.impl))
+        w = through(low, packing, self.w_up[...], self.impl)
         decay = -jnp.exp(add_bias(w.astype(jnp.float32), packing, self.w_bias[...]))
         q, k, decay = (y.reshape(y.shape[0], -1, self.key_dim) for y in (q, k, decay))
         valid = packing.valid[:, None, None]

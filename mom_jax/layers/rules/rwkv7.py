@@ -89,13 +89,13 @@ class RWKV7(MemoryRule):
         of_receptance, of_decay, of_key, of_value, of_rate, of_gate = blends
         r, k, v = (
             self.q_proj(of_receptance),
-            through(of_key, packing, self.k_proj[...]),
-            through(of_value, packing, self.v_proj[...]),
+            through(of_key, packing, self.k_proj[...], self.impl),
+            through(of_value, packing, self.v_proj[...], self.impl),
         )
-        low = jnp.tanh(through(of_decay, packing, self.w_down[...]))
-        w = add_bias(through(low, packing, self.w_up[...]).astype(jnp.float32), packing, self.w_bias[...])
-        low = through(of_rate, packing, self.a_down[...])
-        a = add_bias(through(low, packing, self.a_up[...]).astype(jnp.float32), packing, self.a_bias[...])
+        low = jnp.tanh(through(of_decay, packing, self.w_down[...], self.impl))
+        w = add_bias(through(low, packing, self.w_up[...], self.impl).astype(jnp.float32), packing, self.w_bias[...])
+        low = through(of_rate, packing, self.a_down[...], self.impl)
+        a = add_bias(through(low, packing, self.a_up[...], self.impl).astype(jnp.float32), packing, self.a_bias[...])
         gate = self.g_up(jax.nn.sigmoid(self.g_down(of_gate)))
 
         r, k, w, a = (y.astype(jnp.float32).reshape(y.shape[0], -1, self.key_dim) for y in (r, k, w, a))

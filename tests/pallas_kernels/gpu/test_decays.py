@@ -11,6 +11,7 @@ from support.compare import assert_close
 from support.packed import Layout
 from support.primitives import PRIMITIVES
 
+from mom_jax.ops.dispatch import as_chunks
 from pallas_kernels.gpu import scalar_decay as scalar
 from pallas_kernels.gpu import vector_decay as vector
 

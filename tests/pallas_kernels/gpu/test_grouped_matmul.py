@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.compare import assert_close
 
-from pallas_kernels.gpu.grouped_matmul import grouped_matmul, refusal
+from pallas_kernels.gpu.grouped_matmul import grouped_matmul
 
 CASES = {  # sizes, rows, D, F, tile
     "even": ((32, 32, 32), 96, 64, 48, 16),
@@ -44,7 +44,7 @@ def example(case, dtype):
 @functools.partial(jax.jit, static_argnums=4)
 def differentiate(x, weight, dy, sizes, tile):
     """y, dx, dW."""
-    y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, tile, interpret=True), x, weight)
+    y, pull = jax.vjp(lambda x, w: grouped_matmul(x, (w,), sizes, tile, interpret=True)[0], x, weight)
     return y, *pull(dy)
 
 
@@ -69,6 +69,16 @@ def test_float16(case):
     assert_close(got, want, 2**-11)
 
 
+def test_several_weights():
+    """Narrow ones are multiplied together and wide ones alone; every result comes back in its place."""
+    x, weight, _ = example("even", jnp.float32)
+    sizes, widths = jnp.array((32, 32, 32)), (4, 70, 1, 64)
+    weights = tuple(jnp.tile(weight, (1, 1, 2))[..., :n] * (i + 1) for i, n in enumerate(widths))
+    got = jax.jit(lambda x, w: grouped_matmul(x, w, sizes, 16, interpret=True))(x, weights)
+    want = [np.repeat(np.asarray(w), 32, 0) for w in weights]
+    assert_close(got, tuple(np.einsum("nd,ndf->nf", x, w) for w in want), 1e-5)
+
+
 def test_the_split_is_data():
     """One compiled program serves every split of the rows."""
     x, weight, dy = example("all in one", jnp.float32)
@@ -81,14 +91,13 @@ def test_the_split_is_data():
     [
         ({"tile": 24}, "tile=24 is none of 16, 32, 64, 128"),
         ({"x": jnp.zeros((40, 8))}, r"x \(40, 8\) does not have a multiple of tile=16 rows"),
-        ({"weight": jnp.zeros((2, 9, 4))}, r"weight \(2, 9, 4\) does not fit"),
-        ({"weight": jnp.zeros((2, 8, 4), jnp.int8)}, "x is float32 and weight int8"),
+        ({"weights": (jnp.zeros((2, 9, 4)),)}, r"weight \(2, 9, 4\) does not fit"),
+        ({"weights": (jnp.zeros((2, 8, 4), jnp.int8),)}, "x is float32 and weight int8"),
         ({"device": "sm_70"}, "device=sm_70 is none of sm_80"),
     ],
 )
 def test_refuses(change, message):
     """Bad arguments are named in one line."""
-    good = {"x": jnp.zeros((32, 8)), "weight": jnp.zeros((2, 8, 4)), "group_sizes": jnp.zeros(2, jnp.int32)}
-    assert refusal(**good, tile=16) is None
+    given = {"x": jnp.zeros((32, 8)), "weights": (jnp.zeros((2, 8, 4)),), "group_sizes": jnp.zeros(2, jnp.int32)}
     with pytest.raises(ValueError, match=message):
-        grouped_matmul(**(good | {"tile": 16} | change))
+        grouped_matmul(**(given | {"tile": 16} | change))
