@@ -26,7 +26,7 @@ import jax
 from rich.progress import track
 
 from tools.kernels import gpu, tpu, train_step
-from tools.kernels.cases import DTYPES, HEADS, OPERATORS, ROWS, SIZES, Case, calls, moved_bytes, training
+from tools.kernels.cases import CHUNK, CHUNKS, DTYPES, HEADS, OPERATORS, SIZES, Case, calls, moved_bytes, training
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/kernels.md"
 
@@ -80,12 +80,13 @@ def traffic_table() -> Iterator[str]:
     """A line for each operator and platform, at K = V = 256 in bfloat16."""
     yield "| operator | platform | inputs, outputs and gradients once, KB | kernels move, KB | kernels |"
     yield "|---|---|---|---|---|"
+    rows = CHUNKS * CHUNK * HEADS * 1024
     for platform, operators in OPERATORS.items():
         for operator in operators:
             function, arguments = training(Case(platform, operator, 256, "bfloat16"))
             found = list(calls(PRIMITIVES[platform], function, *arguments))
-            moved = sum(map(moved_bytes, found)) / (ROWS * HEADS * 1024)
-            least = 2 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments[0])) / (ROWS * HEADS * 1024)
+            moved = sum(map(moved_bytes, found)) / rows
+            least = 2 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments[0])) / rows
             least += 2 * 256 * 2 / 1024  # outputs and their gradient
             yield f"| {operator} | {platform} | {least:.1f} | {moved:.1f} | {len(found)} |"
 

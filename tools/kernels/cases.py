@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from pallas_kernels.chunks import Chunks
 
 HEADS, CHUNK, CHUNKS = 4, 64, 16
-ROWS = CHUNK * CHUNKS
 SIZES = (64, 128, 256)
 DTYPES = ("float32", "bfloat16")
 OPERATORS = {
@@ -30,14 +29,14 @@ class Case(NamedTuple):
     dtype: str
 
 
-def training(case: Case, **options: Any) -> tuple[Callable, tuple[Any, ...]]:
-    """A forward and backward pass without initial states, and the shapes of its arguments.
+def training(case: Case, chunks: int = CHUNKS, **options: Any) -> tuple[Callable, tuple[Any, ...]]:
+    """A forward and backward pass over chunks without initial states, and the shapes of its arguments.
 
     ``options`` are keywords of the operator.
     """
     module = importlib.import_module(f"pallas_kernels.{case.platform}.{case.operator}")
     operator = getattr(module, case.operator)
-    inputs, fixed = _ARGUMENTS[case.operator](case)
+    inputs, fixed = _ARGUMENTS[case.operator](case, chunks)
 
     def both(inputs, fixed):
         def outputs(*inputs):
@@ -50,38 +49,38 @@ def training(case: Case, **options: Any) -> tuple[Callable, tuple[Any, ...]]:
     return both, (inputs, fixed)
 
 
-def _rows(case, *channels):
-    return jax.ShapeDtypeStruct((ROWS, HEADS, *channels), case.dtype if channels else "float32")
+def _rows(case, chunks, *channels):
+    return jax.ShapeDtypeStruct((chunks * CHUNK, HEADS, *channels), case.dtype if channels else "float32")
 
 
-def _table():
-    flags = jax.ShapeDtypeStruct((CHUNKS,), jnp.bool)
-    return Chunks(jax.ShapeDtypeStruct((CHUNKS,), jnp.int32), flags, flags, None)
+def _table(chunks):
+    flags = jax.ShapeDtypeStruct((chunks,), jnp.bool)
+    return Chunks(jax.ShapeDtypeStruct((chunks,), jnp.int32), flags, flags, None)
 
 
-def _scalar(case):
-    wide = _rows(case, case.size)
-    return (wide, wide, wide, _rows(case)), (_table(),)
+def _scalar(case, chunks):
+    wide = _rows(case, chunks, case.size)
+    return (wide, wide, wide, _rows(case, chunks)), (_table(chunks),)
 
 
-def _delta(case):
-    (*wide, gate), fixed = _scalar(case)
+def _delta(case, chunks):
+    (*wide, gate), fixed = _scalar(case, chunks)
     return (*wide, gate, gate), fixed
 
 
-def _vector(case):
-    (*wide, _), (table,) = _scalar(case)
+def _vector(case, chunks):
+    (*wide, _), (table,) = _scalar(case, chunks)
     return (*wide, jax.ShapeDtypeStruct(wide[0].shape, jnp.float32)), (None, table)
 
 
-def _rank_one(case):
-    (*wide, gate), (_, table) = _vector(case)
+def _rank_one(case, chunks):
+    (*wide, gate), (_, table) = _vector(case, chunks)
     return (*wide, *wide[:2], gate), (table,)
 
 
-def _grouped(case):
+def _grouped(case, chunks):
     width = HEADS * case.size
-    x = jax.ShapeDtypeStruct((ROWS, width), case.dtype)
+    x = jax.ShapeDtypeStruct((chunks * CHUNK, width), case.dtype)
     weight = jax.ShapeDtypeStruct((5, width, width), case.dtype)
     return (x, (weight,)), (jax.ShapeDtypeStruct((5,), jnp.int32),)
 
