@@ -29,7 +29,7 @@ def compiled(name, impl, lengths, resets, chunk):
     return jax.jit(functools.partial(with_gradients, function))
 
 
-def measured(name, impl, inputs, lengths, resets=None, chunk=16):
+def measured(name, impl, inputs, lengths, resets=None, chunk=8):
     """Outputs, final states and gradients."""
     return compiled(name, impl, lengths, resets, chunk)(inputs)
 
@@ -95,9 +95,9 @@ def test_documents_are_sequences_of_their_own(name):
     lengths = (11, 1, 20, 5)
     inputs = example(name, sum(lengths), len(lengths))
     zeros = jax.tree.map(np.zeros_like, inputs["state"])
-    together = Layout((sum(lengths),), 16)
+    together = Layout((sum(lengths),), 8)
     got, nothing = values(name, "xla", together, tuple(np.cumsum(lengths[:-1])), inputs | {"state": None})
-    want, _ = values(name, "xla", Layout(lengths, 16), None, inputs | {"state": zeros})
+    want, _ = values(name, "xla", Layout(lengths, 8), None, inputs | {"state": zeros})
     assert nothing is None
     assert_close(got, want, TOLERANCE)
 
@@ -132,7 +132,7 @@ def test_sizes_of_models(name):
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_bfloat16(name):
     """bfloat16 rows: outputs in bfloat16, within 2^-7 of float32; state float32; gradients as inputs."""
-    layout, inputs = Layout(RAGGED, 16), example(name, sum(RAGGED), len(RAGGED))
+    layout, inputs = Layout(RAGGED, 8), example(name, sum(RAGGED), len(RAGGED))
     half = inputs | {"rows": {n: x.astype(jnp.bfloat16) if n in "qkv" else x for n, x in inputs["rows"].items()}}
     o, state = values(name, "xla", layout, DOCUMENTS, half)
     rounded = jax.tree.map(lambda x: x.astype(np.float32), half)
@@ -150,7 +150,7 @@ def test_vmap(name):
     """A leading axis by vmap changes neither values nor gradients."""
     several = [example(name, sum(RAGGED), len(RAGGED), seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *several)
-    function = functools.partial(outputs, PRIMITIVES[name], "xla", Layout(RAGGED, 16), DOCUMENTS)
+    function = functools.partial(outputs, PRIMITIVES[name], "xla", Layout(RAGGED, 8), DOCUMENTS)
     got = jax.jit(jax.vmap(functools.partial(with_gradients, function)))(stacked)
     want = [measured(name, "xla", inputs, RAGGED, DOCUMENTS) for inputs in several]
     assert_close(got, jax.tree.map(lambda *x: np.stack(x), *want), TOLERANCE)

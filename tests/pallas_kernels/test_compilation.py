@@ -50,7 +50,7 @@ print(step.lower(lowering_platforms=("cuda",)).as_text().count("@triton_kernel_c
 
 TPU_STEP = """
 from tools.kernels import tpu, train_step
-step = train_step.traced("mom-340m", tpu.mesh("v5e", data=1, fsdp=4, tensor=1), 4, 512)
+step = train_step.traced("mom-340m", tpu.mesh("v5e", data=1, fsdp=4, tensor=1), 4, 128)
 print(step.lower().compile().as_text().count("tpu_custom_call"))
 """
 
