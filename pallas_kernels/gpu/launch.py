@@ -5,6 +5,7 @@ the same code with and without a GPU. The interpreter runs the kernels of a proc
 started with ``TRITON_INTERPRET=1``; it works on NumPy arrays and needs no PyTorch.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -82,6 +83,9 @@ def for_device(device: str, table: Mapping[str, T]) -> T:
     return table[device] if device in table else table[max(older, key=number)]
 
 
+_ONE_AT_A_TIME = threading.Lock()  # the interpreter swaps functions of triton.language while it runs
+
+
 class _Interpreted:
     """One launch in the interpreter; outputs begin as NaN, or the least integer, to show what is not written."""
 
@@ -91,7 +95,8 @@ class _Interpreted:
     def __call__(self, *inputs: Any) -> list[np.ndarray]:
         read = [np.ascontiguousarray(x) for x in inputs]
         written = [_unwritten(x) for x in self.outputs]
-        self.kernel[self.grid](*(_Pointer(x) for x in (*read, *written)), **self.scalars)
+        with _ONE_AT_A_TIME:
+            self.kernel[self.grid](*(_Pointer(x) for x in (*read, *written)), **self.scalars)
         return written
 
 

@@ -1,0 +1,47 @@
+"""Kernels inside a model, interpreted on the host: packed by layers, scanned, rematerialised; beside XLA."""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from support.compare import assert_close
+
+from mom_jax.models.config import MoMConfig
+from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.ops import dispatch
+from mom_jax.ops.dispatch import Target
+
+SMALL = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 1, "head_dim": 64, "num_memories": 2,
+         "topk": 2, "intermediate_size": 16}  # fmt: skip
+DEVICES = {"tpu": Target("tpu", "TPU v5 lite"), "gpu": Target("gpu", "NVIDIA H100", "sm_90")}
+
+
+@pytest.mark.parametrize("platform", DEVICES)
+def test_model(platform, monkeypatch):
+    """Logits and gradients of documents of several lengths."""
+    ids = jax.random.randint(jax.random.key(0), (2, 70), 0, 16)
+    documents = jnp.where(jnp.arange(70) < 41, 0, 1)[None].repeat(2, 0)
+
+    def measured(impl):
+        graph, params = nnx.split(MoMForCausalLM(MoMConfig(**SMALL, impl=impl), rngs=nnx.Rngs(0)))
+
+        def loss(params):
+            hidden, _, _ = nnx.merge(graph, params).hidden_states(ids, segment_ids=documents, remat="dots")
+            return jnp.sin(hidden).sum(), hidden
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    want, ran = measured("xla"), []
+
+    def load(device, kernel):
+        ran.append(kernel)
+        module = importlib.import_module(f"pallas_kernels.{platform}.{kernel}")
+        return functools.partial(getattr(module, kernel), interpret=True)
+
+    monkeypatch.setattr(dispatch, "_load", load)
+    monkeypatch.setattr(dispatch, "target", lambda: DEVICES[platform])
+    assert_close(measured(platform), want, 1e-4)
+    assert set(ran) == ({"delta_rule", "grouped_matmul"} if platform == "gpu" else {"delta_rule"})
