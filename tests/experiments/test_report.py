@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -35,7 +36,8 @@ EVALUATION = {
     "load": [[0.511, 0.252, 0.126, 0.111], [0.251, 0.249, 0.253, 0.247]],
     "routing_entropy": [1.013, 1.257],
 }
-SITTING = {"date": "2026-01-02 03:04", "step": 0, "devices": "2 TPU v4", "versions": {"python": "3.12.1", "jax": "0.11.2"}}
+VERSIONS = {"python": "3.12.1", "jax": "0.11.2"}
+SITTING = {"date": "2026-01-02 03:04", "step": 0, "devices": "2 TPU v4", "versions": VERSIONS}
 
 
 class Strict(HTMLParser):
@@ -146,13 +148,13 @@ def sweep(tmp_path):
     records = [
         {
             "point": point,
-            "result": {"accuracy": 0.11 + 0.0701 * i, "validation": 0.5, "state": 1000 + i, "activated": 5000 + i, "steps": 777},
+            "result": {"accuracy": 0.11 + 0.0701 * i, "validation": 0.5, "state": 1000, "activated": 50, "steps": 777},
             "seconds": 60.0,
             "date": "2026-02-03 04:05",
-            "versions": SITTING["versions"],
+            "versions": VERSIONS,
         }
         for i, point in enumerate(p for p in points if p["architecture"] in ("mom", "single"))
-    ]  # fmt: skip
+    ]
     records.append({**records[0], "point": {"of": "an earlier version"}})
     (folder / "points.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
@@ -164,8 +166,9 @@ def test_a_run_is_shown_with_every_number(run, tmp_path, capsys):
     page = tmp_path / "runs/report.html"
     assert capsys.readouterr().out == f"report: {page}\n"
     text, parts = read_page(page)
-    for number in "12,345 1.2512 3.494 1.8051 345 2.5171 12,000 1.2239 0.511 0.126 1.013 0.249 1.257".split():
-        assert number in text, number
+    for row in ("12,345 1.2512 3.494 1.8051", "0–15 345 2.5171", "16–255 12,000 1.2239"):
+        assert row in text, row
+    assert "0 0.511 0.252 0.126 0.111 1.013 1 0.251 0.249 0.253 0.247 1.257" in text
     for told in ("20 of 20", "40,960", "1.9173", "2.0173", "2.8642", "4,096 tokens/s", "nearest preset mom-tiny"):
         assert told in text, told
     assert "2026-01-02 03:04 UTC, from step 0, on 2 TPU v4; python 3.12.1, jax 0.11.2" in text
@@ -265,7 +268,7 @@ def test_the_command_of_a_run_gives_that_run(preset):
     for wanted in (config, changed):
         found, command = command_of(wanted)
         assert found == preset and command.startswith(f"mom-jax train {preset}")
-        assert parse_train(__import__("shlex").split(command)[2:]) == wanted
+        assert parse_train(shlex.split(command)[2:]) == wanted
 
 
 def complaint(capsys, *args: str) -> str:
