@@ -26,6 +26,7 @@ class Ours(NamedTuple):
 
 
 _AVERAGES = (Ours("recall"), Ours("commonsense"))
+_ABLATIONS = (MIXED_OR_EXPANDED, AUXILIARY_LOSS, HYBRID, EQUAL_ACTIVATED)
 # The tables with where our number for each of their columns is.
 _TABLES: tuple[tuple[PaperTable, tuple[Ours, ...]], ...] = (
     (RECALL, (*(Ours(task, "contains") for task in SUITES["recall"]), Ours("recall"))),
@@ -47,12 +48,15 @@ _TABLES: tuple[tuple[PaperTable, tuple[Ours, ...]], ...] = (
             Ours("longbench", "score"),
         ),
     ),
-    *((table, _AVERAGES) for table in (MIXED_OR_EXPANDED, AUXILIARY_LOSS, HYBRID, EQUAL_ACTIVATED)),
+    *((table, _AVERAGES) for table in _ABLATIONS),
 )
 
 
 def beside_paper(runs: list[Run]) -> Section | None:
-    """The paper's tables for which a run has a number, with the runs as their first rows; None when there is none."""
+    """The paper's tables for which a run has a number, with the runs as their first rows; None when there is none.
+
+    Its ablations are folded away: only a run that is made like them belongs there.
+    """
     section = Section("Beside the paper")
     found = {run.name: readable(run.folder, lambda run=run: _found(run)) for run in runs}
     limited = {run.name: _documents(run) for run in runs}
@@ -64,17 +68,23 @@ def beside_paper(runs: list[Run]) -> Section | None:
                 name = run.name + (f" ({limited[run.name]})" if limited[run.name] else "")
                 cells = ["–" if v is None else f"{p.factor * v:.2f}" for v, p in zip(values, places, strict=True)]
                 rows.append([_size(run.cost.parameters), name, *cells])
-        if rows:
-            section.tables.append(_beside(table, rows))
+        if rows and table in _ABLATIONS:
+            section.more.append((_title(table), _beside(table, rows, "")))
+        elif rows:
+            section.tables.append(_beside(table, rows, _title(table)))
     return section if section.tables else None
 
 
-def _beside(table: PaperTable, ours: list[list[str]]) -> Table:
+def _title(table: PaperTable) -> str:
+    return f"Table {table.number} of the paper: {table.title}"
+
+
+def _beside(table: PaperTable, ours: list[list[str]], title: str) -> Table:
     theirs = [[size, model, *(f"{value:.2f}" for value in values)] for size, model, values in table.rows]
-    note = "In percent but perplexities. The paper's models of 380M parameters saw 15B tokens, those of 1.3B 100B."
+    note = "In percent, perplexities aside. " if table is COMMONSENSE else "In percent. "
+    note += "The paper's models of 1.3B parameters saw 100B tokens, the smaller ones 15B."
     if table is LONGBENCH:
         note += " Averages are over more than the columns shown: ours the harness's, theirs the paper's."
-    title = f"Table {table.number} of the paper: {table.title}"
     return Table(title, ["size", "model", *table.columns], [*ours, *theirs], note, ours=len(ours))
 
 

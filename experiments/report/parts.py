@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from mom_jax.errors import InputError
 
 Made = TypeVar("Made")
 _NUMBER = re.compile(r"[-+−]?\.?\d|[-–]?$|nan$|-?inf$")
+_SCALE = 96 / 150  # pictures have 150 dots to the inch, a page 96
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,12 @@ class Picture:
     def uri(self) -> str:
         """The picture itself as an address."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels of the page."""
+        width, height = struct.unpack(">II", self.png[16:24])  # the first chunk of every PNG file
+        return round(width * _SCALE), round(height * _SCALE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,11 +24,12 @@ def compare_runs(runs: list[Run]) -> Section:
         InputError: a file of a run is not of the form that this version writes.
     """
     rows = [readable(run.folder, functools.partial(_row, run)) for run in runs]
-    heading = [name for name in rows[0] if any(row[name] != "–" for row in rows)]
+    measured = [name for name in rows[0] if any(row[name] != "–" for row in rows)]
     texts = {_scored(run) for run in runs}
     note = "" if len(texts) == 1 else "Text, tokenizer or window differ: not all of these losses can be compared."
     section = Section("Runs side by side")
-    section.tables.append(Table("", heading, [[row[name] for name in heading] for row in rows], note))
+    heading = ["", *(run.name for run in runs)]
+    section.tables.append(Table("", heading, [[name, *(row[name] for row in rows)] for name in measured], note))
     section.tables.extend(_differences(runs))
     drawn = [run for run in runs if run.held_out and run.config]
     if len(drawn) > 1:
@@ -39,7 +40,6 @@ def compare_runs(runs: list[Run]) -> Section:
 def _row(run: Run) -> dict[str, str]:
     evaluation, means = run.evaluation or {}, suite_means(run.tasks["tasks"])
     measured = {
-        "run": run.name,
         "preset": command_of(run.config)[0] if run.config else None,
         "parameters": f"{run.cost.parameters:,}",
         "activated": f"{run.cost.activated:,}",
@@ -83,6 +83,9 @@ def _held_out(runs: list[Run]) -> Figure:
         tokens = [record["step"] * run.tokens_per_step for record in run.held_out]
         losses = [record["held_out_loss"] for record in run.held_out]
         axes.plot(tokens, losses, "o-", color=f"C{number % 10}", markersize=4, label=run.name)
+    lengths = [run.held_out[-1]["step"] * run.tokens_per_step for run in runs]
+    if max(lengths) > 20 * min(lengths):
+        axes.set_xscale("log")
     axes.set(title="Held-out loss in training", xlabel="tokens", ylabel="cross entropy (nats per token)")
     axes.legend()
     return figure

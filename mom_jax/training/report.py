@@ -201,7 +201,8 @@ def _shade(index: int, count: int) -> Any:
 
 def describe_model(model: MoMConfig) -> str:
     """A model's size, memory and attention layers in words."""
-    words = [f"{model.num_hidden_layers} layers", f"hidden size {model.hidden_size}"]
+    layers = model.num_hidden_layers
+    words = [f"{layers} layer{'s' * (layers > 1)}", f"hidden size {model.hidden_size}"]
     if "memory" in model.layer_kinds:
         words.append(f"{model.num_heads} heads of {model.head_dim}")
         if model.mixture:

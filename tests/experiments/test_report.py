@@ -209,7 +209,8 @@ def test_runs_are_compared(run, tmp_path):
     text, parts = read_page(tmp_path / "both.html")
     assert "Runs side by side" in text and "seed 0 5" in text and "steps 20 20" not in text
     assert "not all of these losses" not in text
-    assert re.search(r"second mom-tiny [\d,]+ [\d,]+ [\d,]+ 40,960 1\.7261 1\.8261", text)
+    assert "first second preset mom-tiny mom-tiny parameters" in text and "tokens 40,960 40,960" in text
+    assert "training loss 1.9173 1.7261 held-out loss in training 2.0173 1.8261 held-out loss 1.2512 – perp" in text
     assert sum(address.startswith("data:") for address in parts.addresses) == 11
     assert "date and versions were not recorded" in text
 
