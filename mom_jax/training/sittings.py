@@ -26,9 +26,9 @@ def record_sitting(run_dir: Path, step: int, devices: str) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def read_sittings(run_dir: Path) -> list[dict[str, Any]]:
+def read_sittings(run_dir: str | Path) -> list[dict[str, Any]]:
     """The sittings in order: ``date``, ``step``, ``devices``, ``versions``. None of a model that was converted."""
-    path = run_dir / SITTINGS_FILE
+    path = Path(run_dir) / SITTINGS_FILE
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
