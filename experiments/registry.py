@@ -10,7 +10,7 @@ from typing import Any
 from mom_jax.errors import InputError
 
 Point = dict[str, Any]  # JSON: all that determines one result
-Record = dict[str, Any]  # a finished point: ``point``, ``result``, ``seconds``, ``versions``
+Record = dict[str, Any]  # a finished point: ``point``, ``result``, ``seconds``, ``date``, ``versions``
 
 SCALES = ("tiny", "paper")
 # name: (module with EXPERIMENT, what it shows)

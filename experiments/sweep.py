@@ -1,15 +1,12 @@
 """A sweep: many points, each done once, whatever is stopped and started and on however many machines."""
 
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from experiments.registry import Experiment, Point, Record
-
-_LIBRARIES = ("mom-jax", "jax", "flax", "optax", "numpy")
+from mom_jax.training.sittings import now, versions
 
 
 def sweep_folder(base: str | Path, name: str, scale: str) -> Path:
@@ -67,7 +64,8 @@ def run_sweep(
     for number, point in enumerate(left, len(mine) - len(left) + 1):
         started = time.monotonic()
         result = experiment.run(point)
-        record = {"point": point, "result": result, "seconds": time.monotonic() - started, "versions": _versions()}
+        seconds = time.monotonic() - started
+        record = {"point": point, "result": result, "seconds": seconds, "date": now(), "versions": versions()}
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         tell(number, len(mine), record)
@@ -81,13 +79,3 @@ def _end_line(path: Path) -> None:
     """Ends a line that a crash cut short, so that the next one stands by itself."""
     if path.is_file() and (text := path.read_text()) and not text.endswith("\n"):
         path.write_text(text[: text.rfind("\n") + 1])
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # a source tree that is not installed
-            continue
-    return found

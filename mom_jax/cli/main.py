@@ -20,6 +20,7 @@ VERBS = {
     "compare": ("mom_jax.cli.compare", "our numbers beside the PyTorch reference's, from one checkpoint"),
     "plan": ("mom_jax.cli.plan", "parameters, state and FLOPs of a model, beside its baselines"),
     "experiment": ("experiments.command", "run an experiment of the paper, or list all with their status"),
+    "report": ("experiments.report.command", "one HTML page of finished runs and sweeps, beside the paper's numbers"),
     "demo": ("mom_jax.cli.demo", "train mom-tiny for about three minutes, evaluate it and write a report"),
 }
 

@@ -13,8 +13,9 @@ from rich.table import Table
 from mom_jax.cli.runs import all_devices, opened_run
 from mom_jax.data.tokenizers import load_tokenizer
 from mom_jax.errors import InputError
-from mom_jax.evals.harness.evaluate import evaluate_tasks, fingerprint, suite_means
+from mom_jax.evals.harness.evaluate import evaluate_tasks, fingerprint
 from mom_jax.evals.harness.model import HarnessModel
+from mom_jax.evals.harness.suites import suite_means
 from mom_jax.evals.harness.tasks import find_tasks, load_tasks
 from mom_jax.training.sharding import shard_batch
 

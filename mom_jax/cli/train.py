@@ -1,11 +1,12 @@
 """``mom-jax train PRESET``."""
 
+import shlex
 from collections.abc import Sequence
 
 from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
 from mom_jax.models.config import preset_names
-from mom_jax.training.config import TrainConfig, get_train_preset
+from mom_jax.training.config import TRAIN_PRESETS, TrainConfig, flat, get_train_preset
 
 DESCRIPTION = """Trains a model. PRESET is one of {presets}; every option overrides one of its values.
 When the run folder holds a checkpoint of the same config, the run resumes there. Ctrl-C or SIGTERM saves and
@@ -45,3 +46,22 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
         description=DESCRIPTION.format(presets=names),
         default=get_train_preset(preset),
     )
+
+
+def command_of(config: TrainConfig) -> tuple[str, str]:
+    """The preset that a run is nearest to, and the command line that gives exactly this run."""
+    wanted = flat(config.to_dict())
+    changes = {}
+    for name in TRAIN_PRESETS:
+        preset = flat(get_train_preset(name).to_dict())
+        changes[name] = {field: value for field, value in wanted.items() if value != preset[field]}
+    preset = min(changes, key=lambda name: len(changes[name]))
+    options = [word for field, value in changes[preset].items() for word in _option(field, value)]
+    return preset, shlex.join(["mom-jax", "train", preset, *options])
+
+
+def _option(field: str, value: object) -> list[str]:
+    prefix, dot, name = field.replace("_", "-").rpartition(".")
+    if isinstance(value, bool):
+        return [f"--{prefix}{dot}{'' if value else 'no-'}{name}"]
+    return [f"--{prefix}{dot}{name}", *map(str, value if isinstance(value, list | tuple) else [value])]

@@ -220,11 +220,12 @@ def _build(cls: type, fields: Any, prefix: str) -> Any:
     )
 
 
-def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`TrainConfig.to_dict`'s form without nesting, by dotted names."""
+    found: dict[str, Any] = {}
     for name, value in fields.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat
+        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return found
 
 
 def check_same_run(saved: TrainConfig, wanted: TrainConfig) -> None:
@@ -236,7 +237,7 @@ def check_same_run(saved: TrainConfig, wanted: TrainConfig) -> None:
     Raises:
         InputError: names every field that differs, with both values.
     """
-    old, new = _flat(saved.to_dict()), _flat(wanted.to_dict())
+    old, new = flat(saved.to_dict()), flat(wanted.to_dict())
     differing = [
         name
         for name in new

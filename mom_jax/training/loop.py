@@ -32,6 +32,7 @@ from mom_jax.training.config import CONFIG_FILE, TrainConfig, check_same_run
 from mom_jax.training.log import RunLog
 from mom_jax.training.sharding import check_fit, make_mesh, shard_batch
 from mom_jax.training.signals import StopRequest
+from mom_jax.training.sittings import record_sitting
 from mom_jax.training.state import TrainState, init_state
 from mom_jax.training.step import make_train_step
 
@@ -98,6 +99,9 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
     if origin:
         console.print(origin, highlight=False, soft_wrap=True)
     _write_config(config)
+    if jax.process_index() == 0:
+        devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+        record_sitting(Path(config.run_dir).expanduser(), step, devices)
     sitting = _Sitting(config, mesh, data, loader, evaluate, started)
     return sitting.run(state, step, console)
 

@@ -1,5 +1,6 @@
 """A run as a page: ``report.md`` and the pictures beside it."""
 
+import io
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -54,10 +55,9 @@ def write_report(run_dir: str | Path, evaluation: dict[str, Any] | None = None, 
     held_out = [record for record in records if "held_out_loss" in record]
     if not training:
         raise InputError("run", str(run_dir), "has no metrics yet; train it for a few steps first")
-    pictures = _pictures(config, training, held_out)
-    with matplotlib.rc_context(_STYLE):
-        for name, draw in pictures.items():
-            _save(draw(), run_dir / f"{name}.png")
+    pictures = draw_pictures(config, records)
+    for name, png in pictures.items():
+        _write(run_dir / f"{name}.png", png)
     text = "\n".join(
         [
             *_summary(config, training, held_out),
@@ -67,28 +67,43 @@ def write_report(run_dir: str | Path, evaluation: dict[str, Any] | None = None, 
             "",
         ]
     )
-    temporary = run_dir / ".report.md.tmp"
-    temporary.write_text(text)
-    os.replace(temporary, run_dir / "report.md")
+    _write(run_dir / "report.md", text.encode())
     return run_dir / "report.md"
 
 
-def _pictures(config: TrainConfig, training: Records, held_out: Records) -> dict[str, Callable[[], Figure]]:
-    routed = {
+def draw_pictures(config: TrainConfig, records: Records) -> dict[str, bytes]:
+    """The curves of a run as PNG files, by name.
+
+    Args:
+        config: of the run.
+        records: of `read_metrics`, with at least one of training.
+    """
+    training = [record for record in records if "loss" in record]
+    held_out = [record for record in records if "held_out_loss" in record]
+    routed: dict[str, Callable[[], Figure]] = {
         "load": lambda: _load(config, training),
         "routing_entropy": lambda: _entropy(config, training),
     }
-    return {
+    drawn: dict[str, Callable[[], Figure]] = {
         "loss": lambda: _loss(training, held_out),
         **(routed if "load" in training[-1] else {}),
         "gradient_norm": lambda: _gradient_norm(config, training),
         "learning_rate": lambda: _line(training, "learning_rate", "Learning rate", "learning rate"),
     }
+    return {name: draw_picture(draw) for name, draw in drawn.items()}
 
 
-def _save(figure: Figure, path: Path) -> None:
+def draw_picture(draw: Callable[[], Figure]) -> bytes:
+    """What ``draw`` draws, in the style of the report, as a PNG file."""
+    drawn = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        draw().savefig(drawn, format="png", dpi=150)
+    return drawn.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=150)
+    temporary.write_bytes(content)
     os.replace(temporary, path)
 
 
@@ -184,9 +199,10 @@ def _shade(index: int, count: int) -> Any:
     return f"C{index}" if count <= 10 else matplotlib.colormaps["viridis"](index / max(count - 1, 1))
 
 
-def _mixers(model: MoMConfig) -> str:
-    """The memory and attention layers of a model in words."""
-    words = []
+def describe_model(model: MoMConfig) -> str:
+    """A model's size, memory and attention layers in words."""
+    layers = model.num_hidden_layers
+    words = [f"{layers} layer{'s' * (layers > 1)}", f"hidden size {model.hidden_size}"]
     if "memory" in model.layer_kinds:
         words.append(f"{model.num_heads} heads of {model.head_dim}")
         if model.mixture:
@@ -208,11 +224,7 @@ def _summary(config: TrainConfig, training: Records, held_out: Records) -> list[
             f"({config.data.batch_size} windows of {config.data.sequence_length})",
         ),
         ("text", f"`{config.data.path}`, tokenizer `{config.data.tokenizer}`"),
-        (
-            "model",
-            f"{model.num_hidden_layers} layers, hidden size {model.hidden_size}, "
-            f"{_mixers(model)}",
-        ),
+        ("model", describe_model(model)),
         ("last training loss", f"{last['lm_loss']:.4f} nats per token"),
         *(
             [

@@ -19,6 +19,7 @@ from mom_jax.training.config import MeshConfig
 from mom_jax.training.log import read_metrics
 from mom_jax.training.loop import train
 from mom_jax.training.sharding import make_mesh
+from mom_jax.training.sittings import read_sittings
 
 
 def silent() -> Console:
@@ -68,7 +69,7 @@ def test_a_run_learns_and_leaves_its_files(uninterrupted):
     assert records[-1]["lm_loss"] < 0.8 * records[0]["lm_loss"]
     assert [r["step"] for r in read_metrics(uninterrupted.run_dir) if "held_out_loss" in r] == [10, 20]
     names = set(os.listdir(uninterrupted.run_dir))
-    assert names == {"checkpoints", "config.json", "metrics.jsonl", "tensorboard"}
+    assert names == {"checkpoints", "config.json", "metrics.jsonl", "sittings.jsonl", "tensorboard"}
     assert sorted(os.listdir(checkpoint_folder(uninterrupted.run_dir))) == ["10", "15", "20", "5"]
 
 
@@ -89,6 +90,7 @@ def test_a_signal_saves_and_the_next_sitting_continues_bit_for_bit(number, unint
     shown = io.StringIO()
     assert train(config, no_evaluation, Console(file=shown)).finished
     assert f"resuming {config.run_dir} at step 10\n" in shown.getvalue()
+    assert [sitting["step"] for sitting in read_sittings(config.run_dir)] == [0, 10]
     assert_same_run(config, uninterrupted)
 
 

@@ -18,7 +18,6 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from mom_jax.evals.harness.model import HarnessModel
-from mom_jax.evals.harness.tasks import SUITES
 
 _DRAWS = 1000  # of the bootstrap, for the standard errors of metrics that are not means
 
@@ -56,16 +55,6 @@ def evaluate_tasks(
         "tasks": {name: _task(found, name) for name in found["results"] if name not in found["group_subtasks"]},
         "groups": {name: group for name, group in groups.items() if group["metrics"]},
     }
-
-
-def suite_means(tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The paper's average of each of `SUITES` whose tasks are all there."""
-    means = {}
-    for suite, headlines in SUITES.items():
-        counted = {task: metric for task, metric in headlines.items() if metric is not None}
-        if counted.keys() <= tasks.keys():
-            means[suite] = float(np.mean([tasks[task]["metrics"][metric] for task, metric in counted.items()]))
-    return means
 
 
 def fingerprint(lm: HarnessModel) -> str:

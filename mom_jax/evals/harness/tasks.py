@@ -15,20 +15,7 @@ from lm_eval.tasks import TaskManager
 from mom_jax.data.tokenizers import Tokenizer
 from mom_jax.errors import InputError
 from mom_jax.evals.harness.recall import RECALL_SETS, recall_task
-
-# The paper's sets: their tasks, and the metric that counts for the average (None: not in it).
-SUITES: dict[str, dict[str, str | None]] = {
-    "recall": dict.fromkeys(RECALL_SETS, "contains"),
-    "commonsense": {
-        "wikitext": None,
-        "lambada_openai": "acc",
-        "piqa": "acc",
-        "hellaswag": "acc_norm",
-        "winogrande": "acc",
-        "arc_easy": "acc",
-        "arc_challenge": "acc_norm",
-    },
-}
+from mom_jax.evals.harness.suites import SUITES
 
 
 def load_tasks(

@@ -10,11 +10,12 @@ from flax import nnx
 
 import mom_jax.evals.harness.tasks as tasks_module
 from mom_jax.errors import InputError
-from mom_jax.evals.harness.evaluate import evaluate_tasks, fingerprint, suite_means
+from mom_jax.evals.harness.evaluate import evaluate_tasks, fingerprint
 from mom_jax.evals.harness.likelihood import Pair, score_pairs
 from mom_jax.evals.harness.model import HarnessModel, to_device
 from mom_jax.evals.harness.recall import RECALL_SETS
-from mom_jax.evals.harness.tasks import SUITES, find_tasks, load_tasks
+from mom_jax.evals.harness.suites import SUITES, suite_means
+from mom_jax.evals.harness.tasks import find_tasks, load_tasks
 from mom_jax.models.lm import MoMForCausalLM
 
 LENGTH = 256
@@ -172,6 +173,7 @@ def test_fingerprint_follows_the_weights(lm, model, tokenizer):
 
 def test_means_of_whole_suites_only():
     tasks = {name: {"metrics": {"contains": i / 10}} for i, name in enumerate(RECALL_SETS)}
+    assert SUITES["recall"].keys() == RECALL_SETS.keys()
     assert suite_means(tasks) == {"recall": pytest.approx(0.25)}
     assert suite_means(dict(list(tasks.items())[1:])) == {}
 

@@ -1,0 +1,1 @@
+"""Finished runs and sweeps as one HTML page that stands by itself (``mom-jax report``)."""

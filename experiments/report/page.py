@@ -1,0 +1,39 @@
+"""The page: sections into HTML."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from experiments.report.beside import beside_paper
+from experiments.report.parts import Section, Table
+from experiments.report.runs import Run, show_run
+from experiments.report.side_by_side import compare_runs
+from experiments.report.sweeps import Sweep, show_sweep
+from mom_jax import __version__
+from mom_jax.training.sittings import now
+
+
+def make_page(runs: Sequence[Run], sweeps: Sequence[Sweep]) -> str:
+    """One HTML page that loads nothing from elsewhere.
+
+    Args:
+        runs: with names that differ; several are compared.
+        sweeps: of experiments.
+
+    Raises:
+        InputError: a file of a run or sweep is not of the form that this version writes.
+    """
+    sections: list[Section | None] = [compare_runs(list(runs)) if len(runs) > 1 else None, beside_paper(list(runs))]
+    sections += [show_run(run) for run in runs] + [show_sweep(sweep) for sweep in sweeps]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["table"] = lambda part: isinstance(part, Table)
+    return environment.get_template("page.html").render(
+        sections=[section for section in sections if section], date=now(), version=__version__
+    )

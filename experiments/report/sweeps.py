@@ -1,0 +1,135 @@
+"""A sweep of an experiment as a section: its table and plots, and every point with every seed."""
+
+import dataclasses
+import inspect
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from experiments.registry import EXPERIMENTS, SCALES, Experiment, Record, get_experiment
+from experiments.report.parts import Picture, Section, Table, readable, shown
+from experiments.sweep import belonging, read_records
+from mom_jax.errors import InputError
+from mom_jax.training.config import flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep's finished points.
+
+    Attributes:
+        folder: of the sweep.
+        name, scale: of the experiment.
+        records: those that belong to it, in order.
+        total: how many points it has when it is finished.
+        strangers: records of other points, which an earlier version left.
+    """
+
+    folder: Path
+    name: str
+    scale: str
+    records: list[Record]
+    total: int
+    strangers: int
+
+    @property
+    def experiment(self) -> Experiment:
+        """What the sweep is of."""
+        return get_experiment(self.name)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether the folder holds points of a sweep."""
+    return any(folder.glob("points*.jsonl"))
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Reads the records of a sweep.
+
+    Raises:
+        InputError: the folder is not named as a sweep's is, records that cannot be understood, or none.
+    """
+    name, _, scale = folder.name.rpartition("-")
+    if name not in EXPERIMENTS or scale not in SCALES:
+        named = f"EXPERIMENT-SCALE, with EXPERIMENT one of {', '.join(EXPERIMENTS)} and SCALE of {', '.join(SCALES)}"
+        raise InputError("sweep", folder, f"holds points of an unknown experiment; a sweep's folder is named {named}")
+    points = get_experiment(name).points(scale)
+    found = readable(folder, lambda: read_records(folder))
+    records = belonging(points, found)
+    if not records:
+        remedy = f"has no finished point; run mom-jax experiment {name} --scale {scale} --out {folder.parent}"
+        raise InputError("sweep", folder, remedy)
+    return Sweep(folder, name, scale, records, len(points), len(found) - len(records))
+
+
+def show_sweep(sweep: Sweep) -> Section:
+    """The experiment's own table and plots, what it is, and all of its points.
+
+    Raises:
+        InputError: records that are not of the form that this version writes.
+    """
+    return readable(sweep.folder, lambda: _section(sweep))
+
+
+def _section(sweep: Sweep) -> Section:
+    heading, *rows = sweep.experiment.table(sweep.records)
+    command = f"mom-jax experiment {sweep.name} --scale {sweep.scale}"
+    section = Section(f"{sweep.name}, {sweep.scale}", "experiment", _facts(sweep), command)
+    section.tables.append(Table(EXPERIMENTS[sweep.name][1].capitalize(), heading, rows))
+    with tempfile.TemporaryDirectory() as folder:
+        for path in sweep.experiment.plot(sweep.records, Path(folder)):
+            section.pictures.append(Picture(f"{sweep.name}: {path.stem.replace('_', ' ')}", path.read_bytes()))
+    section.more.append(("every point", _points(sweep.records)))
+    section.more.append(("about this experiment", _about(sweep)))
+    return section
+
+
+def _facts(sweep: Sweep) -> list[tuple[str, str]]:
+    points = f"{len(sweep.records):,} of {sweep.total:,}" + ", not finished" * (len(sweep.records) < sweep.total)
+    if sweep.strangers:
+        points += f"; {sweep.strangers:,} records of other points, which an earlier version left, are passed over"
+    facts = [("folder", str(sweep.folder)), ("points", points)]
+    seeds = sorted({record["point"]["seed"] for record in sweep.records if "seed" in record["point"]})
+    if seeds:
+        facts.append(("seeds", " ".join(map(str, seeds))))
+    facts.append(("time", f"{sum(record['seconds'] for record in sweep.records) / 60:,.1f} minutes in all"))
+    dates = sorted(record["date"] for record in sweep.records if "date" in record)
+    facts.append(("done", f"{dates[0]} to {dates[-1]} UTC" if dates else "date was not recorded"))
+    for versions in dict.fromkeys(json.dumps(record["versions"]) for record in sweep.records):
+        facts.append(("versions", ", ".join(f"{name} {version}" for name, version in json.loads(versions).items())))
+    return facts + [(name, shown(value)) for name, value in _fixed(sweep.records).items()]
+
+
+def _fixed(records: list[Record]) -> dict[str, Any]:
+    """The fields that all of several points share."""
+    points = [flat(record["point"]) for record in records]
+    return {
+        name: value for name, value in points[0].items()
+        if len(points) > 1 and all(name in point and point[name] == value for point in points)
+    }  # fmt: skip
+
+
+def _points(records: list[Record]) -> Table:
+    fixed = _fixed(records)
+    points = [flat(record["point"]) for record in records]
+    results = [flat(record["result"]) for record in records]
+    varied = [name for name in _names(points) if name not in fixed]
+    measured = _names(results)
+    rows = [
+        [shown(point.get(name, "–")) for name in varied]
+        + [shown(result.get(name, "–")) for name in measured]
+        + [f"{record['seconds']:.1f}"]
+        for point, result, record in zip(points, results, records, strict=True)
+    ]
+    return Table("", [*varied, *measured, "seconds"], rows)
+
+
+def _names(items: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for item in items for name in item))
+
+
+def _about(sweep: Sweep) -> str:
+    """The text at the head of the experiment's module: what is compared, the paper's numbers and ours."""
+    return inspect.cleandoc(sys.modules[EXPERIMENTS[sweep.name][0]].__doc__ or "")

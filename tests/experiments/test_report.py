@@ -1,0 +1,311 @@
+"""The HTML page of runs and sweeps, made from files written by hand; nothing is trained."""
+
+import dataclasses
+import html
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from experiments import paper
+from experiments.mqar import ARCHITECTURES
+from experiments.registry import get_experiment
+from mom_jax.cli.main import main
+from mom_jax.cli.train import command_of, parse_train
+from mom_jax.evals.harness.suites import SUITES
+from mom_jax.interop.published import write_config
+from mom_jax.models.config import get_preset
+from mom_jax.training.config import get_train_preset
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+EVALUATION = {
+    "step": 20,
+    "data": "texts",
+    "sequence_length": 256,
+    "tokens": 12345,
+    "loss": 1.2512,
+    "perplexity": 3.494,
+    "bits_per_byte": 1.8051,
+    "by_position": [
+        {"start": 0, "stop": 16, "tokens": 345, "loss": 2.5171},
+        {"start": 16, "stop": 256, "tokens": 12000, "loss": 1.2239},
+    ],
+    "load": [[0.511, 0.252, 0.126, 0.111], [0.251, 0.249, 0.253, 0.247]],
+    "routing_entropy": [1.013, 1.257],
+}
+VERSIONS = {"python": "3.12.1", "jax": "0.11.2"}
+SITTING = {"date": "2026-01-02 03:04", "step": 0, "devices": "2 TPU v4", "versions": VERSIONS}
+
+
+class Strict(HTMLParser):
+    """Takes a page to pieces; a tag that is not closed, or closed twice, fails."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses, self.ids, self.texts = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        """Also of void elements."""
+        if tag not in VOID:
+            self.open.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        """Closes the innermost element, and no other."""
+        assert self.open and self.open[-1] == tag, f"</{tag}> inside {self.open}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        """Text outside the style."""
+        if "style" not in self.open:
+            self.texts.append(data)
+
+
+def read_page(path: Path) -> tuple[str, Strict]:
+    """A page's visible text in one line, and its parts; checks that it stands by itself."""
+    source = path.read_text(encoding="utf-8")
+    assert source.lstrip().startswith("<!DOCTYPE html>")
+    page = Strict()
+    page.feed(source)
+    page.close()
+    assert page.open == []
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+    assert {a.removeprefix("#") for a in page.addresses if a[0] == "#"} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert not re.search(r"@import|url\(|<script|<link|<iframe", source)
+    return " ".join(" ".join(page.texts).split()), page
+
+
+def train_record(step: int, loss: float) -> dict:
+    return {
+        "step": step,
+        "loss": loss + 0.02,
+        "lm_loss": loss,
+        "aux_loss": 2.0,
+        "grad_norm": 1.5,
+        "learning_rate": 1e-3,
+        "tokens": 2048,
+        "load": [[0.4, 0.3, 0.2, 0.1], [0.25] * 4],
+        "routing_entropy": [1.2, 1.3],
+        "bad_total": 3,
+        "seconds_per_step": 0.5,
+        "tokens_per_second": 4096.0,
+    }
+
+
+def make_run(folder: Path, final_loss: float = 1.9173, **changes) -> Path:
+    """A run of 20 steps."""
+    folder.mkdir(parents=True)
+    config = dataclasses.replace(get_train_preset("mom-tiny"), run_dir=str(folder), steps=20, **changes)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    records = [train_record(10, 3.0), {"step": 10, "held_out_loss": 2.8642}, train_record(20, final_loss)]
+    records.append({"step": 20, "held_out_loss": final_loss + 0.1})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def task(metrics: dict[str, float], limit: int | None = None) -> dict:
+    """As ``mom-jax eval --tasks`` writes one."""
+    return {
+        "metrics": metrics,
+        "stderr": dict.fromkeys(metrics, 0.0123),
+        "higher_is_better": dict.fromkeys(metrics, True),
+        "samples": 1102,
+        "fewshot": 0,
+        "version": 1.0,
+        "step": 20,
+        "sequence_length": 2048,
+        "limit": limit,
+        "lm_eval": "0.4.13",
+    }
+
+
+def add_tasks(folder: Path, limit: int | None = None) -> None:
+    found = {name: task({"contains": 0.1017 * i}, limit) for i, name in enumerate(SUITES["recall"], 1)}
+    found["wikitext"] = task({"word_perplexity": 31.257})
+    groups = {"longbench_code": {"metrics": {"score": 0.4321}}}
+    (folder / "tasks.json").write_text(json.dumps({"tasks": found, "groups": groups}))
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = make_run(tmp_path / "runs/first")
+    (folder / "eval.json").write_text(json.dumps(EVALUATION))
+    (folder / "sittings.jsonl").write_text(json.dumps(SITTING) + "\n")
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two architectures of the smallest task, with three seeds each; the accuracies are told apart by their digits."""
+    folder = tmp_path / "experiments/mqar-tiny"
+    folder.mkdir(parents=True)
+    points = [p for p in get_experiment("mqar").points("tiny") if p["pairs"] == 8]
+    records = [
+        {
+            "point": point,
+            "result": {"accuracy": 0.11 + 0.0701 * i, "validation": 0.5, "state": 1000, "activated": 50, "steps": 777},
+            "seconds": 60.0,
+            "date": "2026-02-03 04:05",
+            "versions": VERSIONS,
+        }
+        for i, point in enumerate(p for p in points if p["architecture"] in ("mom", "single"))
+    ]
+    records.append({**records[0], "point": {"of": "an earlier version"}})
+    (folder / "points.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def test_a_run_is_shown_with_every_number(run, tmp_path, capsys):
+    add_tasks(run, limit=50)
+    assert main(["report", str(run)]) == 0
+    page = tmp_path / "runs/report.html"
+    assert capsys.readouterr().out == f"report: {page}\n"
+    text, parts = read_page(page)
+    for row in ("12,345 1.2512 3.494 1.8051", "0–15 345 2.5171", "16–255 12,000 1.2239"):
+        assert row in text, row
+    assert "0 0.511 0.252 0.126 0.111 1.013 1 0.251 0.249 0.253 0.247 1.257" in text
+    for told in ("20 of 20", "40,960", "1.9173", "2.0173", "2.8642", "4,096 tokens/s", "nearest preset mom-tiny"):
+        assert told in text, told
+    assert "2026-01-02 03:04 UTC, from step 0, on 2 TPU v4; python 3.12.1, jax 0.11.2" in text
+    assert f"mom-jax train mom-tiny --run-dir {run} --steps 20" in text
+    config = json.loads((run / "config.json").read_text())
+    assert json.dumps(config, indent=2) in html.unescape(page.read_text())
+    assert sum(address.startswith("data:") for address in parts.addresses) == 5
+    assert sorted(path.name for path in run.parent.iterdir()) == ["first", "report.html"]
+
+
+def test_tasks_stand_beside_the_papers(run, tmp_path):
+    add_tasks(run, limit=50)
+    main(["report", str(run)])
+    text, _ = read_page(tmp_path / "runs/report.html")
+    for i in range(1, 7):
+        assert f"contains {0.1017 * i:.4f} 0.0123 higher 1,102" in text
+    shares = " ".join(f"{10.17 * i:.2f}" for i in range(1, 7))
+    assert f"first (only 50 documents of some tasks) {shares} {10.17 * 3.5:.2f}" in text
+    assert "first (only 50 documents of some tasks) 31.26 – –" in text
+    assert "– – – 43.21 –" in text
+    tables = [table for table in vars(paper).values() if isinstance(table, paper.PaperTable)]
+    assert sorted(table.number for table in tables) == [2, 3, 4, 6, 7, 8, 9]
+    for table in tables:
+        for size, model, numbers in table.rows:
+            assert len(numbers) == len(table.columns)
+            assert f"{size} {model} {' '.join(f'{number:.2f}' for number in numbers)}" in text
+
+
+def test_averages_of_the_recall_table_are_the_papers():
+    """A slip in copying a number would show."""
+    for _, _, (*each, average) in paper.RECALL.rows:
+        assert sum(each) / len(each) == pytest.approx(average, abs=0.011)
+
+
+def test_runs_are_compared(run, tmp_path):
+    other = make_run(tmp_path / "runs/second", 1.7261, seed=5)
+    assert main(["report", str(run), str(other), str(run), "--out", str(tmp_path / "both.html")]) == 0
+    text, parts = read_page(tmp_path / "both.html")
+    assert "Runs side by side" in text and "seed 0 5" in text and "steps 20 20" not in text
+    assert "not all of these losses" not in text
+    assert "first second preset mom-tiny mom-tiny parameters" in text and "tokens 40,960 40,960" in text
+    assert "training loss 1.9173 1.7261 held-out loss in training 2.0173 1.8261 held-out loss 1.2512 – perp" in text
+    assert sum(address.startswith("data:") for address in parts.addresses) == 11
+    assert "date and versions were not recorded" in text
+
+
+def test_losses_of_other_text_are_not_compared_in_silence(run, tmp_path):
+    data = dataclasses.replace(get_train_preset("mom-tiny").data, path="elsewhere")
+    other = make_run(tmp_path / "deep/first", data=data)
+    main(["report", str(run), str(other)])
+    text, _ = read_page(tmp_path / "runs/report.html")
+    assert "not all of these losses can be compared" in text
+    assert "runs/first" in text and "deep/first" in text
+
+
+def test_a_sweep_is_shown_with_all_seeds(sweep, tmp_path):
+    assert main(["report", str(sweep)]) == 0
+    text, parts = read_page(tmp_path / "experiments/report.html")
+    accuracies = [0.11 + 0.0701 * i for i in range(6)]
+    for accuracy in accuracies:
+        assert f"{accuracy:.3f}" in text and f"{accuracy:.6g}" in text
+    assert "6 of 36, not finished; 1 records of other points" in text
+    assert "seeds 0 1 2" in text and "6.0 minutes in all" in text and "python 3.12.1, jax 0.11.2" in text
+    assert "mom-jax experiment mqar --scale tiny" in text and "the paper has no such result" in text
+    assert ARCHITECTURES["single"][0] in text
+    assert sum(address.startswith("data:") for address in parts.addresses) == 1
+
+
+def test_a_published_model_is_shown_by_its_tasks(tmp_path):
+    folder = tmp_path / "MoM-340M"
+    folder.mkdir()
+    write_config(get_preset("mom-340m"), folder / "config.json", "bfloat16")
+    add_tasks(folder)
+    assert main(["report", str(folder)]) == 0
+    text, _ = read_page(tmp_path / "report.html")
+    assert "published model" in text and "0.4.13" in text and "Table 2 of the paper" in text
+
+
+def test_text_of_users_is_escaped(tmp_path):
+    evil = '<script>alert("1")</script>&amp;'
+    data = dataclasses.replace(get_train_preset("mom-tiny").data, path=evil)
+    run = make_run(tmp_path / "<b>bold & 'quoted'", data=data)
+    (run / "tasks.json").write_text(json.dumps({"tasks": {"<i>mine": task({"<u>acc": 0.5})}, "groups": {}}))
+    assert main(["report", str(run)]) == 0
+    text, _ = read_page(tmp_path / "report.html")
+    for raw in (evil, "<b>bold & 'quoted'", "<i>mine", "<u>acc"):
+        assert raw in text
+
+
+@pytest.mark.parametrize("preset", ["mom-tiny", "mom-tiny-gla", "mom-340m"])
+def test_the_command_of_a_run_gives_that_run(preset):
+    config = get_train_preset(preset)
+    model = dataclasses.replace(
+        config.model, tie_word_embeddings=False, hidden_size=256,
+        attn=dataclasses.replace(config.model.attn, layers=(1,), window_size=64),
+    )  # fmt: skip
+    changed = dataclasses.replace(config, model=model, max_minutes=1.5, run_dir="a b/c's", steps=7)
+    for wanted in (config, changed):
+        found, command = command_of(wanted)
+        assert found == preset and command.startswith(f"mom-jax train {preset}")
+        assert parse_train(shlex.split(command)[2:]) == wanted
+
+
+def complaint(capsys, *args: str) -> str:
+    """The one line of a command that fails."""
+    assert main(["report", *args]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    return said.err
+
+
+def test_mistakes_are_one_line(run, tmp_path, capsys):
+    runs, empty = str(run.parent), tmp_path / "empty"
+    empty.mkdir()
+    assert "paths='': give the folder of a run" in complaint(capsys)
+    assert f"paths={tmp_path}/none: no such folder" in complaint(capsys, f"{tmp_path}/none")
+    assert "is neither a run (config.json) nor a sweep (points.jsonl)\n" in complaint(capsys, str(empty))
+    assert f"did you mean {run}?" in complaint(capsys, runs)
+    assert "is a folder; give a file" in complaint(capsys, str(run), "--out", runs)
+    assert "lies in a folder that is missing" in complaint(capsys, str(run), "--out", f"{tmp_path}/no/page.html")
+    (run / "eval.json").write_text("{")
+    assert f"file={run}/eval.json: holds something that is not JSON" in complaint(capsys, str(run))
+    (run / "eval.json").write_text('{"step": 3}')
+    assert f"file={run}: is not of the form this version writes (KeyError('tokens'))" in complaint(capsys, str(run))
+    (run / "eval.json").unlink()
+    (run / "metrics.jsonl").write_text("")
+    assert f"run={run}: has no metrics yet" in complaint(capsys, str(run))
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_mistakes_in_sweeps_are_one_line(sweep, tmp_path, capsys):
+    points = sweep / "points.jsonl"
+    points.rename(points.with_name("points-0-of-2.jsonl"))
+    renamed = sweep.rename(sweep.with_name("mine"))
+    assert "holds points of an unknown experiment" in complaint(capsys, str(renamed))
+    sweep = renamed.rename(sweep)
+    (sweep / "points-0-of-2.jsonl").write_text("")
+    assert "has no finished point; run mom-jax experiment mqar --scale tiny" in complaint(capsys, str(sweep))
+    (sweep / "points-0-of-2.jsonl").write_text("{]\n")
+    assert "holds something that is not JSON" in complaint(capsys, str(sweep))
