@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mom_jax.evals.perplexity import evaluate, held_out_loss, position_buckets
+from mom_jax.evals.perplexity import HeldOut, evaluate, position_buckets
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 
@@ -92,7 +92,7 @@ def test_loads_leave_padding_out(scores, expected):
 
 
 def test_held_out_loss_is_the_same_number(model, scores):
-    assert held_out_loss(model, batches(), CONFIG.topk) == scores["loss"]
+    assert HeldOut(CONFIG.topk)(model, batches()) == {"held_out_loss": scores["loss"]}
 
 
 def test_nothing_to_score_is_an_error(model):
