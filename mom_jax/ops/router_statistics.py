@@ -43,7 +43,8 @@ def router_statistics(
 
 def dead_memories(load: Float[Array, "L M"]) -> Bool[Array, "L M"]:
     """Which memories got less than `DEAD_SHARE` of a balanced load; ``load`` as of `router_statistics`."""
-    return jnp.asarray(load) < DEAD_SHARE / jnp.shape(load)[-1]
+    load = jnp.asarray(load)
+    return load < DEAD_SHARE / load.shape[-1]
 
 
 def chosen_sets(

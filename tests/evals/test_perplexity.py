@@ -95,6 +95,30 @@ def test_held_out_loss_is_the_same_number(model, scores):
     assert HeldOut(CONFIG.topk)(model, batches()) == {"held_out_loss": scores["loss"]}
 
 
+def test_churn_is_the_share_of_tokens_with_another_set(model, expected):
+    """Against sorted choices token by token; nothing the first time, 0 for the same model."""
+    graph, params = nnx.split(model)
+    values = nnx.to_pure_dict(params)
+    values["layers"]["attn"]["router"]["weight"] *= -1.0
+    other = jax.tree.map(lambda leaf: leaf, params)
+    nnx.replace_by_pure_dict(other, values)
+    other = nnx.merge(graph, other)
+    held_out = HeldOut(CONFIG.topk)
+    assert "routing_churn" not in held_out(model, batches())
+    assert held_out(model, batches())["routing_churn"] == [0.0, 0.0]
+    churn = held_out(other, batches())["routing_churn"]
+    _, _, routers, real = expected
+    moved = []
+    for batch in batches():
+        mask = (batch["segment_ids"] > 0).astype(jnp.int32)
+        moved.append(np.stack(other(batch["input_ids"], mask, batch["segment_ids"]).router_logits))
+    before, after = (
+        np.sort(np.argsort(-logits, axis=-1)[..., : CONFIG.topk]) for logits in (routers, np.concatenate(moved, 1))
+    )
+    assert churn == pytest.approx((before != after).any(-1)[:, real].mean(-1), abs=1e-6)
+    assert min(churn) > 0
+
+
 def test_nothing_to_score_is_an_error(model):
     with pytest.raises(ValueError, match="no label"):
         evaluate(model, [], CONFIG.topk, 1.0)
