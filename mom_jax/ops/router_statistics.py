@@ -43,7 +43,6 @@ def router_statistics(
 
 def dead_memories(load: Float[Array, "L M"]) -> Bool[Array, "L M"]:
     """Which memories got less than `DEAD_SHARE` of a balanced load; ``load`` as of `router_statistics`."""
-    load = jnp.asarray(load)
     return load < DEAD_SHARE / load.shape[-1]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
@@ -213,7 +214,7 @@ class _Sitting:
             for name in records[0]
             if name != "bad_steps"
         }
-        dead = {"dead_memories": dead_memories(means["load"]).sum(-1).tolist()} if "load" in means else {}
+        dead = {"dead_memories": dead_memories(jnp.asarray(means["load"])).sum(-1).tolist()} if "load" in means else {}
         log.training(
             {
                 "step": step,

@@ -199,7 +199,7 @@ def test_a_skewed_router_evens_out():
 
 def test_dead_memories():
     """Less than a hundredth of a balanced load."""
-    load = [[0.4, 0.5976, 0.0024, 0.0], [0.25, 0.25, 0.2474, 0.0026]]
+    load = jnp.array([[0.4, 0.5976, 0.0024, 0.0], [0.25, 0.25, 0.2474, 0.0026]])
     np.testing.assert_array_equal(dead_memories(load), [[False, False, True, True], [False] * 4])
 
 

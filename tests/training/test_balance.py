@@ -108,9 +108,8 @@ def no_evaluation(model, batches) -> dict:
 
 def final_params(config):
     folder = checkpoint_folder(config.run_dir)
-    step = latest_step(folder)
-    assert step == config.steps
-    return restore(folder, step, config, make_mesh(MeshConfig()))[0].params
+    assert latest_step(folder) == config.steps
+    return restore(folder, config.steps, config, make_mesh(MeshConfig()))[0].params
 
 
 def test_a_resumed_run_keeps_it(make_config, tmp_path):
