@@ -19,6 +19,7 @@ from mom_jax.models.parts import build_model
 from mom_jax.ops.loss import token_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
 from mom_jax.ops.routing import load_balancing_loss
+from mom_jax.training.balance import balance_routers
 from mom_jax.training.optimizer import decay_mask
 
 Maker = Callable[[np.random.Generator, int], RecallBatch]  # (generator, rows) to a batch
@@ -56,7 +57,7 @@ def train_and_score(config: MoMConfig, make: Maker, training: Training) -> dict[
     """Trains a fresh model on batches made on the fly and scores it on rows that it has not seen.
 
     Args:
-        config: of the model; its auxiliary loss counts if it has a router.
+        config: of the model; its routers are balanced as it says.
         make: makes batches of one shape, with the same number of labels in each row.
 
     Returns:
@@ -76,7 +77,7 @@ def train_and_score(config: MoMConfig, make: Maker, training: Training) -> dict[
         batches = [_questions(make(data, training.batch_size), training.questions) for _ in range(count)]
         stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         rates = np.asarray([_rate(training, step + i) for i in range(count)], np.float32)
-        params, moments = _train(graph, training.weight_decay, params, moments, stacked, rates)
+        params, moments = _train(graph, config, training.weight_decay, params, moments, stacked, rates)
         step += count
         if step % training.look_every < _STEPS or step == training.steps:
             curve.append([step, _score(graph, params, validation, training.questions)["accuracy"]])
@@ -133,24 +134,28 @@ def _optimizer(weight_decay: float) -> optax.GradientTransformation:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
-def _train(graph, weight_decay, params, moments, batches, rates):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
+def _train(graph, config, weight_decay, params, moments, batches, rates):
     optimizer = _optimizer(weight_decay)
 
     def step(carry, xs):
         params, moments = carry
         batch, rate = xs
-        gradients = jax.grad(lambda p: _loss(nnx.merge(graph, p), batch))(params)
+        gradients, load = jax.grad(lambda p: _loss(nnx.merge(graph, p), batch), has_aux=True)(params)
         updates, moments = optimizer.update(gradients, moments, params)
-        return (jax.tree.map(lambda p, u: p - rate * u, params, updates), moments), None
+        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+        return (balance_routers(params, load, config), moments), None
 
     return jax.lax.scan(step, (params, moments), (batches, rates))[0]
 
 
-def _loss(model: MoMForCausalLM, batch: dict[str, jax.Array]) -> jax.Array:
+def _loss(model: MoMForCausalLM, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+    """The loss, and the loads of memories where there is a router."""
     logits, routers = _answers(model, batch)
-    auxiliary = load_balancing_loss(routers, model.config.topk)
-    return _nats(logits, batch["answers"]) + model.config.aux_loss_scale * auxiliary
+    top_k, bias = model.config.topk, model.router_bias()
+    auxiliary = load_balancing_loss(routers, top_k, bias=bias)
+    load = router_statistics(routers, top_k, bias=bias).get("load")
+    return _nats(logits, batch["answers"]) + model.config.auxiliary_weight * auxiliary, load
 
 
 def _nats(logits, answers):
@@ -181,6 +186,7 @@ def _score(graph, params, batch: RecallBatch, width: int) -> dict[str, Any]:
 def _score_part(graph, params, batch):
     model = nnx.merge(graph, params)
     logits, routers = _answers(model, batch)
-    answers = batch["answers"]
+    answers, bias = batch["answers"], model.router_bias()
     right = (jnp.argmax(logits, -1) == answers).sum() / (answers != IGNORE).sum()
-    return {"accuracy": right, "loss": _nats(logits, answers), **router_statistics(routers, model.config.topk)}
+    statistics = router_statistics(routers, model.config.topk, bias=bias)
+    return {"accuracy": right, "loss": _nats(logits, answers), **statistics}

@@ -1,7 +1,6 @@
 """What several verbs do with a run; imports JAX."""
 
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ from mom_jax.data.shards import PreparedData
 from mom_jax.data.tokenizers import StreamDecoder, load_tokenizer
 from mom_jax.decoding import generate
 from mom_jax.errors import InputError
-from mom_jax.evals.perplexity import evaluate, held_out_loss
+from mom_jax.evals.perplexity import HeldOut, evaluate
 from mom_jax.interop.published import is_published
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.training.checkpoint import load_run
@@ -46,7 +45,7 @@ def console() -> Console:
 
 def train_and_report(config: TrainConfig, out: Console) -> Outcome:
     """Trains (or resumes) a run, then writes its report."""
-    outcome = train(config, functools.partial(held_out_loss, top_k=config.model.topk), out)
+    outcome = train(config, HeldOut(config.model.topk), out)
     out.print(
         outcome.message + (f" ({time_left(outcome.seconds)})" if outcome.seconds else ""),
         highlight=False,

@@ -1,4 +1,4 @@
-"""Held-out loss, perplexity and bits per byte, by position, and the load of each memory."""
+"""Held-out loss, perplexity and bits per byte, by position; the load of each memory and how routing changes."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from flax import nnx
 
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.loss import chunked_cross_entropy
-from mom_jax.ops.router_statistics import router_statistics
+from mom_jax.ops.router_statistics import chosen_sets, router_statistics, routing_churn
 
 Batch = dict[str, jax.Array]
 
@@ -26,9 +26,14 @@ def position_buckets(length: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _score(graphdef: Any, params: Any, batch: Batch, top_k: int) -> dict[str, jax.Array]:
-    """Sums over one batch: ``nats`` and ``tokens`` per position bucket; load and entropy weighted by ``inputs``."""
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _score(
+    graphdef: Any, params: Any, batch: Batch, top_k: int, routes: bool
+) -> tuple[dict[str, jax.Array], jax.Array | None]:
+    """Sums over one batch: ``nats`` and ``tokens`` per position bucket; load and entropy weighted by ``inputs``.
+
+    With ``routes`` also each token's set of memories, as `chosen_sets`, where there is a router.
+    """
     model: MoMForCausalLM = nnx.merge(graphdef, params)
     segments, labels = batch["segment_ids"], batch["labels"]
     real = (segments > 0).astype(jnp.int32)
@@ -37,11 +42,19 @@ def _score(graphdef: Any, params: Any, batch: Batch, top_k: int) -> dict[str, ja
     sums = [chunked_cross_entropy(hidden[:, a:b], weight, labels[:, a:b]) for a, b in position_buckets(labels.shape[1])]
     nats, tokens = (jnp.stack(column) for column in zip(*sums, strict=True))
     inputs = real.sum()
-    statistics = jax.tree.map(lambda x: x * inputs, router_statistics(router_logits, top_k, real))
-    return {"nats": nats, "tokens": tokens, "inputs": inputs, **statistics}
+    bias = model.router_bias()
+    statistics = jax.tree.map(lambda x: x * inputs, router_statistics(router_logits, top_k, real, bias))
+    sets = chosen_sets(router_logits, top_k, real, bias) if routes and router_logits else None
+    return {"nats": nats, "tokens": tokens, "inputs": inputs, **statistics}, sets
 
 
-def evaluate(model: MoMForCausalLM, batches: Iterable[Batch], top_k: int, bytes_per_token: float) -> dict[str, Any]:
+def evaluate(
+    model: MoMForCausalLM,
+    batches: Iterable[Batch],
+    top_k: int,
+    bytes_per_token: float,
+    routes: list[jax.Array] | None = None,
+) -> dict[str, Any]:
     """Scores a model on held-out batches.
 
     Args:
@@ -50,6 +63,7 @@ def evaluate(model: MoMForCausalLM, batches: Iterable[Batch], top_k: int, bytes_
             of one shape; a label is scored in the one window that holds it.
         top_k: memories per token.
         bytes_per_token: bytes of held-out text per scored token, for ``bits_per_byte``.
+        routes: gets each batch's sets of memories [L, B, T, M] (`chosen_sets`), of models with a router.
 
     Returns:
         JSON-ready: ``loss`` in nats per token, ``perplexity``, ``bits_per_byte``, ``tokens`` scored,
@@ -64,7 +78,10 @@ def evaluate(model: MoMForCausalLM, batches: Iterable[Batch], top_k: int, bytes_
     graphdef, params = nnx.split(model.without_conv_leak())
     for batch in batches:
         length = batch["labels"].shape[1]
-        for name, value in _score(graphdef, params, batch, top_k).items():
+        sums, sets = _score(graphdef, params, batch, top_k, routes is not None)
+        if routes is not None and sets is not None:
+            routes.append(sets)
+        for name, value in sums.items():
             # float64 on the host: float32 sums would lose tokens beyond 2^24.
             totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
     if not totals or not totals["tokens"].sum():
@@ -87,6 +104,36 @@ def evaluate(model: MoMForCausalLM, batches: Iterable[Batch], top_k: int, bytes_
     }
 
 
-def held_out_loss(model: MoMForCausalLM, batches: Iterable[Batch], top_k: int) -> float:
-    """`evaluate`'s ``loss`` alone, in nats per token."""
-    return evaluate(model, batches, top_k, bytes_per_token=1.0)["loss"]
+class HeldOut:
+    """Scores a model that is being trained, again and again on the same batches; remembers how tokens were routed.
+
+    Args:
+        top_k: memories per token.
+    """
+
+    def __init__(self, top_k: int):
+        self._top_k = top_k
+        self._former: list[jax.Array] = []  # sets of memories, batch by batch, on the devices
+
+    def __call__(self, model: MoMForCausalLM, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Scores a model; arguments as of `evaluate`.
+
+        Returns:
+            JSON-ready: ``held_out_loss`` in nats per token and, of models with a router and from the second call on,
+            ``routing_churn`` [L]: the share of tokens whose set of memories is not that of the call before.
+        """
+        routes: list[jax.Array] = []
+        scores = {"held_out_loss": evaluate(model, batches, self._top_k, 1.0, routes)["loss"]}
+        if self._former:
+            pairs = zip(self._former, routes, strict=True)
+            counts = [np.stack(jax.device_get(_changes(former, latter))) for former, latter in pairs]
+            changed, tokens = np.sum(counts, 0)
+            scores["routing_churn"] = (changed / tokens).tolist()
+        self._former = routes
+        return scores
+
+
+@jax.jit
+def _changes(former: jax.Array, latter: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Tokens whose set changed, and all tokens; both [L]."""
+    return routing_churn(former, latter), jnp.any(latter, -1).sum((1, 2))

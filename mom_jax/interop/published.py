@@ -58,9 +58,12 @@ def read_config(folder: Path) -> tuple[MoMConfig, str]:
     if not isinstance(fields, dict) or "model_type" not in fields:
         raise InputError("config", str(path), "names no model_type; give the folder of a published model")
     try:
-        return MoMConfig.from_dict(fields), fields["model_type"]
+        config = MoMConfig.from_dict(fields)
     except TypeError as error:
         raise InputError("config", str(path), f"has a value of the wrong type ({error})") from error
+    if config.has_router_bias:
+        raise InputError("router_balance", config.router_balance, f"published models have no such bias; edit {path}")
+    return config, fields["model_type"]
 
 
 def published_fields(config: MoMConfig, dtype: str) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class MoM(nnx.Module):
         output: from mixed reads to the layer's output.
         num_memories, top_k: M and k.
         shared: the last memory sees every token.
+        biased: the router has a bias, 0 at first, that counts for the choice alone (`mom_jax.ops.routing.route`); it
+            has no gradient and is moved by `mom_jax.ops.routing.balanced_bias`.
     """
 
     def __init__(
@@ -42,11 +44,14 @@ class MoM(nnx.Module):
         num_memories: int | None,
         top_k: int = 1,
         shared: bool = False,
+        biased: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.num_memories, self.top_k, self.shared = num_memories, top_k, shared
+        self.num_memories, self.top_k, self.shared, self.biased = num_memories, top_k, shared, biased
         if num_memories is not None:
             self.router = Linear(hidden, num_memories, split="replicated", init=mixer_init, rngs=rngs)
+            if biased:  # no draw from rngs: with and without it, the other parameters start the same
+                self.router_bias = nnx.Param(jnp.zeros(num_memories), out_sharding=(None,), eager_sharding=False)
         self.rule, self.output = rule, output
 
     @property
@@ -125,7 +130,7 @@ class MoM(nnx.Module):
             shape = (*x.shape[:2], 1)
             return Routing(jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.int32)), None
         logits = self.router(x.astype(jnp.float32))
-        return route(logits, self.top_k), logits
+        return route(logits, self.top_k, self.router_bias[...] if self.biased else None), logits
 
     def _mix_sharded(self, mesh, x, attention_mask, segment_ids, cache, layer):
         """The same on every device's own rows and heads, with one sum over the tensor axis."""

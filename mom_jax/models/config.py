@@ -30,6 +30,7 @@ MemoryRuleName = Literal[
     "titans",
 ]
 MEMORY_RULES = get_args(MemoryRuleName)
+RouterBalance = Literal["auxiliary", "loss_free", "none"]
 ImplName = Literal["auto", "reference", "xla", "tpu", "gpu"]
 
 # fields of the published config with a single value that this library computes
@@ -71,7 +72,8 @@ class MoMConfig:
     """Hyper-parameters of a MoM language model.
 
     Fields carry the names and defaults of the published ``config.json`` (model type
-    ``mom``); ``memory_rule``, ``compute_dtype`` and ``impl`` are ours. Fields that the reference
+    ``mom``); ``memory_rule``, ``router_balance``, ``compute_dtype``
+    and ``impl`` are ours. Fields that the reference
     reads but that change nothing in the mathematics (``fuse_*``, ``capacity``, ...) are
     dropped by `from_dict`.
     """
@@ -95,6 +97,10 @@ class MoMConfig:
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
     aux_loss_scale: float = 0.01
+    # What keeps loads even: the auxiliary loss, a bias in the router's choice that each step moves against the load
+    # (arXiv 2408.15664), or nothing.
+    router_balance: RouterBalance = "auxiliary"
+    router_bias_rate: float = 0.001  # loss_free: what a step moves the bias
     max_position_embeddings: int = 2048  # informative: nothing in MoM depends on it
     pad_token_id: int | None = None
     bos_token_id: int | None = 1
@@ -141,9 +147,12 @@ class MoMConfig:
             ("memory_rule", MEMORY_RULES),
             ("compute_dtype", ("float32", "bfloat16")),
             ("impl", get_args(ImplName)),
+            ("router_balance", get_args(RouterBalance)),
         ):
             if getattr(self, field) not in known:
                 raise InputError(field, getattr(self, field), f"choose one of {', '.join(known)}")
+        if not 0 < self.router_bias_rate < 1:
+            raise InputError("router_bias_rate", self.router_bias_rate, "must lie between 0 and 1")
         leaks = self.mixture and self.memory_rule == "gated_deltanet" and self.use_short_conv
         if self.reference_conv_leak and not leaks:
             remedy = "is for mixtures of gated_deltanet with short convolutions, as the reference has; leave it off"
@@ -168,6 +177,16 @@ class MoMConfig:
     def layer_kinds(self) -> tuple[Literal["memory", "attention"], ...]:
         """What mixes along time in each layer."""
         return tuple("attention" if i in self.attn.layers else "memory" for i in range(self.num_hidden_layers))
+
+    @property
+    def has_router_bias(self) -> bool:
+        """Whether memory layers have a router whose choice is biased."""
+        return self.mixture and self.router_balance == "loss_free"
+
+    @property
+    def auxiliary_weight(self) -> float:
+        """What the auxiliary loss counts in training."""
+        return self.aux_loss_scale if self.router_balance == "auxiliary" else 0.0
 
     @property
     def head_v_dim(self) -> int:

@@ -132,6 +132,11 @@ class MoMForCausalLM(nnx.Module):
         """The matrix that turns hidden states into logits: the embedding when tied."""
         return self.embeddings[...] if self.config.tie_word_embeddings else self.lm_head[...]
 
+    def router_bias(self) -> Float[Array, "L M"] | None:
+        """What counts besides the router's probabilities in the choice of memories; None where nothing does."""
+        biased = self.config.has_router_bias and "memory" in self.config.layer_kinds
+        return self.blocks("memory").attn.router_bias[...] if biased else None
+
     def blocks(self, kind: str) -> Block:
         """All blocks of a kind, ``memory`` or ``attention``, stacked along a leading axis."""
         return getattr(self, _STACKS[kind])

@@ -47,6 +47,7 @@ def make_mixer(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> MoM | Attention:
         num_memories=config.num_memories,
         top_k=config.topk,
         shared=config.shared_mem,
+        biased=config.has_router_bias,
         rngs=rngs,
     )
 

@@ -180,7 +180,7 @@ def in_our_words(fields: Fields) -> Fields:
 
 
 _MIXTURE = ("num_memories", "topk", "shared_mem", "single_kv_proj", "aux_loss_scale")
-_OURS = ("memory_rule", "mixture", "reference_conv_leak", "compute_dtype", "impl")
+_OURS = ("memory_rule", "mixture", "router_balance", "router_bias_rate", "reference_conv_leak", "compute_dtype", "impl")
 _ROPE_THETA = 10000.0  # of attention layers in the reference's MoM, whatever its configuration says
 _RULES_OWN = (
     "allow_neg_eigval",
@@ -280,6 +280,9 @@ def in_their_words(fields: Fields) -> tuple[str, Fields]:
         theirs = _without(fields, *_MIXTURE, *_OURS, *_MEMORY, "attn")
         return "transformer", theirs | {n: v for n, v in attn.items() if n != "layers"}
     if fields["mixture"]:
+        if fields["router_balance"] == "loss_free":
+            remedy = "the PyTorch library's router has no bias; models trained with auxiliary or none can be published"
+            raise InputError("router_balance", "loss_free", remedy)
         if rule != "gated_deltanet" or fields["allow_neg_eigval"]:
             remedy = "the PyTorch library has mixtures of plain gated_deltanet memories only"
             raise InputError("memory_rule", rule, remedy)

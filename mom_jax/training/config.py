@@ -52,7 +52,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.01
-    """Decoupled weight decay; not applied to norms, A_log, dt_bias and D."""
+    """Decoupled weight decay; not applied to norms, A_log, dt_bias, D and the router's bias."""
     clip_norm: float = 1.0
     """Largest global gradient norm."""
 

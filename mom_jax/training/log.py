@@ -16,8 +16,10 @@ METRICS_FILE = "metrics.jsonl"
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     """The records of a run's ``metrics.jsonl`` in order; none when there is no such file.
 
-    A record holds ``step`` and either the training metrics (means over the steps since the record before)
-    or ``held_out_loss`` in nats per token. A line that a crash cut short is left out.
+    A record holds ``step`` and either the training metrics (means over the steps since the record before, and
+    ``dead_memories`` [L], how many of each layer got next to no tokens in these steps), or those of an evaluation:
+    ``held_out_loss`` in nats per token and, from the second evaluation of a sitting on, ``routing_churn`` [L], the
+    share of tokens whose set of memories changed since the one before. A line that a crash cut short is left out.
     """
     path = Path(run_dir) / METRICS_FILE
     if not path.is_file():
@@ -37,6 +39,16 @@ def time_left(seconds: float) -> str:
     minutes, rest = divmod(max(round(seconds), 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _warning(dead: list[int]) -> str:
+    """Which layers have dead memories, in few words; ``dead`` counts them by layer."""
+    layers = [layer for layer, count in enumerate(dead) if count]
+    if not layers:
+        return ""
+    named = ", ".join(map(str, layers[:4])) + ", ..." * (len(layers) > 4)
+    memories, plural = ("memory" if sum(dead) == 1 else "memories"), "s" * (len(layers) > 1)
+    return f"  warning: {sum(dead)} dead {memories} (layer{plural} {named})"
 
 
 class RunLog:
@@ -80,15 +92,16 @@ class RunLog:
         left = (self._steps - record["step"]) * record["seconds_per_step"]
         bad = f"  skipped {record['bad_total']:.0f}" if record["bad_total"] else ""
         speed = f"{record['tokens_per_second']:,.0f} tokens/s"
-        text = f"loss {record['loss']:.4f}{self._held_out}  {speed}  {time_left(left)} left{bad}"
+        dead = _warning(record.get("dead_memories", []))
+        text = f"loss {record['loss']:.4f}{self._held_out}  {speed}  {time_left(left)} left{bad}{dead}"
         self._progress.update(self._task, completed=record["step"], text=text)
         if not self._console.is_terminal:
             self._console.print(f"step {record['step']}/{self._steps}  {text}", highlight=False, soft_wrap=True)
 
-    def held_out(self, step: int, loss: float) -> None:
-        """Records a held-out loss in nats per token."""
-        self._write({"step": step, "held_out_loss": loss}, "held_out")
-        self._held_out = f"  held-out {loss:.4f}"
+    def held_out(self, step: int, scores: dict[str, Any]) -> None:
+        """Records an evaluation: ``held_out_loss`` in nats per token, other scalars, and lists per layer."""
+        self._write({"step": step, **scores}, "held_out")
+        self._held_out = f"  held-out {scores['held_out_loss']:.4f}"
 
     def _write(self, record: dict[str, Any], group: str) -> None:
         self._file.write(json.dumps(record) + "\n")

@@ -7,8 +7,10 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
@@ -19,6 +21,8 @@ from mom_jax.data.shards import PreparedData
 from mom_jax.errors import InputError
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.parts import model_parts
+from mom_jax.ops.router_statistics import dead_memories
+from mom_jax.training.balance import balanced_from
 from mom_jax.training.checkpoint import (
     Checkpoints,
     checkpoint_folder,
@@ -36,8 +40,9 @@ from mom_jax.training.sittings import record_sitting
 from mom_jax.training.state import TrainState, init_state
 from mom_jax.training.step import make_train_step
 
-# Held-out loss in nats per token of a model over batches of global arrays.
-Evaluate = Callable[[MoMForCausalLM, Iterable[dict[str, jax.Array]]], float]
+# Scores of a model over batches of global arrays, the same ones each time: ``held_out_loss`` in nats per token, and
+# whatever else the log shall hold.
+Evaluate = Callable[[MoMForCausalLM, Iterable[dict[str, jax.Array]]], dict[str, Any]]
 
 # What of a model's config its weights do not determine: a run that starts from weights may choose it anew.
 _NOT_IN_WEIGHTS = (
@@ -50,6 +55,8 @@ _NOT_IN_WEIGHTS = (
     "max_position_embeddings",
     "pad_token_id",
     "reference_conv_leak",
+    "router_balance",
+    "router_bias_rate",
 )
 
 
@@ -79,7 +86,7 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
 
     Args:
         config: the run. When its folder holds a checkpoint of the same config, the run resumes there.
-        evaluate: gives the held-out loss; called every ``eval_every`` steps and at the end.
+        evaluate: gives the held-out loss, and more for the log; called every ``eval_every`` steps and at the end.
         console: where progress is shown.
 
     Raises:
@@ -116,8 +123,9 @@ def _first_state(config: TrainConfig, mesh: Mesh, loader: TrainLoader) -> tuple[
     if holds_weights_alone(folder, step):
         free = {field: getattr(config.model, field) for field in _NOT_IN_WEIGHTS}
         check_same_run(dataclasses.replace(config, model=dataclasses.replace(saved.model, **free)), config)
-        params = restore_params(folder, step, config, mesh)
-        state = dataclasses.replace(init_state(config, mesh), params=params)
+        state = init_state(config, mesh)
+        params = balanced_from(state.params, restore_params(folder, step, saved, mesh))
+        state = dataclasses.replace(state, params=params)
         return state, 0, f"starting from the weights in {config.run_dir}"
     check_same_run(saved, config)
     state, position = restore(folder, step, config, mesh)
@@ -210,10 +218,12 @@ class _Sitting:
             for name in records[0]
             if name != "bad_steps"
         }
+        dead = {"dead_memories": dead_memories(jnp.asarray(means["load"])).sum(-1).tolist()} if "load" in means else {}
         log.training(
             {
                 "step": step,
                 **means,
+                **dead,
                 "bad_total": int(records[-1]["bad_total"]),
                 "seconds_per_step": seconds,
                 "tokens_per_second": tokens / seconds,
@@ -233,8 +243,8 @@ class _Sitting:
         batches = eval_batches(
             self.data, self.config.data, jax.process_index(), jax.process_count(), max_windows=self.config.eval_windows
         )
-        loss = self.evaluate(self.parts.merge(state.params), (shard_batch(batch, self.mesh) for batch in batches))
-        log.held_out(step, loss)
+        scores = self.evaluate(self.parts.merge(state.params), (shard_batch(batch, self.mesh) for batch in batches))
+        log.held_out(step, scores)
         self.clock.restart()
 
     def _message(self, step: int, stop: StopRequest) -> str:

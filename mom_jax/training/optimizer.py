@@ -32,11 +32,14 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: everywhere but norms, ``A_log``, ``dt_bias`` and ``D``, told by the path."""
+    """True where weight decay applies, told by the path.
+
+    That is everywhere but norms, ``A_log``, ``dt_bias``, ``D`` and the router's bias, which no gradient moves either.
+    """
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
         names = [str(getattr(key, "key", key)) for key in path]
-        return not any("norm" in name or name in ("A_log", "dt_bias", "D") for name in names)
+        return not any("norm" in name or name in ("A_log", "dt_bias", "D", "router_bias") for name in names)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

@@ -10,9 +10,11 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mom_jax.errors import InputError
 from mom_jax.models.config import MoMConfig
+from mom_jax.ops.router_statistics import DEAD_SHARE
 from mom_jax.training.config import CONFIG_FILE, TrainConfig
 from mom_jax.training.log import read_metrics
 
@@ -84,6 +86,11 @@ def draw_pictures(config: TrainConfig, records: Records) -> dict[str, bytes]:
         "load": lambda: _load(config, training),
         "routing_entropy": lambda: _entropy(config, training),
     }
+    if "dead_memories" in training[-1]:
+        routed["dead_memories"] = lambda: _dead(config, [record for record in training if "dead_memories" in record])
+    churn = [record for record in held_out if "routing_churn" in record]
+    if churn:
+        routed["routing_churn"] = lambda: _churn(churn)
     drawn: dict[str, Callable[[], Figure]] = {
         "loss": lambda: _loss(training, held_out),
         **(routed if "load" in training[-1] else {}),
@@ -185,14 +192,38 @@ def _load(config: TrainConfig, training: Records) -> Figure:
 def _entropy(config: TrainConfig, training: Records) -> Figure:
     figure, axes = _axes("Routing entropy", "mean entropy of a token's routing (nats)")
     steps, entropy = _series(training, "routing_entropy")  # [records, L]
-    layers = entropy.shape[1]
-    for layer in range(layers):
-        axes.plot(steps, entropy[:, layer], color=_shade(layer, layers), label=f"layer {layer}")
+    _by_layer(axes, steps, entropy)
     memories = config.model.num_memories
     axes.axhline(np.log(memories), color="0.4", linestyle="--", linewidth=1, label=f"uniform, ln {memories}")
     axes.set_ylim(0, 1.1 * max(np.log(memories), 0.1))
-    axes.legend(ncols=1 + layers // 8, loc="lower left")
+    axes.legend(ncols=1 + entropy.shape[1] // 8, loc="lower left")
     return figure
+
+
+def _dead(config: TrainConfig, training: Records) -> Figure:
+    figure, axes = _axes(f"Dead memories (less than {DEAD_SHARE:.0%} of a balanced load)", "memories")
+    steps, dead = _series(training, "dead_memories")  # [records, L]
+    _by_layer(axes, steps, dead, drawstyle="steps-post")
+    axes.set_ylim(-0.05, max(1.05, 1.05 * float(dead.max())))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(ncols=1 + dead.shape[1] // 8, loc="upper right")
+    return figure
+
+
+def _churn(held_out: Records) -> Figure:
+    figure, axes = _axes("Routing churn between evaluations", "share of tokens with other memories")
+    steps, churn = _series(held_out, "routing_churn")  # [records, L]
+    _by_layer(axes, steps, churn, marker="o", markersize=4)
+    axes.set_ylim(0, 1)
+    axes.legend(ncols=1 + churn.shape[1] // 8, loc="upper right")
+    return figure
+
+
+def _by_layer(axes: Axes, steps: np.ndarray, values: np.ndarray, **style: Any) -> None:
+    """A line for each layer of ``values`` [records, L]."""
+    layers = values.shape[1]
+    for layer in range(layers):
+        axes.plot(steps, values[:, layer], color=_shade(layer, layers), label=f"layer {layer}", **style)
 
 
 def _shade(index: int, count: int) -> Any:

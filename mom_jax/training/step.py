@@ -13,6 +13,7 @@ from mom_jax.models.parts import ModelParts, model_parts
 from mom_jax.ops.loss import chunked_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
 from mom_jax.ops.routing import load_balancing_loss
+from mom_jax.training.balance import balance_routers
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from mom_jax.training.sharding import BATCH_SPEC
@@ -40,11 +41,11 @@ def _loss(
     )
     nats, _ = chunked_cross_entropy(hidden, model.output_embedding(), micro["labels"])
     lm_loss = nats / total_tokens
-    aux_loss = load_balancing_loss(router_logits, config.model.topk) / config.gradient_accumulation
-    loss = lm_loss + config.model.aux_loss_scale * aux_loss
-    shares = jax.tree.map(
-        lambda x: x / config.gradient_accumulation, router_statistics(router_logits, config.model.topk)
-    )
+    top_k, bias = config.model.topk, model.router_bias()
+    aux_loss = load_balancing_loss(router_logits, top_k, bias=bias) / config.gradient_accumulation
+    loss = lm_loss + config.model.auxiliary_weight * aux_loss
+    statistics = router_statistics(router_logits, top_k, bias=bias)
+    shares = jax.tree.map(lambda x: x / config.gradient_accumulation, statistics)
     return loss, {"loss": loss, "lm_loss": lm_loss, "aux_loss": aux_loss, **shares}
 
 
@@ -81,6 +82,7 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update, or none when the loss or the gradient is not finite (decided on the device, without a host sync).
 
+    A router's bias, where there is one, moves by the step's loads and by nothing else.
     A skipped step leaves parameters, moments and learning-rate schedule as they were and is counted.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -88,7 +90,7 @@ def train_step(
     grad_norm = optax.tree_utils.tree_norm(gradients)
     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = balance_routers(optax.apply_updates(state.params, updates), metrics.get("load"), config.model)
 
     def keep(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)

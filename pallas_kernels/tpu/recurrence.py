@@ -214,7 +214,7 @@ def _launch(form, kernel, given, wanted, chunks, loaded, *, store=True, reverse=
         *operands,
         state=_state_block(blocks, given),
         blocks=blocks,
-        vmem=_vmem(blocks, given, operands, form.values[reverse]),
+        vmem=min(_vmem(blocks, given, operands, form.values[reverse]) * 3 // 2, parts.device().vmem),  # compilers differ
         flops=form.flops * given["q"].shape[0] * blocks.chunks * (3 if reverse else 1),
         interpret=form.interpret,
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mom_jax.evals.perplexity import evaluate, held_out_loss, position_buckets
+from mom_jax.evals.perplexity import HeldOut, evaluate, position_buckets
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 
@@ -92,7 +92,31 @@ def test_loads_leave_padding_out(scores, expected):
 
 
 def test_held_out_loss_is_the_same_number(model, scores):
-    assert held_out_loss(model, batches(), CONFIG.topk) == scores["loss"]
+    assert HeldOut(CONFIG.topk)(model, batches()) == {"held_out_loss": scores["loss"]}
+
+
+def test_churn_is_the_share_of_tokens_with_another_set(model, expected):
+    """Against sorted choices token by token; nothing the first time, 0 for the same model."""
+    graph, params = nnx.split(model)
+    values = nnx.to_pure_dict(params)
+    values["layers"]["attn"]["router"]["weight"] *= -1.0
+    other = jax.tree.map(lambda leaf: leaf, params)
+    nnx.replace_by_pure_dict(other, values)
+    other = nnx.merge(graph, other)
+    held_out = HeldOut(CONFIG.topk)
+    assert "routing_churn" not in held_out(model, batches())
+    assert held_out(model, batches())["routing_churn"] == [0.0, 0.0]
+    churn = held_out(other, batches())["routing_churn"]
+    _, _, routers, real = expected
+    moved = []
+    for batch in batches():
+        mask = (batch["segment_ids"] > 0).astype(jnp.int32)
+        moved.append(np.stack(other(batch["input_ids"], mask, batch["segment_ids"]).router_logits))
+    before, after = (
+        np.sort(np.argsort(-logits, axis=-1)[..., : CONFIG.topk]) for logits in (routers, np.concatenate(moved, 1))
+    )
+    assert churn == pytest.approx((before != after).any(-1)[:, real].mean(-1), abs=1e-6)
+    assert min(churn) > 0
 
 
 def test_nothing_to_score_is_an_error(model):

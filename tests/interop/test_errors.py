@@ -1,5 +1,6 @@
 """Folders that cannot be loaded, and places that cannot be saved to: one line that says what is wrong."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -182,6 +183,18 @@ def test_bad_options(options, field, make_model, tmp_path):
     with pytest.raises(InputError, match=field):
         save_pretrained(make_model(), tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_router_bias_is_not_published(make_model, saved, tmp_path):
+    """The PyTorch library has no place for it: neither written nor read."""
+    model = make_model(dataclasses.replace(make_model().config, router_balance="loss_free"))
+    with pytest.raises(InputError, match=r"^router_balance=loss_free: the PyTorch library's router") as error:
+        save_pretrained(model, tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+    edit(saved, router_balance="loss_free")
+    assert complaint(saved).startswith("router_balance=loss_free: published models have no such bias; edit ")
+    edit(saved, router_balance="none")
+    load_pretrained(saved)
 
 
 def test_a_failure_leaves_nothing(make_model, tmp_path, monkeypatch):

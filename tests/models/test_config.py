@@ -110,6 +110,9 @@ def test_round_trip(name):
         ({"memory_rule": "mamba"}, r"memory_rule=mamba: choose one of gated_deltanet"),
         *(({"reference_conv_leak": True, **other}, r"reference_conv_leak=True: is for mixtures of gated_deltanet")
           for other in ({"mixture": False}, {"memory_rule": "gla"}, {"use_short_conv": False})),
+        ({"router_balance": "lossfree"}, r"router_balance=lossfree: choose one of auxiliary, loss_free, none"),
+        ({"router_bias_rate": 0.0}, r"router_bias_rate=0\.0: must lie between 0 and 1"),
+        ({"router_bias_rate": float("nan")}, r"router_bias_rate=nan: must lie between 0 and 1"),
         ({"compute_dtype": "float16"}, r"compute_dtype=float16: choose one of float32, bfloat16"),
     ],
 )  # fmt: skip

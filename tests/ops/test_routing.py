@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support.compare import assert_close
 
-from mom_jax.ops.router_statistics import router_statistics
-from mom_jax.ops.routing import load_balancing_loss, route
+from mom_jax.ops.router_statistics import chosen_sets, dead_memories, router_statistics, routing_churn
+from mom_jax.ops.routing import balanced_bias, load_balancing_loss, route
 
 
 def softmax(x):
@@ -113,3 +113,103 @@ def test_statistics(masked):
             load[i, np.argsort(-p)[:2]] += 0.5 / mask.sum()
             entropy[i] -= (p * np.log(p)).sum() / mask.sum()
     assert_close(got, {"load": load, "routing_entropy": entropy}, 1e-5)
+
+
+def random_bias(layers=3, memories=5, seed=3):
+    """Biases strong enough to change choices."""
+    return jnp.asarray(np.random.default_rng(seed).normal(0, 0.3, (layers, memories)), jnp.float32)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+def test_a_bias_moves_the_choice_but_not_the_weights(top_k):
+    """The top k of probability plus bias, mixed by the probabilities alone."""
+    (logits,), bias = random_layers(1), random_bias(1)[0]
+    routing, p = route(logits, top_k, bias), softmax(logits)
+    order = np.argsort(-(p + np.asarray(bias)), -1, kind="stable")[..., :top_k]
+    np.testing.assert_array_equal(routing.memories, order)
+    chosen = np.take_along_axis(p, order, -1)
+    assert_close(routing.weights, chosen / chosen.sum(-1, keepdims=True), 1e-6)
+    if top_k < 5:
+        assert np.any(np.sort(routing.memories) != np.sort(route(logits, top_k).memories))
+
+
+def test_a_bias_of_zero_changes_nothing():
+    """Same choices, weights and gradients as without."""
+    (logits,) = random_layers(1)
+    mixed = lambda logits, bias: jnp.sum(route(logits, 2, bias).weights ** 2)  # noqa: E731
+    np.testing.assert_array_equal(route(logits, 2, jnp.zeros(5)).memories, route(logits, 2).memories)
+    one, other = jax.grad(mixed)(logits, jnp.zeros(5)), jax.grad(mixed)(logits, None)
+    assert_close(one, other, 1e-5, atol=1e-7)
+
+
+def test_gradients_know_nothing_of_the_bias():
+    """It gets exactly none, and those of the logits are those of the same choice made without it."""
+    (logits,), bias = random_layers(1), random_bias(1)[0]
+    memories = route(logits, 2, bias).memories
+
+    def mixed(weights):
+        return jnp.sum(weights * jnp.arange(1.0, 3.0))
+
+    of_logits, of_bias = jax.grad(lambda x, b: mixed(route(x, 2, b).weights), argnums=(0, 1))(logits, bias)
+    chosen = lambda x: jax.nn.softmax(jnp.take_along_axis(x, memories, -1))  # noqa: E731
+    assert_close(of_logits, jax.grad(lambda x: mixed(chosen(x)))(logits), 1e-6)
+    assert not np.asarray(of_bias).any()
+
+
+def test_a_bias_against_certainty():
+    """Memories whose probabilities underflowed to 0 can be chosen, with finite weights and gradients."""
+    logits, bias = jnp.array([[[0.0, -200.0, -201.0]]]), jnp.array([-2.0, 0.0, 0.0])
+    routing = route(logits, 2, bias)
+    np.testing.assert_array_equal(routing.memories[0, 0], [1, 2])
+    assert_close(routing.weights[0, 0], softmax([1.0, 0.0]), 1e-6)
+    assert np.isfinite(jax.grad(lambda x: route(x, 2, bias).weights[..., 0].sum())(logits)).all()
+
+
+def test_loss_and_statistics_of_a_biased_choice():
+    """Each layer's own bias counts in what was chosen, and not in probabilities and entropies."""
+    layers, bias = random_layers(), random_bias()
+    chosen = np.zeros((3, 5))
+    for layer, (logits, own) in enumerate(zip(layers, bias, strict=True)):
+        chosen[layer] = np.bincount(np.asarray(route(logits, 2, own).memories).reshape(-1), minlength=5)
+    got, plain = router_statistics(layers, 2, bias=bias), router_statistics(layers, 2)
+    assert_close(got, {"load": chosen / (2 * 18), "routing_entropy": plain["routing_entropy"]}, 1e-6)
+    probability = softmax(jnp.stack(layers)).mean((0, 1, 2))
+    want = 5 * np.dot(chosen.sum(0) / (3 * 18), probability)
+    assert_close(load_balancing_loss(layers, 2, bias=bias), want, 1e-6)
+
+
+def test_the_bias_moves_against_the_load():
+    """By the rate alone, however far off the load is; a balanced memory's stays."""
+    bias, load = jnp.array([[0.5, 0.0, -0.5, 0.0]]), jnp.array([[0.3, 0.25, 0.45, 0.0]])
+    assert_close(balanced_bias(bias, load, 0.01), jnp.array([[0.49, 0.0, -0.51, 0.01]]), 1e-6)
+
+
+def test_a_skewed_router_evens_out():
+    """From one memory that nearly all tokens choose and one that hardly any does to loads within a tenth of balance."""
+    (logits,), bias = random_layers(1, 4, 256, 4), jnp.zeros((1, 4))
+    logits = (logits + jnp.array([2.0, 0, 0, -2.0]),)
+    load = router_statistics(logits, 2)["load"]
+    assert load[0, 0] > 0.45 and load[0, 3] < 0.05
+    step = jax.jit(lambda bias: router_statistics(logits, 2, bias=bias)["load"])
+    for _ in range(200):
+        load = step(bias)
+        bias = balanced_bias(bias, load, 0.005)
+    assert_close(load, jnp.full((1, 4), 0.25), 0.1)
+
+
+def test_dead_memories():
+    """Less than a hundredth of a balanced load."""
+    load = jnp.array([[0.4, 0.5976, 0.0024, 0.0], [0.25, 0.25, 0.2474, 0.0026]])
+    np.testing.assert_array_equal(dead_memories(load), [[False, False, True, True], [False] * 4])
+
+
+def test_churn_counts_sets():
+    """Another order of the same memories is no change; padding never changes."""
+    first = jnp.array([[[[3.0, 2.0, 0.0], [3.0, 2.0, 0.0], [3.0, 2.0, 0.0], [3.0, 2.0, 0.0]]]])
+    second = jnp.array([[[[2.0, 3.0, 0.0], [3.0, 0.0, 2.0], [3.0, 2.0, 0.0], [0.0, 3.0, 2.0]]]])
+    mask = jnp.array([[1, 1, 1, 0]])
+    former, latter = (chosen_sets(tuple(logits), 2, mask) for logits in (first, second))
+    np.testing.assert_array_equal(former.sum((-2, -1)), [[6]])
+    np.testing.assert_array_equal(routing_churn(former, latter), [1])
+    biased = chosen_sets(tuple(first), 2, mask, jnp.array([[0.0, 0.0, 2.0]]))
+    np.testing.assert_array_equal(routing_churn(former, biased), [3])

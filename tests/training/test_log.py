@@ -25,10 +25,10 @@ def test_a_new_sitting_drops_what_came_after_its_checkpoint(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 4, "lo')  # a crash cut the last line
     out = io.StringIO()
     with RunLog(tmp_path, 2, 10, Console(file=out)) as log:
-        log.held_out(3, 1.5)
+        log.held_out(3, {"held_out_loss": 1.5, "routing_churn": [0.25]})
         log.training(record(3))
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3, 3]
-    assert read_metrics(tmp_path)[2] == {"step": 3, "held_out_loss": 1.5}
+    assert read_metrics(tmp_path)[2] == {"step": 3, "held_out_loss": 1.5, "routing_churn": [0.25]}
     assert out.getvalue() == "step 3/10  loss 2.0000  held-out 1.5000  1,000 tokens/s  0:14 left\n"
     assert list((tmp_path / "tensorboard").iterdir())
 
@@ -47,6 +47,23 @@ def test_skipped_steps_are_shown(tmp_path):
     with RunLog(tmp_path, 0, 10, Console(file=out)) as log:
         log.training({**record(5), "bad_total": 2})
     assert out.getvalue().endswith("left  skipped 2\n")
+
+
+@pytest.mark.parametrize(
+    ("dead", "text"),
+    [
+        ([0, 0], "left\n"),
+        ([0, 1], "left  warning: 1 dead memory (layer 1)\n"),
+        ([2, 1], "left  warning: 3 dead memories (layers 0, 1)\n"),
+        ([1] * 6, "left  warning: 6 dead memories (layers 0, 1, 2, 3, ...)\n"),
+    ],
+)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_dead_memories_are_shown(tmp_path, dead, text, terminal):
+    out = io.StringIO()
+    with RunLog(tmp_path, 0, 10, Console(file=out, force_terminal=terminal, width=160)) as log:
+        log.training({**record(5), "dead_memories": dead})
+    assert text.rstrip() in out.getvalue() if terminal else out.getvalue().endswith(text)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (3600 * 25 + 62, "25:01:02"), (-3, "0:00")])

@@ -26,8 +26,8 @@ def silent() -> Console:
     return Console(file=io.StringIO())
 
 
-def no_evaluation(model, batches) -> float:
-    return 0.0
+def no_evaluation(model, batches) -> dict:
+    return {"held_out_loss": 0.0}
 
 
 def final_state(config):
@@ -79,7 +79,7 @@ def test_a_signal_saves_and_the_next_sitting_continues_bit_for_bit(number, unint
 
     def signal_at_ten(model, batches):
         os.kill(os.getpid(), number)
-        return 0.0
+        return no_evaluation(model, batches)
 
     former = signal.getsignal(number)
     outcome = train(config, signal_at_ten, silent())

@@ -10,7 +10,7 @@ from mom_jax.errors import InputError
 from mom_jax.training.config import get_train_preset
 from mom_jax.training.report import write_report
 
-PICTURES = ("loss", "learning_rate", "load", "routing_entropy", "gradient_norm")
+PICTURES = ("loss", "learning_rate", "load", "routing_entropy", "dead_memories", "routing_churn", "gradient_norm")
 
 EVALUATION = {
     "tokens": 12345,
@@ -41,13 +41,15 @@ def run_dir(tmp_path):
             "tokens": 2048,
             "load": [[0.4, 0.3, 0.2, 0.1], [0.25] * 4],
             "routing_entropy": [1.2, 1.3],
+            "dead_memories": [0, step // 50],
             "bad_total": 3,
             "seconds_per_step": 0.5,
             "tokens_per_second": 4096.0,
         }
         for step in range(10, 110, 10)
     ]
-    records.insert(5, {"step": 50, "held_out_loss": 2.75})
+    records.insert(3, {"step": 30, "held_out_loss": 2.85})
+    records.insert(6, {"step": 50, "held_out_loss": 2.75, "routing_churn": [0.3, 0.1]})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return tmp_path
 

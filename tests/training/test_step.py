@@ -6,26 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.batches import POISON, make_batch
 
 from mom_jax.models.parts import model_parts
 from mom_jax.training.config import MeshConfig
 from mom_jax.training.sharding import make_mesh, shard_batch
 from mom_jax.training.state import init_state
 from mom_jax.training.step import loss_and_gradients, make_train_step
-
-POISON = 250  # a token that the batches below hold only when asked to
-
-
-def make_batch(seed: int, *, poisoned: bool = False) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(0, 200, (8, 65), dtype=np.int32)
-    if poisoned:
-        ids[3, 10] = POISON
-    labels = np.where(rng.random((8, 64)) < 0.1, -100, ids[:, 1:]).astype(np.int32)
-    labels[0, :40] = -100  # rows bear different numbers of labels
-    segments = np.ones((8, 64), np.int32)
-    segments[1, 30:] = 2
-    return {"input_ids": ids[:, :-1], "labels": labels, "segment_ids": segments}
 
 
 @pytest.fixture(scope="module")

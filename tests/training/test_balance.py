@@ -1,0 +1,152 @@
+"""Routers that are balanced by a bias: what moves it, what does not, and where it is kept."""
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from rich.console import Console
+from support.batches import make_batch
+from support.processes import on_eight_fake_devices
+
+from mom_jax.models.parts import model_parts
+from mom_jax.training.checkpoint import Checkpoints, checkpoint_folder, latest_step, restore
+from mom_jax.training.config import MeshConfig, TrainConfig
+from mom_jax.training.log import read_metrics
+from mom_jax.training.loop import train
+from mom_jax.training.sharding import make_mesh, shard_batch
+from mom_jax.training.state import init_state
+from mom_jax.training.step import loss_and_gradients, make_train_step
+
+RATE = 0.02
+STEPS = 3
+
+
+def with_balance(config: TrainConfig, balance: str) -> TrainConfig:
+    """The run with two layers and another way to balance."""
+    model = dataclasses.replace(config.model, num_hidden_layers=2, router_balance=balance, router_bias_rate=RATE)
+    optimizer = dataclasses.replace(config.optimizer, weight_decay=1.0)
+    return dataclasses.replace(config, model=model, optimizer=optimizer)
+
+
+def bias_of(params):
+    """The bias [L, M] in a tree of parameters."""
+    return np.asarray(params["layers"]["attn"]["router_bias"])
+
+
+def some_steps(config: TrainConfig) -> dict:
+    """Biases before and after each of a few steps, the loads of the steps, and the moments of the bias at the end."""
+    mesh = make_mesh(config.mesh)
+    state, step = init_state(config, mesh), make_train_step(config, mesh)
+    biases, loads = [bias_of(state.params).tolist()], []
+    with jax.set_mesh(mesh):
+        for seed in range(STEPS):
+            state, metrics = step(state, shard_batch(make_batch(seed), mesh))
+            biases.append(bias_of(state.params).tolist())
+            loads.append(metrics["load"].tolist())
+    moments = [bias_of(moment).tolist() for moment in (state.opt_state[1][0].mu, state.opt_state[1][0].nu)]
+    return {"biases": biases, "loads": loads, "moments": moments}
+
+
+@pytest.fixture(scope="module")
+def on_one_device(make_config):
+    return some_steps(with_balance(make_config(), "loss_free"))
+
+
+def test_a_step_moves_the_bias_by_the_load_alone(on_one_device):
+    """By the rate, against the load; neither the optimizer nor weight decay touches it."""
+    biases, loads = np.array(on_one_device["biases"]), np.array(on_one_device["loads"])
+    assert biases.shape == (STEPS + 1, 2, 4) and not biases[0].any()
+    np.testing.assert_allclose(np.diff(biases, axis=0), RATE * np.sign(0.25 - loads), atol=1e-7)
+    assert biases[-1].any()
+    assert not np.any(on_one_device["moments"])
+
+
+def test_eight_devices_move_it_alike(on_one_device, make_config, tmp_path):
+    """Bit for bit: loads are whole numbers of tokens, divided once."""
+    config = dataclasses.replace(with_balance(make_config(), "loss_free"), mesh=MeshConfig(2, 2, 2))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    found = json.loads(on_eight_fake_devices(__file__, tmp_path / "config.json").splitlines()[-1])
+    assert found["biases"] == on_one_device["biases"]
+    np.testing.assert_allclose(found["loads"], on_one_device["loads"], atol=4 / 1024)
+
+
+@pytest.mark.parametrize("balance", ["none", "loss_free"])
+def test_what_the_loss_counts(balance, make_config):
+    """Not the auxiliary loss; parameters start as with it, and a bias, which is one more, has no gradient."""
+    mesh = make_mesh(MeshConfig())
+    config = with_balance(make_config(), balance)
+    parts, params = model_parts(config.model), init_state(config, mesh).params
+    plain = init_state(with_balance(make_config(), "auxiliary"), mesh).params
+    if balance == "loss_free":
+        params["layers"]["attn"]["router_bias"] += jnp.array([0.3, 0.0, 0.0, -0.3])
+    run = jax.jit(partial(loss_and_gradients, config=config, parts=parts, mesh=mesh))
+    with jax.set_mesh(mesh):
+        metrics, gradients = run(params, shard_batch(make_batch(0), mesh))
+    assert config.model.aux_loss_scale > 0 and float(metrics["loss"]) == float(metrics["lm_loss"])
+    attn = params["layers"]["attn"]
+    assert ("router_bias" in attn) == (balance == "loss_free")
+    if balance == "loss_free":
+        assert not bias_of(gradients).any()
+        assert np.all(np.asarray(metrics["load"])[:, 0] > 0.4)
+        attn.pop("router_bias")
+    jax.tree.map(np.testing.assert_array_equal, params, plain)
+
+
+def no_evaluation(model, batches) -> dict:
+    return {"held_out_loss": 0.0}
+
+
+def final_params(config):
+    folder = checkpoint_folder(config.run_dir)
+    assert latest_step(folder) == config.steps
+    return restore(folder, config.steps, config, make_mesh(MeshConfig()))[0].params
+
+
+def test_a_resumed_run_keeps_it(make_config, tmp_path):
+    """A second sitting from the middle ends with the same bits, and the log counts dead memories."""
+    config = dataclasses.replace(with_balance(make_config(tmp_path / "one"), "loss_free"), steps=10)
+    train(config, no_evaluation, Console(file=io.StringIO()))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "10")
+    again = dataclasses.replace(config, run_dir=str(tmp_path / "two"))
+    train(again, no_evaluation, Console(file=io.StringIO()))
+    one, two = final_params(config), final_params(again)
+    assert bias_of(one).any()
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    records = [record for record in read_metrics(config.run_dir) if "loss" in record]
+    for record in records:
+        assert record["dead_memories"] == [sum(load < 0.0025 for load in layer) for layer in record["load"]]
+
+
+def test_weights_without_a_bias_may_start_a_run_with_one(make_config, tmp_path):
+    """As a converted checkpoint brings them: the bias starts at 0 and the rest as it was stored."""
+    source = dataclasses.replace(with_balance(make_config(tmp_path / "run"), "auxiliary"), steps=10, eval_every=1)
+    params = jax.tree.map(lambda p: p + 0.125, init_state(source, make_mesh(MeshConfig())).params)
+    with Checkpoints(source) as checkpoints:
+        checkpoints.save_weights(params)
+    seen = []
+
+    def look_and_stop(model, batches):
+        seen.append(jax.device_get(nnx.to_pure_dict(nnx.state(model))))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return no_evaluation(model, batches)
+
+    train(with_balance(source, "loss_free"), look_and_stop, Console(file=io.StringIO()))
+    (found,) = seen  # after the first step, whose learning rate is 0
+    assert set(np.abs(bias_of(found)).flat) <= {np.float32(0), np.float32(RATE)}
+    found["layers"]["attn"].pop("router_bias")
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+if __name__ == "__main__":
+    print(json.dumps(some_steps(TrainConfig.from_file(sys.argv[1]))))
