@@ -214,7 +214,8 @@ def _launch(form, kernel, given, wanted, chunks, loaded, *, store=True, reverse=
         *operands,
         state=_state_block(blocks, given),
         blocks=blocks,
-        vmem=min(_vmem(blocks, given, operands, form.values[reverse]) * 3 // 2, parts.device().vmem),  # compilers differ
+        # half as much again, for compilers differ in what they spill
+        vmem=min(_vmem(blocks, given, operands, form.values[reverse]) * 3 // 2, parts.device().vmem),
         flops=form.flops * given["q"].shape[0] * blocks.chunks * (3 if reverse else 1),
         interpret=form.interpret,
     )
