@@ -128,6 +128,6 @@ def gated_slots(
     Raises:
         InputError: ``impl`` is unknown or cannot run here.
     """
-    scale = k.shape[-1] ** -0.5 if scale is None else scale
+    by: float = k.shape[-1] ** -0.5 if scale is None else scale
     run = gated_slots_scan if impl == "reference" else functools.partial(gated_slots_chunked, impl=impl)
-    return run(q, k, v, s, g, table, initial_state, scale)
+    return run(q, k, v, s, g, table, initial_state, by)
