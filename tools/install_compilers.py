@@ -4,9 +4,10 @@
 
 They are libtpu, and what lowers Triton kernels for CUDA, in the versions that belong to the installed JAX; about 250 MB
 to load. Beside the environment's packages and not among them, because JAX would look for the hardware at every start.
-Python 3.12 and later; for others JAX has no release that goes with jax-triton.
+Python 3.12 and later, for which JAX has a release that goes with jax-triton, on Linux.
 """
 
+import platform
 import re
 import subprocess
 import sys
@@ -25,8 +26,8 @@ def wanted() -> list[str]:
 
 def main() -> None:
     """Installs what is not there yet."""
-    if sys.version_info < (3, 12):
-        print("install_compilers: nothing for this Python; kernels are compiled with 3.12 or later")
+    if sys.version_info < (3, 12) or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        print("install_compilers: nothing for this machine; kernels are compiled by Python 3.12 or later on Linux, x86_64")
         return
     packages, stamp = wanted(), FOLDER / ".installed"
     if stamp.is_file() and stamp.read_text() == "\n".join(packages):
