@@ -27,7 +27,7 @@ def wanted() -> list[str]:
 def main() -> None:
     """Installs what is not there yet."""
     if sys.version_info < (3, 12) or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        print("install_compilers: nothing for this machine; kernels are compiled by Python 3.12 or later on Linux, x86_64")
+        print("install_compilers: nothing here; kernels are compiled by Python 3.12 or later on Linux, x86_64")
         return
     packages, stamp = wanted(), FOLDER / ".installed"
     if stamp.is_file() and stamp.read_text() == "\n".join(packages):
