@@ -91,8 +91,10 @@ def operator_table(sizes: Sizes) -> Iterator[str]:
     yield f"\nCopy bandwidth {bandwidth / 1e9:.0f} GB/s."
 
 
-def _read(table: ChunkTable, impl: str, *rows: jax.Array) -> jax.Array:
-    return gated_delta_rule(*rows, table, impl=impl)[0]
+def _read(
+    table: ChunkTable, impl: str, q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array, beta: jax.Array
+) -> jax.Array:
+    return gated_delta_rule(q, k, v, g, beta, table, impl=impl)[0]
 
 
 def layer_table(sizes: Sizes) -> Iterator[str]:

@@ -39,8 +39,7 @@ def tables(case: Case) -> list[tuple[Any, Any]]:
         names = {"delta_rule": ["delta_rule_kernels"], "grouped_matmul": ["grouped_matmul"]}
         names = names.get(case.operator, ["linear_state", case.operator])
         modules = [importlib.import_module(f"pallas_kernels.gpu.{name}") for name in names]
-        columns = [getattr(m, "PARAMETERS", None) or m.TUNING for m in modules]
-        return [(column[target().generation], jnp.dtype(case.dtype).itemsize) for column in columns]
+        return [(module.TUNING[target().generation], jnp.dtype(case.dtype).itemsize) for module in modules]
     generation = parts.device().generation
     if case.operator == "delta_rule":
         heads = importlib.import_module("pallas_kernels.tpu.delta_rule_calls").HEADS

@@ -22,12 +22,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunks import Chunks, Unsupported
+from pallas_kernels.arguments import FLOAT32, GPU, check
+from pallas_kernels.chunks import Chunks
 from pallas_kernels.gpu import delta_rule_kernels as kernels
 from pallas_kernels.gpu.launch import float32_precision, for_device, launch
-
-CHUNK_SIZES = (16, 32, 64)
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 class _Call(NamedTuple):
@@ -76,43 +74,12 @@ def delta_rule(
     return _delta_rule(q, k, v, g, beta, chunks, initial_state, _Call(float(scale), interpret, device))
 
 
-def supported(
-    q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: jax.typing.DTypeLike, chunk_size: int
-) -> str | None:
-    """Why the kernels do not run rows of these shapes, as one line, or None if they do."""
-    if len(q) != 3 or q != k or v[:-1] != k[:-1]:
-        return f"q, k, v: shapes {q}, {k}, {v} do not fit: pass [N, H, K] twice and [N, H, V]"
-    if k[-1] not in (16, 32, 64, 128, 256):
-        return f"K: {k[-1]} key channels have no kernel: pass 16, 32, 64, 128 or 256"
-    if v[-1] not in (16, 32) and (v[-1] % 64 or not 0 < v[-1] <= 512):
-        return f"V: {v[-1]} value channels have no kernel: pass 16, 32 or a multiple of 64 up to 512"
-    if jnp.dtype(dtype).name not in DTYPES:
-        return f"dtype: {jnp.dtype(dtype).name} rows have no kernel: pass {', '.join(DTYPES)}"
-    if chunk_size not in CHUNK_SIZES:
-        return f"chunk size: {chunk_size} rows have no kernel: choose one of {', '.join(map(str, CHUNK_SIZES))}"
-    return None
-
-
 def _check(q, k, v, g, beta, chunks, initial_state, device):
-    number, rows = chunks.segment.shape[0], k.shape[0]
-    if rows % max(number, 1) or not number:
-        raise ValueError(f"chunks: {number} chunks do not divide {rows} rows: pass the table that packed the rows")
-    reason = supported(q.shape, k.shape, v.shape, k.dtype, rows // number)
-    if reason is not None:
-        raise Unsupported(reason)
-    if not q.dtype == k.dtype == v.dtype:
-        raise Unsupported(f"q, k, v: dtypes {q.dtype}, {k.dtype}, {v.dtype} differ: cast them to one")
-    for name, x in (("g", g), ("beta", beta)):
-        if x.shape != k.shape[:2] or x.dtype != jnp.float32:
-            raise ValueError(f"{name}: {x.dtype}{list(x.shape)} does not fit: pass float32{list(k.shape[:2])}")
-    if chunks.document is not None and chunks.document.shape != (rows,):
-        raise ValueError(f"chunks.document: shape {chunks.document.shape} does not fit: pass one number for each row")
-    if initial_state is not None:
-        want = (*k.shape[1:], v.shape[-1])
-        if initial_state.shape[1:] != want or initial_state.dtype != jnp.float32:
-            got = f"{initial_state.dtype}{list(initial_state.shape)}"
-            raise ValueError(f"initial_state: {got} does not fit: pass float32[S, {', '.join(map(str, want))}]")
-    for_device(device, kernels.TUNING)
+    rows, gates = (q.dtype.name,), q.shape[:2]
+    others = {"k": (k, q.shape, rows), "v": (v, (*gates, v.shape[-1]), rows)}
+    others |= {"g": (g, gates, FLOAT32), "beta": (beta, gates, FLOAT32)}
+    check(GPU, q, v, chunks, initial_state, others)
+    for_device(kernels.TUNING, device)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
@@ -154,7 +121,7 @@ def _prepare(q, k, g, beta, chunks, call):
     document = chunks.segment if chunks.document is None else chunks.document
     tuning = _tuning("prepare", k, call)
     return _Prepared(*_launch(
-        kernels.prepare_kernel, (q, k, g, beta, document), (square, square, gate, gate), grid, tuning, call,
+        "prepare", kernels.prepare_kernel, (q, k, g, beta, document), (square, square, gate, gate), grid, call,
         SCALE=call.scale, DOCUMENTS=chunks.document is not None, HEADS=k.shape[1], K=k.shape[2], C=C,
         BK=min(tuning.keys, k.shape[2]),
     ))  # fmt: skip
@@ -195,7 +162,7 @@ def _gradients(q, k, g, beta, prepared, chunks, border, residual, do, dborder, d
     outputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, do, g, beta)]
     tuning = _tuning("gradients", k, call)
     return _launch(
-        kernels.gradients_kernel, inputs, outputs, grid, tuning, call,
+        "gradients", kernels.gradients_kernel, inputs, outputs, grid, call,
         SCALE=call.scale, DOCUMENTS=chunks.document is not None, HEADS=k.shape[1], K=k.shape[2], V=do.shape[2], C=C,
         BK=min(tuning.keys, k.shape[2]), BV=min(tuning.values, do.shape[2]),
     )  # fmt: skip
@@ -208,18 +175,25 @@ def _along(name, kernel, inputs, outputs, k, v, chunks, states, call, tail=0, **
     block = min(tuning.values, v.shape[2])
     runs = tail + (number if states is None else states.shape[0])
     return _launch(
-        kernel, inputs, outputs, (v.shape[2] // block, heads, runs), tuning, call,
+        name, kernel, inputs, outputs, (v.shape[2] // block, heads, runs), call,
         STATE=states is not None, HEADS=heads, K=k.shape[2], V=v.shape[2], C=C,
         BK=min(tuning.keys, k.shape[2]), BV=block, **constants,
     )  # fmt: skip
 
 
-def _launch(kernel, inputs, outputs, grid, tuning, call, **constants):
+def _launch(name, kernel, inputs, outputs, grid, call, **constants):
+    rows = inputs[0]  # of all kernels, q or k
+    tuning = _tuning(name, rows, call)
     return launch(
         kernel, *inputs, grid=grid, outputs=outputs, interpret=call.interpret, device=call.device,
-        num_warps=tuning.num_warps, num_stages=tuning.num_stages,
+        num_warps=tuning.num_warps, num_stages=tuning.num_stages, flops=_flops(name, rows, **constants),
         PRECISION=float32_precision(call.device, call.interpret), **constants,
     )  # fmt: skip
+
+
+def _flops(name, rows, *, K, C, V=0, **constants):
+    inside, scores, values = kernels.PRODUCTS[name]
+    return 2 * rows.shape[0] * rows.shape[1] * (inside * K * V + scores * C * K + values * C * V)
 
 
 def _chunk_grid(k, chunks):
@@ -262,4 +236,4 @@ def _runs(chunks, states):
 
 
 def _tuning(name, k, call):
-    return for_device(call.device, kernels.TUNING)[k.dtype.itemsize][name]
+    return kernels.TUNING[call.device][k.dtype.itemsize][name]

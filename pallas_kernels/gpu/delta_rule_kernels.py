@@ -9,22 +9,11 @@ blocks of BK key channels; Triton knows no ``(*blocks, block)``.
 # Triton's annotations describe neither what its compiler accepts for constexpr nor its loops.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
+from pallas_kernels.gpu.launch import Tuning
 from pallas_kernels.gpu.parts import decays_between, unit_lower_inverse
-
-
-class Tuning(NamedTuple):
-    """How a kernel runs: channels of a block, and Triton's launch parameters."""
-
-    keys: int  # key channels of a block, where the kernel has such blocks
-    values: int  # value channels of a block
-    num_warps: int
-    num_stages: int
-
 
 _FLOAT32_NVIDIA = {
     "prepare": Tuning(32, 0, 4, 2),
@@ -40,8 +29,16 @@ _HALF_HOPPER = {
     "reverse": Tuning(256, 32, 4, 2),
     "gradients": Tuning(64, 32, 8, 2),
 }
-# By bytes of an element. At K = V = 256 and C = 64 no kernel spills registers and all fit in shared memory, but for
-# float32 on NVIDIA, where operands split into tf32 parts fill them: 2 KB a thread at K = 256, whatever the blocks.
+# Matrix products of a chunk and head by kernel: of C K V, C C K and C C V multiplications.
+PRODUCTS = {
+    "prepare": (0, 2, 0),
+    "forward": (3, 0, 2),
+    "borders": (2, 0, 1),
+    "reverse": (3, 0, 2),
+    "gradients": (3, 4, 3),
+}
+# By generation, then bytes of an element. At K = V = 256 and C = 64 no kernel of half-precision rows spills registers,
+# and all fit in shared memory. Float32 ones spill on NVIDIA whatever the blocks: tf32 parts of operands fill registers.
 TUNING = {
     "sm_80": {
         2: {

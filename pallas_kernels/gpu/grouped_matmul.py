@@ -15,12 +15,12 @@ import numpy as np
 import triton
 import triton.language as tl
 
+from pallas_kernels.arguments import GPU
 from pallas_kernels.chunks import Unsupported
-from pallas_kernels.gpu.launch import float32_precision, launch
+from pallas_kernels.gpu.launch import float32_precision, for_device, launch
 
 TILES = (16, 32, 64, 128)
 NARROW = 64  # columns
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Blocks(NamedTuple):
@@ -33,7 +33,7 @@ class Blocks(NamedTuple):
     num_stages: int
 
 
-class Parameters(NamedTuple):
+class Kernels(NamedTuple):
     """Blocks of the product and of the weights' gradient."""
 
     product: Blocks
@@ -41,22 +41,22 @@ class Parameters(NamedTuple):
 
 
 # By generation, then bytes of an element.
-PARAMETERS = {
+TUNING = {
     "sm_80": {
-        2: Parameters(Blocks(128, 128, 32, 4, 4), Blocks(128, 128, 32, 4, 4)),
-        4: Parameters(Blocks(64, 64, 32, 4, 3), Blocks(64, 64, 32, 4, 3)),
+        2: Kernels(Blocks(128, 128, 32, 4, 4), Blocks(128, 128, 32, 4, 4)),
+        4: Kernels(Blocks(64, 64, 32, 4, 3), Blocks(64, 64, 32, 4, 3)),
     },
     "sm_90": {
-        2: Parameters(Blocks(128, 256, 64, 8, 3), Blocks(128, 256, 64, 8, 3)),
-        4: Parameters(Blocks(64, 64, 32, 4, 3), Blocks(64, 64, 32, 4, 3)),
+        2: Kernels(Blocks(128, 256, 64, 8, 3), Blocks(128, 256, 64, 8, 3)),
+        4: Kernels(Blocks(64, 64, 32, 4, 3), Blocks(64, 64, 32, 4, 3)),
     },
     "sm_100": {
-        2: Parameters(Blocks(128, 256, 64, 8, 3), Blocks(128, 256, 64, 8, 3)),
-        4: Parameters(Blocks(128, 64, 32, 4, 3), Blocks(64, 64, 32, 4, 3)),
+        2: Kernels(Blocks(128, 256, 64, 8, 3), Blocks(128, 256, 64, 8, 3)),
+        4: Kernels(Blocks(128, 64, 32, 4, 3), Blocks(64, 64, 32, 4, 3)),
     },
     "gfx942": {
-        2: Parameters(Blocks(128, 128, 32, 4, 2), Blocks(128, 128, 32, 4, 2)),
-        4: Parameters(Blocks(64, 64, 32, 4, 2), Blocks(64, 64, 32, 4, 2)),
+        2: Kernels(Blocks(128, 128, 32, 4, 2), Blocks(128, 128, 32, 4, 2)),
+        4: Kernels(Blocks(64, 64, 32, 4, 2), Blocks(64, 64, 32, 4, 2)),
     },
 }
 
@@ -161,7 +161,7 @@ def grouped_matmul(
         group_sizes: [G] int32 rows of each group, each a multiple of ``tile`` and perhaps 0. Groups follow each
             other from row 0; rows behind the last one give 0.
         tile: 16, 32, 64 or 128.
-        device: the generation to compile for, a row of `PARAMETERS`.
+        device: the generation to compile for, a row of `TUNING`.
         interpret: run in Triton's interpreter on the host.
 
     Returns:
@@ -184,10 +184,10 @@ def grouped_matmul(
 
 
 def _check(x, weight, group_sizes, tile, device):
-    if device not in PARAMETERS:
-        raise Unsupported(f"device={device} is none of {', '.join(PARAMETERS)}")
-    if x.dtype.name not in DTYPES or weight.dtype != x.dtype:
-        raise Unsupported(f"x is {x.dtype} and weight {weight.dtype}; both must be the same of {', '.join(DTYPES)}")
+    for_device(TUNING, device)
+    GPU.check(dtype=x.dtype.name)
+    if weight.dtype != x.dtype:
+        raise Unsupported(f"weight is {weight.dtype}: the GPU kernels take {x.dtype} here, as x is")
     if tile not in TILES:
         raise Unsupported(f"tile={tile} is none of {', '.join(map(str, TILES))}")
     if x.ndim != 2 or x.shape[0] % tile:
@@ -226,7 +226,7 @@ def _width(block: int, size: int) -> int:
 def _product(x, weight, group_sizes, tile, device, interpret, *, transposed):
     rows, inner = x.shape
     groups, columns = weight.shape[0], weight.shape[1 if transposed else 2]
-    blocks = PARAMETERS[device][x.dtype.itemsize].product
+    blocks = TUNING[device][x.dtype.itemsize].product
     height = min(blocks.rows, 1 << (rows - 1).bit_length())
     width = _width(blocks.columns, columns)
     tiles = tiles_of(group_sizes, rows, tile, height)
@@ -240,7 +240,6 @@ def _product(x, weight, group_sizes, tile, device, interpret, *, transposed):
         num_warps=blocks.num_warps,
         num_stages=blocks.num_stages,
         flops=2 * rows * inner * columns,
-        bytes_accessed=(rows * (inner + columns) + weight.size) * x.dtype.itemsize,
         GROUPS=groups,
         INNER=inner,
         COLUMNS=columns,
@@ -256,7 +255,7 @@ def _product(x, weight, group_sizes, tile, device, interpret, *, transposed):
 def _weight_gradient(x, dy, weight, group_sizes, tile, device, interpret):
     rows, inputs = x.shape
     outputs = dy.shape[1]
-    blocks = PARAMETERS[device][x.dtype.itemsize].gradient
+    blocks = TUNING[device][x.dtype.itemsize].gradient
     height, width = _width(blocks.rows, inputs), _width(blocks.columns, outputs)
     start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(group_sizes).astype(jnp.int32)])
     return launch(
@@ -269,7 +268,6 @@ def _weight_gradient(x, dy, weight, group_sizes, tile, device, interpret):
         num_warps=blocks.num_warps,
         num_stages=blocks.num_stages,
         flops=2 * rows * inputs * outputs,
-        bytes_accessed=(rows * (inputs + outputs) + weight.size) * x.dtype.itemsize,
         INPUTS=inputs,
         OUTPUTS=outputs,
         ROWS=height,

@@ -7,11 +7,13 @@ started with ``TRITON_INTERPRET=1``; it works on NumPy arrays and needs no PyTor
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from pallas_kernels.chunks import Unsupported
 
 Grid = tuple[int] | tuple[int, int] | tuple[int, int, int]
 T = TypeVar("T")
@@ -26,8 +28,7 @@ def launch(
     device: str,
     num_warps: int,
     num_stages: int,
-    bytes_accessed: int = 0,
-    flops: int = 0,
+    flops: int,
     **scalars: Any,
 ) -> list[jax.Array]:
     """Runs ``kernel(*inputs, *outputs, **scalars)`` on ``grid`` and returns the outputs.
@@ -40,7 +41,7 @@ def launch(
         interpret: run in Triton's interpreter on the host.
         device: what the kernel is compiled for: ``sm_`` and NVIDIA's compute capability, or ``gfx`` and AMD's number.
         num_warps, num_stages: Triton's launch parameters, without meaning in the interpreter.
-        bytes_accessed, flops: the kernel's cost, for profilers.
+        flops: the kernel's work, for profilers; bytes are those of inputs and outputs.
         scalars: integers and ``constexpr`` arguments by name. Another integer needs no other program, unless it
             becomes or ceases to be 1 or a multiple of 16.
 
@@ -52,6 +53,7 @@ def launch(
         return jax.pure_callback(run, list(outputs), *inputs, vmap_method="sequential")
     import jax_triton
 
+    moved = sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs))
     return jax_triton.triton_call(
         *inputs,
         kernel=kernel,
@@ -60,7 +62,7 @@ def launch(
         num_warps=num_warps,
         num_stages=num_stages,
         compute_capability=int(device.removeprefix("sm_")) if device.startswith("sm_") else None,
-        cost_estimate={"flops": flops, "bytes_accessed": bytes_accessed},
+        cost_estimate={"flops": flops, "bytes_accessed": moved},
         **scalars,
     )
 
@@ -70,17 +72,20 @@ def float32_precision(device: str, interpret: bool) -> str:
     return "ieee" if interpret or device.startswith("gfx") else "tf32x3"
 
 
-def for_device(device: str, table: Mapping[str, T]) -> T:
-    """The entry of ``device`` in a table of generations; a newer NVIDIA GPU takes the newest one before it.
+class Tuning(NamedTuple):
+    """How a kernel runs: channels of a block, and Triton's launch parameters."""
 
-    Raises:
-        ValueError: the table has nothing for it.
-    """
-    number = lambda name: int(name.removeprefix("sm_")) if name.removeprefix("sm_").isdecimal() else -1  # noqa: E731
-    older = [name for name in table if name.startswith("sm_") and number(name) <= number(device)]
-    if device not in table and not older:
-        raise ValueError(f"device: {device} has no kernels: choose one of {', '.join(table)}, or a newer sm_")
-    return table[device] if device in table else table[max(older, key=number)]
+    keys: int  # key channels of a block
+    values: int  # value channels of a block, where the kernel has such blocks
+    num_warps: int
+    num_stages: int
+
+
+def for_device(table: Mapping[str, T], device: str) -> T:
+    """The entry of a GPU generation in a table of parameters; `Unsupported` where there is none."""
+    if device not in table:
+        raise Unsupported(f"device={device}: the GPU kernels take {', '.join(table)}")
+    return table[device]
 
 
 _ONE_AT_A_TIME = threading.Lock()  # the interpreter swaps functions of triton.language while it runs

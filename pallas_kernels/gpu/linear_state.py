@@ -14,6 +14,7 @@ gradient of the states backward by the same kernel (``dS = across * dS' + (reads
 gradients for each chunk from the two.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -21,39 +22,27 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
+from pallas_kernels.arguments import GPU, Expected, check
 from pallas_kernels.chunks import Chunks
-from pallas_kernels.gpu.launch import float32_precision, launch
-
-SIZES = (16, 32, 64, 128, 256)
-ROWS = (16, 32, 64)
-DTYPES = ("float32", "bfloat16", "float16")
+from pallas_kernels.gpu.launch import Tuning, float32_precision, for_device, launch
 
 
-class Blocks(NamedTuple):
-    """Key and value channels of a program, and how it is launched."""
-
-    keys: int
-    values: int
-    num_warps: int
-    num_stages: int
-
-
-class Parameters(NamedTuple):
+class Kernels(NamedTuple):
     """Blocks of each kernel."""
 
-    outputs: Blocks
-    borders: Blocks
-    value_gradient: Blocks
+    outputs: Tuning
+    borders: Tuning
+    value_gradient: Tuning
 
 
-_HALF = Parameters(Blocks(64, 32, 4, 2), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2))
-_FULL = Parameters(Blocks(64, 16, 4, 1), Blocks(64, 32, 4, 1), Blocks(64, 32, 4, 1))
+_HALF = Kernels(Tuning(64, 32, 4, 2), Tuning(64, 64, 4, 2), Tuning(64, 64, 4, 2))
+_FULL = Kernels(Tuning(64, 16, 4, 1), Tuning(64, 32, 4, 1), Tuning(64, 32, 4, 1))
 # By generation, then bytes of an element.
-PARAMETERS = {
-    "sm_80": {2: _HALF._replace(outputs=Blocks(64, 32, 8, 2)), 4: _FULL},
+TUNING = {
+    "sm_80": {2: _HALF._replace(outputs=Tuning(64, 32, 8, 2)), 4: _FULL},
     "sm_90": {2: _HALF, 4: _FULL},
     "sm_100": {2: _HALF, 4: _FULL},
-    "gfx942": {2: _HALF._replace(outputs=Blocks(64, 32, 4, 1)), 4: _FULL},
+    "gfx942": {2: _HALF._replace(outputs=Tuning(64, 32, 4, 1)), 4: _FULL},
 }
 
 
@@ -241,11 +230,6 @@ def segment_starts(chunks: Chunks, initial_state: jax.Array | None) -> jax.Array
     return jnp.searchsorted(segment, jnp.arange(count + 2, dtype=jnp.int32), side="left").astype(jnp.int32)
 
 
-def block_of(block: int, size: int) -> int:
-    """The largest block up to ``block`` that divides ``size``, both powers of two."""
-    return min(block, size)
-
-
 class Sizes(NamedTuple):
     """Sizes of a call."""
 
@@ -255,15 +239,15 @@ class Sizes(NamedTuple):
     values: int
     rows: int  # of a chunk
 
-    def constants(self, blocks: Blocks) -> dict[str, int]:
+    def constants(self, blocks: Tuning) -> dict[str, int]:
         """Constants of a kernel with ``blocks``, and its launch parameters."""
         return {
             "HEADS": self.heads,
             "KEYS": self.keys,
             "VALUES": self.values,
             "C": self.rows,
-            "BK": block_of(blocks.keys, self.keys),
-            "BV": block_of(blocks.values, self.values),
+            "BK": min(blocks.keys, self.keys),
+            "BV": min(blocks.values, self.values),
             "num_warps": blocks.num_warps,
             "num_stages": blocks.num_stages,
         }
@@ -285,7 +269,7 @@ def outputs(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Outputs [N, H, V] in the values' dtype, and final states, None without initial ones."""
     sizes = sizes_of(rows.reads, v, chunks)
-    constants = sizes.constants(PARAMETERS[device][v.dtype.itemsize].outputs)
+    constants = sizes.constants(TUNING[device][v.dtype.itemsize].outputs)
     start = segment_starts(chunks, initial_state)
     final = jax.ShapeDtypeStruct((1,) if initial_state is None else initial_state.shape, jnp.float32)
     o, last = launch(
@@ -304,7 +288,6 @@ def outputs(
         interpret=interpret,
         device=device,
         flops=2 * v.size * (2 * sizes.keys + sizes.rows),
-        bytes_accessed=2 * (v.size + rows.reads.size) * v.dtype.itemsize,
         FACTORS=rows.read_factor is not None,
         VECTOR=rows.across.ndim == 3,
         STATES=initial_state is not None,
@@ -328,7 +311,7 @@ def borders(
 ) -> tuple[jax.Array, jax.Array | None]:
     """States before each chunk [chunks, H, K, V] in the values' dtype; in ``reverse`` also those at the other end."""
     sizes = sizes_of(rows, v, chunks)
-    constants = sizes.constants(PARAMETERS[device][v.dtype.itemsize].borders)
+    constants = sizes.constants(TUNING[device][v.dtype.itemsize].borders)
     start = segment_starts(chunks, initial_state)
     blocks = (sizes.keys // constants["BK"]) * (sizes.values // constants["BV"])
     store = reverse and initial_state is not None
@@ -349,7 +332,6 @@ def borders(
         interpret=interpret,
         device=device,
         flops=2 * v.size * sizes.keys,
-        bytes_accessed=(v.size + rows.size + v.size // sizes.rows * sizes.keys) * v.dtype.itemsize,
         FACTORS=factor is not None,
         VECTOR=across.ndim == 3,
         INITIAL=initial_state is not None,
@@ -396,7 +378,7 @@ def value_gradient(
 ) -> jax.Array:
     """The gradient of v, in its dtype."""
     sizes = sizes_of(rows.writes, v, chunks)
-    constants = sizes.constants(PARAMETERS[device][v.dtype.itemsize].value_gradient)
+    constants = sizes.constants(TUNING[device][v.dtype.itemsize].value_gradient)
     return launch(
         value_gradient_kernel,
         rows.scores,
@@ -409,32 +391,23 @@ def value_gradient(
         interpret=interpret,
         device=device,
         flops=2 * v.size * (sizes.keys + sizes.rows),
-        bytes_accessed=(2 * v.size + rows.writes.size + leaving.size) * v.dtype.itemsize,
         FACTORS=rows.write_factor is not None,
         PRECISION=float32_precision(device, interpret),
         **constants,
     )[0]
 
 
-def row_refusal(
-    q: jax.Array, k: jax.Array, v: jax.Array, chunks: Chunks, initial_state: jax.Array | None, device: str
-) -> str | None:
-    """Why these rows, chunks or states are not taken, or None if they are."""
-    if device not in PARAMETERS:
-        return f"device={device} is none of {', '.join(PARAMETERS)}"
-    if not (q.ndim == v.ndim == 3 and q.shape == k.shape and v.shape[:2] == k.shape[:2]):
-        return f"q {q.shape}, k {k.shape} and v {v.shape} do not fit; they must be [N, H, K] twice and [N, H, V]"
-    if not q.dtype == k.dtype == v.dtype or v.dtype.name not in DTYPES:
-        return f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; all must be the same of {', '.join(DTYPES)}"
-    if k.shape[2] not in SIZES:
-        return f"head size K={k.shape[2]} is none of 16, 32, 64, 128 and 256"
-    if v.shape[2] not in (*SIZES, 512):
-        return f"head size V={v.shape[2]} is none of 16, 32, 64, 128, 256 and 512"
-    count = chunks.segment.shape[0]
-    if count * (k.shape[0] // max(count, 1)) != k.shape[0] or k.shape[0] // max(count, 1) not in ROWS:
-        return f"N={k.shape[0]} rows in {count} chunks do not make chunks of 16, 32 or 64 rows"
-    if chunks.document is not None and chunks.document.shape != k.shape[:1]:
-        return f"document {chunks.document.shape} is not [N] for N={k.shape[0]} rows"
-    if initial_state is not None and initial_state.shape[1:] != (*k.shape[1:], v.shape[2]):
-        return f"initial_state {initial_state.shape} is not [S, H, K, V] for k {k.shape} and v {v.shape}"
-    return None
+def check_rows(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    chunks: Chunks,
+    initial_state: jax.Array | None,
+    others: Mapping[str, Expected],
+    device: str,
+) -> None:
+    """`pallas_kernels.arguments.check` of rows that all have one dtype, and whether the device has kernels."""
+    rows = (q.dtype.name,)
+    alike = {"k": (k, q.shape, rows), "v": (v, (*q.shape[:2], v.shape[-1]), rows)}
+    check(GPU, q, v, chunks, initial_state, alike | dict(others))
+    for_device(TUNING, device)

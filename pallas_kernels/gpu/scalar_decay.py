@@ -15,27 +15,27 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from pallas_kernels.chunks import Chunks, Unsupported
-from pallas_kernels.gpu.launch import float32_precision, launch
+from pallas_kernels.arguments import FLOAT32, Expected
+from pallas_kernels.chunks import Chunks
+from pallas_kernels.gpu.launch import Tuning, float32_precision, launch
 from pallas_kernels.gpu.linear_state import (
-    Blocks,
     Borders,
     Rows,
     both_borders,
+    check_rows,
     outputs,
     row_gradients,
-    row_refusal,
     sizes_of,
     value_gradient,
 )
 from pallas_kernels.gpu.parts import decays_between
 
 # By generation, then bytes of an element: blocks of the scores and of the gradients.
-PARAMETERS = {
-    "sm_80": {2: (Blocks(64, 64, 4, 2), Blocks(64, 32, 4, 2)), 4: (Blocks(64, 64, 4, 1), Blocks(32, 16, 8, 1))},
-    "sm_90": {2: (Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2)), 4: (Blocks(64, 64, 4, 1), Blocks(32, 32, 4, 1))},
-    "sm_100": {2: (Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2)), 4: (Blocks(64, 64, 4, 1), Blocks(32, 32, 4, 1))},
-    "gfx942": {2: (Blocks(64, 64, 4, 1), Blocks(64, 64, 4, 1)), 4: (Blocks(64, 64, 4, 1), Blocks(32, 32, 4, 1))},
+TUNING = {
+    "sm_80": {2: (Tuning(64, 64, 4, 2), Tuning(64, 32, 4, 2)), 4: (Tuning(64, 64, 4, 1), Tuning(32, 16, 8, 1))},
+    "sm_90": {2: (Tuning(64, 64, 4, 2), Tuning(64, 64, 4, 2)), 4: (Tuning(64, 64, 4, 1), Tuning(32, 32, 4, 1))},
+    "sm_100": {2: (Tuning(64, 64, 4, 2), Tuning(64, 64, 4, 2)), 4: (Tuning(64, 64, 4, 1), Tuning(32, 32, 4, 1))},
+    "gfx942": {2: (Tuning(64, 64, 4, 1), Tuning(64, 64, 4, 1)), 4: (Tuning(64, 64, 4, 1), Tuning(32, 32, 4, 1))},
 }
 
 
@@ -102,24 +102,6 @@ def gradients_kernel(
         tl.store(dg + at * C + row, tl.sum(tl.where(row[:, None] > row[None, :], later, 0.0), axis=1))
 
 
-def refusal(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    g: jax.Array | None,
-    chunks: Chunks,
-    initial_state: jax.Array | None,
-    scale: float,
-    *,
-    device: str = "sm_90",
-) -> str | None:
-    """Why `scalar_decay` does not take these arguments, or None if it does."""
-    reason = row_refusal(q, k, v, chunks, initial_state, device)
-    if reason is None and g is not None and g.shape != k.shape[:2]:
-        return f"g {g.shape} is not [N, H] for k {k.shape}"
-    return reason
-
-
 def scalar_decay(
     q: jax.Array,
     k: jax.Array,
@@ -141,7 +123,7 @@ def scalar_decay(
         chunks: segments and documents of the rows, in chunks of 16, 32 or 64 rows.
         initial_state: [S, H, K, V] float32; None starts from 0 and returns no state.
         scale: of the output.
-        device: the generation to compile for, a row of `PARAMETERS`.
+        device: the generation to compile for, a row of `TUNING`.
         interpret: run in Triton's interpreter on the host.
 
     Returns:
@@ -150,15 +132,13 @@ def scalar_decay(
         included, to it.
 
     Raises:
-        Unsupported: arguments that `refusal` names.
+        Unsupported: a size or dtype that the kernels do not take.
+        ValueError: arrays do not fit each other.
     """
-    reason = refusal(q, k, v, g, chunks, initial_state, scale, device=device)
-    if reason is not None:
-        raise Unsupported(reason)
-    if initial_state is not None:
-        initial_state = initial_state.astype(jnp.float32)
-    gates = jnp.zeros(k.shape[:2], jnp.float32) if g is None else g.astype(jnp.float32)
-    return _scalar_decay(q, k, v, gates, chunks, initial_state, float(scale), device, interpret)
+    gates: dict[str, Expected] = {} if g is None else {"g": (g, q.shape[:2], FLOAT32)}
+    check_rows(q, k, v, chunks, initial_state, gates, device)
+    g = jnp.zeros(k.shape[:2], jnp.float32) if g is None else g
+    return _scalar_decay(q, k, v, g, chunks, initial_state, float(scale), device, interpret)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
@@ -229,17 +209,16 @@ def _scores(q, k, v, g, chunks, scale, device, interpret):
         interpret=interpret,
         device=device,
         flops=2 * k.size * sizes.rows,
-        bytes_accessed=2 * k.size * k.dtype.itemsize,
         SCALE=scale,
         DOCUMENTS=chunks.document is not None,
         PRECISION=float32_precision(device, interpret),
-        **sizes.constants(PARAMETERS[device][v.dtype.itemsize][0]),
+        **sizes.constants(TUNING[device][v.dtype.itemsize][0]),
     )[0]
 
 
 def _gradients(q, k, v, do, g, decays, scores, states: Borders, chunks, scale, device, interpret):
     sizes = sizes_of(k, v, chunks)
-    constants = sizes.constants(PARAMETERS[device][v.dtype.itemsize][1])
+    constants = sizes.constants(TUNING[device][v.dtype.itemsize][1])
     parts = sizes.keys // constants["BK"]
     float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     dq, dk, dg, *dfactors = launch(
@@ -266,7 +245,6 @@ def _gradients(q, k, v, do, g, decays, scores, states: Borders, chunks, scale, d
         interpret=interpret,
         device=device,
         flops=2 * v.size * (2 * sizes.keys + sizes.rows * parts) + 4 * k.size * sizes.rows,
-        bytes_accessed=2 * (states.states.size + 2 * k.size + v.size) * v.dtype.itemsize,
         SCALE=scale,
         DOCUMENTS=chunks.document is not None,
         PRECISION=float32_precision(device, interpret),

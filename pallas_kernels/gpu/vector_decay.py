@@ -19,26 +19,26 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from pallas_kernels.chunks import Chunks, Unsupported
-from pallas_kernels.gpu.launch import float32_precision, launch
+from pallas_kernels.arguments import FLOAT32, Expected
+from pallas_kernels.chunks import Chunks
+from pallas_kernels.gpu.launch import Tuning, float32_precision, launch
 from pallas_kernels.gpu.linear_state import (
-    Blocks,
     Borders,
     Rows,
     both_borders,
+    check_rows,
     outputs,
     row_gradients,
-    row_refusal,
     sizes_of,
     value_gradient,
 )
 
 # By generation, then bytes of an element: blocks of the preparation and of the gradients.
-PARAMETERS = {
-    "sm_80": {2: (Blocks(16, 64, 8, 1), Blocks(16, 32, 8, 1)), 4: (Blocks(16, 64, 8, 1), Blocks(16, 16, 8, 1))},
-    "sm_90": {2: (Blocks(32, 64, 8, 1), Blocks(16, 32, 8, 1)), 4: (Blocks(16, 64, 8, 1), Blocks(16, 16, 8, 1))},
-    "sm_100": {2: (Blocks(32, 64, 8, 1), Blocks(16, 32, 8, 1)), 4: (Blocks(16, 64, 8, 1), Blocks(16, 16, 8, 1))},
-    "gfx942": {2: (Blocks(32, 64, 4, 1), Blocks(32, 64, 4, 1)), 4: (Blocks(16, 64, 4, 1), Blocks(16, 16, 4, 1))},
+TUNING = {
+    "sm_80": {2: (Tuning(16, 64, 8, 1), Tuning(16, 32, 8, 1)), 4: (Tuning(16, 64, 8, 1), Tuning(16, 16, 8, 1))},
+    "sm_90": {2: (Tuning(32, 64, 8, 1), Tuning(16, 32, 8, 1)), 4: (Tuning(16, 64, 8, 1), Tuning(16, 16, 8, 1))},
+    "sm_100": {2: (Tuning(32, 64, 8, 1), Tuning(16, 32, 8, 1)), 4: (Tuning(16, 64, 8, 1), Tuning(16, 16, 8, 1))},
+    "gfx942": {2: (Tuning(32, 64, 4, 1), Tuning(32, 64, 4, 1)), 4: (Tuning(16, 64, 4, 1), Tuning(16, 16, 4, 1))},
 }
 
 
@@ -212,27 +212,6 @@ def gradients_kernel(
     tl.store(dg + here, dgate)
 
 
-def refusal(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    g: jax.Array,
-    bonus: jax.Array | None,
-    chunks: Chunks,
-    initial_state: jax.Array | None,
-    scale: float,
-    *,
-    device: str = "sm_90",
-) -> str | None:
-    """Why `vector_decay` does not take these arguments, or None if it does."""
-    reason = row_refusal(q, k, v, chunks, initial_state, device)
-    if reason is None and g.shape != k.shape:
-        return f"g {g.shape} is not [N, H, K] as k {k.shape}"
-    if reason is None and bonus is not None and bonus.shape != k.shape[1:]:
-        return f"bonus {bonus.shape} is not [H, K] for k {k.shape}"
-    return reason
-
-
 def vector_decay(
     q: jax.Array,
     k: jax.Array,
@@ -258,7 +237,7 @@ def vector_decay(
         chunks: segments and documents of the rows, in chunks of 16, 32 or 64 rows.
         initial_state: [S, H, K, V] float32; None starts from 0 and returns no state.
         scale: of the output.
-        device: the generation to compile for, a row of `PARAMETERS`.
+        device: the generation to compile for, a row of `TUNING`.
         interpret: run in Triton's interpreter on the host.
 
     Returns:
@@ -267,13 +246,14 @@ def vector_decay(
         and decayed rows included, to it.
 
     Raises:
-        Unsupported: arguments that `refusal` names.
+        Unsupported: a size or dtype that the kernels do not take.
+        ValueError: arrays do not fit each other.
     """
-    reason = refusal(q, k, v, g, bonus, chunks, initial_state, scale, device=device)
-    if reason is not None:
-        raise Unsupported(reason)
-    bonus, initial_state = (None if x is None else x.astype(jnp.float32) for x in (bonus, initial_state))
-    return _vector_decay(q, k, v, g.astype(jnp.float32), bonus, chunks, initial_state, float(scale), device, interpret)
+    others: dict[str, Expected] = {"g": (g, q.shape, FLOAT32)}
+    if bonus is not None:
+        others["bonus"] = (bonus, q.shape[1:], FLOAT32)
+    check_rows(q, k, v, chunks, initial_state, others, device)
+    return _vector_decay(q, k, v, g, bonus, chunks, initial_state, float(scale), device, interpret)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
@@ -329,17 +309,16 @@ def _prepare(q, k, v, g, bonus, chunks, scale, device, interpret) -> Rows:
         interpret=interpret,
         device=device,
         flops=4 * k.size * sizes.rows * sizes.rows.bit_length(),
-        bytes_accessed=4 * k.size * k.dtype.itemsize + g.nbytes,
         PRECISION=float32_precision(device, interpret),
         **_options(bonus, chunks, sizes.rows, scale),
-        **sizes.constants(PARAMETERS[device][v.dtype.itemsize][0]),
+        **sizes.constants(TUNING[device][v.dtype.itemsize][0]),
     )
     return Rows(reads, writes, None, None, across, scores)
 
 
 def _gradients(q, k, v, do, g, bonus, states: Borders, chunks, scale, device, interpret):
     sizes = sizes_of(k, v, chunks)
-    constants = sizes.constants(PARAMETERS[device][v.dtype.itemsize][1])
+    constants = sizes.constants(TUNING[device][v.dtype.itemsize][1])
     parts = sizes.keys // constants["BK"]
     shape = (1,) if bonus is None else (sizes.chunks, sizes.heads, sizes.keys)
     dq, dk, dg, dbonus = launch(
@@ -363,7 +342,6 @@ def _gradients(q, k, v, do, g, bonus, states: Borders, chunks, scale, device, in
         interpret=interpret,
         device=device,
         flops=2 * v.size * (2 * sizes.keys + sizes.rows * parts) + 8 * k.size * sizes.rows * sizes.rows.bit_length(),
-        bytes_accessed=2 * (states.states.size + 2 * k.size + v.size) * v.dtype.itemsize + 2 * g.nbytes,
         PRECISION=float32_precision(device, interpret),
         **_options(bonus, chunks, sizes.rows, scale),
         **constants,

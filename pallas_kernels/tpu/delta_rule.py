@@ -26,16 +26,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunks import Chunks, Unsupported
+from pallas_kernels.arguments import FLOAT32, TPU, check
+from pallas_kernels.chunks import Chunks
 from pallas_kernels.tpu.delta_rule_calls import (
     BORDER_STATES,
-    CHUNKS,
-    DTYPES,
     FORWARD,
     KERNELS,
-    KEYS,
     REVERSE,
-    VALUES,
     Sizes,
     heads_per_block,
     run,
@@ -43,6 +40,7 @@ from pallas_kernels.tpu.delta_rule_calls import (
 )
 from pallas_kernels.tpu.parts import (
     Interpret,
+    check_vmem,
     device,
     heads_first,
     pack_documents,
@@ -145,55 +143,12 @@ def _rule_bwd(scale, interpret, residuals, cotangents):
 _rule.defvjp(_rule_fwd, _rule_bwd)
 
 
-def supported(
-    q_shape: tuple[int, ...], v_shape: tuple[int, ...], dtype: jax.typing.DTypeLike, chunk: int
-) -> str | None:
-    """Why `delta_rule` does not take rows q [N, H, K] and v [N, H, V] in chunks of ``chunk`` rows; None if it does."""
-    allowed = {
-        "K": (q_shape[-1], KEYS),
-        "V": (v_shape[-1], VALUES),
-        "dtype": (jnp.dtype(dtype).name, DTYPES),
-        "chunk": (chunk, CHUNKS),
-    }
-    for name, (value, choices) in allowed.items():
-        if value not in choices:
-            return f"{name}={value}: the TPU kernels take {', '.join(map(str, choices))}"
-    need, target = vmem_need(q_shape, v_shape, dtype, chunk), device()
-    if need > target.vmem:
-        taken = f"K={q_shape[-1]}, V={v_shape[-1]}, dtype={jnp.dtype(dtype).name}, chunk={chunk}"
-        return f"{taken}: needs {need} bytes of VMEM, a TPU {target.generation} has {target.vmem}; try a smaller chunk"
-    return None
-
-
-def vmem_need(q_shape: tuple[int, ...], v_shape: tuple[int, ...], dtype: jax.typing.DTypeLike, chunk: int) -> int:
-    """Bytes of VMEM that the largest of the kernels needs for such rows, with the heads per block that it uses."""
-    sizes = Sizes(q_shape[1], 1, chunk, q_shape[-1], v_shape[-1], 1, jnp.dtype(dtype).name)
-    heads = heads_per_block(sizes, device().generation)
-    return max(vmem_bytes(kernel, sizes, heads) for kernel in KERNELS)
-
-
 def _check(q, k, v, g, beta, chunks, initial):
-    count = chunks.segment.shape[0]
-    if q.ndim != 3 or v.ndim != 3:
-        raise ValueError(f"q and v have shapes {q.shape} and {v.shape}: expected [N, H, K] and [N, H, V]")
-    if count == 0 or q.shape[0] % count:
-        raise ValueError(f"chunks.segment has {count} chunks, which do not divide the {q.shape[0]} rows of q")
-    reason = supported(q.shape, v.shape, q.dtype, q.shape[0] // count)
-    if reason is not None:
-        raise Unsupported(reason)
-    (rows, heads, keys), values, dtype = q.shape, v.shape[-1], q.dtype.name
-    segments = () if initial is None else initial.shape[:1]
-    expected = {
-        "k": (k, (rows, heads, keys), dtype),
-        "v": (v, (rows, heads, values), dtype),
-        "g": (g, (rows, heads), "float32"),
-        "beta": (beta, (rows, heads), "float32"),
-        "chunks.segment": (chunks.segment, (count,), "int32"),
-        "chunks.first": (chunks.first, (count,), "bool"),
-        "chunks.last": (chunks.last, (count,), "bool"),
-        "chunks.document": (chunks.document, (rows,), "int32"),
-        "initial_state": (initial, (*segments, heads, keys, values), "float32"),
-    }
-    for name, (x, shape, kind) in expected.items():
-        if x is not None and (x.shape, x.dtype.name) != (shape, kind):
-            raise ValueError(f"{name} has shape {x.shape} and dtype {x.dtype}: expected {shape} and {kind}")
+    rows, gates = (q.dtype.name,), q.shape[:2]
+    others = {"k": (k, q.shape, rows), "v": (v, (*gates, v.shape[-1]), rows)}
+    others |= {"g": (g, gates, FLOAT32), "beta": (beta, gates, FLOAT32)}
+    chunk = check(TPU, q, v, chunks, initial, others)
+    sizes = Sizes(q.shape[1], 1, chunk, q.shape[-1], v.shape[-1], 1, q.dtype.name)
+    heads = heads_per_block(sizes, device().generation)
+    need = max(vmem_bytes(kernel, sizes, heads) for kernel in KERNELS)
+    check_vmem(need, f"K={sizes.keys}, V={sizes.values}, chunk={chunk} in {sizes.dtype}")

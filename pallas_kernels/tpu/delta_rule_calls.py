@@ -9,11 +9,6 @@ import jax
 from pallas_kernels.tpu import delta_rule_kernels as bodies
 from pallas_kernels.tpu.parts import LANES, Blocks, Interpret, Operand, Operands, device, launch, operand_bytes
 
-KEYS = (64, 128, 256)
-VALUES = (64, 128, 256, 512)
-CHUNKS = (16, 32, 64, 128)
-DTYPES = ("float32", "bfloat16")
-
 
 class Sizes(NamedTuple):
     """The sizes of a call."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.chunks import Chunks
+from pallas_kernels.chunks import Chunks, Unsupported
 
 LANES = 128
 DEFAULT_SCOPE = 16 * 2**20  # bytes of VMEM that a kernel gets unless it asks for more
@@ -144,6 +144,14 @@ def device() -> Device:
         return Device("v5e", 128 * 2**20)
     info = pltpu.get_tpu_info()
     return Device(str(info.chip_version), info.vmem_capacity_bytes)
+
+
+def check_vmem(need: int, sizes: str) -> None:
+    """Raises `Unsupported` where kernels for ``sizes``, as they are told to the user, need more VMEM than there is."""
+    target = device()
+    if need > target.vmem:
+        missing = f"{need / 2**20:.0f} MiB of VMEM, of which {target.generation} has {target.vmem / 2**20:.0f}"
+        raise Unsupported(f"{sizes} need {missing}: take smaller chunks")
 
 
 class Operand(NamedTuple):

@@ -18,9 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunks import Chunks, Unsupported
-from pallas_kernels.tpu import arguments, parts, recurrence
+from pallas_kernels.arguments import FLOAT32, TPU, Expected, check
+from pallas_kernels.chunks import Chunks
 from pallas_kernels.tpu import inside as within
+from pallas_kernels.tpu import parts, recurrence
 from pallas_kernels.tpu.triangular import unit_lower_inverse
 
 TUNING = recurrence.Tuning(
@@ -111,14 +112,10 @@ def rank_one_decay(
         Unsupported: a size or dtype that the kernels do not take.
         ValueError: arrays do not fit each other.
     """
-    chunk = arguments.chunk_rows(q, v, chunks)
-    reason = supported(q.shape, v.shape, q.dtype, chunk)
-    if reason is not None:
-        raise Unsupported(reason)
-    others: dict[str, arguments.Expected] = {
-        name: (x, q.shape, arguments.DTYPES) for name, x in zip("kab", (k, a, b), strict=True)
+    others: dict[str, Expected] = {
+        name: (x, q.shape, TPU.dtypes) for name, x in zip("kab", (k, a, b), strict=True)
     }
-    arguments.check(q, v, chunks, initial_state, others | {"g": (g, q.shape, arguments.GATE)})
+    chunk = check(TPU, q, v, chunks, initial_state, others | {"g": (g, q.shape, FLOAT32)})
     inputs = {name: parts.heads_first(x) for name, x in zip("qkvabg", (q, k, v, a, b, g), strict=True)}
     keys, values = q.shape[-1], v.shape[-1]
     levels = chunk.bit_length() - 1
@@ -134,10 +131,3 @@ def vmem_bytes(keys: int, values: int, dtype: jax.typing.DTypeLike, chunk: int, 
     channels |= dict.fromkeys("abg", (keys, jnp.float32))
     inputs = {name: jax.ShapeDtypeStruct((heads, chunk, n), kind) for name, (n, kind) in channels.items()}
     return recurrence.vmem_bytes(inputs, chunk, heads, TUNING)
-
-
-def supported(
-    q_shape: tuple[int, ...], v_shape: tuple[int, ...], dtype: jax.typing.DTypeLike, chunk: int
-) -> str | None:
-    """Why `rank_one_decay` does not take q [N, H, K] and v [N, H, V] in chunks of ``chunk`` rows, or None."""
-    return arguments.refusal(q_shape, v_shape, dtype, chunk, vmem_bytes)

@@ -64,7 +64,9 @@ def apply(
     def fits(n, way):
         return heads % n == 0 and vmem_bytes(inputs, chunk, n, tuning)[way] <= target.vmem
 
-    forward, backward = (max(n for n in range(1, most[way] + 1) if n == 1 or fits(n, way)) for way in (0, 1))
+    sizes = f"K={inputs['q'].shape[-1]}, V={inputs['v'].shape[-1]}, chunk={chunk} in {inputs['q'].dtype}"
+    parts.check_vmem(max(vmem_bytes(inputs, chunk, 1, tuning)), sizes)
+    forward, backward = (max(n for n in range(1, most[way] + 1) if fits(n, way)) for way in (0, 1))
     form = Recurrence(body, (forward, backward), tuning.values, chunk, flops, interpret)
     o, final = run(form, inputs, chunks, initial_state)
     return parts.rows_first(o), final

@@ -15,9 +15,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunks import Chunks, Unsupported
-from pallas_kernels.tpu import arguments, parts, recurrence
+from pallas_kernels.arguments import FLOAT32, TPU, Expected, check
+from pallas_kernels.chunks import Chunks
 from pallas_kernels.tpu import inside as within
+from pallas_kernels.tpu import parts, recurrence
 
 TUNING = recurrence.Tuning(
     heads={"v4": (4, 2), "v5e": (8, 4), "v5p": (8, 4), "v6e": (8, 4), "7x": (8, 4)},
@@ -73,14 +74,10 @@ def scalar_decay(
         Unsupported: a size or dtype that the kernels do not take.
         ValueError: arrays do not fit each other.
     """
-    chunk = arguments.chunk_rows(q, v, chunks)
-    reason = supported(q.shape, v.shape, q.dtype, chunk)
-    if reason is not None:
-        raise Unsupported(reason)
-    others: dict[str, arguments.Expected] = {"k": (k, q.shape, arguments.DTYPES)}
+    others: dict[str, Expected] = {"k": (k, q.shape, TPU.dtypes)}
     if g is not None:
-        others["g"] = (g, q.shape[:2], arguments.GATE)
-    arguments.check(q, v, chunks, initial_state, others)
+        others["g"] = (g, q.shape[:2], FLOAT32)
+    chunk = check(TPU, q, v, chunks, initial_state, others)
     inputs = {"q": parts.heads_first(q), "k": parts.heads_first(k), "v": parts.heads_first(v)}
     if g is not None:
         inputs["g"] = parts.pack_gates(g, chunk)
@@ -96,10 +93,3 @@ def vmem_bytes(keys: int, values: int, dtype: jax.typing.DTypeLike, chunk: int, 
     inputs = {name: jax.ShapeDtypeStruct((heads, chunk, n), kind) for name, (n, kind) in shapes.items()}
     inputs["g"] = jax.ShapeDtypeStruct((heads, 1, 1, chunk), jnp.float32)
     return recurrence.vmem_bytes(inputs, chunk, heads, TUNING)
-
-
-def supported(
-    q_shape: tuple[int, ...], v_shape: tuple[int, ...], dtype: jax.typing.DTypeLike, chunk: int
-) -> str | None:
-    """Why `scalar_decay` does not take q [N, H, K] and v [N, H, V] in chunks of ``chunk`` rows, or None."""
-    return arguments.refusal(q_shape, v_shape, dtype, chunk, vmem_bytes)

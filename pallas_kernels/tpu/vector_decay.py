@@ -17,9 +17,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunks import Chunks, Unsupported
-from pallas_kernels.tpu import arguments, parts, recurrence
+from pallas_kernels.arguments import FLOAT32, TPU, Expected, check
+from pallas_kernels.chunks import Chunks
 from pallas_kernels.tpu import inside as within
+from pallas_kernels.tpu import parts, recurrence
 
 TUNING = recurrence.Tuning(
     heads={"v4": (2, 1), "v5e": (4, 2), "v5p": (4, 2), "v6e": (4, 2), "7x": (4, 2)},
@@ -77,14 +78,10 @@ def vector_decay(
         Unsupported: a size or dtype that the kernels do not take.
         ValueError: arrays do not fit each other.
     """
-    chunk = arguments.chunk_rows(q, v, chunks)
-    reason = supported(q.shape, v.shape, q.dtype, chunk)
-    if reason is not None:
-        raise Unsupported(reason)
-    others: dict[str, arguments.Expected] = {"k": (k, q.shape, arguments.DTYPES), "g": (g, q.shape, arguments.GATE)}
+    others: dict[str, Expected] = {"k": (k, q.shape, TPU.dtypes), "g": (g, q.shape, FLOAT32)}
     if bonus is not None:
-        others["bonus"] = (bonus, q.shape[1:], arguments.GATE)
-    arguments.check(q, v, chunks, initial_state, others)
+        others["bonus"] = (bonus, q.shape[1:], FLOAT32)
+    chunk = check(TPU, q, v, chunks, initial_state, others)
     inputs = {name: parts.heads_first(x) for name, x in zip("qkvg", (q, k, v, g), strict=True)}
     if bonus is not None:
         inputs["bonus"] = bonus[:, None]
@@ -101,10 +98,3 @@ def vmem_bytes(keys: int, values: int, dtype: jax.typing.DTypeLike, chunk: int, 
     inputs = {name: jax.ShapeDtypeStruct((heads, chunk, n), kind) for name, (n, kind) in shapes.items()}
     inputs["bonus"] = jax.ShapeDtypeStruct((heads, 1, keys), jnp.float32)
     return recurrence.vmem_bytes(inputs, chunk, heads, TUNING)
-
-
-def supported(
-    q_shape: tuple[int, ...], v_shape: tuple[int, ...], dtype: jax.typing.DTypeLike, chunk: int
-) -> str | None:
-    """Why `vector_decay` does not take q [N, H, K] and v [N, H, V] in chunks of ``chunk`` rows, or None."""
-    return arguments.refusal(q_shape, v_shape, dtype, chunk, vmem_bytes)

@@ -53,9 +53,10 @@ def _rows(case, chunks, *channels):
     return jax.ShapeDtypeStruct((chunks * CHUNK, HEADS, *channels), case.dtype if channels else "float32")
 
 
-def _table(chunks):
-    flags = jax.ShapeDtypeStruct((chunks,), jnp.bool)
-    return Chunks(jax.ShapeDtypeStruct((chunks,), jnp.int32), flags, flags, None)
+def _table(chunks) -> Any:
+    flags: Any = jax.ShapeDtypeStruct((chunks,), jnp.bool)
+    segment: Any = jax.ShapeDtypeStruct((chunks,), jnp.int32)
+    return Chunks(segment, flags, flags, None)
 
 
 def _scalar(case, chunks):

@@ -93,7 +93,7 @@ def compiled(launch: Launch, device: str) -> Compiled:
     program = triton.compile(source, target=target, options=options)
     if amd:
         return _read_amd(program.asm["amdgcn"], program.metadata.shared)
-    return _read_nvidia(program.asm["ptx"], target.arch, program.metadata.shared)
+    return _read_nvidia(program.asm["ptx"], int(target.arch), program.metadata.shared)
 
 
 def _read_nvidia(ptx: str, arch: int, shared: int) -> Compiled:

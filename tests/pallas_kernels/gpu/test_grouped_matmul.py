@@ -92,8 +92,8 @@ def test_the_split_is_data():
         ({"tile": 24}, "tile=24 is none of 16, 32, 64, 128"),
         ({"x": jnp.zeros((40, 8))}, r"x \(40, 8\) does not have a multiple of tile=16 rows"),
         ({"weights": (jnp.zeros((2, 9, 4)),)}, r"weight \(2, 9, 4\) does not fit"),
-        ({"weights": (jnp.zeros((2, 8, 4), jnp.int8),)}, "x is float32 and weight int8"),
-        ({"device": "sm_70"}, "device=sm_70 is none of sm_80"),
+        ({"weights": (jnp.zeros((2, 8, 4), jnp.int8),)}, "weight is int8: the GPU kernels take"),
+        ({"device": "sm_70"}, "device=sm_70: the GPU kernels take sm_80"),
     ],
 )
 def test_refuses(change, message):

@@ -1,0 +1,86 @@
+"""What kernels take, said in one line where it is not what they are given."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+
+from pallas_kernels.chunks import Chunks, Unsupported
+
+FLOAT32 = ("float32",)
+Expected = tuple[jax.Array, tuple[int, ...], tuple[str, ...]]  # an argument, its shape, and the dtypes it may have
+
+
+class Limits(NamedTuple):
+    """Sizes and dtypes that the kernels of a platform have programs for."""
+
+    platform: str
+    keys: tuple[int, ...]  # K
+    values: tuple[int, ...]  # V
+    chunks: tuple[int, ...]  # C
+    dtypes: tuple[str, ...]  # of rows
+
+    def check(self, **chosen: int | str) -> None:
+        """Raises `Unsupported` for the first of K, V, chunk and dtype that is not among them."""
+        choices = {"K": self.keys, "V": self.values, "chunk": self.chunks, "dtype": self.dtypes}
+        for name, value in chosen.items():
+            if value not in choices[name]:
+                taken = ", ".join(map(str, choices[name]))
+                raise Unsupported(f"{name}={value}: the {self.platform} kernels take {taken}")
+
+
+TPU = Limits("TPU", (64, 128, 256), (64, 128, 256, 512), (16, 32, 64, 128), ("float32", "bfloat16"))
+GPU = Limits(
+    "GPU", (16, 32, 64, 128, 256), (16, 32, 64, 128, 256, 512), (16, 32, 64), ("float32", "bfloat16", "float16")
+)
+
+
+def check(
+    limits: Limits,
+    q: jax.Array,
+    v: jax.Array,
+    chunks: Chunks,
+    initial_state: jax.Array | None,
+    others: Mapping[str, Expected],
+) -> int:
+    """Whether the arguments of a recurrence fit the kernels and each other.
+
+    Args:
+        limits: of the kernels.
+        q, v: rows [N, H, K] and [N, H, V].
+        chunks: their chunks.
+        initial_state: [S, H, K, V] float32 or None.
+        others: the further arguments by name, with what they should be.
+
+    Returns:
+        The rows C of a chunk.
+
+    Raises:
+        Unsupported: a size or dtype for which there is no kernel.
+        ValueError: an argument whose shape does not fit the others.
+    """
+    for name, x in (("q", q), ("v", v)):
+        if x.ndim != 3:
+            raise ValueError(f"{name} has shape {x.shape}: expected three axes, [N, H, channels]")
+    (rows, heads, keys), values, count = q.shape, v.shape[-1], chunks.segment.shape[0]
+    if count == 0 or rows % count:
+        raise ValueError(f"chunks.segment has {count} chunks: expected a divisor of the {rows} rows of q")
+    limits.check(K=keys, V=values, dtype=q.dtype.name, chunk=rows // count)
+    expected: dict[str, Expected] = {
+        "v": (v, (rows, heads, values), limits.dtypes),
+        **others,
+        "chunks.segment": (chunks.segment, (count,), ("int32",)),
+        "chunks.first": (chunks.first, (count,), ("bool",)),
+        "chunks.last": (chunks.last, (count,), ("bool",)),
+    }
+    if chunks.document is not None:
+        expected["chunks.document"] = (chunks.document, (rows,), ("int32",))
+    if initial_state is not None:
+        expected["initial_state"] = (initial_state, (*initial_state.shape[:1], heads, keys, values), FLOAT32)
+    for name, (x, shape, dtypes) in expected.items():
+        if x.shape != shape:
+            raise ValueError(f"{name} has shape {x.shape}: expected {shape}")
+        if x.dtype.name not in dtypes:
+            taken = " or ".join(dtypes)
+            raise Unsupported(f"{name} is {x.dtype.name}: the {limits.platform} kernels take {taken} here")
+    return rows // count
