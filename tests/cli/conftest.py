@@ -15,4 +15,4 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     sizes = "--model.hidden-size 32 --model.num-hidden-layers 1 --model.head-dim 16 --model.intermediate-size 64"
     data = f"--data.path {folder} --data.sequence-length 64 --data.held-out-fraction 0.2"
     cache = f"--data.cache-dir {tmp_path_factory.mktemp('shards')}"
-    return f"{sizes} {data} {cache} --steps 200 --log-every 1 --eval-windows 8 --eval-every 100".split()
+    return f"{sizes} {data} {cache} --steps 80 --log-every 1 --eval-windows 8 --eval-every 40".split()

@@ -43,22 +43,22 @@ def test_sigterm_saves_and_exits_cleanly(interrupted):
     assert status == 0
     assert "by SIGTERM; saved in" in output and "run the same command again to resume" in output
     (step,) = (int(path.name) for path in (run_dir / "checkpoints").iterdir())
-    assert 1 <= step < 200
+    assert 1 <= step < 80
     assert "Traceback" not in output
 
 
 def test_the_same_command_resumes_to_the_end(trained):
     steps = [record["step"] for record in read_metrics(trained) if "loss" in record]
-    assert steps == list(range(1, 201))
-    assert TrainConfig.from_file(trained / "config.json").steps == 200
-    assert "| steps | 200 of 200 |" in (trained / "report.md").read_text()
+    assert steps == list(range(1, 81))
+    assert TrainConfig.from_file(trained / "config.json").steps == 80
+    assert "| steps | 80 of 80 |" in (trained / "report.md").read_text()
 
 
 def test_eval_prints_and_writes_scores(trained, capsys):
     assert main(["eval", str(trained), "--sequence-length", "48"]) == 0
     shown = capsys.readouterr().out
     scores = json.loads((trained / "eval.json").read_text())
-    assert scores["step"] == 200 and scores["sequence_length"] == 48
+    assert scores["step"] == 80 and scores["sequence_length"] == 48
     assert 0 < scores["bits_per_byte"] < 8
     assert f"{scores['bits_per_byte']:.4f}" in shown and "memory 3" in shown
     assert f"{scores['loss']:.4f}" in (trained / "report.md").read_text()
@@ -93,7 +93,7 @@ def test_eval_runs_tasks(trained, tmp_path, capsys):
     assert main(line) == 0
     assert "tiny_choice" in capsys.readouterr().out
     results = json.loads((trained / "tasks.json").read_text())
-    assert results["tasks"]["tiny_choice"]["samples"] == 3 and results["tasks"]["tiny_choice"]["step"] == 200
+    assert results["tasks"]["tiny_choice"]["samples"] == 3 and results["tasks"]["tiny_choice"]["step"] == 80
     assert main([*line, "--limit", "2"]) == 0
     assert json.loads((trained / "tasks.json").read_text())["tasks"]["tiny_choice"]["samples"] == 2
 
@@ -124,7 +124,7 @@ def test_training_another_config_there_is_one_line(trained, tiny_run, capsys):
 
 def test_damage_is_one_line(trained, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
-    (newest,) = (path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name == "200")
+    (newest,) = (path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name == "80")
     (newest / "params" / "_METADATA").unlink()
     for verb in (["eval", str(tmp_path / "run")], ["generate", str(tmp_path / "run"), "--prompt", "a"]):
         assert main(verb) == 2

@@ -1,4 +1,4 @@
-"""Kernels become machine code on a machine without the hardware: alone, and inside a training step of mom-340m."""
+"""Kernels become machine code on a machine without the hardware: alone, and inside training steps."""
 
 import collections
 import json
@@ -51,7 +51,7 @@ print(step.lower(lowering_platforms=("cuda",)).as_text().count("@triton_kernel_c
 
 TPU_STEP = """
 from tools.kernels import tpu, train_step
-step = train_step.traced("mom-340m", tpu.mesh("v5e", data=1, fsdp=4, tensor=1), 4, 128)
+step = train_step.traced("mom-tiny", tpu.mesh("v5e", data=1, fsdp=4, tensor=1), 4, 128)
 print(step.lower().compile().as_text().count("tpu_custom_call"))
 """
 

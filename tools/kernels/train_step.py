@@ -19,9 +19,9 @@ def traced(preset: str, mesh: Any, batch: int, length: int) -> Any:
     data = dataclasses.replace(config.data, batch_size=batch, sequence_length=length)
     config = dataclasses.replace(config, data=data)
     rows = jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=NamedSharding(mesh, BATCH_SPEC))
-    use = jax.sharding.use_abstract_mesh if isinstance(mesh, AbstractMesh) else jax.set_mesh
+    abstract = isinstance(mesh, AbstractMesh)
     step, state = make_train_step(config, mesh), abstract_state(config, mesh)
-    with use(mesh):
+    with jax.sharding.use_abstract_mesh(mesh) if abstract else jax.set_mesh(mesh):
         return step.trace(state, dict.fromkeys(("input_ids", "labels", "segment_ids"), rows))
 
 
