@@ -59,7 +59,7 @@ class Task:
     num_memories: int
     steps: int
     batch_size: int
-    questions: int  # see `experiments.recall.Training`
+    questions: int  # see `experiments.synthetic.Training`
 
 
 TINY = tuple(Task("fused", 32, pairs, 64, 32, 1, 4, 4, 1500, 32, 16) for pairs in (8, 16))
@@ -127,9 +127,9 @@ def with_parameters_of(config: MoMConfig) -> MoMConfig:
     return dataclasses.replace(alone, intermediate_size=alone.mlp_dim + max(0, round((wanted - norm) / one)))
 
 
-def run(point: Point) -> dict[str, Any]:
+def run(point: Point, models: Path) -> dict[str, Any]:
     """Trains and scores one model."""
-    from experiments.recall import Training, train_and_score
+    from experiments.synthetic import Training, train_and_score
     from mom_jax.data.recall import fused_mqar, mqar
 
     maker = {"mqar": mqar, "fused": fused_mqar}[point["task"]]

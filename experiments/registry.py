@@ -25,13 +25,13 @@ class Experiment:
 
     Attributes:
         points: the points of a scale (``tiny`` or ``paper``), in the order in which they are worth having.
-        run: one point's result, JSON-ready.
+        run: one point's result, JSON-ready; gets a folder where it may keep models that it trains.
         plot: draws the records into a folder and returns the pictures; gets at least one record.
         table: rows of a summary of the records, the heading first.
     """
 
     points: Callable[[str], list[Point]]
-    run: Callable[[Point], dict[str, Any]]
+    run: Callable[[Point, Path], dict[str, Any]]
     plot: Callable[[list[Record], Path], list[Path]]
     table: Callable[[list[Record]], list[list[str]]]
 

@@ -51,7 +51,7 @@ def run_sweep(
     Args:
         experiment: runs a point.
         points: of the whole sweep.
-        folder: of the sweep; made if need be.
+        folder: of the sweep; made if need be. Models that points train are kept beside it, for all experiments.
         shard: (i, n).
         tell: called after each point with how many of the shard's are done, how many it has, and the record.
     """
@@ -63,7 +63,7 @@ def run_sweep(
     _end_line(path)
     for number, point in enumerate(left, len(mine) - len(left) + 1):
         started = time.monotonic()
-        result = experiment.run(point)
+        result = experiment.run(point, folder.parent / "models")
         seconds = time.monotonic() - started
         record = {"point": point, "result": result, "seconds": seconds, "date": now(), "versions": versions()}
         with path.open("a") as file:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import mqar
-from experiments.recall import Training, recall_hidden_states, train_and_score
+from experiments.synthetic import Training, recall_hidden_states, train_and_score
 from mom_jax.data.recall import fused_mqar
 from mom_jax.data.recall import mqar as make_mqar
 from mom_jax.models.accounting import account, total

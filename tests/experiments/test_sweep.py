@@ -19,7 +19,7 @@ class Toy:
     def __init__(self, killed_at=None):
         self.ran, self.killed_at = [], killed_at
 
-    def run(self, point):
+    def run(self, point, models):
         if len(self.ran) == self.killed_at:
             raise KeyboardInterrupt
         self.ran.append(point)
