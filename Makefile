@@ -7,7 +7,7 @@ ARGS ?=
 # Two workers share the compilations of the suite; each stays small in memory.
 PYTEST := -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-second-python test-gpu test-tpu test-parity check bench bench-gpu bench-tpu kernels clean
+.PHONY: help demo test test-second-python test-gpu test-tpu test-parity check bench bench-gpu bench-tpu kernels results clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -69,6 +69,10 @@ kernels: ## compile every kernel for GPUs and TPUs that are not here, into the t
 	@tools/make-venv .venv test
 	@.venv/bin/python tools/install_compilers.py
 	.venv/bin/python -m tools.kernels
+
+results: ## run what is missing of every experiment's tiny scale, and write docs/results.md (an hour when all is missing)
+	@tools/make-venv .venv experiments
+	.venv/bin/python -m tools.make_results
 
 clean: ## remove environments, caches and runs of the demo
 	rm -rf .venv .venv-* build dist runs .pytest_cache .ruff_cache .hypothesis

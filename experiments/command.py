@@ -1,8 +1,10 @@
 """``mom-jax experiment NAME``."""
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -66,13 +68,25 @@ def main(args: Sequence[str]) -> int:
     experiment, folder = get_experiment(wanted.name), sweep_folder(wanted.out, wanted.name, wanted.scale)
     points = experiment.points(wanted.scale)
     if not wanted.plot:
-        run_sweep(experiment, points, folder, wanted.part, lambda *told: _tell(out, *told))
+        with _kept_programs():
+            run_sweep(experiment, points, folder, wanted.part, lambda *told: _tell(out, *told))
     records = belonging(points, read_records(folder))
     if not records:
         remedy = f"has no finished point to draw; run mom-jax experiment {wanted.name} --scale {wanted.scale} first"
         raise InputError("out", folder, remedy)
     _show(experiment, records, len(points), folder, out)
     return 0
+
+
+@contextlib.contextmanager
+def _kept_programs() -> Iterator[None]:
+    """Points that differ in seeds share compiled programs, which are kept in a folder for the time of the sweep."""
+    import jax
+
+    with tempfile.TemporaryDirectory() as folder:
+        if jax.config.jax_compilation_cache_dir is None:
+            jax.config.update("jax_compilation_cache_dir", folder)
+        yield
 
 
 def _tell(out: Console, done: int, total: int, record: Record) -> None:
@@ -87,6 +101,8 @@ def _show(experiment: Experiment, records: list[Record], total: int, folder: Pat
     for row in rows:
         shown.add_row(*row)
     out.print(shown)
+    for line in experiment.findings(records):
+        out.print(f"- {line}", soft_wrap=True)
     for path in experiment.plot(records, folder):
         out.print(f"plot: {path}", soft_wrap=True)
 

@@ -11,7 +11,7 @@ A mixture is compared with what else its resources could buy, under the same rul
 - equal-parameters: a single memory, and an MLP that makes up for the projections a token activates in the mixture;
 - attention: softmax attention, whose state grows with the length.
 
-Tiny: 8 and 16 pairs in fused tokens (a key and its value in one, `mom_jax.data.recall`), vocabulary 64, one layer of
+Tiny: 8 and 12 pairs in fused tokens (a key and its value in one, `mom_jax.data.recall`), vocabulary 64, one layer of
 width 32 with one head of 4 key and 8 value channels, 4 memories of which 2 are chosen, one learning rate, three seeds.
 Paper: Zoology's grid (arXiv 2312.04927, figure 2): vocabulary 8192; (64, 4), (128, 8), (256, 16), (512, 64) tokens and
 pairs, the same pairs in fused tokens; widths 64 to 512, two layers; learning rates logspace(-4, -2, 4), of which the
@@ -21,6 +21,9 @@ of these, and that a recurrent state solves those that it is large enough for.
 
 import dataclasses
 import functools
+import hashlib
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from experiments.registry import Experiment, Point, Record
+from experiments.standing import verdict
 from mom_jax.models.baselines import equal_active, expanded, single, transformer
-from mom_jax.models.config import MoMConfig
+from mom_jax.models.config import MoMConfig, get_preset
 
 # In the order of the plot: the name of a point, the label, the colour, which is the same in every plot.
 ARCHITECTURES = {
@@ -62,7 +66,7 @@ class Task:
     questions: int  # see `experiments.synthetic.Training`
 
 
-TINY = tuple(Task("fused", 32, pairs, 64, 32, 1, 4, 4, 1500, 32, 16) for pairs in (8, 16))
+TINY = tuple(Task("fused", 24, pairs, 64, 32, 1, 4, 4, 800, 32, 12) for pairs in (8, 12))
 TINY_RATE = 1e-2
 PAPER = tuple(
     Task(task, length if task == "mqar" else length // 2, pairs, 8192, width, 2, width // 4, 4,
@@ -88,7 +92,8 @@ def points(scale: str) -> list[Point]:
 
 def mixture(point: Point) -> MoMConfig:
     """The mixture that a point's model is, or is measured by."""
-    return MoMConfig(
+    return dataclasses.replace(
+        get_preset("mom-tiny"),
         vocab_size=point["vocab"],
         hidden_size=point["hidden_size"],
         num_hidden_layers=point["num_layers"],
@@ -99,6 +104,7 @@ def mixture(point: Point) -> MoMConfig:
         num_memories=point["num_memories"],
         topk=2,
         use_short_conv=point["task"] == "mqar",  # fused tokens have nothing to carry to the next one
+        num_slots=point["head_dim"],
     )
 
 
@@ -129,13 +135,35 @@ def with_parameters_of(config: MoMConfig) -> MoMConfig:
 
 def run(point: Point, models: Path) -> dict[str, Any]:
     """Trains and scores one model."""
+    return recalled(architecture(point["architecture"], mixture(point)), point, models)
+
+
+def recalled(config: MoMConfig, point: Point, models: Path) -> dict[str, Any]:
+    """The result of a model on a point's task, which is kept: several experiments ask for the same.
+
+    Args:
+        config: the model.
+        point: fields of `Task`, ``learning_rate`` and ``seed``.
+        models: where results are kept.
+    """
     from experiments.synthetic import Training, train_and_score
     from mom_jax.data.recall import fused_mqar, mqar
 
-    maker = {"mqar": mqar, "fused": fused_mqar}[point["task"]]
-    make = functools.partial(maker, length=point["length"], pairs=point["pairs"], vocab=point["vocab"])
-    training = Training(*(point[name] for name in ("learning_rate", "steps", "batch_size", "seed", "questions")))
-    return train_and_score(architecture(point["architecture"], mixture(point)), make, training)
+    asked = {name: point[name] for name in ("task", "length", "pairs", "vocab", *_TRAINING)}
+    key = json.dumps([asked, config.to_dict()], sort_keys=True)
+    path = models / f"recall-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+    if not path.is_file():
+        maker = {"mqar": mqar, "fused": fused_mqar}[point["task"]]
+        make = functools.partial(maker, length=point["length"], pairs=point["pairs"], vocab=point["vocab"])
+        result = train_and_score(config, make, Training(**{name: point[name] for name in _TRAINING}))
+        models.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(result))
+        os.replace(temporary, path)
+    return json.loads(path.read_text())
+
+
+_TRAINING = ("learning_rate", "steps", "batch_size", "seed", "questions")
 
 
 def best(records: list[Record]) -> dict[tuple[Any, ...], list[Record]]:
@@ -202,4 +230,15 @@ def _panel(axes: Axes, task: tuple[Any, ...], groups: dict[tuple[Any, ...], list
     axes.grid(alpha=0.25)
 
 
-EXPERIMENT = Experiment(points, run, plot, table)
+def findings(records: list[Record]) -> list[str]:
+    """The mixture's standing in each task."""
+    accuracies: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    for (*task, name), group in best(records).items():
+        accuracies.setdefault(tuple(task), {})[ARCHITECTURES[name][0]] = [r["result"]["accuracy"] for r in group]
+    return [
+        verdict(f"{task} {length}, {pairs} pairs, width {width}", models)
+        for (task, length, pairs, width), models in accuracies.items()
+    ]
+
+
+EXPERIMENT = Experiment(points, run, plot, table, findings)

@@ -15,7 +15,22 @@ Record = dict[str, Any]  # a finished point: ``point``, ``result``, ``seconds``,
 SCALES = ("tiny", "paper")
 # name: (module with EXPERIMENT, what it shows)
 EXPERIMENTS = {
-    "mqar": ("experiments.mqar", "recall of key-value pairs at equal state and at equal parameters"),
+    "recall": ("experiments.recall", "recall by architecture (table 2)"),
+    "longbench": ("experiments.longbench", "long contexts by architecture (table 3)"),
+    "mixed-or-expanded": ("experiments.mixed_or_expanded", "several memories or one as large as all (table 4)"),
+    "auxiliary-loss": ("experiments.auxiliary_loss", "scale of the auxiliary loss, and the shared memory (table 6)"),
+    "commonsense": ("experiments.commonsense", "language modelling by architecture (table 7)"),
+    "hybrid": ("experiments.hybrid", "some layers of attention among the memories (table 8)"),
+    "equal-activated": ("experiments.equal_activated", "equal activated parameters (table 9)"),
+    "generation": ("experiments.generation", "time and memory of generation by length (figure 3)"),
+    "extrapolation": ("experiments.extrapolation", "text longer than that of the training (figure 4)"),
+    "load-balance": ("experiments.load_balance", "what each memory gets, and what keeps it even (figure 5)"),
+    "memories": ("experiments.memories", "number of memories and share of them that is chosen (figures 6, 8)"),
+    "specialisation": ("experiments.specialisation", "what goes to which memory (UMAP)"),
+    "mqar": ("experiments.mqar", "recall at equal state and at equal parameters (not in the paper)"),
+    "interference": ("experiments.interference", "an old pair after many later ones (not in the paper)"),
+    "selective-copy": ("experiments.selective_copy", "items among blanks, said again in order (not in the paper)"),
+    "throughput": ("experiments.throughput", "training speed by number of memories (not in the paper)"),
 }
 
 
@@ -28,12 +43,14 @@ class Experiment:
         run: one point's result, JSON-ready; gets a folder where it may keep models that it trains.
         plot: draws the records into a folder and returns the pictures; gets at least one record.
         table: rows of a summary of the records, the heading first.
+        findings: sentences that the records bear out: who is better, level or worse.
     """
 
     points: Callable[[str], list[Point]]
     run: Callable[[Point, Path], dict[str, Any]]
     plot: Callable[[list[Record], Path], list[Path]]
     table: Callable[[list[Record]], list[list[str]]]
+    findings: Callable[[list[Record]], list[str]] = lambda records: []
 
 
 def get_experiment(name: str) -> Experiment:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -53,17 +53,22 @@ class Training:
     look_every: int = 100
 
 
-def train_and_score(config: MoMConfig, make: Maker, training: Training) -> dict[str, Any]:
+def train_and_score(
+    config: MoMConfig, make: Maker, training: Training, tests: Mapping[str, Maker] | None = None
+) -> dict[str, Any]:
     """Trains a fresh model on batches made on the fly and scores it on rows that it has not seen.
 
     Args:
         config: of the model; its routers are balanced as it says.
         make: makes batches of one shape, with the same number of labels in each row.
+        training: how to train it, and how many rows to test it on.
+        tests: other rows to score the trained model on, by name.
 
     Returns:
         JSON-ready: ``accuracy`` on the test (share of queries whose likeliest token is the value), ``validation``,
         ``loss`` in nats, ``steps`` until solved or all, ``curve`` [[step, validation accuracy]], ``parameters``,
-        ``activated``, ``state`` (bytes of one sequence), and ``load`` [L][M] where there is a router.
+        ``activated``, ``state`` (bytes of one sequence), ``tests`` (the accuracy on each of them), and ``load`` [L][M]
+        where there is a router.
     """
     # Seeds of test and validation are the same for all, those of training differ: no row is met twice but by chance.
     test, validation = make(_generator(1), training.test_rows), make(_generator(2), training.test_rows // 4)
@@ -83,6 +88,7 @@ def train_and_score(config: MoMConfig, make: Maker, training: Training) -> dict[
             curve.append([step, _score(graph, params, validation, training.questions)["accuracy"]])
             if curve[-1][1] >= training.solved:
                 break
+    others = {name: other(_generator(1), training.test_rows) for name, other in (tests or {}).items()}
     costs = total(account(config, test.tokens.shape[1]))
     return {
         **_score(graph, params, test, training.questions),
@@ -92,6 +98,7 @@ def train_and_score(config: MoMConfig, make: Maker, training: Training) -> dict[
         "parameters": costs.parameters,
         "activated": costs.activated,
         "state": costs.state_bytes,
+        "tests": {name: _score(graph, params, rows, training.questions)["accuracy"] for name, rows in others.items()},
     }
 
 

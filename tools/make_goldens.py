@@ -107,7 +107,9 @@ def dense_mom(layer, x, mask=None):
             t = keep[b].nonzero().flatten()
             o[b, t] += run(x[b : b + 1, t], layer.shared_k, layer.shared_v, layer.shared_b, layer.shared_a)[0]
     if layer.use_output_gate:
-        o = operators.rms_norm(o, layer.o_norm.weight, layer.o_norm.eps) * F.silu(layer.g_proj(x).unflatten(-1, (H, -1)))
+        o = operators.rms_norm(o, layer.o_norm.weight, layer.o_norm.eps) * F.silu(
+            layer.g_proj(x).unflatten(-1, (H, -1))
+        )
     else:
         o = operators.rms_norm(o, layer.o_norm.weight, layer.o_norm.eps)
     return layer.o_proj(o.flatten(2)), logits

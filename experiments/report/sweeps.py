@@ -77,6 +77,7 @@ def _section(sweep: Sweep) -> Section:
     heading, *rows = sweep.experiment.table(sweep.records)
     command = f"mom-jax experiment {sweep.name} --scale {sweep.scale}"
     section = Section(f"{sweep.name}, {sweep.scale}", "experiment", _facts(sweep), command)
+    section.facts.extend(("found", line) for line in sweep.experiment.findings(sweep.records))
     section.tables.append(Table(EXPERIMENTS[sweep.name][1].capitalize(), heading, rows))
     with tempfile.TemporaryDirectory() as folder:
         for path in sweep.experiment.plot(sweep.records, Path(folder)):

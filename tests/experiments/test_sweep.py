@@ -104,14 +104,14 @@ def test_nothing_to_draw_is_one_line(toy, tmp_path, capsys):
 
 
 def test_every_experiment_has_points_that_differ():
-    """Of every scale, JSON-ready, and with at least three seeds where there are seeds."""
+    """Of every scale, JSON-ready; at the tiny one with several seeds where there are seeds."""
     for name in EXPERIMENTS:
         experiment = get_experiment(name)
         for scale in ("tiny", "paper"):
             points = [json.dumps(point, sort_keys=True) for point in experiment.points(scale)]
             assert points and len(set(points)) == len(points)
             seeds = {json.loads(point).get("seed") for point in points}
-            assert seeds == {None} or len(seeds) >= 3
+            assert seeds == {None} or len(seeds) >= (2 if scale == "tiny" else 1)
 
 
 def test_unknown_names():

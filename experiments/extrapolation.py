@@ -1,0 +1,98 @@
+"""Text longer than that of the training: figure 4 of the paper.
+
+    mom-jax experiment extrapolation --scale tiny        two CPU cores, three minutes after `commonsense`
+    mom-jax experiment extrapolation --scale paper       32 GPUs, six days a model
+
+Tiny: the models of `commonsense`, trained on windows of 512 bytes, are scored on windows of 512 to 8,192 (64 KB of
+held-out source code at each length). Paper: models of 1.3B, trained on 2K tokens, from 2K to 32K; it
+has a figure without numbers, in which MoM's perplexity is the lowest of the linear models. Ours are in
+docs/results.md.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
+
+from experiments.comparison import training_facts
+from experiments.recall import MODELS
+from experiments.registry import Experiment, Point, Record
+from experiments.standing import verdict
+from experiments.text import recipe
+
+COMPARED = {"MoM": "C0", "Gated DeltaNet": "C7", "GLA": "C1", "HGRN2": "C2", "RetNet": "C3", "Transformer++": "C4"}
+LENGTHS = {"tiny": (512, 1024, 2048, 4096, 8192), "paper": (2048, 4096, 8192, 16384, 32768)}
+_SEEDS = {"tiny": 2, "paper": 1}
+_SIZES = {"tiny": "tiny", "paper": "mom-1.3b"}
+
+
+def points(scale: str) -> list[Point]:
+    """Seed by seed; a point is a model at all lengths."""
+    size = _SIZES[scale]
+    return [
+        {"size": size, "seed": seed, "model": model, "lengths": list(LENGTHS[scale]), **training_facts(size, "text")}
+        for seed in range(_SEEDS[scale])
+        for model in COMPARED
+    ]
+
+
+def run(point: Point, models: Path) -> dict[str, Any]:
+    """Bits per byte and perplexity at each length, in their order."""
+    from experiments.text import held_out_scores, trained
+
+    model = MODELS[point["model"]]
+    run_dir = trained(recipe(point["size"], model.rule, model.change, point["seed"]), models)
+    scores = [held_out_scores(run_dir, point["size"], length) for length in point["lengths"]]
+    return {name: [score[name] for score in scores] for name in ("bits_per_byte", "perplexity")}
+
+
+def table(records: list[Record]) -> list[list[str]]:
+    """Mean bits per byte over the seeds, a row for each model; then every seed of the longest."""
+    lengths = records[0]["point"]["lengths"]
+    rows = []
+    for model, group in _by_model(records).items():
+        values = np.asarray([record["result"]["bits_per_byte"] for record in group])
+        last = " ".join(f"{value:.4g}" for value in values[:, -1])
+        rows.append([model, *(f"{value:.4f}" for value in values.mean(0)), last])
+    return [["model", *(f"{length:,}" for length in lengths), f"each seed at {lengths[-1]:,}"], *rows]
+
+
+def plot(records: list[Record], folder: Path) -> list[Path]:
+    """Bits per byte against the length of the window; thin lines are seeds."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for model, group in _by_model(records).items():
+        values = np.asarray([record["result"]["bits_per_byte"] for record in group])
+        lengths = group[0]["point"]["lengths"]
+        axes.plot(lengths, values.mean(0), "o-", color=COMPARED[model], label=model)
+        axes.plot(lengths, values.T, "-", color=COMPARED[model], linewidth=0.7, alpha=0.5)
+    axes.set(xlabel="tokens of a window", ylabel="held-out bits per byte (lower is better)")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    path = folder / "length.png"
+    figure.savefig(path, dpi=150)
+    return [path]
+
+
+def _by_model(records: list[Record]) -> dict[str, list[Record]]:
+    return {model: group for model in COMPARED if (group := [r for r in records if r["point"]["model"] == model])}
+
+
+def findings(records: list[Record]) -> list[str]:
+    """MoM's standing at the shortest and at the longest windows."""
+    lengths = records[0]["point"]["lengths"]
+    return [
+        verdict(
+            f"bits per byte in windows of {lengths[place]:,}",
+            {m: [r["result"]["bits_per_byte"][place] for r in group] for m, group in _by_model(records).items()},
+            lower=True,
+        )
+        for place in (0, -1)
+    ]
+
+
+EXPERIMENT = Experiment(points, run, plot, table, findings)

@@ -1,0 +1,123 @@
+"""What later writes do to an early one, by models of equal state; the paper has no such result.
+
+    mom-jax experiment interference --scale tiny       two CPU cores, at most eight minutes
+    mom-jax experiment interference --scale paper      one GPU; spread it with --shard i/n
+
+A model learns recall from fused tokens (`mom_jax.data.recall.fused_mqar`) in rows where every pair is asked for, so
+that it has to keep all of them. Then it is tested on other rows: a few pairs, m distractors (pairs that are not asked
+for), and the key of the very first pair. A model that is trained on that question would learn to write nothing but
+the first token; one that is trained to keep everything cannot know which write matters. Accuracy against m says how
+long a write lasts; a mixture may keep it longer than one memory of equal state, as many later writes go elsewhere. The
+models are those of recall (`experiments.mqar`): the mixture, one memory of its size, of equal active and of equal total
+state, and attention, which overwrites nothing.
+
+Tiny: 4 pairs and up to 12 distractors, vocabulary 64, one layer of width 32 with one head of 4 key and 8 value
+channels, 4 memories of which 2 are chosen, one learning rate, three seeds.
+Paper: 32 pairs and up to 480 distractors, vocabulary 8192, two layers of width 128 with one head of 32 key and 64 value
+channels, the learning rates and rows of `experiments.mqar`, three seeds.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.mqar import ARCHITECTURES, PAPER_RATES, TINY_RATE, mixture
+from experiments.registry import Experiment, Point, Record
+from experiments.seeds import by_architecture, cells, draw, points_of, train
+from mom_jax.data.recall import BLANK, IGNORE, RecallBatch, fused_mqar, interference
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is written and read, and the models for it. The fields become those of a point."""
+
+    task: str
+    pairs: int
+    distractors: list[int]  # one test each; training has the pairs and as many more as the last
+    vocab: int
+    hidden_size: int
+    num_layers: int
+    head_dim: int
+    num_memories: int
+    steps: int
+    batch_size: int
+    questions: int  # see `experiments.synthetic.Training`
+
+
+TINY = Task("interference", 4, [0, 2, 4, 8, 12], 64, 32, 1, 4, 4, 1500, 32, 16)
+PAPER = Task("interference", 32, [0, 32, 96, 224, 480], 8192, 128, 2, 32, 4, 50_000, 128, 512)
+
+
+def points(scale: str) -> list[Point]:
+    """Seed by seed, so that a sweep that is stopped early has compared all."""
+    return points_of(TINY, [TINY_RATE]) if scale == "tiny" else points_of(PAPER, PAPER_RATES)
+
+
+def run(point: Point, models: Path) -> dict[str, Any]:
+    """Trains one model on recall, and tests it with each number of distractors."""
+    written = point["pairs"] + max(point["distractors"])
+    length, vocab = 2 * written, point["vocab"]
+    tests = {
+        str(count): functools.partial(padded, length=length, pairs=point["pairs"], distractors=count, vocab=vocab)
+        for count in point["distractors"]
+    }
+    make = functools.partial(fused_mqar, length=length, pairs=written, vocab=vocab)
+    return train(point, mixture(point), make, tests)
+
+
+def padded(rng: np.random.Generator, batch: int, length: int, **sizes: int) -> RecallBatch:
+    """`interference` with blanks behind the query, where no answer depends on them: one compiled program for all."""
+    tokens, labels = interference(rng, batch, **sizes)
+    rest = ((0, 0), (0, length - labels.shape[1]))
+    return RecallBatch(
+        np.pad(tokens, (*rest, (0, 0)), constant_values=BLANK), np.pad(labels, rest, constant_values=IGNORE)
+    )
+
+
+def table(records: list[Record]) -> list[list[str]]:
+    """Every model's accuracy with each number of distractors: mean, and each seed."""
+    heading = ["distractors", "model", "first pair", "each seed", "all pairs, as in training", "state"]
+    groups = by_architecture(records)
+    rows = [
+        [str(count), ARCHITECTURES[name][0], *cells(_first(group, count)), _all(group), _state(group)]
+        for count in _counts(records)
+        for name, group in groups.items()
+    ]
+    return [heading, *rows]
+
+
+def plot(records: list[Record], folder: Path) -> list[Path]:
+    """Accuracy of the first pair against distractors, a line for each model; every seed is a dot."""
+    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    counts = _counts(records)
+    for name, group in by_architecture(records).items():
+        draw(axes, name, [float(count) for count in counts], [_first(group, count) for count in counts])
+    axes.set(xlabel="distractors after the first pairs", ylabel="accuracy of the first pair")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    path = folder / "first-pair.png"
+    figure.savefig(path, dpi=150)
+    return [path]
+
+
+def _counts(records: list[Record]) -> list[int]:
+    return records[0]["point"]["distractors"]
+
+
+def _first(group: list[Record], count: int) -> list[float]:
+    return [record["result"]["tests"][str(count)] for record in group]
+
+
+def _all(group: list[Record]) -> str:
+    return f"{np.mean([record['result']['accuracy'] for record in group]):.3f}"
+
+
+def _state(group: list[Record]) -> str:
+    return f"{group[0]['result']['state']:,}"
+
+
+EXPERIMENT = Experiment(points, run, plot, table)

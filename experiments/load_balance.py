@@ -1,0 +1,122 @@
+"""What each memory gets to do, with and without something that keeps loads even: figure 5 of the paper, and beyond.
+
+    mom-jax experiment load-balance --scale tiny        two CPU cores, eight minutes
+    mom-jax experiment load-balance --scale paper       32 GPUs, ten hours a model
+
+The auxiliary loss (scale 1e-2), a bias of the router's choice that each step moves against the load (loss-free, arXiv
+2408.15664), and nothing. Tiny: source code, and synthetic recall of 8 pairs, three seeds each. The paper shows loads
+of mostly 0.2 to 0.3 with four memories and the loss; whether the router collapses without it, it leaves open. Ours
+are in docs/results.md. A memory is dead when it gets less than a hundredth of an even share.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.comparison import MEASURES, Comparison, Model, grouped
+from experiments.registry import Experiment, Point, Record
+from experiments.text import recipe
+from mom_jax.models.config import RouterBalance
+
+
+def balanced(by: RouterBalance) -> Model:
+    """The mixture whose router is kept even in that way."""
+    return Model(lambda mixture: dataclasses.replace(mixture, router_balance=by))
+
+
+MODELS = {
+    "auxiliary loss": balanced("auxiliary"),
+    "loss-free": balanced("loss_free"),
+    "nothing": balanced("none"),
+}
+_COMPARISON = Comparison(MODELS, tiny={"text": 3, "recall": 3})
+
+
+def run(point: Point, models: Path) -> dict[str, Any]:
+    """The comparison's result with ``load`` [L][M]; of text also ``history``: load and churn while it was trained."""
+    from experiments.text import held_out_scores, trained
+    from mom_jax.training.log import read_metrics
+
+    result = _COMPARISON.run(point, models)
+    if point["measure"] == "recall":
+        return result
+    model = MODELS[point["model"]]
+    run_dir = trained(recipe(point["size"], model.rule, model.change, point["seed"]), models)
+    records = read_metrics(run_dir)
+    history = {name: [[r["step"], r[name]] for r in records if name in r] for name in ("load", "routing_churn")}
+    load = result if "load" in result else held_out_scores(run_dir, point["size"], 2048)
+    return {**result, "load": load["load"], "history": history}
+
+
+def table(records: list[Record]) -> list[list[str]]:
+    """Score, the smallest and largest share of a memory over layers and seeds, and dead memories."""
+    rows = []
+    for (size, measure), models in grouped(records).items():
+        for model, group in models.items():
+            values = [record["result"][MEASURES[measure].value] for record in group]
+            loads = np.asarray([record["result"]["load"] for record in group])  # [seeds, L, M]
+            dead = int((loads < 0.01 / loads.shape[-1]).sum())
+            churn = [r["result"]["history"]["routing_churn"] for r in group if r["result"].get("history")]
+            last = f"{np.mean([c[-1][1] for c in churn if c]):.3f}" if any(churn) else "–"
+            cells = [MEASURES[measure].title, size, model, f"{np.mean(values):.4g}"]
+            cells += [" ".join(f"{value:.4g}" for value in values), f"{loads.min():.3f}", f"{loads.max():.3f}"]
+            rows.append([*cells, f"{dead} of {loads.size}", last])
+    heading = ["measure", "size", "kept even by", "mean", "each seed", "smallest share", "largest share"]
+    return [[*heading, "dead memories", "churn at the end"], *rows]
+
+
+def plot(records: list[Record], folder: Path) -> list[Path]:
+    """The share of every memory of every layer and seed at the end; and on text while it is trained."""
+    return [_ends(records, folder / "shares.png"), *_courses(records, folder / "course.png")]
+
+
+def _ends(records: list[Record], path: Path) -> Path:
+    found = grouped(records)
+    figure = Figure(figsize=(4.2 * len(found) + 0.6, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, ((size, measure), models) in zip(panels, found.items(), strict=True):
+        for place, group in enumerate(models.values()):
+            shares = np.concatenate([np.ravel(record["result"]["load"]) for record in group])
+            scatter = np.linspace(-0.25, 0.25, len(shares))
+            axes.plot(place + scatter, np.sort(shares), "o", color=f"C{place}", alpha=0.7, markersize=5)
+        axes.axhline(1 / len(group[0]["result"]["load"][0]), color="0.5", linewidth=1, linestyle="--")
+        axes.set(title=f"{measure}, {size}", xticks=range(len(models)), xticklabels=list(models), ylim=(-0.02, None))
+        axes.grid(axis="y", alpha=0.25)
+    panels[0].set_ylabel("share of a layer's assignments\n(dashed: even)")
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _courses(records: list[Record], path: Path) -> list[Path]:
+    """Shares by step: a column for each way, a line for each memory of each layer, the first seed."""
+    first = [r for r in records if r["point"]["measure"] != "recall" and r["point"]["seed"] == 0]
+    if not first:
+        return []
+    figure = Figure(figsize=(3.6 * len(first) + 0.6, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(first), sharey=True, squeeze=False)[0]
+    for axes, record in zip(panels, first, strict=True):
+        steps, loads = zip(*record["result"]["history"]["load"], strict=True)
+        values = np.asarray(loads)  # [records, L, M]
+        for layer in range(values.shape[1]):
+            axes.plot(steps, values[:, layer], "-", color=f"C{layer % 10}", alpha=0.8)
+        axes.set(title=record["point"]["model"], xlabel="step", ylim=(0, None))
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("share of a layer's assignments\n(a colour for each layer)")
+    figure.savefig(path, dpi=150)
+    return [path]
+
+
+def findings(records: list[Record]) -> list[str]:
+    """The comparison's sentences, and how uneven loads became."""
+    uneven = []
+    for (size, measure), models in grouped(records).items():
+        spans = {name: np.ptp([record["result"]["load"] for record in group]) for name, group in models.items()}
+        spread = ", ".join(f"{span:.3f} ({name})" for name, span in spans.items())
+        uneven.append(f"{measure}, {size}: between the largest and the smallest share of a memory lie {spread}.")
+    return [*_COMPARISON.findings(records), *uneven]
+
+
+EXPERIMENT = Experiment(_COMPARISON.points, run, plot, table, findings)

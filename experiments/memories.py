@@ -1,0 +1,67 @@
+"""The number of memories, and how many of them a token goes to: figures 6 and 8 of the paper.
+
+    mom-jax experiment memories --scale tiny        two CPU cores, ten minutes
+    mom-jax experiment memories --scale paper       32 GPUs, ten hours a model
+
+One memory, then 2 to 8 (paper: to 16) of which a half or a quarter is chosen, beside the shared one. Tiny: synthetic
+recall of 8 pairs (three seeds), and bits per byte of source code (two). The paper has figures without numbers, in
+which both averages generally rise with the number of memories. Ours are in docs/results.md.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.comparison import MEASURES, Comparison, Model, grouped
+from experiments.registry import Experiment, Record
+from mom_jax.models.baselines import single
+
+RATIOS = {"half chosen": (0.5, "C0"), "a quarter chosen": (0.25, "C1")}
+
+
+def several(memories: int, top_k: int) -> Model:
+    """A mixture of so many memories."""
+    return Model(lambda mixture: dataclasses.replace(mixture, num_memories=memories, topk=top_k))
+
+
+def label(memories: int, top_k: int) -> str:
+    """A model's name."""
+    return f"{top_k} of {memories}"
+
+
+PAIRS = [(4, 2), (2, 1), (8, 4), (4, 1), (8, 2), (16, 8), (16, 4)]  # memories, chosen
+_MODELS = {label(*pair): several(*pair) for pair in PAIRS} | {"1 memory": Model(single)}
+_TINY = Comparison({name: _MODELS[name] for name in _MODELS if "16" not in name}, tiny={"recall": 3, "text": 2})
+_PAPER = Comparison(_MODELS, tiny={})
+
+
+def plot(records: list[Record], folder: Path) -> list[Path]:
+    """Each measure against the number of memories: a line for each share that is chosen, a dot for every seed."""
+    found = grouped(records)
+    figure = Figure(figsize=(4.6 * len(found) + 0.4, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, ((size, measure), models) in zip(panels, found.items(), strict=True):
+        value = MEASURES[measure].value
+        for name, (ratio, colour) in RATIOS.items():
+            line = {1: models.get("1 memory")}
+            line |= {m: models.get(label(m, k)) for m, k in sorted(PAIRS) if k == ratio * m}
+            line = {m: [record["result"][value] for record in group] for m, group in line.items() if group}
+            axes.plot(list(line), [np.mean(values) for values in line.values()], "o-", color=colour, label=name)
+            for m, values in line.items():
+                axes.plot([m] * len(values), values, ".", color=colour, alpha=0.6)
+        better = "lower" if MEASURES[measure].lower else "higher"
+        axes.set(title=size, xlabel="memories", ylabel=f"{MEASURES[measure].title} ({better} is better)")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+    path = folder / "memories.png"
+    figure.savefig(path, dpi=150)
+    return [path]
+
+
+EXPERIMENT = Experiment(
+    lambda scale: (_TINY if scale == "tiny" else _PAPER).points(scale), _PAPER.run, plot, _PAPER.table, _PAPER.findings
+)

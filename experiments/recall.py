@@ -1,0 +1,26 @@
+"""Recall by architecture: table 2 of the paper.
+
+    mom-jax experiment recall --scale tiny        two CPU cores, five minutes
+    mom-jax experiment recall --scale paper       32 GPUs: ten hours a model of 340M, six days one of 1.3B
+
+Tiny: synthetic recall of 8 pairs in fused tokens, three seeds. Paper: models trained on SlimPajama and asked FDA,
+SWDE, SQuAD, NQ, TriviaQA and DROP, inputs cut to 2K tokens. Its averages at 380M and 1.3B: Transformer++ 31.70,
+37.31; RetNet 17.19, 26.45; HGRN2 21.14, 27.13; GLA 21.71, 31.93; GSA 19.77, 32.05; Gated DeltaNet 24.78, 32.30; MoM
+28.16, 36.04. Every task's number is in `experiments.paper.RECALL`; ours are in docs/results.md.
+"""
+
+from experiments.comparison import Comparison, Model
+from experiments.text import SIZES
+from mom_jax.models.baselines import single, transformer
+
+MODELS = {
+    "MoM": Model(),
+    "Gated DeltaNet": Model(single),
+    "GSA": Model(single, "gsa"),
+    "GLA": Model(single, "gla"),
+    "HGRN2": Model(single, "hgrn2"),
+    "RetNet": Model(single, "retnet"),
+    "Transformer++": Model(transformer),
+}
+
+EXPERIMENT = Comparison(MODELS, tiny={"recall": 3}, paper=("recall-tasks",), sizes=SIZES["paper"]).experiment

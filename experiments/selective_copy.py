@@ -1,0 +1,90 @@
+"""Items among blanks, said again in order (Gu and Dao, arXiv 2312.00752, section 3.1), by models of equal state.
+
+    mom-jax experiment selective_copy --scale tiny       two CPU cores, at most eight minutes
+    mom-jax experiment selective_copy --scale paper      GPUs; spread it with --shard i/n
+
+A model has to write items, pass over blanks, and tell the i-th marker from the others, which are the same token: it has
+to count. The models are those of recall (`experiments.mqar`): the mixture, one memory of its size, of equal active and
+of equal total state, and attention. All but attention have short convolutions.
+
+Tiny: 8 items of 14 in 32 tokens, two layers of width 32 with one head of 4 key and 8 value channels, 4 memories of
+which 2 are chosen, one learning rate, three seeds.
+Paper: 16 items of 14 in 4096 tokens, two layers of width 64, 400,000 steps of 64 rows, as Gu and Dao have it; memories
+of 16 key and 32 value channels, and their learning rate and a larger one, of which the best by validation counts.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.mqar import ARCHITECTURES, mixture
+from experiments.registry import Experiment, Point, Record
+from experiments.seeds import by_architecture, cells, draw, points_of, train
+from mom_jax.data.recall import selective_copy
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is to be said again, and the models for it. The fields become those of a point."""
+
+    task: str
+    length: int
+    items: int
+    vocab: int
+    hidden_size: int
+    num_layers: int
+    head_dim: int
+    num_memories: int
+    steps: int
+    batch_size: int
+    questions: int  # see `experiments.synthetic.Training`
+
+
+TINY = Task("selective-copy", 32, 8, 16, 32, 2, 4, 4, 1000, 32, 8)
+PAPER = Task("selective-copy", 4096, 16, 16, 64, 2, 16, 4, 400_000, 64, 16)
+TINY_RATE = 1e-2
+PAPER_RATES = (1e-4, 1e-3)
+
+
+def points(scale: str) -> list[Point]:
+    """Seed by seed, so that a sweep that is stopped early has compared all."""
+    return points_of(TINY, [TINY_RATE]) if scale == "tiny" else points_of(PAPER, PAPER_RATES)
+
+
+def run(point: Point, models: Path) -> dict[str, Any]:
+    """Trains and scores one model."""
+    make = functools.partial(selective_copy, length=point["length"], items=point["items"], vocab=point["vocab"])
+    return train(point, dataclasses.replace(mixture(point), use_short_conv=True), make)
+
+
+def table(records: list[Record]) -> list[list[str]]:
+    """Every model's accuracy: mean, and each seed."""
+    heading = ["model", "accuracy", "each seed", "state", "active parameters"]
+    rows = []
+    for name, group in by_architecture(records).items():
+        costs = [f"{group[0]['result'][cost]:,}" for cost in ("state", "activated")]
+        rows.append([ARCHITECTURES[name][0], *cells(_accuracies(group)), *costs])
+    return [heading, *rows]
+
+
+def plot(records: list[Record], folder: Path) -> list[Path]:
+    """Accuracy of every model: the mean, and a dot for every seed."""
+    groups = by_architecture(records)
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, group) in enumerate(groups.items()):
+        draw(axes, name, [place], [_accuracies(group)])
+    axes.set_xticks(range(len(groups)), [ARCHITECTURES[name][0].replace(", ", ",\n") for name in groups])
+    path = folder / "accuracy.png"
+    figure.savefig(path, dpi=150)
+    return [path]
+
+
+def _accuracies(group: list[Record]) -> list[float]:
+    return [record["result"]["accuracy"] for record in group]
+
+
+EXPERIMENT = Experiment(points, run, plot, table)

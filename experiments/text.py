@@ -1,0 +1,121 @@
+"""Trains language models on text, each once for all experiments, and scores them; no experiment by itself.
+
+Tiny: bytes of the Python standard library's source, two layers of width 64 with one head of 32 channels, windows of
+512 bytes, 2,048 bytes a step, 200 steps. The paper's: `mom-340m` on 15B tokens of SlimPajama, `mom-1.3b` on
+100B, windows of 2,048 tokens of the Mistral tokenizer.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mom_jax.models.config import MemoryRuleName, MoMConfig
+from mom_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, get_train_preset
+
+TINY = "tiny"
+SIZES = {"tiny": (TINY,), "paper": ("mom-340m", "mom-1.3b")}  # of a scale
+
+_SMALL = {"hidden_size": 64, "num_heads": 1, "head_dim": 32, "num_slots": 32, "gate_low_rank_dim": 8,
+          "decay_low_rank_dim": 16, "proj_low_rank_dim": 8, "a_low_rank_dim": 16}  # fmt: skip
+_PAPER_TEXT = {"path": "hf:cerebras/SlimPajama-627B:default:train",
+               "held_out_path": "hf:cerebras/SlimPajama-627B:default:validation"}  # fmt: skip
+_SCORED = 2**16  # bytes that tiny models are scored on
+
+
+def recipe(
+    size: str, rule: MemoryRuleName, change: Callable[[MoMConfig], MoMConfig], seed: int, **sizes: int
+) -> TrainConfig:
+    """A training run.
+
+    Args:
+        size: of `SIZES`.
+        rule: of the mixture that the model is, or is made from.
+        change: makes the model from that mixture.
+        seed: of parameters and of the order of the text.
+        sizes: fields of the mixture to set first.
+    """
+    config = get_train_preset(of_rule("mom-tiny" if size == TINY else size, rule))
+    model = change(dataclasses.replace(config.model, **({**_SMALL, **sizes} if size == TINY else sizes)))
+    data = dataclasses.replace(config.data, seed=seed, **({} if size == TINY else _PAPER_TEXT))
+    config = dataclasses.replace(config, model=model, data=data, seed=seed)
+    if size != TINY:
+        return config
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(data, sequence_length=512, batch_size=4),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20),
+        checkpoint=CheckpointConfig(every=200, keep=1),
+        steps=200,
+        log_every=50,
+        eval_every=50,
+        eval_windows=32,
+    )
+
+
+def of_rule(preset: str, rule: MemoryRuleName) -> str:
+    """The name of a preset with that rule."""
+    return preset if rule == "gated_deltanet" else f"{preset}-{rule.replace('_', '-')}"
+
+
+def trained(config: TrainConfig, models: Path) -> str:
+    """The folder of a run of that recipe, trained now unless it is there; a run that was stopped goes on.
+
+    Raises:
+        InputError: the text is not to be had.
+        KeyboardInterrupt: training was told to stop; its checkpoint is there.
+    """
+    from mom_jax.cli.runs import console, train_and_report  # imports JAX
+    from mom_jax.training.checkpoint import checkpoint_folder, latest_step
+
+    config, out = dataclasses.replace(config, run_dir=str(models / _name(config))), console()
+    done = (latest_step(checkpoint_folder(config.run_dir)) or 0) >= config.steps
+    if not done and not train_and_report(config, out).finished:
+        raise KeyboardInterrupt
+    return config.run_dir
+
+
+def held_out_scores(run_dir: str, size: str, length: int) -> dict[str, Any]:
+    """Held-out scores in windows of ``length`` (`mom_jax.evals.perplexity.evaluate`), and what the model costs.
+
+    Of tiny models 64 KB, the same for all models; of others all held-out text.
+    """
+    from mom_jax.cli.runs import evaluate_run  # imports JAX
+
+    limits = {"batch_size": max(1, 4096 // length), "max_windows": _SCORED // length} if size == TINY else {}
+    scores, _ = evaluate_run(run_dir, sequence_length=length, **limits)
+    return scores | costs(TrainConfig.from_file(Path(run_dir) / "config.json").model, length)
+
+
+def task_scores(run_dir: str, suite: str) -> dict[str, Any]:
+    """Every metric of a suite's tasks, by ``task metric``, with their mean as ``average``."""
+    from mom_jax.cli.tasks import evaluate_run_on_tasks  # imports JAX and the harness
+    from mom_jax.evals.harness.suites import suite_means
+
+    found = evaluate_run_on_tasks(run_dir, [suite])
+    values = {
+        f"{name} {metric}": value
+        for kind in ("tasks", "groups")
+        for name, result in found[kind].items()
+        for metric, value in result["metrics"].items()
+    }
+    average = suite_means(found["tasks"]).get(suite, values.get(f"{suite} score"))
+    model = TrainConfig.from_file(Path(run_dir) / "config.json").model
+    return {"average": average, **values, **costs(model, 2048)}
+
+
+def costs(model: MoMConfig, length: int) -> dict[str, int]:
+    """``parameters``, those a token uses (``activated``), and bytes of ``state`` of one sequence of a length."""
+    from mom_jax.models.accounting import account, total  # imports JAX
+
+    cost = total(account(model, length))
+    return {"parameters": cost.parameters, "activated": cost.activated, "state": cost.state_bytes}
+
+
+def _name(config: TrainConfig) -> str:
+    """Changes with all that the trained model depends on."""
+    fields = config.to_dict()
+    del fields["run_dir"], fields["data"]["cache_dir"]
+    return f"text-{hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]}"
