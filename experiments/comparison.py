@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.mqar import TINY, TINY_RATE, mixture, recalled
+from experiments.mqar import TINY, TINY_RATES, mixture, recalled
 from experiments.registry import Experiment, Point, Record
 from experiments.standing import standing, verdict
 from experiments.text import SIZES, of_rule, recipe
@@ -146,23 +146,26 @@ class Comparison:
         return [path]
 
 
-def training_facts(size: str, measure: str) -> dict[str, int]:
+def training_facts(size: str, measure: str) -> dict[str, Any]:
     """What of the training a point tells: sizes that, once changed, make another point."""
     if measure == "recall":
-        task = RECALL_TASK
-        return {"hidden_size": task.hidden_size, "steps": task.steps, "tokens_per_step": task.batch_size * task.length}
+        tokens, rates = RECALL_TASK.batch_size * RECALL_TASK.length, list(TINY_RATES)
+        sizes = {"hidden_size": RECALL_TASK.hidden_size, "steps": RECALL_TASK.steps, "tokens_per_step": tokens}
+        return {**sizes, "learning_rates": rates}
     config = recipe(size, "gated_deltanet", lambda mixture: mixture, 0)
     tokens = config.data.batch_size * config.data.sequence_length
     return {"hidden_size": config.model.hidden_size, "steps": config.steps, "tokens_per_step": tokens}
 
 
 def _recall(model: Model, seed: int, layers: int, models: Path) -> dict[str, Any]:
-    """The easier of `experiments.mqar`'s tiny tasks."""
-    point = {**dataclasses.asdict(RECALL_TASK), "learning_rate": TINY_RATE, "seed": seed}
-    config = mixture(point)
+    """The easier of `experiments.mqar`'s tiny tasks, with the learning rate that validates best."""
+    config = mixture(dataclasses.asdict(RECALL_TASK))
     small = {field: getattr(config, field) for field in _SHAPE} | {"num_hidden_layers": layers}
     options = get_preset(of_rule("mom-tiny", model.rule))
-    return recalled(model.change(dataclasses.replace(options, **small)), point, models)
+    config = model.change(dataclasses.replace(options, **small))
+    points = [{**dataclasses.asdict(RECALL_TASK), "learning_rate": rate, "seed": seed} for rate in TINY_RATES]
+    results = [{"learning_rate": point["learning_rate"], **recalled(config, point, models)} for point in points]
+    return max(results, key=lambda result: result["validation"])
 
 
 _SHAPE = ("vocab_size", "hidden_size", "num_heads", "head_dim", "expand_v", "intermediate_size", "num_memories", "topk",

@@ -102,21 +102,18 @@ def measure(config: MoMConfig, length: int, steps: int) -> dict[str, Any]:
     program = compiled_steps(config, length if "attention" in config.layer_kinds else None, steps)
     params, cache = _init(config)(), _model(config).init_cache(1, length)
     cache_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
-    best, turns, end = float("inf"), 0, float("inf")
-    while turns < 3 or time.perf_counter() < end:
+    cache = jax.block_until_ready(program(params, cache, length - steps))  # warms up
+    seconds, end = [], time.perf_counter() + _SECONDS
+    while not seconds or time.perf_counter() < end:
         begin = time.perf_counter()
         cache = jax.block_until_ready(program(params, cache, length - steps))
-        seconds = time.perf_counter() - begin
-        if turns == 0:
-            end = time.perf_counter() + _SECONDS
-        else:
-            best = min(best, seconds)
-        turns += 1
+        seconds.append(time.perf_counter() - begin)
+    best = min(seconds) / steps
     memory = program.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
-        "seconds_per_token": best / steps,
-        "seconds_of_1024_computed": best / steps * _NEW_TOKENS,
+        "seconds_per_token": best,
+        "seconds_of_1024_computed": best * _NEW_TOKENS,
         "cache_bytes": cache_bytes,
         "total_bytes": held + memory.temp_size_in_bytes,
     }

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.mqar import ARCHITECTURES, PAPER_RATES, TINY_RATE, mixture
+from experiments.mqar import ARCHITECTURES, PAPER_RATES, TINY_RATES, mixture
 from experiments.registry import Experiment, Point, Record
 from experiments.seeds import by_architecture, cells, draw, points_of, train
 from mom_jax.data.recall import BLANK, IGNORE, RecallBatch, fused_mqar, interference
@@ -54,7 +54,7 @@ PAPER = Task("interference", 32, [0, 32, 96, 224, 480], 8192, 128, 2, 32, 4, 50_
 
 def points(scale: str) -> list[Point]:
     """Seed by seed, so that a sweep that is stopped early has compared all."""
-    return points_of(TINY, [TINY_RATE]) if scale == "tiny" else points_of(PAPER, PAPER_RATES)
+    return points_of(TINY, TINY_RATES) if scale == "tiny" else points_of(PAPER, PAPER_RATES)
 
 
 def run(point: Point, models: Path) -> dict[str, Any]:

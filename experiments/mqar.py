@@ -12,7 +12,8 @@ A mixture is compared with what else its resources could buy, under the same rul
 - attention: softmax attention, whose state grows with the length.
 
 Tiny: 8 and 12 pairs in fused tokens (a key and its value in one, `mom_jax.data.recall`), vocabulary 64, one layer of
-width 32 with one head of 4 key and 8 value channels, 4 memories of which 2 are chosen, one learning rate, three seeds.
+width 32 with one head of 4 key and 8 value channels, 4 memories of which 2 are chosen, learning rates 1e-2 and
+3e-3, three seeds.
 Paper: Zoology's grid (arXiv 2312.04927, figure 2): vocabulary 8192; (64, 4), (128, 8), (256, 16), (512, 64) tokens and
 pairs, the same pairs in fused tokens; widths 64 to 512, two layers; learning rates logspace(-4, -2, 4), of which the
 best by validation counts; as many rows as 64 epochs of 100,000; three seeds. Zoology reports that attention solves all
@@ -67,7 +68,7 @@ class Task:
 
 
 TINY = tuple(Task("fused", 24, pairs, 64, 32, 1, 4, 4, 800, 32, 12) for pairs in (8, 12))
-TINY_RATE = 1e-2
+TINY_RATES = (1e-2, 3e-3)
 PAPER = tuple(
     Task(task, length if task == "mqar" else length // 2, pairs, 8192, width, 2, width // 4, 4,
          64 * 100_000 // batch_size, batch_size, pairs)
@@ -80,7 +81,7 @@ PAPER_RATES = tuple(float(rate) for rate in np.logspace(-4, -2, 4).round(7))
 
 def points(scale: str) -> list[Point]:
     """Seed by seed, so that a sweep that is stopped early has compared all."""
-    tasks, rates = (TINY, (TINY_RATE,)) if scale == "tiny" else (PAPER, PAPER_RATES)
+    tasks, rates = (TINY, TINY_RATES) if scale == "tiny" else (PAPER, PAPER_RATES)
     return [
         {**dataclasses.asdict(task), "architecture": architecture, "learning_rate": rate, "seed": seed}
         for seed in range(_SEEDS)

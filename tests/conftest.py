@@ -5,8 +5,10 @@ With pytest-xdist every worker collects the same tests, so a worker hands its li
 
 Compilation takes most of the suite's time. So programs are compiled to the cheapest machine code, and kept in
 a folder that the workers and the processes which tests start share; benchmarks and the demo measure the other.
+Tracing makes many objects and little garbage, so the collector looks for it more rarely.
 """
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -20,6 +22,8 @@ MARKERS = (*HARDWARE, "parity", "compilers")
 _NOT_RUN: dict[str, list[str]] = {}
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OWN_CACHE = _CACHE not in os.environ
+
+gc.set_threshold(50_000, 20, 100)
 
 # JAX reads these when it is first imported, which is after this file; workers inherit them.
 if _OWN_CACHE:

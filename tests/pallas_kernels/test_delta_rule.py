@@ -80,7 +80,7 @@ def test_values_states_and_gradients(platform, name):
         ("tpu", (20,), 32, (1, 256, 512), ()),
         ("gpu", (70, 0, 50), 64, (2, 64, 128), (100,)),
         ("gpu", (20,), 32, (1, 128, 64), ()),
-        ("gpu", (20,), 16, (1, 256, 512), ()),
+        ("gpu", (20,), 16, (1, 256, 128), ()),
     ],
 )
 def test_sizes_of_the_models(platform, lengths, chunk, sizes, resets):
