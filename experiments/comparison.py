@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.mqar import TINY, TINY_RATES, mixture, recalled
+from experiments.architectures import mixture
+from experiments.mqar import TINY, TINY_RATES, recalled
 from experiments.registry import Experiment, Point, Record
 from experiments.standing import standing, verdict
 from experiments.text import SIZES, of_rule, recipe
@@ -99,7 +100,7 @@ class Comparison:
         return task_scores(run_dir, measure.removesuffix("-tasks"))
 
     def table(self, records: list[Record]) -> list[list[str]]:
-        """Mean and every seed of each measure, and how the first model stands against the others."""
+        """Mean and every seed of each measure, how the first model stands, parameters (active, all), bytes of state."""
         found = grouped(records)
         rows = []
         for (size, measure), models in found.items():
@@ -107,11 +108,10 @@ class Comparison:
             for model, group in models.items():
                 values, result = _values(measure, group), group[0]["result"]
                 verdict = "" if group is first else standing(_values(measure, first), values, lower)
-                cells = [MEASURES[measure].title, size, model, f"{np.mean(values):.4g}", _each(values), verdict]
+                cells = [measure, size, model, f"{np.mean(values):.4g}", _each(values), verdict]
                 rows.append([*cells, f"{result['activated']:,}", f"{result['parameters']:,}", f"{result['state']:,}"])
-        name = next(iter(self.models))
-        heading = ["measure", "size", "model", "mean", "each seed", f"{name} is", "active parameters", "parameters"]
-        return [[*heading, "state bytes"], *rows]
+        heading = ["measure", "size", "model", "mean", "each seed", f"{next(iter(self.models))} is"]
+        return [[*heading, "active", "parameters", "state"], *rows]
 
     def findings(self, records: list[Record]) -> list[str]:
         """How the first model stands, a sentence for each measure."""

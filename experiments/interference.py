@@ -1,18 +1,18 @@
 """What later writes do to an early one, by models of equal state; the paper has no such result.
 
-    mom-jax experiment interference --scale tiny       two CPU cores, at most eight minutes
+    mom-jax experiment interference --scale tiny       two CPU cores, ten minutes
     mom-jax experiment interference --scale paper      one GPU; spread it with --shard i/n
 
 A model learns recall from fused tokens (`mom_jax.data.recall.fused_mqar`) in rows where every pair is asked for, so
 that it has to keep all of them. Then it is tested on other rows: a few pairs, m distractors (pairs that are not asked
 for), and the key of the very first pair. A model that is trained on that question would learn to write nothing but
 the first token; one that is trained to keep everything cannot know which write matters. Accuracy against m says how
-long a write lasts; a mixture may keep it longer than one memory of equal state, as many later writes go elsewhere. The
+long a write lasts: in a mixture many later writes go elsewhere, one memory of equal state has more room for all. The
 models are those of recall (`experiments.mqar`): the mixture, one memory of its size, of equal active and of equal total
 state, and attention, which overwrites nothing.
 
 Tiny: 4 pairs and up to 12 distractors, vocabulary 64, one layer of width 32 with one head of 4 key and 8 value
-channels, 4 memories of which 2 are chosen, one learning rate, three seeds.
+channels, 4 memories of which 2 are chosen, two learning rates, three seeds.
 Paper: 32 pairs and up to 480 distractors, vocabulary 8192, two layers of width 128 with one head of 32 key and 64 value
 channels, the learning rates and rows of `experiments.mqar`, three seeds.
 """
@@ -25,9 +25,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.mqar import ARCHITECTURES, PAPER_RATES, TINY_RATES, mixture
+from experiments.architectures import ARCHITECTURES, mixture
+from experiments.mqar import PAPER_RATES, TINY_RATES
 from experiments.registry import Experiment, Point, Record
 from experiments.seeds import by_architecture, cells, draw, points_of, train
+from experiments.standing import verdict
 from mom_jax.data.recall import BLANK, IGNORE, RecallBatch, fused_mqar, interference
 
 
@@ -48,7 +50,7 @@ class Task:
     questions: int  # see `experiments.synthetic.Training`
 
 
-TINY = Task("interference", 4, [0, 2, 4, 8, 12], 64, 32, 1, 4, 4, 1500, 32, 16)
+TINY = Task("interference", 4, [0, 2, 4, 8, 12], 64, 32, 1, 4, 4, 800, 32, 16)
 PAPER = Task("interference", 32, [0, 32, 96, 224, 480], 8192, 128, 2, 32, 4, 50_000, 128, 512)
 
 
@@ -120,4 +122,16 @@ def _state(group: list[Record]) -> str:
     return f"{group[0]['result']['state']:,}"
 
 
-EXPERIMENT = Experiment(points, run, plot, table)
+def findings(records: list[Record]) -> list[str]:
+    """The mixture's standing with the fewest and the most distractors."""
+    groups, counts = by_architecture(records), _counts(records)
+    return [
+        verdict(
+            f"the first pair after {count} distractors",
+            {ARCHITECTURES[name][0]: _first(group, count) for name, group in groups.items()},
+        )
+        for count in (counts[0], counts[-1])
+    ]
+
+
+EXPERIMENT = Experiment(points, run, plot, table, findings)

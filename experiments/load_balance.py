@@ -61,7 +61,7 @@ def table(records: list[Record]) -> list[list[str]]:
             dead = int((loads < 0.01 / loads.shape[-1]).sum())
             churn = [r["result"]["history"]["routing_churn"] for r in group if r["result"].get("history")]
             last = f"{np.mean([c[-1][1] for c in churn if c]):.3f}" if any(churn) else "–"
-            cells = [MEASURES[measure].title, size, model, f"{np.mean(values):.4g}"]
+            cells = [measure, size, model, f"{np.mean(values):.4g}"]
             cells += [" ".join(f"{value:.4g}" for value in values), f"{loads.min():.3f}", f"{loads.max():.3f}"]
             rows.append([*cells, f"{dead} of {loads.size}", last])
     heading = ["measure", "size", "kept even by", "mean", "each seed", "smallest share", "largest share"]

@@ -33,21 +33,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from experiments.architectures import ARCHITECTURES, architecture, mixture
 from experiments.registry import Experiment, Point, Record
+from experiments.seeds import SEEDS, best
 from experiments.standing import verdict
-from mom_jax.models.baselines import equal_active, expanded, single, transformer
-from mom_jax.models.config import MoMConfig, get_preset
-
-# In the order of the plot: the name of a point, the label, the colour, which is the same in every plot.
-ARCHITECTURES = {
-    "mom": ("MoM", "C0"),
-    "single": ("single memory", "C7"),
-    "equal-active": ("single, equal active state", "C1"),
-    "equal-total": ("single, equal total state", "C3"),
-    "equal-parameters": ("single, equal active parameters", "C2"),
-    "attention": ("attention", "C4"),
-}
-_SEEDS = 3
+from mom_jax.models.config import MoMConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,54 +74,11 @@ def points(scale: str) -> list[Point]:
     tasks, rates = (TINY, TINY_RATES) if scale == "tiny" else (PAPER, PAPER_RATES)
     return [
         {**dataclasses.asdict(task), "architecture": architecture, "learning_rate": rate, "seed": seed}
-        for seed in range(_SEEDS)
+        for seed in range(SEEDS)
         for task in tasks
         for architecture in ARCHITECTURES
         for rate in rates
     ]
-
-
-def mixture(point: Point) -> MoMConfig:
-    """The mixture that a point's model is, or is measured by."""
-    return dataclasses.replace(
-        get_preset("mom-tiny"),
-        vocab_size=point["vocab"],
-        hidden_size=point["hidden_size"],
-        num_hidden_layers=point["num_layers"],
-        num_heads=1,
-        head_dim=point["head_dim"],
-        expand_v=2.0,
-        intermediate_size=0,
-        num_memories=point["num_memories"],
-        topk=2,
-        use_short_conv=point["task"] == "mqar",  # fused tokens have nothing to carry to the next one
-        num_slots=point["head_dim"],
-    )
-
-
-def architecture(name: str, config: MoMConfig) -> MoMConfig:
-    """The model of that name beside a mixture."""
-    made = {
-        "mom": lambda: config,
-        "single": lambda: single(config),
-        "equal-active": lambda: equal_active(config),
-        "equal-total": lambda: expanded(config),
-        "equal-parameters": lambda: with_parameters_of(config),
-        "attention": lambda: transformer(config),
-    }
-    return made[name]()
-
-
-def with_parameters_of(config: MoMConfig) -> MoMConfig:
-    """One memory of the mixture's size, with the MLP that brings its parameters next to those a token activates."""
-    from mom_jax.models.accounting import account, total  # imports JAX
-
-    alone = single(config)
-    wanted = total(account(config, 1)).activated - total(account(alone, 1)).activated
-    wider = dataclasses.replace(alone, intermediate_size=alone.mlp_dim + 1)
-    norm = 0 if alone.mlp_dim else config.hidden_size * config.num_hidden_layers  # an MLP brings its norm
-    one = total(account(wider, 1)).activated - total(account(alone, 1)).activated - norm
-    return dataclasses.replace(alone, intermediate_size=alone.mlp_dim + max(0, round((wanted - norm) / one)))
 
 
 def run(point: Point, models: Path) -> dict[str, Any]:
@@ -167,24 +114,18 @@ def recalled(config: MoMConfig, point: Point, models: Path) -> dict[str, Any]:
 _TRAINING = ("learning_rate", "steps", "batch_size", "seed", "questions")
 
 
-def best(records: list[Record]) -> dict[tuple[Any, ...], list[Record]]:
-    """Records by (task, length, pairs, width, architecture), those of the learning rate with the best validation."""
-    by_rate: dict[tuple[Any, ...], dict[float, list[Record]]] = {}
-    for record in records:
-        point = record["point"]
-        key = tuple(point[name] for name in ("task", "length", "pairs", "hidden_size", "architecture"))
-        by_rate.setdefault(key, {}).setdefault(point["learning_rate"], []).append(record)
-    return {
-        key: max(rates.values(), key=lambda group: np.mean([r["result"]["validation"] for r in group]))
-        for key, rates in by_rate.items()
-    }
+def by_model(records: list[Record]) -> dict[tuple[Any, ...], list[Record]]:
+    """The `best` records by (task, length, pairs, width, architecture)."""
+    return best(
+        records, lambda point: tuple(point[name] for name in ("task", "length", "pairs", "hidden_size", "architecture"))
+    )
 
 
 def table(records: list[Record]) -> list[list[str]]:
     """Every model's accuracy: mean, and each seed."""
     heading = ["task", "pairs", "width", "model", "accuracy", "each seed", "state", "active parameters", "steps"]
     rows = []
-    for (task, length, pairs, width, name), group in best(records).items():
+    for (task, length, pairs, width, name), group in by_model(records).items():
         seeds = [r["result"]["accuracy"] for r in sorted(group, key=lambda r: r["point"]["seed"])]
         result = group[0]["result"]
         steps = "-".join(str(f([r["result"]["steps"] for r in group])) for f in (min, max))
@@ -196,7 +137,7 @@ def table(records: list[Record]) -> list[list[str]]:
 
 def plot(records: list[Record], folder: Path) -> list[Path]:
     """Accuracy against the size of the state, a panel for each task; every seed is a dot, a line joins the widths."""
-    groups = best(records)
+    groups = by_model(records)
     tasks = list(dict.fromkeys(key[:3] for key in groups))
     columns = min(4, len(tasks))
     rows = -(-len(tasks) // columns)
@@ -234,7 +175,7 @@ def _panel(axes: Axes, task: tuple[Any, ...], groups: dict[tuple[Any, ...], list
 def findings(records: list[Record]) -> list[str]:
     """The mixture's standing in each task."""
     accuracies: dict[tuple[Any, ...], dict[str, list[float]]] = {}
-    for (*task, name), group in best(records).items():
+    for (*task, name), group in by_model(records).items():
         accuracies.setdefault(tuple(task), {})[ARCHITECTURES[name][0]] = [r["result"]["accuracy"] for r in group]
     return [
         verdict(f"{task} {length}, {pairs} pairs, width {width}", models)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.mqar import ARCHITECTURES, architecture
+from experiments.architectures import ARCHITECTURES, architecture
 from experiments.registry import Point, Record
 from mom_jax.models.config import MoMConfig
 

@@ -52,5 +52,6 @@ def test_table_and_plot(tmp_path):
     heading, *rows = interference.table(records)
     assert len(rows) == 5 * len(COMPARED) and all(len(row) == len(heading) for row in rows)
     assert rows[0] == ["0", "MoM", "0.600", "0.500 0.600 0.700", "0.600", "1,234"]
+    assert len(interference.findings(records)) == 2
     (picture,) = interference.plot(records[::-1], tmp_path)
     assert picture.stat().st_size > 10_000

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import mqar
+from experiments.architectures import ARCHITECTURES, architecture, mixture
 from experiments.synthetic import Training, recall_hidden_states, train_and_score
 from mom_jax.data.recall import fused_mqar
 from mom_jax.data.recall import mqar as make_mqar
@@ -19,12 +20,12 @@ POINTS = [*mqar.points("tiny")[:1], mqar.points("paper")[0]]
 @pytest.mark.parametrize("point", POINTS, ids=["tiny", "paper"])
 def test_what_is_equal(point):
     """State of the memories in floats, and parameters that a token activates."""
-    config = mqar.mixture(point)
-    costs = {name: total(account(mqar.architecture(name, config), 64)) for name in mqar.ARCHITECTURES}
+    config = mixture(point)
+    costs = {name: total(account(architecture(name, config), 64)) for name in ARCHITECTURES}
     one = config.head_dim * config.head_v_dim * 4 * config.num_hidden_layers
 
     def state(name):  # of the matrices alone: without the rows of short convolutions and the count of tokens
-        made = mqar.architecture(name, config)
+        made = architecture(name, config)
         return made.head_dim * made.head_v_dim * 4 * made.num_hidden_layers
 
     assert state("single") == state("equal-parameters") == one
@@ -38,7 +39,7 @@ def test_what_is_equal(point):
 
 def test_fused_tokens_are_sums_of_embeddings():
     """A token of key and value is read as the sum of the two; a plain one as itself."""
-    model = build_model(mqar.mixture(POINTS[0]), 0)
+    model = build_model(mixture(POINTS[0]), 0)
     table = np.asarray(model.embeddings[...])
     fused, plain = np.array([[[3, 40], [5, 0]]], np.int32), np.array([[3, 40]], np.int32)
     summed = np.stack([[table[3] + table[40], table[5] + table[0]]])
@@ -57,7 +58,7 @@ def test_fused_tokens_are_sums_of_embeddings():
 @pytest.fixture(scope="module")
 def learned():
     """Two pairs from few tokens: learned in a minute by a mixture."""
-    config = mqar.mixture({**POINTS[0], "vocab": 16, "hidden_size": 16, "num_memories": 2})
+    config = mixture({**POINTS[0], "vocab": 16, "hidden_size": 16, "num_memories": 2})
     make = functools.partial(fused_mqar, length=8, pairs=2, vocab=16)
     return train_and_score(config, make, Training(2e-2, 200, 32, 0, questions=3, test_rows=128))
 
@@ -73,7 +74,7 @@ def test_a_mixture_learns_to_recall(learned):
 
 def test_training_ends_when_solved():
     """Validation decides; two keys with one value each are soon known by heart."""
-    config = mqar.architecture("attention", mqar.mixture({**POINTS[0], "vocab": 4, "hidden_size": 16}))
+    config = architecture("attention", mixture({**POINTS[0], "vocab": 4, "hidden_size": 16}))
     make = functools.partial(make_mqar, length=4, pairs=1, vocab=4)
     result = train_and_score(config, make, Training(2e-2, 2000, 32, 0, 1, test_rows=64, look_every=25))
     assert result["steps"] < 2000 and result["accuracy"] >= 0.99

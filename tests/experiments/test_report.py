@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments import paper
-from experiments.mqar import ARCHITECTURES
+from experiments.architectures import ARCHITECTURES
 from experiments.registry import get_experiment
 from mom_jax.cli.main import main
 from mom_jax.cli.train import command_of, parse_train

@@ -1,0 +1,60 @@
+"""A small mixture and what else its resources could buy; no experiment by itself."""
+
+import dataclasses
+
+from experiments.registry import Point
+from mom_jax.models.baselines import equal_active, expanded, single, transformer
+from mom_jax.models.config import MoMConfig, get_preset
+
+# In the order of the plot: the name of a point, the label, the colour, which is the same in every plot.
+ARCHITECTURES = {
+    "mom": ("MoM", "C0"),
+    "single": ("single memory", "C7"),
+    "equal-active": ("single, equal active state", "C1"),
+    "equal-total": ("single, equal total state", "C3"),
+    "equal-parameters": ("single, equal active parameters", "C2"),
+    "attention": ("attention", "C4"),
+}
+
+
+def mixture(point: Point) -> MoMConfig:
+    """The mixture that a point's model is, or is measured by."""
+    return dataclasses.replace(
+        get_preset("mom-tiny"),
+        vocab_size=point["vocab"],
+        hidden_size=point["hidden_size"],
+        num_hidden_layers=point["num_layers"],
+        num_heads=1,
+        head_dim=point["head_dim"],
+        expand_v=2.0,
+        intermediate_size=0,
+        num_memories=point["num_memories"],
+        topk=2,
+        use_short_conv=point["task"] == "mqar",  # fused tokens have nothing to carry to the next one
+        num_slots=point["head_dim"],
+    )
+
+
+def architecture(name: str, config: MoMConfig) -> MoMConfig:
+    """The model of that name beside a mixture."""
+    made = {
+        "mom": lambda: config,
+        "single": lambda: single(config),
+        "equal-active": lambda: equal_active(config),
+        "equal-total": lambda: expanded(config),
+        "equal-parameters": lambda: with_parameters_of(config),
+        "attention": lambda: transformer(config),
+    }
+    return made[name]()
+
+
+def with_parameters_of(config: MoMConfig) -> MoMConfig:
+    """One memory of the mixture's size, with the MLP that brings its parameters next to those a token activates."""
+    from mom_jax.models.accounting import account, total  # imports JAX
+
+    alone = single(config)
+    wanted = total(account(config, 1)).activated - total(account(alone, 1)).activated
+    wider = dataclasses.replace(alone, intermediate_size=alone.mlp_dim + 1)
+    norm = 0 if alone.mlp_dim else config.hidden_size * config.num_hidden_layers  # an MLP brings its norm
+    one = total(account(wider, 1)).activated - total(account(alone, 1)).activated - norm
+    return dataclasses.replace(alone, intermediate_size=alone.mlp_dim + max(0, round((wanted - norm) / one)))
