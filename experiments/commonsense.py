@@ -13,4 +13,4 @@ from experiments.comparison import Comparison
 from experiments.recall import MODELS
 from experiments.text import SIZES
 
-EXPERIMENT = Comparison(MODELS, tiny={"text": 2}, paper=("commonsense-tasks",), sizes=SIZES["paper"]).experiment
+EXPERIMENT = Comparison(MODELS, tiny={"text": 2}, paper="commonsense-tasks", sizes=SIZES["paper"]).experiment

@@ -13,4 +13,4 @@ from experiments.recall import MODELS
 
 RECURRENT = {name: model for name, model in MODELS.items() if name not in ("GLA", "Transformer++")}
 
-EXPERIMENT = Comparison(RECURRENT, tiny={"long": 2}, paper=("longbench-tasks",), sizes=("mom-1.3b",)).experiment
+EXPERIMENT = Comparison(RECURRENT, tiny={"long": 2}, paper="longbench-tasks", sizes=("mom-1.3b",)).experiment

@@ -23,4 +23,4 @@ MODELS = {
     "Transformer++": Model(transformer),
 }
 
-EXPERIMENT = Comparison(MODELS, tiny={"recall": 3}, paper=("recall-tasks",), sizes=SIZES["paper"]).experiment
+EXPERIMENT = Comparison(MODELS, tiny={"recall": 3}, paper="recall-tasks", sizes=SIZES["paper"]).experiment

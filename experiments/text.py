@@ -90,7 +90,7 @@ def held_out_scores(run_dir: str, size: str, length: int) -> dict[str, Any]:
 
 
 def task_scores(run_dir: str, suite: str) -> dict[str, Any]:
-    """Every metric of a suite's tasks, by ``task metric``, with their mean as ``average``."""
+    """Every metric of a suite's tasks, by ``task metric``; their mean is ``SUITE average``."""
     from mom_jax.cli.tasks import evaluate_run_on_tasks  # imports JAX and the harness
     from mom_jax.evals.harness.suites import suite_means
 
@@ -103,7 +103,7 @@ def task_scores(run_dir: str, suite: str) -> dict[str, Any]:
     }
     average = suite_means(found["tasks"]).get(suite, values.get(f"{suite} score"))
     model = TrainConfig.from_file(Path(run_dir) / "config.json").model
-    return {"average": average, **values, **costs(model, 2048)}
+    return {f"{suite} average": average, **values, **costs(model, 2048)}
 
 
 def costs(model: MoMConfig, length: int) -> dict[str, int]:
