@@ -3,10 +3,9 @@
     mom-jax experiment auxiliary-loss --scale tiny        two CPU cores, five minutes
     mom-jax experiment auxiliary-loss --scale paper       32 GPUs, ten hours a model
 
-Tiny: synthetic recall of 8 pairs, three seeds. Paper, averages of recall
-and commonsense tasks: scale 1e-2 27.59, 42.10; 5e-3 26.55, 41.71; 1e-3 28.16, 41.97; 0 27.23, 41.58; without the
-shared memory 26.06, 40.38. Ours are in docs/results.md. What becomes of the load without it is the experiment
-`load-balance`.
+Tiny: synthetic recall of 8 pairs, three seeds. Paper, averages of recall and commonsense tasks: scale 1e-2 27.59,
+42.10; 5e-3 26.55, 41.71; 1e-3 28.16, 41.97; 0 27.23, 41.58; without the shared memory 26.06, 40.38. Ours are in
+docs/results.md. What becomes of the load without it is the experiment `load-balance`.
 """
 
 import dataclasses

@@ -3,10 +3,10 @@
     mom-jax experiment extrapolation --scale tiny        two CPU cores, three minutes after `commonsense`
     mom-jax experiment extrapolation --scale paper       32 GPUs, six days a model
 
-Tiny: the models of `commonsense`, trained on windows of 512 bytes, are scored on windows of 512 to 8,192 (64 KB of
-held-out source code at each length). Paper: models of 1.3B, trained on 2K tokens, from 2K to 32K; it
-has a figure without numbers, in which MoM's perplexity is the lowest of the linear models. Ours are in
-docs/results.md.
+Tiny: the models of `commonsense`, trained on windows of 512 bytes, are scored on windows of 512 to 8,192: 64 KB of
+held-out source code at each length, the same for all models but not for all lengths, so models can be compared and
+lengths cannot. Paper: models of 1.3B, trained on 2K tokens, from 2K to 32K; it has a figure without numbers, in which
+MoM's perplexity is the lowest of the linear models. Ours are in docs/results.md.
 """
 
 from pathlib import Path

@@ -17,7 +17,7 @@ a power of two).
 Memory is told twice: bytes of the cache, and all that the compiled steps hold, which is float32 parameters, cache and
 what XLA adds. The cache is donated, and a step writes it in place. On a CPU, XLA copies the keys and values of a
 layer in another order before it multiplies them, at every step: that is half the cache of a model of two layers, and
-part of the time measured.
+most of the time measured for long contexts: attention is several times slower there than reading its cache would be.
 
 Tiny: the sizes of mom-tiny in float32, 1K to 512K. Paper: those of mom-1.3b in bfloat16, 2K to 512K. A point that does
 not fit is recorded as out of memory; JAX takes three quarters of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION

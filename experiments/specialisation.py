@@ -5,9 +5,10 @@
 
 The mixture of `commonsense` reads held-out text. Of each layer the normed hidden states that its router sees are laid
 out in the plane by UMAP (arXiv 1802.03426), in the colour of the memory with the largest probability; beside it, the
-tokens that go there most above their share of all tokens. The paper's figure shows clusters. Ours are in
-docs/results.md. UMAP can draw clusters where there are none: the table's lifts do not depend on it, and neither does
-the share of neighbours, in all dimensions, that go to the same memory (beside it: what it would be by chance).
+tokens that go there most above their share of all tokens. The first router sees the token alone. The paper's figure
+shows clusters. Ours are in docs/results.md. UMAP can draw clusters where there are none: the table's lifts do not
+depend on it, and neither does the share of neighbours, in all dimensions, that go to the same memory (beside it: what
+it would be by chance).
 """
 
 import importlib.util

@@ -14,7 +14,7 @@ recurrence, so up to a chunk for each memory (the table gives the rows per token
 projections of all memories, and on a CPU the compiler has more groups of rows to compile.
 
 Tiny: the sizes of mom-tiny, 4 sequences of 512 tokens. Paper: those of mom-340m in bfloat16 with recomputation as in
-training, 8 sequences of 2,048 tokens, which is what one of 32 GPUs has of the published batch.
+training, 8 sequences of 2,048 tokens, a thirty-second of the published batch.
 """
 
 import dataclasses
