@@ -199,6 +199,23 @@ def table(records: list[Record]) -> list[list[str]]:
     return [heading, *rows]
 
 
+def findings(records: list[Record]) -> list[str]:
+    """What a token and the cache cost after the shortest and the longest context."""
+    sentences = []
+    lengths = [record["point"]["length"] for record in records]
+    for length in dict.fromkeys((min(lengths), max(lengths))):
+        mine = {r["point"]["architecture"]: r["result"] for r in records if r["point"]["length"] == length}
+        told = [f"{ARCHITECTURES[name][0]} {_cost(mine[name])}" for name in ARCHITECTURES if name in mine]
+        sentences.append(f"a token after {_tokens(length)}: {', '.join(told)}.")
+    return sentences
+
+
+def _cost(result: dict[str, Any]) -> str:
+    if "out_of_memory" in result:
+        return "out of memory"
+    return f"{1e3 * result['seconds_per_token']:.3g} ms and {result['cache_bytes'] / 2**20:,.3g} MiB of cache"
+
+
 def plot(records: list[Record], folder: Path) -> list[Path]:
     """Time of a token and memory against the length; a cross where the memory did not suffice."""
     figure = Figure(figsize=(9.5, 4.4), layout="constrained")
@@ -242,4 +259,4 @@ def _tokens(length: int) -> str:
     return f"{length // 1024}K" if length % 1024 == 0 else str(length)
 
 
-EXPERIMENT = Experiment(points, run, plot, table)
+EXPERIMENT = Experiment(points, run, plot, table, findings)

@@ -131,6 +131,18 @@ def table(records: list[Record]) -> list[list[str]]:
     return [heading, *rows]
 
 
+def findings(records: list[Record]) -> list[str]:
+    """How much slower the mixture of the paper trains, and one of as many chosen among the most memories."""
+    speeds = {(r["point"]["architecture"], r["point"]["memories"], r["point"]["topk"]): _speed(r) for r in records}
+    single = speeds.pop(("single", 1, 1), None)
+    most = max((memories for _, memories, topk in speeds if topk == 2), default=4)
+    return [
+        f"top-2 of {memories}: {speeds['mom', memories, 2] / single:.2f} of the single memory's tokens per second."
+        for memories in dict.fromkeys((4, most))
+        if single and ("mom", memories, 2) in speeds
+    ]
+
+
 def plot(records: list[Record], folder: Path) -> list[Path]:
     """Tokens per second against the number of memories, a line for each k."""
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
@@ -162,4 +174,4 @@ def _speed(record: Record) -> float:
     return record["result"]["tokens_per_second"]
 
 
-EXPERIMENT = Experiment(points, run, plot, table)
+EXPERIMENT = Experiment(points, run, plot, table, findings)

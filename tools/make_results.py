@@ -6,6 +6,8 @@ Finished points stay in docs/results: what is there is not run again. Delete a f
 """
 
 import argparse
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -48,10 +50,16 @@ def section(name: str) -> tuple[list[str], str]:
     found = experiment.findings(records)
     pictures = [f"![{name}: {path.stem}]({path.relative_to(PAGE.parent)})" for path in experiment.plot(records, folder)]
     anchor = name.replace(" ", "-")
-    text = f"## {name}\n\n{EXPERIMENTS[name][1].capitalize()}. {facts(name, records, len(points))}\n\n"
-    text += "\n".join(f"- {line}" for line in found) + "\n\n" * bool(found)
-    text += "\n\n".join([markdown(experiment.table(records)), *pictures]) + "\n"
+    parts = [f"## {name}", f"{EXPERIMENTS[name][1].capitalize()}. {facts(name, records, len(points))}", *about(name)]
+    parts += ["\n".join(f"- {line}" for line in found)] if found else []
+    text = "\n\n".join([*parts, markdown(experiment.table(records)), *pictures]) + "\n"
     return [f"- [{name}](#{anchor}): {line}" for line in found], text
+
+
+def about(name: str) -> list[str]:
+    """The paragraphs of the experiment's module behind its title and commands."""
+    paragraphs = (inspect.getdoc(importlib.import_module(EXPERIMENTS[name][0])) or "").split("\n\n")
+    return [paragraph for paragraph in paragraphs[1:] if not paragraph.startswith(" ")]
 
 
 def facts(name: str, records: list[Record], total: int) -> str:
