@@ -231,11 +231,16 @@ def _hub(spec: str, field: str) -> list[Source]:
 
 def _hub_stream(dataset: str, subset: str | None, split: str):
     import datasets  # an optional package, and slow to import
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # what goes wrong reaches us as exceptions
     try:
         return datasets.load_dataset(dataset, subset, split=split, streaming=True)
     except Exception as error:  # the hub's errors share no base class
-        remedy = f"no such local path, and the Hugging Face hub gave: {_one_line(error)}"
+        remedy = (
+            f"the Hugging Face hub gave: {_one_line(error)}; without a network, run mom-jax data prepare where there "
+            "is one, copy the folder, and give it as path"
+        )
         raise InputError("path", f"hf:{dataset}:{subset or ''}:{split}", remedy) from error
 
 
