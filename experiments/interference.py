@@ -11,7 +11,7 @@ long a write lasts: in a mixture many later writes go elsewhere, one memory of e
 models are those of recall (`experiments.mqar`): the mixture, one memory of its size, of equal active and of equal total
 state, and attention, which overwrites nothing.
 
-Tiny: 4 pairs and up to 12 distractors, vocabulary 64, one layer of width 32 with one head of 4 key and 8 value
+Tiny: 4 pairs and up to 8 distractors, vocabulary 64, one layer of width 32 with one head of 4 key and 8 value
 channels, 4 memories of which 2 are chosen, two learning rates, three seeds.
 Paper: 32 pairs and up to 480 distractors, vocabulary 8192, two layers of width 128 with one head of 32 key and 64 value
 channels, the learning rates and rows of `experiments.mqar`, three seeds.
@@ -50,7 +50,7 @@ class Task:
     questions: int  # see `experiments.synthetic.Training`
 
 
-TINY = Task("interference", 4, [0, 2, 4, 8, 12], 64, 32, 1, 4, 4, 800, 32, 16)
+TINY = Task("interference", 4, [0, 2, 4, 8], 64, 32, 1, 4, 4, 800, 32, 12)
 PAPER = Task("interference", 32, [0, 32, 96, 224, 480], 8192, 128, 2, 32, 4, 50_000, 128, 512)
 
 
