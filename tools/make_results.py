@@ -68,8 +68,8 @@ def facts(name: str, records: list[Record], total: int) -> str:
     versions = sorted({f"{package} {v}" for r in records for package, v in r["versions"].items()})
     minutes = sum(record["seconds"] for record in records) / 60
     return (
-        f"`mom-jax experiment {name} --scale tiny`: {len(records)} of {total} points in {minutes:.1f} minutes, "
-        f"{dates[0][:10]}; {', '.join(versions)}."
+        f"`mom-jax experiment {name} --scale tiny`: {len(records)} of {total} points, {dates[0][:10]}, in "
+        f"{minutes:.1f} minutes without what other experiments had trained before; {', '.join(versions)}."
     )
 
 
