@@ -53,12 +53,14 @@ def run(point: Point, models: Path) -> dict[str, Any]:
 
 def table(records: list[Record]) -> list[list[str]]:
     """Score, the smallest and largest share of a memory over layers and seeds, and dead memories."""
+    from mom_jax.ops.router_statistics import DEAD_SHARE  # imports JAX
+
     rows = []
     for (size, measure), models in grouped(records).items():
         for model, group in models.items():
             values = [record["result"][MEASURES[measure].value] for record in group]
             loads = np.asarray([record["result"]["load"] for record in group])  # [seeds, L, M]
-            dead = int((loads < 0.01 / loads.shape[-1]).sum())
+            dead = int((loads < DEAD_SHARE / loads.shape[-1]).sum())
             churn = [r["result"]["history"]["routing_churn"] for r in group if r["result"].get("history")]
             last = f"{np.mean([c[-1][1] for c in churn if c]):.3f}" if any(churn) else "–"
             cells = [measure, size, model, f"{np.mean(values):.4g}"]
