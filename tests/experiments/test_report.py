@@ -144,7 +144,7 @@ def sweep(tmp_path):
     """Two architectures of the smallest task, with three seeds each; the accuracies are told apart by their digits."""
     folder = tmp_path / "experiments/mqar-tiny"
     folder.mkdir(parents=True)
-    points = [p for p in get_experiment("mqar").points("tiny") if p["pairs"] == 8]
+    points = [p for p in get_experiment("mqar").points("tiny") if (p["pairs"], p["learning_rate"]) == (8, 1e-2)]
     records = [
         {
             "point": point,
@@ -230,7 +230,7 @@ def test_a_sweep_is_shown_with_all_seeds(sweep, tmp_path):
     accuracies = [0.11 + 0.0701 * i for i in range(6)]
     for accuracy in accuracies:
         assert f"{accuracy:.3f}" in text and f"{accuracy:.6g}" in text
-    assert "6 of 36, not finished; 1 records of other points" in text
+    assert "6 of 72, not finished; 1 records of other points" in text
     assert "seeds 0 1 2" in text and "6.0 minutes in all" in text and "python 3.12.1, jax 0.11.2" in text
     assert "mom-jax experiment mqar --scale tiny" in text and "the paper has no such result" in text
     assert ARCHITECTURES["single"][0] in text
