@@ -72,7 +72,7 @@ def recorded_spills():
 def test_gpu_kernels_fit():
     """No kernel spills more registers than docs/kernels.md says, or takes more shared memory than there is."""
     allowed, found = recorded_spills(), [json.loads(line) for line in compiling(GPU).splitlines()]
-    assert len(found) > 20
+    assert len(found) >= 20
     for made in found:
         name = made["operator"], made["kernel"], SIZE, DTYPE, made["device"]
         assert made["spills"] <= allowed[name] and made["shared"] <= made["most"], made
