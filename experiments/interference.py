@@ -28,30 +28,24 @@ from matplotlib.figure import Figure
 from experiments.architectures import ARCHITECTURES, mixture
 from experiments.mqar import PAPER_RATES, TINY_RATES
 from experiments.registry import Experiment, Point, Record
-from experiments.seeds import by_architecture, cells, draw, points_of, train
+from experiments.seeds import Task, by_architecture, cells, draw, points_of, train
 from experiments.standing import verdict
 from mom_jax.data.recall import BLANK, IGNORE, RecallBatch, fused_mqar, interference
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What is written and read, and the models for it. The fields become those of a point."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Probe(Task):
+    """What is written and read."""
 
-    task: str
+    task: str = "interference"
     pairs: int
     distractors: list[int]  # one test each; training has the pairs and as many more as the last
-    vocab: int
-    hidden_size: int
-    num_layers: int
-    head_dim: int
-    num_memories: int
-    steps: int
-    batch_size: int
-    questions: int  # see `experiments.synthetic.Training`
 
 
-TINY = Task("interference", 4, [0, 2, 4, 8], 64, 32, 1, 4, 4, 800, 32, 12)
-PAPER = Task("interference", 32, [0, 32, 96, 224, 480], 8192, 128, 2, 32, 4, 50_000, 128, 512)
+TINY = Probe(pairs=4, distractors=[0, 2, 4, 8], vocab=64, hidden_size=32, num_layers=1, head_dim=4, num_memories=4,
+             steps=800, batch_size=32, questions=12)  # fmt: skip
+PAPER = Probe(pairs=32, distractors=[0, 32, 96, 224, 480], vocab=8192, hidden_size=128, num_layers=2, head_dim=32,
+              num_memories=4, steps=50_000, batch_size=128, questions=512)  # fmt: skip
 
 
 def points(scale: str) -> list[Point]:

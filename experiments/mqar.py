@@ -35,33 +35,29 @@ from matplotlib.ticker import StrMethodFormatter
 
 from experiments.architectures import ARCHITECTURES, architecture, mixture
 from experiments.registry import Experiment, Point, Record
-from experiments.seeds import SEEDS, best
+from experiments.seeds import SEEDS, Task, best
 from experiments.standing import verdict
 from mom_jax.models.config import MoMConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What is to be recalled, and the models for it. The fields become those of a point."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs(Task):
+    """What is to be recalled; ``task`` is mqar or fused."""
 
-    task: str  # mqar, fused
     length: int
     pairs: int
-    vocab: int
-    hidden_size: int
-    num_layers: int
-    head_dim: int
-    num_memories: int
-    steps: int
-    batch_size: int
-    questions: int  # see `experiments.synthetic.Training`
 
 
-TINY = tuple(Task("fused", 24, pairs, 64, 32, 1, 4, 4, 800, 32, 12) for pairs in (8, 12))
+TINY = tuple(
+    Pairs(task="fused", length=24, pairs=pairs, vocab=64, hidden_size=32, num_layers=1, head_dim=4, num_memories=4,
+          steps=800, batch_size=32, questions=12)
+    for pairs in (8, 12)
+)  # fmt: skip
 TINY_RATES = (1e-2, 3e-3)
 PAPER = tuple(
-    Task(task, length if task == "mqar" else length // 2, pairs, 8192, width, 2, width // 4, 4,
-         64 * 100_000 // batch_size, batch_size, pairs)
+    Pairs(task=task, length=length if task == "mqar" else length // 2, pairs=pairs, vocab=8192, hidden_size=width,
+          num_layers=2, head_dim=width // 4, num_memories=4, steps=64 * 100_000 // batch_size, batch_size=batch_size,
+          questions=pairs)
     for task in ("mqar", "fused")
     for length, pairs, batch_size in ((64, 4, 512), (128, 8, 512), (256, 16, 256), (512, 64, 128))
     for width in (64, 128, 256, 512)
@@ -91,7 +87,7 @@ def recalled(config: MoMConfig, point: Point, models: Path) -> dict[str, Any]:
 
     Args:
         config: the model.
-        point: fields of `Task`, ``learning_rate`` and ``seed``.
+        point: fields of `Pairs`, ``learning_rate`` and ``seed``.
         models: where results are kept.
     """
     from experiments.synthetic import Training, train_and_score

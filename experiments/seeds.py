@@ -19,7 +19,22 @@ COMPARED = ("mom", "single", "equal-active", "equal-total", "attention")
 SEEDS = 3
 
 
-def points_of(task: Any, rates: Iterable[float]) -> list[Point]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What of a synthetic task all have, and the models for it. The fields become those of a point."""
+
+    task: str
+    vocab: int
+    hidden_size: int
+    num_layers: int
+    head_dim: int
+    num_memories: int
+    steps: int
+    batch_size: int
+    questions: int  # see `experiments.synthetic.Training`
+
+
+def points_of(task: Task, rates: Iterable[float]) -> list[Point]:
     """The fields of a task's dataclass with every model and learning rate, seed by seed."""
     rates = tuple(rates)
     return [

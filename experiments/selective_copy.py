@@ -22,30 +22,27 @@ from matplotlib.figure import Figure
 
 from experiments.architectures import ARCHITECTURES, mixture
 from experiments.registry import Experiment, Point, Record
-from experiments.seeds import by_architecture, cells, draw, points_of, train
+from experiments.seeds import Task, by_architecture, cells, draw, points_of, train
 from experiments.standing import verdict
 from mom_jax.data.recall import selective_copy
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What is to be said again, and the models for it. The fields become those of a point."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Items(Task):
+    """What is to be said again."""
 
-    task: str
+    task: str = "selective-copy"
     length: int
     items: int
-    vocab: int
-    hidden_size: int
-    num_layers: int
-    head_dim: int
-    num_memories: int
-    steps: int
-    batch_size: int
-    questions: int  # see `experiments.synthetic.Training`
 
 
-TINY = tuple(Task("selective-copy", 32, items, 16, 32, 2, 4, 4, 600, 32, 8) for items in (4, 8))
-PAPER = Task("selective-copy", 4096, 16, 16, 64, 2, 16, 4, 400_000, 64, 16)
+TINY = tuple(
+    Items(length=32, items=items, vocab=16, hidden_size=32, num_layers=2, head_dim=4, num_memories=4, steps=600,
+          batch_size=32, questions=8)
+    for items in (4, 8)
+)  # fmt: skip
+PAPER = Items(length=4096, items=16, vocab=16, hidden_size=64, num_layers=2, head_dim=16, num_memories=4,
+              steps=400_000, batch_size=64, questions=16)  # fmt: skip
 TINY_RATE = 1e-2
 PAPER_RATES = (1e-4, 1e-3)
 

@@ -25,9 +25,7 @@ _PAPER_TEXT = {"path": "hf:cerebras/SlimPajama-627B:default:train",
 _SCORED = 2**16  # bytes that tiny models are scored on
 
 
-def recipe(
-    size: str, rule: MemoryRuleName, change: Callable[[MoMConfig], MoMConfig], seed: int, **sizes: int
-) -> TrainConfig:
+def recipe(size: str, rule: MemoryRuleName, change: Callable[[MoMConfig], MoMConfig], seed: int) -> TrainConfig:
     """A training run.
 
     Args:
@@ -35,10 +33,9 @@ def recipe(
         rule: of the mixture that the model is, or is made from.
         change: makes the model from that mixture.
         seed: of parameters and of the order of the text.
-        sizes: fields of the mixture to set first.
     """
     config = get_train_preset(of_rule("mom-tiny" if size == TINY else size, rule))
-    model = change(dataclasses.replace(config.model, **({**_SMALL, **sizes} if size == TINY else sizes)))
+    model = change(dataclasses.replace(config.model, **(_SMALL if size == TINY else {})))
     data = dataclasses.replace(config.data, seed=seed, **({} if size == TINY else _PAPER_TEXT))
     config = dataclasses.replace(config, model=model, data=data, seed=seed)
     if size != TINY:

@@ -1,6 +1,7 @@
 """Models trained on text: once for all experiments, scored at several lengths, looked into."""
 
 import dataclasses
+import functools
 import random
 
 import numpy as np
@@ -16,7 +17,8 @@ def small(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("corpus"), random.Random(0)
     for number in range(12):
         (folder / f"{number:02}.txt").write_text(" ".join(rng.choices(["key", "value", "memory"], k=400)) + "\n")
-    config = text.recipe("tiny", "gated_deltanet", lambda mixture: mixture, 0, num_hidden_layers=1, hidden_size=16)
+    smaller = functools.partial(dataclasses.replace, num_hidden_layers=1, hidden_size=16)
+    config = text.recipe("tiny", "gated_deltanet", smaller, 0)
     data = dataclasses.replace(
         config.data, path=str(folder), cache_dir=str(folder / "cache"), held_out_fraction=0.3, sequence_length=32
     )
