@@ -24,7 +24,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "head_dim": 16, "intermediat
 def test_fifty_steps(rule, make_config):
     """The loss falls below that of the bytes' frequencies, and no update is skipped."""
     config = make_config(steps=STEPS)
-    data = dataclasses.replace(config.data, path=str(Path(email.__file__).parent), sequence_length=16, batch_size=16)
+    data = dataclasses.replace(config.data, path=str(Path(email.__file__).parent), sequence_length=64, batch_size=4)
     preset = "mom-tiny" if rule == "gated_deltanet" else f"mom-tiny-{rule.replace('_', '-')}"
     model = dataclasses.replace(get_preset(preset), **SMALL)
     assert model.memory_rule == rule
