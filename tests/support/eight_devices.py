@@ -98,7 +98,8 @@ def main():
     want = jax.device_get(step(params, *batch))
     with jax.set_mesh(mesh):
         got = jax.device_get(step(split, *(jax.device_put(x, rows) for x in batch)))
-    assert_close(got, want, 1e-5, atol=1e-7)
+    assert_close(got[0], want[0], 1e-5)
+    assert_close(got[1], want[1], 5e-5, atol=1e-7)  # gradients are sums over all tokens, here of eight parts
     print("agree: loss, logits, gradients")
 
     def in_pieces(params, ids, mask, ends):
