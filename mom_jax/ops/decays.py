@@ -150,8 +150,16 @@ def decayed_values(
     return total
 
 
-def products(reads: Float[Array, "*batch b K"], writes: Float[Array, "*batch b K"]) -> Float[Array, "*batch b b"]:
-    """All inner products of two small blocks; a matmul of few rows is slower than its sums."""
-    if reads.shape[-2] <= 4:
-        return jnp.sum(reads[..., :, None, :] * writes[..., None, :, :], -1)
-    return reads @ transpose(writes)
+def products(
+    reads: Float[Array, "*batch blocks b K"], writes: Float[Array, "*batch blocks b K"]
+) -> Float[Array, "*batch blocks b b"]:
+    """All inner products of two small blocks; a matmul of few rows is slower than its sums.
+
+    Blocks and their rows share an axis in the sums: jaxlib 0.10 crashes on a CPU when it sums over an axis of
+    seven, which is what gradients under ``vmap`` would have.
+    """
+    *batch, blocks, rows, channels = reads.shape
+    if rows > 4:
+        return reads @ transpose(writes)
+    pairs = reads.reshape(*batch, blocks * rows, 1, channels) * jnp.repeat(writes, rows, -3)
+    return jnp.sum(pairs, -1).reshape(*batch, blocks, rows, rows)
