@@ -34,12 +34,9 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
 if _OWN_CACHE:
     os.environ[_CACHE] = tempfile.mkdtemp(prefix="mom-jax-tests-")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# XLA's newer emitters of fused loops take more time than the rest of compilation. Without optimisation (level 0) it
-# would be shorter still, but loops over tokens would run thirty times as long.
-_CHEAP = (
-    "--xla_backend_optimization_level=1 --xla_backend_extra_options="
-    "xla_cpu_disable_new_fusion_emitters,xla_cpu_disable_loop_unrolling,xla_cpu_disable_slp_vectorizer"
-)
+# XLA's newer emitters of fused loops take more time than the rest of compilation; support/compile.py optimises what
+# runs long all the same.
+_CHEAP = "--xla_backend_optimization_level=0 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 os.environ.setdefault("XLA_FLAGS", _CHEAP)
 # Triton reads this when a kernel is defined: its interpreter then runs the kernel on the host. A test that compiles
 # kernels, or runs them on a GPU, does so in a process without it.

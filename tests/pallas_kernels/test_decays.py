@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compare import assert_close
+from support.compile import optimised
 from support.packed import Layout
 from support.primitives import PRIMITIVES
 from support.recurrences import DOCUMENTS, EXTREMES, RAGGED, TOLERANCE, outputs, with_gradients
@@ -82,7 +83,7 @@ def kimi(tokens, spread, gate, strength):
 def compiled(platform, name, layout, resets):
     """One program for all inputs of a shape."""
     function = functools.partial(outputs, functools.partial(run, platform, name), layout, resets)
-    return jax.jit(functools.partial(with_gradients, function))
+    return optimised(functools.partial(with_gradients, function))
 
 
 def compare(platform, name, inputs, layout, resets, tolerance=TOLERANCE, atol=0.0):

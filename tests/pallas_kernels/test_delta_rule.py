@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 from support.compare import assert_close
+from support.compile import optimised
 from support.delta_rule import CASES, NAMES, case, cotangents_of, example, expected, with_gradients
 from support.packed import Layout
 
@@ -50,7 +51,7 @@ def rule(platform, layout, resets, interpret, inputs):
 def compiled(platform, lengths, chunk, resets=None, interpret=True):
     """One program for all inputs of a shape."""
     function = functools.partial(rule, platform, Layout(lengths, chunk), resets, interpret)
-    return jax.jit(functools.partial(with_gradients, function))
+    return optimised(functools.partial(with_gradients, function))
 
 
 def measured(platform, inputs, lengths, chunk, resets=None, interpret=True):
