@@ -6,7 +6,8 @@ With pytest-xdist every worker collects the same tests, so a worker hands its li
 Compilation takes most of the suite's time. So programs are compiled to cheap machine code, and kept in a folder that
 the workers and the processes which tests start share; benchmarks and the demo measure the other. Tracing makes many
 objects and little garbage, so the collector looks for it more rarely. Each worker keeps to its own cores, so that the
-threads of two do not wait for each other.
+threads of two do not wait for each other. XLA still gets several threads there: Triton's interpreter runs inside a
+callback, which waits for its operands to be copied by another thread, for ever where there is none (jax issue 24255).
 """
 
 import gc
@@ -30,6 +31,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[number :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])] or cores)
 
+os.environ.setdefault("NPROC", "4")  # XLA's threads
 # JAX reads these when it is first imported, which is after this file; workers inherit them.
 if _OWN_CACHE:
     os.environ[_CACHE] = tempfile.mkdtemp(prefix="mom-jax-tests-")

@@ -5,18 +5,24 @@ segments and one more slot at its end, which takes what nobody reads. Without st
 every segment starts from 0.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.dispatch import uses_kernels
+from mom_jax.ops.dispatch import target, uses_kernels
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Float
 
 State = Any  # an array [H, ...] or a tuple of them
 Stored = Any  # the same [S + 1, H, ...], or None
+
+# Floats of one array in a group of chunks: some twenty such arrays fit into the caches of a CPU's cores; where all
+# chunks of a group run in parallel, more of them keep the device busy.
+_CACHED_FLOATS = 2**17
+_PARALLEL_FLOATS = 2**22
 
 
 def to_chunks(x: Float[Array, "N H *rest"], chunk_size: int) -> Float[Array, "chunks H C *rest"]:
@@ -40,6 +46,36 @@ def chunk_rows(time: int, key_dim: int, impl: str) -> int:
     """Rows of a chunk: small keys gain from short chunks in XLA on a CPU, and short rows need no long ones."""
     longest = 32 if key_dim <= 64 and not uses_kernels(impl) else 64
     return min(longest, 1 << (time - 1).bit_length())
+
+
+def to_groups(rows: Any, table: ChunkTable) -> tuple[Any, ChunkTable]:
+    """Consecutive chunks together, as many as a processor's cache holds: arrays [groups, chunks, ...], and their tables.
+
+    Empty chunks of no segment fill the last group.
+
+    Args:
+        rows: floating arrays [chunks, H, C, ...].
+    """
+    widest = max(jax.tree.leaves(rows), key=lambda x: x[0].size)
+    floats = _CACHED_FLOATS if target().platform == "cpu" else _PARALLEL_FLOATS
+    count = table.segment.shape[0]
+    size = min(max(4, floats // max(widest[0].size, 1)), count)
+    groups = -(-count // size)
+
+    def cut(x: Array, fill: int = 0) -> Array:
+        padding = [(0, groups * size - count)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, padding, constant_values=fill).reshape(groups, size, *x.shape[1:])
+
+    reset = None if table.reset is None else cut(table.reset.reshape(count, -1)).reshape(groups, -1)
+    tables = dataclasses.replace(
+        table, segment=cut(table.segment, table.num_segments), first=cut(table.first), last=cut(table.last), reset=reset
+    )
+    return jax.tree.map(cut, rows), tables
+
+
+def from_groups(rows: Any, table: ChunkTable) -> Any:
+    """The inverse of `to_groups` for arrays [groups, chunks, ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: table.segment.shape[0]], rows)
 
 
 def initial_carry(initial: Any, shapes: Any) -> tuple[State, Stored]:

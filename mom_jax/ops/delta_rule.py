@@ -19,15 +19,16 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.chunks import (
-    border_states,
     final_states,
     from_chunks,
+    from_groups,
     initial_carry,
     load,
     matrix_state,
     scan_rows,
     store,
     to_chunks,
+    to_groups,
     transpose,
 )
 from mom_jax.ops.decays import head_decays
@@ -101,9 +102,10 @@ def delta_rule_chunked(
         A_ti = beta_t e^(G_t - G_i) k_t.k_i  (i < t);    R = V - e^G (K S);    U = (I + A)^-1 (beta R)
         O = e^G (Q S) + (e^(G_t - G_i) q_t.k_i)_(i <= t) U;    S' = e^(G_C) S + (e^(G_C - G) K)^T U
 
-    The backward pass keeps the inputs, R and the inverse: as much as one more value row and
-    C floats for each row and head. The states at chunk borders, K*V floats for C rows, are
-    recomputed with one matmul each, so they exist for one layer at a time.
+    Chunks are worked off in groups (`to_groups`), so all of a group's intermediates stay in a cache. The backward pass
+    keeps the inputs, R and the inverse: as much as one more value row and C floats for each row and head; and one state
+    for each group. The states at chunk borders, K*V floats for C rows, are recomputed with one matmul each, a group's
+    at a time.
     """
     q, k, value, g, beta = (to_chunks(x, table.chunk_size) for x in (q, k, v, g, beta))
     o, final = _chunked(scale * q, k, value, g, beta, table, initial_state)
@@ -116,13 +118,22 @@ def _chunked(q, k, v, g, beta, table, initial_state) -> tuple[Array, Array | Non
 
 
 def _chunked_fwd(q, k, v, g, beta, table, initial_state):
+    groups = to_groups((q, k, v, g, beta), table)
+    carried = initial_carry(initial_state, matrix_state(k, v))
+    (_, stored), (o, *kept) = jax.lax.scan(_forward_group, carried, groups)
+    return (from_groups(o, table), final_states(stored)), (q, k, g, beta, table, initial_state, kept)
+
+
+def _forward_group(carried, group):
+    """Outputs of some chunks, and what their backward pass keeps: R, the inverses, the state before the first."""
+    (q, k, v, g, beta), table = group
     chunks = _prepare(q, k, g, beta, table)
     to_update = chunks.inverse * beta[..., None, :]
     inside = jnp.concatenate([to_update, chunks.scores @ to_update], -2)
     size = table.chunk_size
 
-    def body(carry, xs):
-        state, stored = carry
+    def body(carried, xs):
+        state, stored = carried
         chunk, inside_c, value, first, segment, last = xs
         state = load(stored, state, segment, first)
         read = chunk.reads @ state
@@ -132,17 +143,27 @@ def _chunked_fwd(q, k, v, g, beta, table, initial_state):
         return (state, store(stored, state, segment, last)), (own[..., size:, :] + read[..., size:, :], residual)
 
     xs = (chunks, inside, v, table.first, table.segment, table.last)
-    (_, stored), (o, residual) = jax.lax.scan(body, initial_carry(initial_state, matrix_state(k, v)), xs)
-    return (o, final_states(stored)), (q, k, g, beta, table, initial_state, residual, chunks.inverse)
+    after, (o, residual) = jax.lax.scan(body, carried, xs)
+    return after, (o, residual, chunks.inverse, carried[0])
 
 
 def _chunked_bwd(residuals, cotangents):
-    q, k, g, beta, table, initial_state, residual, inverse = residuals
+    q, k, g, beta, table, initial_state, kept = residuals
     do, dfinal = cotangents
+    shape = matrix_state(k, do)
+    _, start = initial_carry(initial_state, shape)
+    groups = (*to_groups((q, k, g, beta, do), table), *kept)
+    body = functools.partial(_backward_group, start)
+    (_, dstored), gradients = jax.lax.scan(body, initial_carry(dfinal, shape), groups, reverse=True)
+    return *from_groups(gradients, table), None, final_states(dstored)
+
+
+def _backward_group(start, carried, group):
+    """Gradients of q, k, v, g and beta of some chunks."""
+    (q, k, g, beta, do), table, residual, inverse, entering = group
     chunks = _prepare(q, k, g, beta, table, inverse)
     update = inverse @ (beta[..., None] * residual)
-    across = chunks.across[..., None, None]
-    states, _ = border_states(transpose(chunks.writes) @ update, across, table, initial_state)
+    states = _states_before(start, entering, chunks, update, table)
     dupdate = transpose(chunks.scores) @ do
 
     def body(carry, xs):
@@ -158,14 +179,24 @@ def _chunked_bwd(residuals, cotangents):
         return (dstate, store(dstored, dstate, segment, first)), (dwritten, dreads, dwrites, dacross)
 
     xs = (chunks, beta, states, update, do, dupdate, table.first, table.segment, table.last)
-    init = initial_carry(dfinal, matrix_state(k, residual))
-    (_, dstored), (dwritten, dreads, dwrites, dacross) = jax.lax.scan(body, init, xs, reverse=True)
+    carried, (dwritten, dreads, dwrites, dacross) = jax.lax.scan(body, carried, xs, reverse=True)
     dq, dk, dgram, dg = _inner_gradients(q, k, g, beta, table, chunks, update, do, dwritten, dreads, dwrites, dacross)
     dbeta = jnp.sum(dwritten * residual, -1) + dgram
-    return dq, dk, beta[..., None] * dwritten, dg, dbeta, None, final_states(dstored)
+    return carried, (dq, dk, beta[..., None] * dwritten, dg, dbeta)
 
 
 _chunked.defvjp(_chunked_fwd, _chunked_bwd)
+
+
+def _states_before(start, entering, chunks, update, table):
+    """The state before each chunk of a group, from that before the first."""
+
+    def body(state, xs):
+        chunk, update_c, first, segment = xs
+        state = load(start, state, segment, first)
+        return _advance(chunk, state, update_c), state
+
+    return jax.lax.scan(body, entering, (chunks, update, table.first, table.segment))[1]
 
 
 def _advance(chunk, state, update):
