@@ -49,7 +49,7 @@ def chunk_rows(time: int, key_dim: int, impl: str) -> int:
 
 
 def to_groups(rows: Any, table: ChunkTable) -> tuple[Any, ChunkTable]:
-    """Consecutive chunks together, as many as a cache holds: arrays [groups, chunks, H, C, ...], and the groups' tables.
+    """Consecutive chunks together, as many as a cache holds: arrays [groups, chunks, ...], and the groups' tables.
 
     Empty chunks of no segment fill the last group.
 
