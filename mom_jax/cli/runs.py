@@ -31,6 +31,7 @@ from mom_jax.training.config import MeshConfig, TrainConfig
 from mom_jax.training.conversion import load_published
 from mom_jax.training.log import time_left
 from mom_jax.training.loop import Outcome, check_vocabulary, train
+from mom_jax.training.processes import is_first
 from mom_jax.training.report import write_report
 from mom_jax.training.sharding import AXES, make_mesh, shard_batch
 
@@ -38,14 +39,19 @@ EVALUATION_FILE = "eval.json"
 
 
 def console() -> Console:
-    """Where verbs print; the checkpoint library's own log is kept out of it, for its errors reach us as exceptions."""
+    """Where verbs print, the first of several processes alone.
+
+    The checkpoint library's own log is kept out of it, for its errors reach us as exceptions.
+    """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    return Console(file=sys.stdout)
+    return Console(file=sys.stdout, quiet=not is_first())
 
 
 def train_and_report(config: TrainConfig, out: Console) -> Outcome:
     """Trains (or resumes) a run, then writes its report."""
     outcome = train(config, HeldOut(config.model.topk), out)
+    if not is_first():
+        return outcome
     out.print(
         outcome.message + (f" ({time_left(outcome.seconds)})" if outcome.seconds else ""),
         highlight=False,

@@ -1,31 +1,47 @@
 """``mom-jax train PRESET``."""
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 
 from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
 from mom_jax.models.config import preset_names
-from mom_jax.training.config import TRAIN_PRESETS, TrainConfig, flat, get_train_preset
+from mom_jax.training.config import TRAIN_PRESETS, ProcessesConfig, TrainConfig, flat, get_train_preset
 
 DESCRIPTION = """Trains a model. PRESET is one of {presets}; every option overrides one of its values.
 When the run folder holds a checkpoint of the same config, the run resumes there. Ctrl-C or SIGTERM saves and
-stops; a second one stops at once.
+stops; a second one stops at once. On several machines run the same line on each, with a run folder that all share.
 
-Example: mom-jax train mom-tiny --data.path 'texts/*.txt' --steps 500 --run-dir runs/texts"""
+Example: mom-jax train mom-tiny --data.path 'texts/*.txt' --steps 500 --run-dir runs/texts
+Example: srun mom-jax train mom-1.3b --processes.coordinator auto --mesh.fsdp 8 --run-dir /shared/runs/large"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArguments(TrainConfig):
+    """A run, and how this process takes part in it."""
+
+    processes: ProcessesConfig = dataclasses.field(default_factory=ProcessesConfig)
+
+    @property
+    def run(self) -> TrainConfig:
+        """The run alone, which is the same in all processes."""
+        return TrainConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TrainConfig)})
 
 
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, trains, writes the report."""
-    config = parse_train(args)
+    arguments = parse_train(args)
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.runs import console, train_and_report
+    from mom_jax.training.processes import joined
 
-    train_and_report(config, console())
+    with joined(arguments.processes):
+        train_and_report(arguments.run, console())
     return 0
 
 
-def parse_train(args: Sequence[str]) -> TrainConfig:
+def parse_train(args: Sequence[str]) -> TrainArguments:
     """The run that ``PRESET [overrides]`` describes.
 
     Raises:
@@ -39,12 +55,13 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
         raise InputError("preset", "''", f"name one first: mom-jax train PRESET, with PRESET one of {names}")
     else:
         preset, rest = args[0], list(args[1:])
+    default = get_train_preset(preset)
     return parse(
-        TrainConfig,
+        TrainArguments,
         rest,
         prog="mom-jax train PRESET",
         description=DESCRIPTION.format(presets=names),
-        default=get_train_preset(preset),
+        default=TrainArguments(**{field.name: getattr(default, field.name) for field in dataclasses.fields(default)}),
     )
 
 

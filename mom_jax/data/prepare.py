@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import filelock
 import rich.console
 import rich.progress
 
@@ -118,8 +119,10 @@ def prepared(config: DataConfig, *, workers: int | None = None, progress: bool =
             )
     else:
         folder = _cache_folder(config)
-        if not is_complete(folder):
-            prepare(config, folder, workers=workers, progress=progress)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{folder}.lock"):  # of several processes one prepares and the others wait
+            if not is_complete(folder):
+                prepare(config, folder, workers=workers, progress=progress)
     data = open_prepared(folder)
     if data.tokenizer_fingerprint != load_tokenizer(config.tokenizer).fingerprint:
         raise InputError(

@@ -19,6 +19,7 @@ from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.parts import dotted, model_parts
 from mom_jax.training import manifest
 from mom_jax.training.config import TrainConfig
+from mom_jax.training.processes import is_first
 from mom_jax.training.state import TrainState, abstract_state
 
 # Files are filled in memory before they are written; small ones bound what a large model takes besides itself.
@@ -91,13 +92,13 @@ class Checkpoints:
             self._manager.close()
 
     def _seal(self) -> None:
-        if jax.process_index() == 0:
+        if is_first():
             for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 manifest.write_manifest(folder)
 
     def _set_aside_half_written(self) -> None:
         # Saving onto an existing folder would silently do nothing.
-        if jax.process_index() == 0:
+        if is_first():
             for path in _step_folders(self.folder):
                 if not manifest.is_committed(path):
                     path.rename(path.with_name(f"half-written-{path.name}-{os.getpid()}"))

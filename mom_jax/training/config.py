@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -102,6 +103,34 @@ class CheckpointConfig:
 
     def __post_init__(self):
         _at_least(self, 1, "every", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessesConfig:
+    """Several processes that train one model together, as on a pod; each runs the same command on its own machine."""
+
+    coordinator: str | None = None
+    """auto, where Slurm, Open MPI, Kubernetes or a TPU pod tells each process its place; else HOST:PORT of process 0.
+    Without it this process trains alone."""
+    count: int | None = None
+    """Number of processes; goes with HOST:PORT."""
+    index: int | None = None
+    """Number of this process, from 0; goes with HOST:PORT."""
+
+    def __post_init__(self):
+        by_hand = self.coordinator is not None and self.coordinator != "auto"
+        if by_hand and not re.fullmatch(r".+:\d+", str(self.coordinator)):
+            raise InputError("processes.coordinator", self.coordinator, "is written HOST:PORT, or auto")
+        for field in ("count", "index"):
+            value = getattr(self, field)
+            if by_hand and value is None:
+                raise InputError(f"processes.{field}", value, "is needed with a coordinator that is not auto")
+            if not by_hand and value is not None:
+                raise InputError(f"processes.{field}", value, "goes with --processes.coordinator HOST:PORT")
+        if self.count is not None and self.count < 1:
+            raise InputError("processes.count", self.count, "must be at least 1")
+        if self.count is not None and self.index is not None and not 0 <= self.index < self.count:
+            raise InputError("processes.index", self.index, f"must lie between 0 and {self.count - 1}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,9 @@ from mom_jax.training.checkpoint import (
     restore,
     restore_params,
 )
-from mom_jax.training.config import CONFIG_FILE, TrainConfig, check_same_run
+from mom_jax.training.config import CONFIG_FILE, TrainConfig, check_same_run, flat
 from mom_jax.training.log import RunLog
+from mom_jax.training.processes import any_process, check_same, is_first, together
 from mom_jax.training.sharding import check_fit, make_mesh, shard_batch
 from mom_jax.training.signals import StopRequest
 from mom_jax.training.sittings import record_sitting
@@ -96,41 +98,65 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
     """
     started = time.monotonic()
     mesh = make_mesh(config.mesh)
-    check_fit(config, mesh)
-    data = prepared(config.data)
-    check_vocabulary(config, data)
-    loader = train_loader(data, config.data, jax.process_index(), jax.process_count())
-    state, step, origin = _first_state(config, mesh, loader)
-    if step >= config.steps:
-        return Outcome(step, True, f"{config.run_dir} is already trained to step {step}; raise --steps to go on", 0.0)
-    if origin:
-        console.print(origin, highlight=False, soft_wrap=True)
-    _write_config(config)
-    if jax.process_index() == 0:
+    with together():
+        check_fit(config, mesh)
+        data = prepared(config.data)
+        check_vocabulary(config, data)
+        loader = train_loader(data, config.data, jax.process_index(), jax.process_count())
+        origin = _origin(config)
+    check_same(flat(config.to_dict()), "start them all with the same options")
+    check_same({"data.fingerprint": data.fingerprint}, "give them all the same text")
+    check_same({"checkpoint": origin.step}, f"{config.run_dir} must be one folder that they all share")
+    if origin.step >= config.steps:
+        told = f"{config.run_dir} is already trained to step {origin.step}; raise --steps to go on"
+        return Outcome(origin.step, True, told, 0.0)
+    if origin.told:
+        console.print(origin.told, highlight=False, soft_wrap=True)
+    state = _first_state(config, origin, mesh, loader)
+    if is_first():
+        _write_config(config)
         devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
-        record_sitting(Path(config.run_dir).expanduser(), step, devices)
+        record_sitting(Path(config.run_dir).expanduser(), origin.step, devices)
     sitting = _Sitting(config, mesh, data, loader, evaluate, started)
-    return sitting.run(state, step, console)
+    return sitting.run(state, origin.step, console)
 
 
-def _first_state(config: TrainConfig, mesh: Mesh, loader: TrainLoader) -> tuple[TrainState, int, str]:
-    """The state to go on from, its step, and where it comes from, in words for the user."""
+class _Origin(NamedTuple):
+    """What a run goes on from."""
+
+    step: int
+    saved: TrainConfig | None  # the config of the checkpoint, if there is one
+    weights_alone: bool
+    told: str  # the same in words for the user
+
+
+def _origin(config: TrainConfig) -> _Origin:
+    """The newest checkpoint, verified; `InputError` where the config cannot go on from it."""
     folder = checkpoint_folder(config.run_dir)
     step = latest_step(folder)
     if step is None:
-        return init_state(config, mesh), 0, ""
+        return _Origin(0, None, False, "")
     saved = read_config(folder, step)
     if holds_weights_alone(folder, step):
         free = {field: getattr(config.model, field) for field in _NOT_IN_WEIGHTS}
         check_same_run(dataclasses.replace(config, model=dataclasses.replace(saved.model, **free)), config)
-        state = init_state(config, mesh)
-        params = balanced_from(state.params, restore_params(folder, step, saved, mesh))
-        state = dataclasses.replace(state, params=params)
-        return state, 0, f"starting from the weights in {config.run_dir}"
+        return _Origin(0, saved, True, f"starting from the weights in {config.run_dir}")
     check_same_run(saved, config)
-    state, position = restore(folder, step, config, mesh)
+    return _Origin(step, saved, False, f"resuming {config.run_dir} at step {step}")
+
+
+def _first_state(config: TrainConfig, origin: _Origin, mesh: Mesh, loader: TrainLoader) -> TrainState:
+    """The state before the first step of this sitting; ``loader`` is moved to its place."""
+    folder = checkpoint_folder(config.run_dir)
+    if origin.saved is None:
+        return init_state(config, mesh)
+    if origin.weights_alone:
+        state = init_state(config, mesh)
+        params = restore_params(folder, origin.step, origin.saved, mesh)
+        return dataclasses.replace(state, params=balanced_from(state.params, params))
+    state, position = restore(folder, origin.step, config, mesh)
     loader.set_state(position)
-    return state, step, f"resuming {config.run_dir} at step {step}"
+    return state
 
 
 def _write_config(config: TrainConfig) -> None:
@@ -176,9 +202,9 @@ class _Sitting:
             jax.set_mesh(self.mesh),
             Checkpoints(config) as checkpoints,
             StopRequest() as stop,
-            RunLog(run_dir, step, config.steps, console) as log,
+            RunLog(run_dir, step, config.steps, console) if is_first() else nullcontext() as log,
         ):
-            while step < config.steps and not self._must_stop(stop):
+            while step < config.steps and not self._must_stop(step, stop):
                 state, metrics = train_step(state, shard_batch(next(self.loader), self.mesh))
                 step += 1
                 self.pending.append(metrics)
@@ -200,11 +226,15 @@ class _Sitting:
             checkpoints.wait()
         return Outcome(step, step == config.steps, self._message(step, stop), time.monotonic() - self.started)
 
-    def _must_stop(self, stop: StopRequest) -> bool:
+    def _must_stop(self, step: int, stop: StopRequest) -> bool:
         limit = self.config.max_minutes
-        return stop.signal is not None or (limit is not None and time.monotonic() - self.started > 60 * limit)
+        wanted = stop.signal is not None or (limit is not None and time.monotonic() - self.started > 60 * limit)
+        if jax.process_count() == 1:
+            return wanted
+        # Several processes end at the same step. They ask each other when they wait for the devices anyway.
+        return step % self.config.log_every == 0 and any_process(wanted)
 
-    def _log(self, step: int, log: RunLog) -> None:
+    def _log(self, step: int, log: RunLog | None) -> None:
         records = jax.device_get(self.pending)
         self.pending = []
         if self.clock.steps:
@@ -219,16 +249,17 @@ class _Sitting:
             if name != "bad_steps"
         }
         dead = {"dead_memories": dead_memories(jnp.asarray(means["load"])).sum(-1).tolist()} if "load" in means else {}
-        log.training(
-            {
-                "step": step,
-                **means,
-                **dead,
-                "bad_total": int(records[-1]["bad_total"]),
-                "seconds_per_step": seconds,
-                "tokens_per_second": tokens / seconds,
-            }
-        )
+        if log is not None:
+            log.training(
+                {
+                    "step": step,
+                    **means,
+                    **dead,
+                    "bad_total": int(records[-1]["bad_total"]),
+                    "seconds_per_step": seconds,
+                    "tokens_per_second": tokens / seconds,
+                }
+            )
         self.clock.restart()
         if worst >= self.config.max_bad_steps:
             raise InputError(
@@ -239,18 +270,21 @@ class _Sitting:
                 "continue from the last checkpoint",
             )
 
-    def _evaluate(self, step: int, state: TrainState, log: RunLog) -> None:
+    def _evaluate(self, step: int, state: TrainState, log: RunLog | None) -> None:
         batches = eval_batches(
             self.data, self.config.data, jax.process_index(), jax.process_count(), max_windows=self.config.eval_windows
         )
         scores = self.evaluate(self.parts.merge(state.params), (shard_batch(batch, self.mesh) for batch in batches))
-        log.held_out(step, scores)
+        if log is not None:
+            log.held_out(step, scores)
         self.clock.restart()
 
     def _message(self, step: int, stop: StopRequest) -> str:
         if step == self.config.steps:
             return f"trained {step} steps; the run is in {self.config.run_dir}"
-        why = (
-            signal.Signals(stop.signal).name if stop.signal is not None else f"max_minutes={self.config.max_minutes:g}"
-        )
+        if stop.signal is not None:
+            why = signal.Signals(stop.signal).name
+        else:
+            limit = self.config.max_minutes
+            why = "another process" if limit is None else f"max_minutes={limit:g}"
         return f"stopped at step {step} by {why}; saved in {self.config.run_dir}: run the same command again to resume"

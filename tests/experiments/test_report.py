@@ -269,7 +269,7 @@ def test_the_command_of_a_run_gives_that_run(preset):
     for wanted in (config, changed):
         found, command = command_of(wanted)
         assert found == preset and command.startswith(f"mom-jax train {preset}")
-        assert parse_train(shlex.split(command)[2:]) == wanted
+        assert parse_train(shlex.split(command)[2:]).run == wanted
 
 
 def complaint(capsys, *args: str) -> str:

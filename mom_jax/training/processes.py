@@ -1,0 +1,86 @@
+"""Several processes that train one model together, as on a pod: how they meet, and what they have to agree on.
+
+All run the same program. A computation over devices of all of them waits until each has started it, so no process may
+end, stop or raise by itself: whatever only one may know goes through the functions here.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mom_jax.errors import InputError
+from mom_jax.training.config import ProcessesConfig
+
+
+@contextmanager
+def joined(config: ProcessesConfig) -> Iterator[None]:
+    """Joins the other processes while it is entered, or none; enter it before JAX is used for the first time.
+
+    Raises:
+        InputError: ``auto`` where no cluster is found, or the others cannot be reached.
+    """
+    if config.coordinator is None:
+        yield
+        return
+    address = None if config.coordinator == "auto" else config.coordinator
+    try:
+        jax.distributed.initialize(address, config.count, config.index)
+    except ValueError as error:  # what is missing was not found
+        remedy = "finds no Slurm, Open MPI, Kubernetes or TPU pod here; give HOST:PORT of process 0, count and index"
+        raise InputError("processes.coordinator", config.coordinator, remedy) from error
+    except RuntimeError as error:
+        remedy = f"the processes did not meet there: {' '.join(str(error).split())[:160]}"
+        raise InputError("processes.coordinator", config.coordinator, remedy) from error
+    try:
+        yield
+    finally:
+        jax.distributed.shutdown()
+
+
+def is_first() -> bool:
+    """Whether this process writes and prints what is needed once."""
+    return jax.process_index() == 0
+
+
+def any_process(flag: bool) -> bool:
+    """Whether ``flag`` holds in any process; all have to ask."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """If the body raises in one process, it raises in all; the body must not compute over devices of other processes.
+
+    Raises:
+        InputError: another process failed; its own message says why.
+    """
+    try:
+        yield
+    except BaseException:
+        any_process(True)
+        raise
+    if any_process(False):
+        raise InputError("processes.index", jax.process_index(), "another process gave up; its own message says why")
+
+
+def check_same(values: Mapping[str, object], remedy: str) -> None:
+    """Checks that each of ``values`` has the same text in all processes.
+
+    Raises:
+        InputError: in all of them, for the first one that differs, with ``remedy``.
+    """
+    if not _differs(values):
+        return
+    for name, value in values.items():
+        if _differs((name, value)):
+            raise InputError(name, value, f"is not the same in all processes; {remedy}")
+
+
+def _differs(value: object) -> bool:
+    digest = hashlib.sha256(str(value).encode()).digest()[:4]
+    found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32))
+    return len(np.unique(found)) > 1

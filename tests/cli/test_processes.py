@@ -1,0 +1,123 @@
+"""Two processes of two devices each train one model; what goes wrong in one ends both."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mom_jax.cli.main import main
+from mom_jax.training.log import read_metrics
+
+
+class Pair:
+    """The same command in two processes that meet on this machine; what each prints, and how it ends."""
+
+    def __init__(self, *command: str, second: tuple[str, ...] = ()):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+        meet = ("--processes.coordinator", address, "--processes.count", "2", "--processes.index")
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "mom_jax", "train", "mom-tiny", *command, *more, *meet, str(index)],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "XLA_FLAGS": flags},
+            )
+            for index, more in enumerate(((), second))
+        ]  # fmt: skip
+
+    def wait_for(self, line: str) -> None:
+        """Returns when the first process has printed a line that begins like this."""
+        assert self.processes[0].stdout is not None
+        assert any(printed.startswith(line) for printed in self.processes[0].stdout)
+
+    def end(self) -> tuple[list[int], list[str], list[str]]:
+        """Exit statuses, outputs and complaints of both."""
+        both = [process.communicate(timeout=300) for process in self.processes]
+        return [process.returncode for process in self.processes], [out for out, _ in both], [err for _, err in both]
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    """Training and held-out losses, in the order of their steps."""
+    return [(record["step"], record.get("loss", record.get("held_out_loss"))) for record in read_metrics(run_dir)]
+
+
+@pytest.fixture(scope="module")
+def command(tiny_run) -> list[str]:
+    """Twelve steps on parameters that are split over two devices."""
+    return [*tiny_run, "--steps", "12", "--log-every", "2", "--eval-every", "6", "--checkpoint.every", "6"]
+
+
+@pytest.fixture(scope="module")
+def stopped(command, tmp_path_factory):
+    """A run whose second process got SIGTERM, and how both ended."""
+    run_dir = tmp_path_factory.mktemp("pair") / "run"
+    pair = Pair(*command, "--mesh.fsdp", "2", "--run-dir", str(run_dir))
+    pair.wait_for("step 6/")
+    pair.processes[1].send_signal(signal.SIGTERM)
+    return run_dir, *pair.end()
+
+
+def test_a_signal_to_one_stops_both_at_one_step(stopped):
+    run_dir, statuses, (first, second), complaints = stopped
+    assert statuses == [0, 0] and not any("Traceback" in text for text in complaints)
+    assert "by another process; saved in" in first
+    assert not any(line for line in second.splitlines() if "Gloo" not in line)
+    (step,) = {int(path.name) for path in (run_dir / "checkpoints").iterdir()} - {6} or {6}
+    assert 6 <= step < 12 and step % 2 == 0
+    assert json.loads((run_dir / "sittings.jsonl").read_text())["devices"] == "4 cpu"
+
+
+def test_one_process_goes_on_with_the_same_losses(stopped, command, tmp_path):
+    run_dir, *_ = stopped
+    assert main(["train", "mom-tiny", *command, "--run-dir", str(run_dir)]) == 0
+    assert main(["train", "mom-tiny", *command, "--run-dir", str(tmp_path / "alone")]) == 0
+    together, alone = losses(run_dir), losses(tmp_path / "alone")
+    assert [step for step, _ in together] == [2, 4, 6, 6, 8, 10, 12, 12] == [step for step, _ in alone]
+    np.testing.assert_allclose([x for _, x in together], [x for _, x in alone], rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("second", "messages"),
+    [
+        (("--seed", "5"), ("seed=0: is not the same in all", "seed=5: is not the same in all")),
+        (("--data.path", "nowhere.txt"), ("another process gave up", "path=nowhere.txt: no such file")),
+    ],
+)
+def test_what_is_wrong_in_one_ends_both(second, messages, command, tmp_path):
+    statuses, _, complaints = Pair(*command, "--run-dir", str(tmp_path / "run"), second=second).end()
+    assert statuses == [2, 2]
+    for message, complaint in zip(messages, complaints, strict=True):
+        assert message in complaint and complaint.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--processes.coordinator here", "processes.coordinator=here: is written HOST:PORT, or auto"),
+        ("--processes.coordinator here:1", "processes.count=None: is needed with a coordinator that is not auto"),
+        ("--processes.count 2", "processes.count=2: goes with --processes.coordinator HOST:PORT"),
+        ("--processes.coordinator here:1 --processes.count 2 --processes.index 2", "index=2: must lie between 0 and 1"),
+    ],
+)  # fmt: skip
+def test_a_process_that_does_not_know_its_place_is_one_line(options, message, capsys):
+    assert main(["train", "mom-tiny", *options.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_no_cluster_is_one_line():
+    """In a process of its own: JAX meets the others before it is used."""
+    clusters = ("SLURM", "OMPI", "KUBERNETES", "TPU", "JAX_COORDINATOR")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(clusters)}
+    command = [sys.executable, "-m", "mom_jax", "train", "mom-tiny", "--processes.coordinator", "auto"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "coordinator=auto: finds no Slurm, Open MPI, Kubernetes or TPU pod here; give HOST:PORT" in done.stderr
