@@ -101,8 +101,8 @@ def _courses(records: list[Record], path: Path) -> list[Path]:
     panels = figure.subplots(1, len(first), sharey=True, squeeze=False)[0]
     for axes, record in zip(panels, first, strict=True):
         steps, loads = zip(*record["result"]["history"]["load"], strict=True)
-        values = np.asarray(loads)  # [records, L, M]
-        for layer in range(values.shape[1]):
+        values = np.stack(loads)  # [records, L, M]
+        for layer in range(len(values[0])):
             axes.plot(steps, values[:, layer], "-", color=f"C{layer % 10}", alpha=0.8)
         axes.set(title=record["point"]["model"], xlabel="step", ylim=(0, None))
         axes.grid(alpha=0.25)

@@ -5,6 +5,8 @@ end, stop or raise by itself: whatever only one may know goes through the functi
 """
 
 import hashlib
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -27,6 +29,8 @@ def joined(config: ProcessesConfig) -> Iterator[None]:
         yield
         return
     address = None if config.coordinator == "auto" else config.coordinator
+    if address is not None and config.index:
+        _wait_for(address)
     try:
         jax.distributed.initialize(address, config.count, config.index)
     except ValueError as error:  # what is missing was not found
@@ -39,6 +43,21 @@ def joined(config: ProcessesConfig) -> Iterator[None]:
         yield
     finally:
         jax.distributed.shutdown()
+
+
+def _wait_for(address: str, patience: float = 300.0) -> None:
+    """Returns when process 0 listens, for JAX would end this process with a stack trace if it does not."""
+    host, _, port = address.rpartition(":")
+    last = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+            return
+        except (OSError, OverflowError) as error:
+            if isinstance(error, socket.gaierror | OverflowError) or time.monotonic() > last:
+                remedy = f"process 0 does not answer there ({error}); start it too, and see that its port is open"
+                raise InputError("processes.coordinator", address, remedy) from error
+        time.sleep(0.5)
 
 
 def is_first() -> bool:

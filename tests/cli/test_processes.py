@@ -103,6 +103,10 @@ def test_what_is_wrong_in_one_ends_both(second, messages, command, tmp_path):
     [
         ("--processes.coordinator here", "processes.coordinator=here: is written HOST:PORT, or auto"),
         ("--processes.coordinator here:1", "processes.count=None: is needed with a coordinator that is not auto"),
+        (
+            "--processes.coordinator nowhere.invalid:1 --processes.count 2 --processes.index 1",
+            "processes.coordinator=nowhere.invalid:1: process 0 does not answer there",
+        ),
         ("--processes.count 2", "processes.count=2: goes with --processes.coordinator HOST:PORT"),
         ("--processes.coordinator here:1 --processes.count 2 --processes.index 2", "index=2: must lie between 0 and 1"),
     ],
