@@ -54,16 +54,16 @@ check: ## style (ruff) and types (pyright)
 
 bench: ## the CPU tables of docs/benchmarks.md
 	@tools/make-venv .venv test
-	.venv/bin/python -m benchmarks
+	.venv/bin/mom-jax bench
 
 bench-gpu: ## kernels on this machine's GPU, beside the PyTorch reference
 	@tools/make-venv .venv-gpu gpu
 	@tools/make-venv .venv-gpu parity
-	.venv-gpu/bin/python -m benchmarks.accelerator
+	.venv-gpu/bin/mom-jax bench
 
 bench-tpu: ## kernels on this machine's TPU
 	@tools/make-venv .venv-tpu tpu
-	.venv-tpu/bin/python -m benchmarks.accelerator
+	.venv-tpu/bin/mom-jax bench
 
 kernels: ## compile every kernel for GPUs and TPUs that are not here, into the tables of docs/kernels.md (half an hour)
 	@tools/make-venv .venv test

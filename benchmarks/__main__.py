@@ -1,7 +1,7 @@
-"""``python -m benchmarks`` prints the tables for this machine; words such as ``length decoding`` choose some."""
+"""``python -m benchmarks`` is ``mom-jax bench``, for a tree that is not installed."""
 
 import sys
 
-from benchmarks.cpu import main
+from mom_jax.cli.main import main
 
-main(sys.argv[1:])
+sys.exit(main(["bench", *sys.argv[1:]]))

@@ -1,13 +1,10 @@
-"""``python -m benchmarks.accelerator``: kernels on this machine's GPU or TPU, beside PyTorch where its packages are.
+"""Kernels on this machine's GPU or TPU, beside PyTorch where its packages are; `benchmarks.command` prints the tables.
 
 bfloat16, the published sizes (4 heads of 256, 4 memories, top-2 and a shared one). Times are the best
-of several turns that all candidates take in one process. ``--tiny`` runs everything once in a small
-size, on any machine.
+of several turns that all candidates take in one process.
 """
 
-import argparse
 import dataclasses
-import datetime
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -18,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.operands import delta_rule_rows
-from benchmarks.timing import Call, interleaved_seconds, machine
+from benchmarks.timing import Call, interleaved_seconds
 from mom_jax.layers.mom import MoM
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
@@ -42,6 +39,7 @@ class Sizes:
     rounds: int = 10
 
 
+FULL = Sizes()
 TINY = Sizes(2, 64, (64,), (128,), 128, (1,), 2, 1 << 20, 1)
 BYTES = 2  # of a bfloat16
 
@@ -63,7 +61,7 @@ def copy_bandwidth(sizes: Sizes) -> float:
     return 2 * sizes.copied / seconds
 
 
-def operator_table(sizes: Sizes) -> Iterator[str]:
+def operator_table(sizes: Sizes = FULL) -> Iterator[str]:
     """The packed gated delta rule of a whole layer against the reference's operator over the same segments."""
     yield "| T | rows | pass | ours ms | XLA ms | PyTorch ms | PyTorch / ours | of the bandwidth floor |"
     yield "|---|---|---|---|---|---|---|---|"
@@ -97,7 +95,7 @@ def _read(
     return gated_delta_rule(q, k, v, g, beta, table, impl=impl)[0]
 
 
-def layer_table(sizes: Sizes) -> Iterator[str]:
+def layer_table(sizes: Sizes = FULL) -> Iterator[str]:
     """The whole MoM layer against ``MomAttention``."""
     yield "| hidden | T | batch | pass | ours ms | XLA ms | PyTorch ms | PyTorch / ours |"
     yield "|---|---|---|---|---|---|---|---|"
@@ -117,7 +115,7 @@ def layer_table(sizes: Sizes) -> Iterator[str]:
                 yield f"| {hidden} | {time} | {batch} | {way} | {_times(seconds, way)} |"
 
 
-def decoding_table(sizes: Sizes) -> Iterator[str]:
+def decoding_table(sizes: Sizes = FULL) -> Iterator[str]:
     """One token of a whole model."""
     yield "| hidden | layers | batch | ours ms | PyTorch ms | PyTorch / ours |"
     yield "|---|---|---|---|---|---|"
@@ -163,27 +161,3 @@ def _times(seconds: dict[str, float], way: str, xla: bool = True) -> str:
     ours, other = seconds[f"ours {way}"], seconds.get(f"PyTorch {way}")
     cells = [f"{1e3 * ours:.2f}", *([f"{1e3 * seconds[f'XLA {way}']:.2f}"] if xla else [])]
     return " | ".join([*cells, *(("-", "-") if other is None else (f"{1e3 * other:.2f}", f"{other / ours:.2f}"))])
-
-
-SECTIONS = {
-    "Operator: gated delta rule over all memories": operator_table,
-    "Layer": layer_table,
-    "Decoding": decoding_table,
-}
-
-
-def main() -> None:
-    """Prints every table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it runs")
-    sizes = TINY if parser.parse_args().tiny else Sizes()
-    print(f"{datetime.date.today()}; {machine()}\n")
-    for title, table in SECTIONS.items():
-        print(f"### {title}\n")
-        for line in table(sizes):
-            print(line, flush=True)
-        print()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,20 @@
-"""The CPU tables of docs/benchmarks.md: ``python -m benchmarks.cpu`` prints them as Markdown.
+"""The operator, the mixer and the model on a CPU; `benchmarks.command` prints the tables.
 
-Quiet the machine first: every number is the best of several turns, ratios are of calls that
-took turns in one process. About ten minutes on two cores.
+Every number is the best of several turns, ratios are of calls that took turns in one process.
 """
 
 import dataclasses
-import datetime
 import importlib
 import importlib.util
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from benchmarks.operands import delta_rule_rows, one_segment
-from benchmarks.timing import interleaved_seconds, machine, temporary_bytes
+from benchmarks.timing import interleaved_seconds, temporary_bytes
 from mom_jax.layers.mom import MoM
 from mom_jax.layers.output import HeadNormOutput
 from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
@@ -167,24 +165,3 @@ def _compile_seconds(config):
     begin = time.perf_counter()
     jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((1, 2048), jnp.int32)).compile()
     return time.perf_counter() - begin
-
-
-SECTIONS = {
-    "Operator: gated delta rule, forward + backward, T=2048, H=4, float32": operator_table,
-    "Mixer: MoM against one memory, forward + backward": mixer_table,
-    "Length: MoM mixer (hidden 256, H=4, K=V=64), forward + backward": length_table,
-    "Decoding: 4 layers, hidden 512, H=4, K=V=128, batch 1": decode_table,
-    "Compile time of a train step, mom-340m sizes": compile_table,
-}
-
-
-def main(words: Sequence[str]) -> None:
-    """Prints every table, or those whose title begins with one of the words."""
-    print(f"{datetime.date.today()}; {machine()}\n")
-    for title, table in SECTIONS.items():
-        if words and not title.lower().startswith(tuple(words)):
-            continue
-        print(f"### {title}\n")
-        for line in table():
-            print(line, flush=True)
-        print()

@@ -1,12 +1,10 @@
-"""``python -m benchmarks.rules``: recurrences chunk by chunk and token by token, mixtures beside single memories.
+"""Recurrences chunk by chunk and token by token, mixtures beside single memories, on a CPU.
 
 Forward plus backward in all arguments, T=2048, H=4, float32, one segment, in the chunks that layers
-use. Quiet the machine first. About twelve minutes on two cores.
+use. `benchmarks.command` prints the tables.
 """
 
-import datetime
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -14,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from benchmarks.operands import delta_rule_rows, one_segment
-from benchmarks.timing import interleaved_seconds, machine
+from benchmarks.timing import interleaved_seconds
 from mom_jax.models.config import MEMORY_RULES, MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.delta_rule import gated_delta_rule
@@ -94,7 +92,7 @@ ENTRIES = {
 }
 
 
-def rule_table(names: list[str], sizes: tuple[int, ...] = (64, 128), rounds: int = 3) -> Iterator[str]:
+def rule_table(names: Iterable[str] = ENTRIES, sizes: tuple[int, ...] = (64, 128), rounds: int = 3) -> Iterator[str]:
     """Milliseconds of both forms, and their ratio."""
     yield "| recurrence | K=V | token scan ms | chunked ms | scan / chunked |"
     yield "|---|---|---|---|---|"
@@ -108,7 +106,7 @@ def rule_table(names: list[str], sizes: tuple[int, ...] = (64, 128), rounds: int
             yield f"| {name} | {size} | {ms['reference']:.0f} | {ms['xla']:.0f} | {ratio:.1f} |"
 
 
-def mixture_table(rules: list[str], rounds: int = 3) -> Iterator[str]:
+def mixture_table(rules: Iterable[str] = MEMORY_RULES, rounds: int = 3) -> Iterator[str]:
     """A mixer of four memories, top-2 and a shared one, beside one memory of the same sizes (hidden 256, K=V=64)."""
     yield "| `memory_rule` | one memory ms | MoM ms | ratio |"
     yield "|---|---|---|---|"
@@ -134,18 +132,3 @@ def _mixer(graph):
 
 def _with_gradient(run, table, impl):
     return jax.jit(jax.value_and_grad(lambda x: jnp.sum(run(x, table, impl))))
-
-
-def main() -> None:
-    """Prints both tables; arguments choose recurrences and memory rules."""
-    print(f"{datetime.date.today()}; {machine()}\n\nT={TIME}, H={HEADS}\n")
-    asked = sys.argv[1:] or list(dict.fromkeys([*ENTRIES, *MEMORY_RULES]))
-    for line in rule_table([name for name in asked if name in ENTRIES]):
-        print(line, flush=True)
-    print()
-    for line in mixture_table([name for name in asked if name in MEMORY_RULES]):
-        print(line, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -22,6 +22,7 @@ point is a line of JSON in the sweep's folder, so a sweep that was stopped goes 
 the folder can each do a shard. Experiments: {", ".join(EXPERIMENTS)}.
 
 Example: mom-jax experiment mqar --scale tiny
+
 Example: mom-jax experiment --list"""
 
 

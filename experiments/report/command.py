@@ -15,6 +15,7 @@ evaluated) and of sweeps (folders of mom-jax experiment): what each was, held-ou
 numbers, plots; several runs are compared. The page stands by itself: nothing is loaded from a network.
 
 Example: mom-jax report runs/mom-tiny runs/mom-tiny-gla runs/experiments/mqar-tiny
+
 Example: mom-jax report runs/mom-340m --out pages/mom-340m.html"""
 
 

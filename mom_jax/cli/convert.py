@@ -15,6 +15,7 @@ and a run. SRC tells the direction: a published model becomes a run that eval an
 that the PyTorch library loads.
 
 Example: mom-jax convert MoM-Gated-Deltanet-340M runs/published-340m
+
 Example: mom-jax convert runs/mom-340m published/mom-340m --dtype bfloat16"""
 
 

@@ -18,6 +18,7 @@ With --tasks it runs tasks of lm-evaluation-harness instead, and adds their resu
 kept in the run's folder: the same command goes on where it was stopped.
 
 Example: mom-jax eval runs/mom-tiny --sequence-length 1024
+
 Example: mom-jax eval runs/mom-340m --tasks recall,commonsense,longbench"""
 
 

@@ -10,7 +10,7 @@ from mom_jax import __version__
 from mom_jax.errors import InputError
 
 # verb: (module with main(args), what it does). A module is loaded only when its verb is called; that is also how
-# experiments, a floor above, come to have a verb.
+# experiments and benchmarks, a floor above, come to have verbs.
 VERBS = {
     "train": ("mom_jax.cli.train", "train a model, or resume a run"),
     "eval": ("mom_jax.cli.evaluate", "held-out loss, perplexity and bits per byte of a run; or benchmark tasks"),
@@ -20,6 +20,7 @@ VERBS = {
     "compare": ("mom_jax.cli.compare", "our numbers beside the PyTorch reference's, from one checkpoint"),
     "plan": ("mom_jax.cli.plan", "parameters, state and FLOPs of a model, beside its baselines"),
     "experiment": ("experiments.command", "run an experiment of the paper, or list all with their status"),
+    "bench": ("benchmarks.command", "speed and memory on this machine"),
     "report": ("experiments.report.command", "one HTML page of finished runs and sweeps, beside the paper's numbers"),
     "demo": ("mom_jax.cli.demo", "train mom-tiny for about three minutes, evaluate it and write a report"),
 }

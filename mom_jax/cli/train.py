@@ -14,6 +14,7 @@ When the run folder holds a checkpoint of the same config, the run resumes there
 stops; a second one stops at once. On several machines run the same line on each, with a run folder that all share.
 
 Example: mom-jax train mom-tiny --data.path 'texts/*.txt' --steps 500 --run-dir runs/texts
+
 Example: srun mom-jax train mom-1.3b --processes.coordinator auto --mesh.fsdp 8 --run-dir /shared/runs/large"""
 
 

@@ -109,6 +109,7 @@ START_UP = [
     "compare --help",
     "demo --help",
     "experiment --help",
+    "bench --help",
     "train mom-tiny --stpes 5",
     "generate x --prompt a --top-k 0",
 ]

@@ -1,0 +1,100 @@
+"""``mom-jax bench``."""
+
+import dataclasses
+import datetime
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tyro
+from rich.console import Console
+from rich.table import Table as Listing
+
+from mom_jax.cli.parsing import parse
+from mom_jax.errors import InputError
+
+DESCRIPTION = """Measures speed and memory on this machine and prints tables in Markdown: on a CPU the operators, the
+mixer, length, decoding and compile time; on a GPU or TPU the kernels beside XLA and, where its packages are, beside the
+PyTorch reference. Candidates take turns in one process; quiet the machine first.
+
+Example: mom-jax bench operator,length
+
+Example: mom-jax bench --list"""
+
+
+class Table(NamedTuple):
+    """A table, and the function that yields its lines."""
+
+    function: str  # module:name
+    title: str
+    minutes: str
+
+
+CPU = {
+    "operator": Table("cpu:operator_table", "Gated delta rule, forward + backward, T=2048, H=4, float32", "1"),
+    "mixer": Table("cpu:mixer_table", "MoM against one memory, forward + backward", "1"),
+    "length": Table("cpu:length_table", "Length: MoM mixer (hidden 256, H=4, K=V=64), forward + backward", "2"),
+    "decoding": Table("cpu:decode_table", "Decoding: 4 layers, hidden 512, H=4, K=V=128, batch 1", "1"),
+    "compile": Table("cpu:compile_table", "Compile time of a train step, mom-340m sizes", "1"),
+    "recurrences": Table("rules:rule_table", "Recurrences, forward + backward, T=2048, H=4, float32", "8"),
+    "rules": Table("rules:mixture_table", "Mixtures of every rule against one memory, hidden 256, H=4, T=2048", "5"),
+}
+ACCELERATOR = {
+    "operator": Table("accelerator:operator_table", "Gated delta rule over all memories, bfloat16", "3"),
+    "layer": Table("accelerator:layer_table", "Layer, bfloat16", "3"),
+    "decoding": Table("accelerator:decoding_table", "Decoding, bfloat16", "2"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """Which tables."""
+
+    tables: tyro.conf.Positional[str] = ""
+    """Names with commas between them; all of this machine if none is given."""
+    list: bool = False
+    """Show the tables of this machine, and about how long each takes."""
+    tiny: bool = False
+    """The tables of a GPU or TPU once in a small size, on any machine, to see that they run."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Parses the arguments and prints the tables."""
+    wanted = parse(BenchConfig, args, prog="mom-jax bench", description=DESCRIPTION)
+    # JAX loads only now, after the arguments have proved sound.
+    import jax
+
+    from benchmarks.timing import machine
+
+    known = CPU if jax.default_backend() == "cpu" and not wanted.tiny else ACCELERATOR
+    names = _names(wanted.tables, known)
+    if wanted.list:
+        _list(known)
+        return 0
+    print(f"{datetime.date.today()}; {machine()}\n")
+    for name in names:
+        print(f"### {known[name].title}\n", flush=True)
+        module, _, function = known[name].function.partition(":")
+        table = getattr(importlib.import_module(f"benchmarks.{module}"), function)
+        for line in table(importlib.import_module("benchmarks.accelerator").TINY) if wanted.tiny else table():
+            print(line, flush=True)
+        print()
+    return 0
+
+
+def _names(tables: str, known: dict[str, Table]) -> list[str]:
+    names = [name for name in map(str.strip, tables.split(",")) if name]
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known) or list(known)
+            raise InputError("tables", name, f"unknown here; did you mean {' or '.join(close)}?")
+    return names or list(known)
+
+
+def _list(known: dict[str, Table]) -> None:
+    listing = Listing("table", "what", "minutes")
+    for name, table in known.items():
+        listing.add_row(name, table.title, table.minutes)
+    Console(file=sys.stdout).print(listing)

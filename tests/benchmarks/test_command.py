@@ -1,0 +1,44 @@
+"""``mom-jax bench``: which tables, what it prints; one real table in a small size."""
+
+import pytest
+
+from benchmarks import command
+from mom_jax.cli.main import main
+
+
+def test_the_tables_of_this_machine(capsys, monkeypatch):
+    """All in their order, or the named ones."""
+    monkeypatch.setattr("benchmarks.cpu.operator_table", lambda: ["| 1 |"])
+    monkeypatch.setattr("benchmarks.rules.rule_table", lambda: ["| 2 |"])
+    monkeypatch.setattr(command, "CPU", {name: command.CPU[name] for name in ("operator", "recurrences")})
+    for tables, lines in (((), "| 1 | 2 |"), (("recurrences",), "| 2 |")):
+        assert main(["bench", *tables]) == 0
+        printed = capsys.readouterr().out
+        assert "jax " in printed.splitlines()[0] and "### Recurrences" in printed
+        assert " ".join(line for line in printed.splitlines() if line.startswith("|")).replace("| |", "|") == lines
+
+
+def test_a_table_on_any_machine(capsys):
+    """Forward and training pass of the operator, with times."""
+    assert main(["bench", "operator", "--tiny"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| 128 |")]
+    assert [row[2] for row in rows] == ["forward", "training"] and all(float(row[3]) > 0 for row in rows)
+
+
+def test_list_names_every_table(capsys):
+    assert main(["bench", "--list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in command.CPU)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ("lenght", "tables=lenght: unknown here; did you mean length?"),
+        ("mixer,layer", "tables=layer: unknown here; did you mean"),
+    ],
+)
+def test_an_unknown_table_is_one_line(tables, message, capsys):
+    assert main(["bench", tables]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mom-jax: " + message) and error.count("\n") == 1
