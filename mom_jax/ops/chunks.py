@@ -145,6 +145,31 @@ def scan_rows(
     return o, final_states(stored)
 
 
+def states_before(
+    advance: Callable[[Any, State, Any], State],
+    start: Stored,
+    entering: State,
+    chunks: tuple[Any, Any],
+    table: ChunkTable,
+) -> State:
+    """The state before each chunk of a group, from that before the first.
+
+    Args:
+        advance: ``(chunk, state, written) -> state``: that after a chunk.
+        start: what segments start from.
+        entering: the state before the group.
+        chunks: ``chunk`` and ``written`` of all chunks.
+        table: of the group.
+    """
+
+    def body(state, xs):
+        (chunk, written), first, segment = xs
+        state = load(start, state, segment, first)
+        return advance(chunk, state, written), state
+
+    return jax.lax.scan(body, entering, (chunks, table.first, table.segment))[1]
+
+
 @jax.custom_vjp
 def border_states(
     update: Float[Array, "chunks H K V"],

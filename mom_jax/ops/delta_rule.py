@@ -26,6 +26,7 @@ from mom_jax.ops.chunks import (
     load,
     matrix_state,
     scan_rows,
+    states_before,
     store,
     to_chunks,
     to_groups,
@@ -102,10 +103,10 @@ def delta_rule_chunked(
         A_ti = beta_t e^(G_t - G_i) k_t.k_i  (i < t);    R = V - e^G (K S);    U = (I + A)^-1 (beta R)
         O = e^G (Q S) + (e^(G_t - G_i) q_t.k_i)_(i <= t) U;    S' = e^(G_C) S + (e^(G_C - G) K)^T U
 
-    Chunks are worked off in groups (`to_groups`), so all of a group's intermediates stay in a cache. The backward pass
-    keeps the inputs, R and the inverse: as much as one more value row and C floats for each row and head; and one state
-    for each group. The states at chunk borders, K*V floats for C rows, are recomputed with one matmul each, a group's
-    at a time.
+    Chunks are worked off in groups (`to_groups`), so that what is computed in between stays in a cache. The backward
+    pass keeps the inputs, R and the inverse, as much as one more value row and C floats for each row and head, and one
+    state for each group. The states at chunk borders, K*V floats for C rows, are recomputed with one matmul each, a
+    group's at a time.
     """
     q, k, value, g, beta = (to_chunks(x, table.chunk_size) for x in (q, k, v, g, beta))
     o, final = _chunked(scale * q, k, value, g, beta, table, initial_state)
@@ -163,7 +164,7 @@ def _backward_group(start, carried, group):
     (q, k, g, beta, do), table, residual, inverse, entering = group
     chunks = _prepare(q, k, g, beta, table, inverse)
     update = inverse @ (beta[..., None] * residual)
-    states = _states_before(start, entering, chunks, update, table)
+    states = states_before(_advance, start, entering, (chunks, update), table)
     dupdate = transpose(chunks.scores) @ do
 
     def body(carry, xs):
@@ -186,17 +187,6 @@ def _backward_group(start, carried, group):
 
 
 _chunked.defvjp(_chunked_fwd, _chunked_bwd)
-
-
-def _states_before(start, entering, chunks, update, table):
-    """The state before each chunk of a group, from that before the first."""
-
-    def body(state, xs):
-        chunk, update_c, first, segment = xs
-        state = load(start, state, segment, first)
-        return _advance(chunk, state, update_c), state
-
-    return jax.lax.scan(body, entering, (chunks, update, table.first, table.segment))[1]
 
 
 def _advance(chunk, state, update):

@@ -22,15 +22,17 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.chunks import (
-    border_states,
     final_states,
     from_chunks,
+    from_groups,
     initial_carry,
     load,
     matrix_state,
     scan_rows,
+    states_before,
     store,
     to_chunks,
+    to_groups,
     transpose,
 )
 from mom_jax.ops.decays import channel_decays, decayed_scores
@@ -103,8 +105,8 @@ def rank_one_decay_chunked(
 
         U = (I - (AB))^-1 (D A S + (AK) V);   O = D Q S + (QB) U + (QK) V;   S' = diag(d) S + E B^T U + E K^T V
 
-    The backward pass keeps the inputs, U and the inverse: as much as one more value row and C
-    floats for each row and head; the states at chunk borders are recomputed.
+    Chunks are worked off in groups, as those of the delta rule. The backward pass keeps the inputs, U and the
+    inverse, as much as one more value row and C floats for each row and head, and one state for each group.
     """
     q, k, value, a, b, g = (to_chunks(x, table.chunk_size) for x in (q, k, v, a, b, g))
     o, final = _chunked((scale * q, k, a, b, g), value, table, initial_state)
@@ -117,6 +119,14 @@ def _chunked(rows, v, table, initial_state):
 
 
 def _chunked_fwd(rows, v, table, initial_state):
+    carried = initial_carry(initial_state, matrix_state(rows[0], v))
+    (_, stored), (o, *kept) = jax.lax.scan(_forward_group, carried, to_groups((rows, v), table))
+    return (from_groups(o, table), final_states(stored)), (rows, v, table, initial_state, kept)
+
+
+def _forward_group(carried, group):
+    """Outputs of some chunks, and what their backward pass keeps: U, the inverses, the state before the first."""
+    (rows, v), table = group
     chunks = _prepare(rows, table)
     inverse = unit_lower_inverse(-chunks.ab)
     inside = jnp.concatenate([inverse, chunks.qb @ inverse], -2)
@@ -130,21 +140,31 @@ def _chunked_fwd(rows, v, table, initial_state):
         read = chunk.reads @ state + known
         own = inside_c @ read[..., :size, :]
         u, o = own[..., :size, :], own[..., size:, :] + read[..., size:, :]
-        written = transpose(chunk.writes) @ jnp.concatenate([u, value], -2)
-        state = chunk.across[..., None] * state + written
+        state = _advance(chunk, state, jnp.concatenate([u, value], -2))
         return (state, store(stored, state, segment, last)), (o, u)
 
     xs = (chunks, inside, from_values, v, table.first, table.segment, table.last)
-    (_, stored), (o, u) = jax.lax.scan(body, initial_carry(initial_state, matrix_state(rows[0], v)), xs)
-    return (o, final_states(stored)), (rows, v, table, initial_state, u, inverse)
+    after, (o, u) = jax.lax.scan(body, carried, xs)
+    return after, (o, u, inverse, carried[0])
 
 
 def _chunked_bwd(residuals, cotangents):
-    rows, v, table, initial_state, u, inverse = residuals
+    rows, v, table, initial_state, kept = residuals
     do, dfinal = cotangents
+    shape = matrix_state(rows[0], v)
+    _, start = initial_carry(initial_state, shape)
+    groups = (*to_groups((rows, v, do), table), *kept)
+    body = functools.partial(_backward_group, start)
+    (_, dstored), gradients = jax.lax.scan(body, initial_carry(dfinal, shape), groups, reverse=True)
+    return *from_groups(gradients, table), None, final_states(dstored)
+
+
+def _backward_group(start, carried, group):
+    """Gradients of the rows and values of some chunks."""
+    (rows, v, do), table, u, inverse, entering = group
     chunks, pull = jax.vjp(lambda rows: _prepare(rows, table), rows)
     written = jnp.concatenate([u, v], -2)
-    states, _ = border_states(transpose(chunks.writes) @ written, chunks.across[..., None], table, initial_state)
+    states = states_before(_advance, start, entering, (chunks, written), table)
     size = table.chunk_size
 
     def body(carried, xs):
@@ -157,10 +177,9 @@ def _chunked_bwd(residuals, cotangents):
         return (dstate, store(dstored, dstate, segment, first)), (leaving, both)
 
     xs = (chunks, inverse, do, transpose(chunks.qb) @ do, table.first, table.segment, table.last)
-    init = initial_carry(dfinal, matrix_state(rows[0], v))
-    (_, dstored), (leaving, both) = jax.lax.scan(body, init, xs, reverse=True)
+    carried, (leaving, both) = jax.lax.scan(body, carried, xs, reverse=True)
     dread = both[..., :size, :]
-    drows = pull(
+    (drows,) = pull(
         _Chunks(
             reads=both @ transpose(states),
             writes=written @ transpose(leaving),
@@ -170,12 +189,16 @@ def _chunked_bwd(residuals, cotangents):
             qb=do @ transpose(u),
             qk=do @ transpose(v),
         )
-    )[0]
+    )
     dv = chunks.writes[..., size:, :] @ leaving + transpose(chunks.ak) @ dread + transpose(chunks.qk) @ do
-    return drows, dv, None, final_states(dstored)
+    return carried, (drows, dv)
 
 
 _chunked.defvjp(_chunked_fwd, _chunked_bwd)
+
+
+def _advance(chunk, state, written):
+    return chunk.across[..., None] * state + transpose(chunk.writes) @ written
 
 
 def _prepare(rows, table):
