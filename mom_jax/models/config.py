@@ -215,14 +215,20 @@ class MoMConfig:
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         """Builds a config from a published ``config.json`` of any model type in `mom_jax.models.model_types`.
 
+        Published files have many fields that say nothing about the model; those are left out.
+
         Raises:
-            InputError: another model type, or a feature this library does not have.
+            InputError: another model type, a feature this library does not have, or nearly the name of a field.
         """
         fields = in_our_words(fields)
         for field, only in _FIXED.items():
             if fields.get(field, only[0]) not in only:
                 raise InputError(field, fields[field], f"not available; only {only[0]!r} is")
         known = {f.name for f in dataclasses.fields(cls)}
+        for name in fields.keys() - known - _FIXED.keys():
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+            if close:
+                raise InputError(name, fields[name], f"unknown; did you mean {close[0]}?")
         values: dict[str, Any] = {k: v for k, v in fields.items() if k in known}
         values["attn"] = _attention(fields.get("attn"))
         return cls(**values)

@@ -20,8 +20,8 @@ class Pair:
 
     def __init__(self, *command: str, second: tuple[str, ...] = ()):
         with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"  # no name that has to be looked up
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
         meet = ("--processes.coordinator", address, "--processes.count", "2", "--processes.index")
         self.processes = [

@@ -129,6 +129,14 @@ def test_another_model_type():
         MoMConfig.from_dict({**PUBLISHED, "model_type": "llama"})
 
 
+def test_a_misspelt_field():
+    """What a published file has besides the model's fields is left out, what is nearly a field is not."""
+    bookkeeping = {"architectures": ["X"], "use_cache": True, "eos_token": "</s>", "expand_k": 1.0, "top_k": 50}
+    assert MoMConfig.from_dict({**PUBLISHED, **bookkeeping}) == MoMConfig.from_dict(PUBLISHED)
+    with pytest.raises(InputError, match=r"hiden_size=3: unknown; did you mean hidden_size\?"):
+        MoMConfig.from_dict({**PUBLISHED, "hiden_size": 3})
+
+
 def test_unknown_preset():
     """Close names are suggested; without one, all are listed."""
     with pytest.raises(InputError, match=r"preset=mom-340: unknown; did you mean .*mom-340m"):
