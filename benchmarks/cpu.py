@@ -23,6 +23,7 @@ from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.delta_rule import gated_delta_rule
 from mom_jax.ops.loss import chunked_cross_entropy
 
+_TOKENS = 32  # that a decoding program reads
 HAS_JLA = importlib.util.find_spec("jla") is not None  # the package jax-linear-attention, for Python 3.12
 
 
@@ -117,28 +118,40 @@ def _mixer_step(*, num_memories, top_k, shared, hidden, heads, size):
 
 
 def decode_table() -> Iterator[str]:
-    """Latency of one token after short and long contexts, and the bytes of state."""
-    yield "| context | ms per token | state MiB |"
-    yield "|---|---|---|"
+    """Latency of one token after short and long contexts, and the bytes of state.
+
+    Called token by token, as a server does, and in one program that scans over tokens, as `generate` does.
+    """
+    yield "| context | ms per token, one call each | in one program | state MiB |"
+    yield "|---|---|---|---|"
     config = MoMConfig(vocab_size=32000, hidden_size=512, num_hidden_layers=4, num_heads=4, head_dim=128)
     model = MoMForCausalLM(config, rngs=nnx.Rngs(0))
     graph, params = nnx.split(model)
 
-    @jax.jit
     def read(params, ids, cache):
         output = nnx.merge(graph, params)(ids, cache=cache)
         return output.logits[:, -1], output.cache
 
+    def read_many(params, ids, cache):
+        def step(carry, _):
+            logits, cache = read(params, *carry)
+            return (jnp.argmax(logits, -1)[:, None].astype(jnp.int32), cache), None
+
+        return jax.lax.scan(step, (ids, cache), length=_TOKENS)[0]
+
+    one, many = jax.jit(read), jax.jit(read_many)
     caches, cache, context = {}, model.init_cache(1), 0
     for goal in (1024, 65536):
         for _ in range((goal - context) // 1024):
-            _, cache = read(params, jax.random.randint(jax.random.key(context), (1, 1024), 0, 32000), cache)
+            _, cache = one(params, jax.random.randint(jax.random.key(context), (1, 1024), 0, 32000), cache)
         caches[goal], context = cache, goal
     token = jnp.zeros((1, 1), jnp.int32)
-    seconds = interleaved_seconds({str(n): (read, (params, token, c)) for n, c in caches.items()}, rounds=100)
+    calls = {n: (params, token, c) for n, c in caches.items()}
+    single = interleaved_seconds({str(n): (one, call) for n, call in calls.items()}, rounds=100)
+    scanned = interleaved_seconds({str(n): (many, call) for n, call in calls.items()}, rounds=10)
     for n, c in caches.items():
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(c)) / 2**20
-        yield f"| {n} | {1e3 * seconds[str(n)]:.2f} | {size:.2f} |"
+        yield f"| {n} | {1e3 * single[str(n)]:.2f} | {1e3 * scanned[str(n)] / _TOKENS:.2f} | {size:.2f} |"
 
 
 def compile_table() -> Iterator[str]:

@@ -97,6 +97,8 @@ def run_blocks(
 
     def block(kind, carry, xs):
         params, layer = xs
+        if params is None:
+            params = jax.tree.map(lambda a: a[layer], split[kind][1])
         x, router_logits, cache = nnx.merge(split[kind][0], params)(
             carry[0], attention_mask, segment_ids, carry[1], layer
         )
@@ -114,10 +116,12 @@ def run_blocks(
             logits += [] if router_logits is None else [router_logits]
         return carry, jnp.concatenate(logits) if logits else None
 
+    # What a loop runs over it gives gradients for, but XLA copies all of it when it was reshaped. A step of decoding
+    # would take most of its time for that, and needs no gradients: there a block looks its parameters up.
     xs = {
         kind: jax.tree.map(
             lambda a, n=in_pattern[kind]: a.reshape(repeats, n, *a.shape[1:]),
-            (params, jnp.arange(kinds.count(kind))),
+            (params if cache is None else None, jnp.arange(kinds.count(kind))),
         )
         for kind, (_, params) in split.items()
     }
@@ -142,6 +146,8 @@ def _scan(body, carry, xs, length) -> tuple[Any, Any]:
 
 
 def _period(kinds):
-    """Layers of the shortest pattern that the model repeats."""
+    """Layers of the shortest pattern that the model repeats; all of them where they are of one kind, a single run."""
+    if len(set(kinds)) == 1:  # their parameters are scanned as they are, without a reshape
+        return len(kinds)
     fits = (n for n in range(1, len(kinds) + 1) if len(kinds) % n == 0 and kinds[:n] * (len(kinds) // n) == kinds)
     return next(fits)
