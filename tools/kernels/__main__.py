@@ -14,13 +14,17 @@ import argparse
 import datetime
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from tools.install_compilers import FOLDER
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("TRITON_INTERPRET", None)
+sys.path.append(str(FOLDER))  # before JAX looks for what lowers to CUDA
 
 import jax
 from rich.progress import track
