@@ -35,10 +35,10 @@ def main(args: Sequence[str]) -> int:
     arguments = parse_train(args)
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.runs import console, train_and_report
-    from mom_jax.training.processes import joined
+    from mom_jax.training.processes import join
 
-    with joined(arguments.processes):
-        train_and_report(arguments.run, console())
+    join(arguments.processes)
+    train_and_report(arguments.run, console())
     return 0
 
 

@@ -17,32 +17,31 @@ from jax.experimental import multihost_utils
 from mom_jax.errors import InputError
 from mom_jax.training.config import ProcessesConfig
 
+_PARTING_SECONDS = 60  # that the first to end waits for the others; the report is written meanwhile
 
-@contextmanager
-def joined(config: ProcessesConfig) -> Iterator[None]:
-    """Joins the other processes while it is entered, or none; enter it before JAX is used for the first time.
+
+def join(config: ProcessesConfig) -> None:
+    """Meets the other processes, if there are others; call it before JAX is used for the first time.
+
+    JAX parts from them when this process ends. A process that ends alone, with an error, can say so before that; then
+    JAX ends it and the others.
 
     Raises:
         InputError: ``auto`` where no cluster is found, or the others cannot be reached.
     """
     if config.coordinator is None:
-        yield
         return
     address = None if config.coordinator == "auto" else config.coordinator
     if address is not None and config.index:
         _wait_for(address)
     try:
-        jax.distributed.initialize(address, config.count, config.index)
+        jax.distributed.initialize(address, config.count, config.index, shutdown_timeout_seconds=_PARTING_SECONDS)
     except ValueError as error:  # what is missing was not found
         remedy = "finds no Slurm, Open MPI, Kubernetes or TPU pod here; give HOST:PORT of process 0, count and index"
         raise InputError("processes.coordinator", config.coordinator, remedy) from error
     except RuntimeError as error:
         remedy = f"the processes did not meet there: {' '.join(str(error).split())[:160]}"
         raise InputError("processes.coordinator", config.coordinator, remedy) from error
-    try:
-        yield
-    finally:
-        jax.distributed.shutdown()
 
 
 def _wait_for(address: str, patience: float = 300.0) -> None:

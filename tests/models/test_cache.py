@@ -52,14 +52,17 @@ def in_pieces(call, cache, lengths, ids, mask, documents):
 @given(splits(), batches())
 @settings(max_examples=20, deadline=None)
 def test_any_split_equals_the_full_pass(call, model, lengths, batch):
-    """Logits and the final cache, also cut inside documents and where a memory holds an older document."""
+    """Logits and the final cache, also cut inside documents and where a memory holds an older document.
+
+    Among batches drawn at random some magnify rounding more than those of the other tests here.
+    """
     ids, mask, documents = batch
     full = call(ids, mask, documents, model.init_cache(2))
     logits, cache = in_pieces(call, model.init_cache(2), lengths, ids, mask, documents)
     assert_close((logits, cache), (full.logits, full.cache), 2e-5, atol=2e-6)
     without = call(ids, mask, documents, None)
     assert without.cache is None
-    assert_close(full.logits, without.logits, 1e-5)
+    assert_close(full.logits, without.logits, 2e-5)
 
 
 def test_documents_across_calls_equal_runs_alone(call, model):
