@@ -154,20 +154,18 @@ def recur(
     if cache is None:
         return chunked(None)[0], None
     table = packing.table
-    flat = jax.tree.map(lambda a: a.reshape(a.shape[0], -1, *a.shape[3:]), cache.recurrent)
-    if table.chunk_size == 1:
-        state = jax.tree.map(lambda a: _row_states(a, table, layer), flat)
-        o, state = step(state)
-        flat = jax.tree.map(lambda a, b: a.at[layer, table.segment].set(b, mode="drop"), flat, state)
+    if table.chunk_size == 1:  # in place: were the states of all layers reshaped, XLA would copy them at every step
+        place = (layer, *jnp.divmod(table.segment, cache.document.shape[-1]))  # memory, batch row
+        o, state = step(jax.tree.map(lambda a: _row_states(a, place, table), cache.recurrent))
+        recurrent = jax.tree.map(lambda a, b: a.at[place].set(b, mode="drop"), cache.recurrent, state)
     else:
-        o, state = chunked(jax.tree.map(lambda a: a[layer], flat))
-        flat = jax.tree.map(lambda a, b: a.at[layer].set(b), flat, state)
-    recurrent = jax.tree.map(lambda a, b: a.reshape(b.shape), flat, cache.recurrent)
+        o, state = chunked(jax.tree.map(lambda a: a[layer].reshape(-1, *a.shape[3:]), cache.recurrent))
+        recurrent = jax.tree.map(lambda a, b: a.at[layer].set(b.reshape(a.shape[1:])), cache.recurrent, state)
     return o, dataclasses.replace(cache, recurrent=recurrent)
 
 
-def _row_states(states, table, layer):
-    state = states.at[layer, table.segment].get(mode="clip")
+def _row_states(states, place, table):
+    state = states.at[place].get(mode="clip")
     if table.reset is None:
         return state
     return jnp.where(table.reset.reshape(-1, *[1] * (state.ndim - 1)), 0.0, state)
