@@ -26,7 +26,7 @@ def temporary_bytes(function, *arguments, donate=()):
 @pytest.mark.parametrize("options", [{}, {"attn": ATTENTION}], ids=["memories", "hybrid"])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_step_of_decoding_copies_one_layer_at_a_time(options, batch):
-    """Of eight layers' parameters less than half; all of them, and the states, when they are reshaped."""
+    """Less than half of eight layers' parameters; all of them when they are reshaped."""
     graph, params, whole = taken_apart(**options)
 
     def step(params, ids, cache):
