@@ -56,6 +56,16 @@ def _available(marker: str) -> bool:
     return all(importlib.util.find_spec(package) for package in ("torch", "triton", "fla"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_groups():
+    """Groups of chunks as small as they get, so that rows as short as those of tests cross from one to the next."""
+    from mom_jax.ops import chunks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "_CACHED_FLOATS", 1)
+        yield
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects the tests that need what is missing."""

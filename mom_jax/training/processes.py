@@ -33,7 +33,7 @@ def join(config: ProcessesConfig) -> None:
         return
     address = None if config.coordinator == "auto" else config.coordinator
     if address is not None and config.index:
-        _wait_for(address)
+        wait_for(address, seconds=300)
     try:
         jax.distributed.initialize(address, config.count, config.index, shutdown_timeout_seconds=_PARTING_SECONDS)
     except ValueError as error:  # what is missing was not found
@@ -44,10 +44,14 @@ def join(config: ProcessesConfig) -> None:
         raise InputError("processes.coordinator", config.coordinator, remedy) from error
 
 
-def _wait_for(address: str, patience: float = 300.0) -> None:
-    """Returns when process 0 listens, for JAX would end this process with a stack trace if it does not."""
+def wait_for(address: str, seconds: float) -> None:
+    """Returns when process 0 listens at HOST:PORT; JAX would end this process with a stack trace if it does not.
+
+    Raises:
+        InputError: there is no such host, or nobody listens there for so long.
+    """
     host, _, port = address.rpartition(":")
-    last = time.monotonic() + patience
+    last = time.monotonic() + seconds
     while True:
         try:
             socket.create_connection((host, int(port)), timeout=10).close()

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from mom_jax.cli.main import main
+from mom_jax.errors import InputError
 from mom_jax.training.log import read_metrics
+from mom_jax.training.processes import wait_for
 
 
 class Pair:
@@ -115,6 +117,14 @@ def test_a_process_that_does_not_know_its_place_is_one_line(options, message, ca
     assert main(["train", "mom-tiny", *options.split()]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_port_where_nobody_listens():
+    with socket.socket() as closed:  # bound, but not listening
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(InputError, match=rf"coordinator={address}: process 0 does not answer there .*refused"):
+            wait_for(address, seconds=0.1)
 
 
 def test_no_cluster_is_one_line():

@@ -14,7 +14,7 @@ ATTENTION = AttentionConfig(layers=(3, 7), num_heads=2, window_size=16)
 
 def taken_apart(**options):
     """Structure, shapes of the parameters, and their bytes."""
-    config = MoMConfig(**SIZES, **options)
+    config = MoMConfig(**SIZES | options)
     graph, params = nnx.split(nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0))))
     return graph, params, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
@@ -23,17 +23,20 @@ def temporary_bytes(function, *arguments, donate=()):
     return jax.jit(function, donate_argnums=donate).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("options", [{}, {"attn": ATTENTION}], ids=["memories", "hybrid"])
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(
+    "options, batch",
+    [({}, 1), ({}, 4), ({"attn": ATTENTION}, 1), ({"attn": ATTENTION}, 4), ({"hidden_size": 16, "head_dim": 64}, 1)],
+    ids=["memories", "memories of four rows", "hybrid", "hybrid of four rows", "states as large as parameters"],
+)
 def test_a_step_of_decoding_copies_one_layer_at_a_time(options, batch):
-    """Less than half of eight layers' parameters; all of them when they are reshaped."""
+    """Less than half of eight layers' parameters; all of them, or all states, when they are reshaped."""
     graph, params, whole = taken_apart(**options)
 
     def step(params, ids, cache):
         out = nnx.merge(graph, params)(ids, cache=cache)
         return out.logits, out.cache
 
-    cache = jax.eval_shape(lambda: MoMForCausalLM(MoMConfig(**SIZES, **options), rngs=nnx.Rngs(0)).init_cache(batch))
+    cache = jax.eval_shape(lambda: MoMForCausalLM(MoMConfig(**SIZES | options), rngs=nnx.Rngs(0)).init_cache(batch))
     ids = jax.ShapeDtypeStruct((batch, 1), jnp.int32)
     assert temporary_bytes(step, params, ids, cache, donate=2) < whole / 2
 
