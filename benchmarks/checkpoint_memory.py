@@ -41,7 +41,7 @@ def main() -> None:
 
 def _child(*arguments: str) -> str:
     command = [sys.executable, "-c", "import benchmarks.checkpoint_memory as m; m.measure()", *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     return done.stdout.splitlines()[-1]
 
 
@@ -53,7 +53,7 @@ def measure() -> None:
         return
     run = _jobs(Path(folder))[what]
     jax.block_until_ready(jax.device_put(np.zeros(1)))
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     before, begin = _memory("VmRSS"), time.perf_counter()
     kept = run()
     print(json.dumps({"peak": _memory("VmHWM") - before, "seconds": time.perf_counter() - begin}))
@@ -102,7 +102,7 @@ def _jobs(folder: Path):
 
 
 def _memory(field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None
     return 1024 * int(found[1])
 

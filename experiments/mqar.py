@@ -102,9 +102,9 @@ def recalled(config: MoMConfig, point: Point, models: Path) -> dict[str, Any]:
         result = train_and_score(config, make, Training(**{name: point[name] for name in _TRAINING}))
         models.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(result))
+        temporary.write_text(json.dumps(result), encoding="utf-8")
         os.replace(temporary, path)
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 _TRAINING = ("learning_rate", "steps", "batch_size", "seed", "questions")

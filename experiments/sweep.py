@@ -18,7 +18,7 @@ def read_records(folder: Path) -> list[Record]:
     """The finished points of a sweep, of all shards; a line that a crash cut short is left out."""
     records = {}
     for path in sorted(folder.glob("points*.jsonl")):
-        for line in path.read_text().splitlines(keepends=True):
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n") and line.strip():
                 record = json.loads(line)
                 records.setdefault(_key(record["point"]), record)
@@ -66,7 +66,7 @@ def run_sweep(
         result = experiment.run(point, folder.parent / "models")
         seconds = time.monotonic() - started
         record = {"point": point, "result": result, "seconds": seconds, "date": now(), "versions": versions()}
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         tell(number, len(mine), record)
 
@@ -77,5 +77,5 @@ def _key(point: Point) -> str:
 
 def _end_line(path: Path) -> None:
     """Ends a line that a crash cut short, so that the next one stands by itself."""
-    if path.is_file() and (text := path.read_text()) and not text.endswith("\n"):
-        path.write_text(text[: text.rfind("\n") + 1])
+    if path.is_file() and (text := path.read_text(encoding="utf-8")) and not text.endswith("\n"):
+        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")

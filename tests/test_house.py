@@ -153,7 +153,7 @@ def plant(root: Path, name: str, text: str) -> None:
         (root / "mom_jax" / package).mkdir(parents=True)
     (root / "mom_jax/decoding.py").touch()
     (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
+    (root / name).write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize("name,text", CLIMBS.values(), ids=CLIMBS)

@@ -119,7 +119,7 @@ def fake_python(folder: Path, name: str, version: str, ensurepip: bool = True, r
     folder.mkdir(exist_ok=True)
     path = folder / name
     answers = f'case "$2" in *version_info*) echo {version} ;; *) exit {int(not ensurepip)} ;; esac'
-    path.write_text(f"#!/bin/sh\n{answers if runs else 'exit 127'}\n")
+    path.write_text(f"#!/bin/sh\n{answers if runs else 'exit 127'}\n", encoding="utf-8")
     path.chmod(0o755)
     return path
 

@@ -30,13 +30,13 @@ def main() -> None:
         print("install_compilers: nothing here; kernels are compiled by Python 3.12 or later on Linux, x86_64")
         return
     packages, stamp = wanted(), FOLDER / ".installed"
-    if stamp.is_file() and stamp.read_text() == "\n".join(packages):
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == "\n".join(packages):
         return
     print(f"install_compilers: {', '.join(packages)} into {FOLDER}", flush=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade"]
     if subprocess.run([*pip, "--target", str(FOLDER), *packages]).returncode:
         sys.exit("install_compilers: pip could not install them; see its lines above")
-    stamp.write_text("\n".join(packages))
+    stamp.write_text("\n".join(packages), encoding="utf-8")
 
 
 if __name__ == "__main__":

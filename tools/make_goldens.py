@@ -1108,7 +1108,7 @@ def experiments():
         E["use_short_conv_False"] = "no error"
     except BaseException as e:
         E["use_short_conv_False"] = repr(e)[:120]
-    json.dump(E, open(os.path.join(OUT, "experiments.json"), "w"), indent=1)
+    json.dump(E, open(os.path.join(OUT, "experiments.json"), "w", encoding="utf-8"), indent=1)
     print(json.dumps(E, indent=1), flush=True)
 
 
@@ -1151,8 +1151,8 @@ if __name__ == "__main__":
             fails.append(c)
         print(f"== {c}: {time.time() - t:.0f} s", flush=True)
     lp = os.path.join(OUT, "summary.json")
-    old = json.load(open(lp)) if os.path.exists(lp) else {}
+    old = json.load(open(lp, encoding="utf-8")) if os.path.exists(lp) else {}
     old.update(LOG)
-    json.dump(old, open(lp, "w"), indent=1)
+    json.dump(old, open(lp, "w", encoding="utf-8"), indent=1)
     if fails:
         sys.exit(f"failed: {', '.join(fails)}")

@@ -38,7 +38,7 @@ def main() -> None:
     sections = [section(name) for name in EXPERIMENTS]
     short = "\n".join(line for lines, _ in sections for line in lines)
     pages = "\n".join(text for _, text in sections)
-    PAGE.write_text(f"{HEAD.format(machine=machine())}\n## Where MoM stands\n\n{short}\n\n{pages}")
+    PAGE.write_text(f"{HEAD.format(machine=machine())}\n## Where MoM stands\n\n{short}\n\n{pages}", encoding="utf-8")
     print(f"written: {PAGE.relative_to(ROOT)}")
 
 

@@ -123,7 +123,8 @@ def main() -> None:
         before, behind = told(rule)
         lines.append(f"| {before} | {' | '.join(f'{numbers[name]:.0e}' for name in COLUMNS)} | {behind} |")
     table = "\n".join(lines) + "\n"
-    README.write_text(PLACE.sub(lambda found: found[1] + table + found[2], README.read_text()))
+    page = PLACE.sub(lambda found: found[1] + table + found[2], README.read_text(encoding="utf-8"))
+    README.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

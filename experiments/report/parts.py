@@ -104,7 +104,7 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: it is not JSON.
     """
-    return readable(path, lambda: json.loads(path.read_text())) if path.is_file() else None
+    return readable(path, lambda: json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def shown(value: Any) -> str:

@@ -157,6 +157,6 @@ def _header(wanted: CompareConfig, versions: dict[str, str], about: dict[str, An
 def _write(folder: Path, record: dict[str, Any], picture: Callable[[Path], None]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".compare.json.tmp"
-    temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, folder / "compare.json")
     picture(folder / "compare.png")

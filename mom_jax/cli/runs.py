@@ -179,14 +179,14 @@ def complete(
 def _write_evaluation(run_dir: str, evaluation: dict[str, Any]) -> None:
     path = Path(run_dir).expanduser() / EVALUATION_FILE
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(evaluation, indent=2) + "\n")
+    temporary.write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
 def read_evaluation(run_dir: Path) -> dict[str, Any] | None:
     """A run's last evaluation, or None when it was never evaluated."""
     path = run_dir / EVALUATION_FILE
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def print_evaluation(evaluation: dict[str, Any], out: Console) -> None:

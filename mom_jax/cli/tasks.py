@@ -76,10 +76,10 @@ def evaluate_run_on_tasks(
 
 
 def _add(path: Path, new: dict[str, dict[str, Any]]) -> None:
-    old = json.loads(path.read_text()) if path.is_file() else {}
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     merged = {kind: {**old.get(kind, {}), **new[kind]} for kind in _KINDS}
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(merged, indent=2) + "\n")
+    temporary.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 

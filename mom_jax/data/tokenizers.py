@@ -219,7 +219,7 @@ def _declared_end(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        token = json.loads(path.read_text()).get("eos_token")
+        token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
     except (OSError, ValueError, AttributeError) as error:
         raise InputError("tokenizer", path, f"is not readable JSON ({_one_line(error)})") from error
     return token.get("content") if isinstance(token, dict) else token

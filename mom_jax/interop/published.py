@@ -35,7 +35,7 @@ _ARCHITECTURES = {
 def is_published(folder: Path) -> bool:
     """Whether the folder holds a model of the PyTorch library rather than a run of ours."""
     try:
-        return "model_type" in json.loads((folder / CONFIG_FILE).read_text())
+        return "model_type" in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
 
@@ -52,7 +52,7 @@ def read_config(folder: Path) -> tuple[MoMConfig, str]:
     if not path.is_file():
         raise InputError("directory", str(folder), f"holds no {CONFIG_FILE}; give the folder of a published model")
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError("config", str(path), f"is not JSON ({error})") from error
     if not isinstance(fields, dict) or "model_type" not in fields:
@@ -79,4 +79,4 @@ def published_fields(config: MoMConfig, dtype: str) -> dict[str, Any]:
 
 def write_config(config: MoMConfig, path: Path, dtype: str) -> None:
     """Writes `published_fields` as JSON."""
-    path.write_text(json.dumps(published_fields(config, dtype), indent=2) + "\n")
+    path.write_text(json.dumps(published_fields(config, dtype), indent=2) + "\n", encoding="utf-8")

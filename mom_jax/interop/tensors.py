@@ -62,7 +62,7 @@ def _files(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
         raise InputError("directory", str(folder), f"holds neither {SINGLE} nor {INDEX}")
     try:
-        files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("index", str(folder / INDEX), "is not a JSON object with a weight_map") from error
     missing = [name for name in files if not (folder / name).is_file()]
@@ -101,7 +101,7 @@ def write_tensors(
         total = sum(_size(tensor, DTYPES[dtype].itemsize) for shard in shards for tensor in shard)
         where = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _size(tensor: Tensor, itemsize: int) -> int:

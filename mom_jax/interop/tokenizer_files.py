@@ -20,7 +20,7 @@ def find_tokenizer(folder: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        return str(json.loads(path.read_text())["tokenizer"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["tokenizer"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("tokenizer", str(path), "is not a JSON object with a tokenizer; write or remove it") from error
 
@@ -48,7 +48,7 @@ def put_tokenizer(tokenizer: str, folder: Path) -> None:
     """
     path = files_of(tokenizer)
     if path is None:
-        (folder / _NAME_FILE).write_text(json.dumps({"tokenizer": tokenizer}) + "\n")
+        (folder / _NAME_FILE).write_text(json.dumps({"tokenizer": tokenizer}) + "\n", encoding="utf-8")
     elif path.is_dir():
         for name in (*_VOCABULARIES, *_BESIDE):
             if (path / name).is_file():

@@ -246,7 +246,7 @@ class MoMConfig:
             InputError: the file is missing or not JSON, or as `from_dict`.
         """
         try:
-            fields = json.loads(Path(path).read_text())
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError("config", str(path), f"cannot be read as JSON ({error})") from error
         return cls.from_dict(fields)

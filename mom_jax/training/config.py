@@ -197,7 +197,7 @@ class TrainConfig:
             InputError: no such file, not JSON, or not a training config.
         """
         try:
-            fields = json.loads(Path(path).read_text())
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(
                 "run_dir", str(Path(path).parent), f"no readable {Path(path).name} there; give the folder of a run"

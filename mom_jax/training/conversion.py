@@ -70,7 +70,7 @@ def published_to_run(source: str | Path, destination: str | Path, mesh: Mesh, to
             put_tokenizer(spec, temporary / _TOKENIZER_FOLDER)
             spec = str(folder / _TOKENIZER_FOLDER)
         config = TrainConfig(model=config.model, data=DataConfig(tokenizer=spec), run_dir=str(folder))
-        (temporary / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        (temporary / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
         with Checkpoints(config, temporary) as checkpoints:
             checkpoints.save_weights(nnx.to_pure_dict(nnx.state(model)))
 

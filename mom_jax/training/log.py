@@ -24,13 +24,14 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     path = Path(run_dir) / METRICS_FILE
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _keep_until(run_dir: Path, step: int) -> None:
     kept = [record for record in read_metrics(run_dir) if record["step"] <= step]
     temporary = run_dir / f".{METRICS_FILE}.tmp"
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     os.replace(temporary, run_dir / METRICS_FILE)
 
 
@@ -66,7 +67,7 @@ class RunLog:
     def __init__(self, run_dir: Path, first_step: int, steps: int, console: Console):
         _keep_until(run_dir, first_step)
         self._console, self._steps, self._held_out = console, steps, ""
-        self._file = (run_dir / METRICS_FILE).open("a")
+        self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
         self._progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),

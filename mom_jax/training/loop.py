@@ -163,7 +163,7 @@ def _write_config(config: TrainConfig) -> None:
     run_dir = Path(config.run_dir).expanduser()
     run_dir.mkdir(parents=True, exist_ok=True)
     temporary = run_dir / f".{CONFIG_FILE}.tmp"
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, run_dir / CONFIG_FILE)
 
 

@@ -31,7 +31,8 @@ def _entries(folder: Path) -> dict[str, list[Any]]:
 def write_manifest(folder: Path) -> None:
     """Writes sizes and SHA-256 sums of every file of the checkpoint's items, and the format version."""
     temporary = folder / f".{_NAME}.tmp"
-    temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, "files": _entries(folder)}, indent=1))
+    manifest = {"format_version": FORMAT_VERSION, "files": _entries(folder)}
+    temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     os.replace(temporary, folder / _NAME)
 
 
@@ -48,7 +49,7 @@ def verify(folder: Path) -> None:
     """
     remedy = f"delete {folder} to fall back to the checkpoint before it"
     try:
-        manifest = json.loads((folder / _NAME).read_text())
+        manifest = json.loads((folder / _NAME).read_text(encoding="utf-8"))
         version, files = manifest["format_version"], manifest["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError("checkpoint", str(folder / _NAME), f"is unreadable; {remedy}") from error

@@ -22,7 +22,7 @@ def record_sitting(run_dir: Path, step: int, devices: str) -> None:
         devices: number and kind, in words.
     """
     record = {"date": now(), "step": step, "devices": devices, "versions": versions()}
-    with (run_dir / SITTINGS_FILE).open("a") as file:
+    with (run_dir / SITTINGS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
@@ -31,7 +31,8 @@ def read_sittings(run_dir: str | Path) -> list[dict[str, Any]]:
     path = Path(run_dir) / SITTINGS_FILE
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def now() -> str:

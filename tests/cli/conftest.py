@@ -11,7 +11,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder, rng = tmp_path_factory.mktemp("corpus"), random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 7))) for _ in range(60)]
     for number in range(12):
-        (folder / f"{number:02}.txt").write_text(" ".join(rng.choices(words, k=600)) + "\n")
+        (folder / f"{number:02}.txt").write_text(" ".join(rng.choices(words, k=600)) + "\n", encoding="utf-8")
     sizes = "--model.hidden-size 32 --model.num-hidden-layers 1 --model.head-dim 16 --model.intermediate-size 64"
     data = f"--data.path {folder} --data.sequence-length 64 --data.held-out-fraction 0.2"
     cache = f"--data.cache-dir {tmp_path_factory.mktemp('shards')}"

@@ -48,7 +48,7 @@ def test_without_the_packages(monkeypatch, capsys):
 )
 def test_bad_input_is_one_line(folder, change, options, message, capsys):
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")
     assert main(["compare", "--reference", str(folder), *options]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
@@ -77,7 +77,7 @@ def test_status_tables_and_files(folder, tmp_path, monkeypatch, capsys, wrong, s
     shown = capsys.readouterr().out
     assert "flash-linear-attention 0.6.0" in shown and "naive PyTorch operators" in shown
     assert ("TOO LARGE" in shown) == bool(status) and "24 of 24 greedy tokens equal" in shown
-    record = json.loads((tmp_path / "out" / "compare.json").read_text())
+    record = json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))
     assert record["ok"] == (not status) and record["settings"]["torch"] == "2.13.0"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compare.json", "compare.png"]
 
@@ -90,6 +90,6 @@ def test_random_tokens_leave_padding_out():
 
 
 def test_text_tokens_are_windows_of_the_text():
-    text = Path(__file__).read_text()
+    text = Path(__file__).read_text(encoding="utf-8")
     ids = token_sources.text_tokens(__file__, "bytes", CONFIG, 4, 30, seed=0)
     assert ids.shape == (4, 30) and all(bytes(row.tolist()).decode() in text for row in ids)

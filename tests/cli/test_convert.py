@@ -39,7 +39,7 @@ def test_there_and_back(published, run, tmp_path):
     assert (tmp_path / "back/model.safetensors").read_bytes() == (published / "model.safetensors").read_bytes()
     assert load_pretrained(tmp_path / "back").config == load_pretrained(published).config
     assert main(["convert", str(tmp_path / "back"), str(tmp_path / "again")]) == 0
-    assert json.loads((tmp_path / "again/config.json").read_text())["data"]["tokenizer"] == "bytes"
+    assert json.loads((tmp_path / "again/config.json").read_text(encoding="utf-8"))["data"]["tokenizer"] == "bytes"
 
 
 def test_dtype_and_shards(run, tmp_path):
@@ -91,10 +91,10 @@ def test_tokenizer_files_travel(published, tmp_path):
         (source / path.name).write_bytes(path.read_bytes())
     words = {f"w{i}": i for i in range(263)} | {"</s>": 263}
     tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0")).save(str(source / "tokenizer.json"))
-    (source / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    (source / "tokenizer_config.json").write_text('{"eos_token": "</s>"}', encoding="utf-8")
     assert main(["convert", str(source), str(tmp_path / "run")]) == 0
     (source / "tokenizer.json").unlink()
-    assert json.loads((tmp_path / "run/config.json").read_text())["data"]["tokenizer"] == str(
+    assert json.loads((tmp_path / "run/config.json").read_text(encoding="utf-8"))["data"]["tokenizer"] == str(
         tmp_path / "run/tokenizer"
     )
     assert main(["generate", str(tmp_path / "run"), "--prompt", "w7", "--max-new-tokens", "2"]) == 0

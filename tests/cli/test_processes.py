@@ -73,7 +73,7 @@ def test_a_signal_to_one_stops_both_at_one_step(stopped):
     assert not any(line for line in second.splitlines() if "Gloo" not in line)
     (step,) = {int(path.name) for path in (run_dir / "checkpoints").iterdir()} - {6} or {6}
     assert 6 <= step < 12 and step % 2 == 0
-    assert json.loads((run_dir / "sittings.jsonl").read_text())["devices"] == "4 cpu"
+    assert json.loads((run_dir / "sittings.jsonl").read_text(encoding="utf-8"))["devices"] == "4 cpu"
 
 
 def test_one_process_goes_on_with_the_same_losses(stopped, command, tmp_path):

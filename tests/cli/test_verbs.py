@@ -51,24 +51,24 @@ def test_the_same_command_resumes_to_the_end(trained):
     steps = [record["step"] for record in read_metrics(trained) if "loss" in record]
     assert steps == list(range(1, 81))
     assert TrainConfig.from_file(trained / "config.json").steps == 80
-    assert "| steps | 80 of 80 |" in (trained / "report.md").read_text()
+    assert "| steps | 80 of 80 |" in (trained / "report.md").read_text(encoding="utf-8")
 
 
 def test_eval_prints_and_writes_scores(trained, capsys):
     assert main(["eval", str(trained), "--sequence-length", "48"]) == 0
     shown = capsys.readouterr().out
-    scores = json.loads((trained / "eval.json").read_text())
+    scores = json.loads((trained / "eval.json").read_text(encoding="utf-8"))
     assert scores["step"] == 80 and scores["sequence_length"] == 48
     assert 0 < scores["bits_per_byte"] < 8
     assert f"{scores['bits_per_byte']:.4f}" in shown and "memory 3" in shown
-    assert f"{scores['loss']:.4f}" in (trained / "report.md").read_text()
+    assert f"{scores['loss']:.4f}" in (trained / "report.md").read_text(encoding="utf-8")
 
 
 def test_eval_scores_every_held_out_token_once_whatever_the_window(trained):
     tokens = []
     for length in (40, 64):
         assert main(["eval", str(trained), "--sequence-length", str(length)]) == 0
-        tokens.append(json.loads((trained / "eval.json").read_text())["tokens"])
+        tokens.append(json.loads((trained / "eval.json").read_text(encoding="utf-8"))["tokens"])
     assert tokens[0] == tokens[1] > 1000
 
 
@@ -87,15 +87,16 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 def test_eval_runs_tasks(trained, tmp_path, capsys):
     """A table, and tasks.json; a second evaluation adds to it."""
-    (tmp_path / "data.jsonl").write_text(3 * (json.dumps({"question": "a b", "choices": [" c", " d"]}) + "\n"))
-    (tmp_path / "task.yaml").write_text(TASK.replace("PLACE", str(tmp_path / "data.jsonl")))
+    row = json.dumps({"question": "a b", "choices": [" c", " d"]}) + "\n"
+    (tmp_path / "data.jsonl").write_text(3 * row, encoding="utf-8")
+    (tmp_path / "task.yaml").write_text(TASK.replace("PLACE", str(tmp_path / "data.jsonl")), encoding="utf-8")
     line = f"eval {trained} --tasks tiny_choice --include-path {tmp_path}".split()
     assert main(line) == 0
     assert "tiny_choice" in capsys.readouterr().out
-    results = json.loads((trained / "tasks.json").read_text())
+    results = json.loads((trained / "tasks.json").read_text(encoding="utf-8"))
     assert results["tasks"]["tiny_choice"]["samples"] == 3 and results["tasks"]["tiny_choice"]["step"] == 80
     assert main([*line, "--limit", "2"]) == 0
-    assert json.loads((trained / "tasks.json").read_text())["tasks"]["tiny_choice"]["samples"] == 2
+    assert json.loads((trained / "tasks.json").read_text(encoding="utf-8"))["tasks"]["tiny_choice"]["samples"] == 2
 
 
 def test_eval_without_the_harness_or_a_checkpoint(tmp_path, capsys, monkeypatch):
@@ -137,7 +138,7 @@ def test_demo_goes_from_text_to_report(tiny_run, tmp_path, capsys):
     shown = capsys.readouterr().out
     for expected in ("unigram", "bigram", "trigram", "MoM", "def __init__(self, ", "report:"):
         assert expected in shown
-    report = (tmp_path / "run" / "report.md").read_text()
+    report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     assert "| trigram |" in report and "bits per byte" in report and "(load.png)" in report
 
 

@@ -23,7 +23,7 @@ def corpus(tmp_path: Path) -> Corpus:
         folder.mkdir(parents=True)
         for number, documents in enumerate(files):
             lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
-            (folder / f"part-{number:03d}.jsonl").write_text(lines)
+            (folder / f"part-{number:03d}.jsonl").write_text(lines, encoding="utf-8")
         return folder
 
     return write

@@ -38,7 +38,7 @@ def data(tmp_path_factory):
     (root / "text").mkdir()
     for number in range(12):
         lines = [json.dumps({"text": f"file {number} " + "x" * (7 * j + number)}) for j in range(6)]
-        (root / "text" / f"{number:02d}.jsonl").write_text("\n".join(lines))
+        (root / "text" / f"{number:02d}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     prepare(DataConfig(path=str(root / "text"), held_out_fraction=0.3, shard_bytes=500), root / "out")
     return open_prepared(root / "out")
 

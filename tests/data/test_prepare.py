@@ -133,7 +133,7 @@ def test_a_damaged_shard_is_redone(config, tmp_path):
 
 
 def test_mistakes_in_the_text_reach_us_from_a_worker(config, tmp_path):
-    Path(config.path, "part-003.jsonl").write_text('{"text": "fine"}\n{"text')
+    Path(config.path, "part-003.jsonl").write_text('{"text": "fine"}\n{"text', encoding="utf-8")
     with pytest.raises(InputError, match=r"part-003\.jsonl:2") as caught:
         prepare(config, tmp_path / "out", workers=2)
     assert caught.value.field == "path"
@@ -265,8 +265,8 @@ def test_a_prepared_folder_as_path(config, tmp_path):
     assert not (tmp_path / "cache").exists()
     with pytest.raises(InputError, match="has its own held-out text"):
         prepared(DataConfig(path=str(tmp_path / "out"), held_out_path=config.path))
-    blob = (tmp_path / "out" / "index.json").read_text()
-    (tmp_path / "out" / "index.json").write_text(blob[:-30])
+    blob = (tmp_path / "out" / "index.json").read_text(encoding="utf-8")
+    (tmp_path / "out" / "index.json").write_text(blob[:-30], encoding="utf-8")
     with pytest.raises(InputError, match="damaged"):
         prepared(ready)
 
@@ -275,8 +275,8 @@ def test_stdlib_is_never_a_folder_of_that_name(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prepare(config, "stdlib")
     monkeypatch.setattr("sysconfig.get_path", lambda name: config.path)
-    Path(config.path, "a.py").write_text("one")
-    Path(config.path, "b.py").write_text("two")
+    Path(config.path, "a.py").write_text("one", encoding="utf-8")
+    Path(config.path, "b.py").write_text("two", encoding="utf-8")
     assert prepared(DataConfig(cache_dir=str(tmp_path / "cache"))).train.documents == 1
 
 

@@ -38,12 +38,12 @@ def _refused(folder, *parts):
 
 
 def test_the_format_is_what_it_says(folder):
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     assert index["tokenizer"] == "bytes" and index["dtype"] == "<u2" and index["eos_id"] == 257
     assert len(index["splits"]["train"]) > 1 and index["splits"]["held_out"]
     for split in ("train", "held_out"):
         for name in (shard["name"] for shard in index["splits"][split]):
-            info = json.loads((folder / f"{name}.json").read_text())
+            info = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
             tokens = np.fromfile(folder / f"{name}.bin", "<u2")
             offsets = np.fromfile(folder / f"{name}.offsets", "<u8")
             assert len(tokens) == info["tokens"] == offsets[-1] == info["text_bytes"] + info["documents"]
@@ -99,18 +99,19 @@ def test_an_unfinished_folder_says_how_to_finish(folder):
 
 def test_a_shard_of_other_data_is_refused(folder):
     path = folder / "train-00000.json"
-    path.write_text(path.read_text().replace(json.loads(path.read_text())["key"], "0" * 32))
+    told = path.read_text(encoding="utf-8")
+    path.write_text(told.replace(json.loads(told)["key"], "0" * 32), encoding="utf-8")
     _refused(folder, "train-00000.json", "does not belong")
 
 
 def test_index_mistakes(folder, tmp_path):
     _refused(tmp_path / "absent", "no index.json")
-    index = (folder / "index.json").read_text()
-    (folder / "index.json").write_text(index[:-20])
+    index = (folder / "index.json").read_text(encoding="utf-8")
+    (folder / "index.json").write_text(index[:-20], encoding="utf-8")
     _refused(folder, "index.json", "is damaged")
-    (folder / "index.json").write_text(index.replace('"version": 1', '"version": 99'))
+    (folder / "index.json").write_text(index.replace('"version": 1', '"version": 99'), encoding="utf-8")
     _refused(folder, "version 99")
-    (folder / "index.json").write_text("[]")
+    (folder / "index.json").write_text("[]", encoding="utf-8")
     _refused(folder, "index.json", "is damaged")
 
 

@@ -97,7 +97,7 @@ def test_folders_files_and_globs(tmp_path):
 
 def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "a.txt").write_text("home")
+    (tmp_path / "a.txt").write_text("home", encoding="utf-8")
     assert _read("~/a.txt") == ["home"]
 
 
@@ -145,7 +145,7 @@ def test_unreadable(as_nobody):
     folder, leave_root = as_nobody
     (folder / "sub").mkdir()
     for path in (folder / "a.txt", folder / "sub" / "b.txt"):
-        path.write_text("secret")
+        path.write_text("secret", encoding="utf-8")
     (folder / "a.txt").chmod(0)
     (folder / "sub").chmod(0o600)
     leave_root()

@@ -117,16 +117,16 @@ def test_fingerprints_tell_tokenizers_apart(piece_model, json_file, tmp_path):
 
 
 def test_a_folder_gives_its_tokenizer_and_declared_end(json_file, tmp_path):
-    content = json.loads(json_file.read_text())
+    content = json.loads(json_file.read_text(encoding="utf-8"))
     content["added_tokens"][0]["content"] = "<stop>"
     content["model"]["vocab"]["<stop>"] = content["model"]["vocab"].pop("<|endoftext|>")
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(InputError, match="no known end token"):
         load_tokenizer(str(tmp_path))
     for declared in ("<stop>", {"content": "<stop>"}):
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": declared}))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": declared}), encoding="utf-8")
         assert load_tokenizer(str(tmp_path)).eos_id == 0
-    (tmp_path / "tokenizer_config.json").write_text("{")
+    (tmp_path / "tokenizer_config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"tokenizer_config\.json: is not readable JSON"):
         load_tokenizer(str(tmp_path))
 

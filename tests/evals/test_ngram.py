@@ -25,7 +25,7 @@ def make(tmp_path):
         for split, documents in (("train", train), ("held", held_out)):
             (tmp_path / f"{name}-{split}").mkdir()
             for number, text in enumerate(documents):
-                (tmp_path / f"{name}-{split}" / f"{number:04d}.txt").write_text(text)
+                (tmp_path / f"{name}-{split}" / f"{number:04d}.txt").write_text(text, encoding="utf-8")
         config = DataConfig(path=str(tmp_path / f"{name}-train"), held_out_path=str(tmp_path / f"{name}-held"))
         prepare(config, tmp_path / name)
         return open_prepared(tmp_path / name)

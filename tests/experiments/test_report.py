@@ -101,10 +101,10 @@ def make_run(folder: Path, final_loss: float = 1.9173, **changes) -> Path:
     """A run of 20 steps."""
     folder.mkdir(parents=True)
     config = dataclasses.replace(get_train_preset("mom-tiny"), run_dir=str(folder), steps=20, **changes)
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    (folder / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
     records = [train_record(10, 3.0), {"step": 10, "held_out_loss": 2.8642}, train_record(20, final_loss)]
     records.append({"step": 20, "held_out_loss": final_loss + 0.1})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return folder
 
 
@@ -128,14 +128,14 @@ def add_tasks(folder: Path, limit: int | None = None) -> None:
     found = {name: task({"contains": 0.1017 * i}, limit) for i, name in enumerate(SUITES["recall"], 1)}
     found["wikitext"] = task({"word_perplexity": 31.257})
     groups = {"longbench_code": {"metrics": {"score": 0.4321}}}
-    (folder / "tasks.json").write_text(json.dumps({"tasks": found, "groups": groups}))
+    (folder / "tasks.json").write_text(json.dumps({"tasks": found, "groups": groups}), encoding="utf-8")
 
 
 @pytest.fixture
 def run(tmp_path):
     folder = make_run(tmp_path / "runs/first")
-    (folder / "eval.json").write_text(json.dumps(EVALUATION))
-    (folder / "sittings.jsonl").write_text(json.dumps(SITTING) + "\n")
+    (folder / "eval.json").write_text(json.dumps(EVALUATION), encoding="utf-8")
+    (folder / "sittings.jsonl").write_text(json.dumps(SITTING) + "\n", encoding="utf-8")
     return folder
 
 
@@ -156,7 +156,7 @@ def sweep(tmp_path):
         for i, point in enumerate(p for p in points if p["architecture"] in ("mom", "single"))
     ]
     records.append({**records[0], "point": {"of": "an earlier version"}})
-    (folder / "points.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "points.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return folder
 
 
@@ -173,8 +173,8 @@ def test_a_run_is_shown_with_every_number(run, tmp_path, capsys):
         assert told in text, told
     assert "2026-01-02 03:04 UTC, from step 0, on 2 TPU v4; python 3.12.1, jax 0.11.2" in text
     assert f"mom-jax train mom-tiny --run-dir {run} --steps 20" in text
-    config = json.loads((run / "config.json").read_text())
-    assert json.dumps(config, indent=2) in html.unescape(page.read_text())
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    assert json.dumps(config, indent=2) in html.unescape(page.read_text(encoding="utf-8"))
     assert sum(address.startswith("data:") for address in parts.addresses) == 5
     assert sorted(path.name for path in run.parent.iterdir()) == ["first", "report.html"]
 
@@ -251,7 +251,8 @@ def test_text_of_users_is_escaped(tmp_path):
     evil = '<script>alert("1")</script>&amp;'
     data = dataclasses.replace(get_train_preset("mom-tiny").data, path=evil)
     run = make_run(tmp_path / "<b>bold & 'quoted'", data=data)
-    (run / "tasks.json").write_text(json.dumps({"tasks": {"<i>mine": task({"<u>acc": 0.5})}, "groups": {}}))
+    found = {"tasks": {"<i>mine": task({"<u>acc": 0.5})}, "groups": {}}
+    (run / "tasks.json").write_text(json.dumps(found), encoding="utf-8")
     assert main(["report", str(run)]) == 0
     text, _ = read_page(tmp_path / "report.html")
     for raw in (evil, "<b>bold & 'quoted'", "<i>mine", "<u>acc"):
@@ -289,12 +290,12 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     assert f"did you mean {run}?" in complaint(capsys, runs)
     assert "is a folder; give a file" in complaint(capsys, str(run), "--out", runs)
     assert "lies in a folder that is missing" in complaint(capsys, str(run), "--out", f"{tmp_path}/no/page.html")
-    (run / "eval.json").write_text("{")
+    (run / "eval.json").write_text("{", encoding="utf-8")
     assert f"file={run}/eval.json: holds something that is not JSON" in complaint(capsys, str(run))
-    (run / "eval.json").write_text('{"step": 3}')
+    (run / "eval.json").write_text('{"step": 3}', encoding="utf-8")
     assert f"file={run}: is not of the form this version writes (KeyError('tokens'))" in complaint(capsys, str(run))
     (run / "eval.json").unlink()
-    (run / "metrics.jsonl").write_text("")
+    (run / "metrics.jsonl").write_text("", encoding="utf-8")
     assert f"run={run}: has no metrics yet" in complaint(capsys, str(run))
     assert not list(tmp_path.rglob("*.html"))
 
@@ -305,7 +306,7 @@ def test_mistakes_in_sweeps_are_one_line(sweep, tmp_path, capsys):
     renamed = sweep.rename(sweep.with_name("mine"))
     assert "holds points of an unknown experiment" in complaint(capsys, str(renamed))
     sweep = renamed.rename(sweep)
-    (sweep / "points-0-of-2.jsonl").write_text("")
+    (sweep / "points-0-of-2.jsonl").write_text("", encoding="utf-8")
     assert "has no finished point; run mom-jax experiment mqar --scale tiny" in complaint(capsys, str(sweep))
-    (sweep / "points-0-of-2.jsonl").write_text("{]\n")
+    (sweep / "points-0-of-2.jsonl").write_text("{]\n", encoding="utf-8")
     assert "holds something that is not JSON" in complaint(capsys, str(sweep))

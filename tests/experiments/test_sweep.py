@@ -43,7 +43,7 @@ def test_a_stopped_sweep_goes_on(tmp_path):
     first = Toy(killed_at=2)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(first.experiment, POINTS, tmp_path)
-    with (tmp_path / "points.jsonl").open("a") as file:
+    with (tmp_path / "points.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"point": {"size"')
     assert len(read_records(tmp_path)) == 2
     second = Toy()

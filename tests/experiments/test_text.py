@@ -16,7 +16,8 @@ def small(tmp_path_factory):
     """A recipe of two steps of one layer on a text of words."""
     folder, rng = tmp_path_factory.mktemp("corpus"), random.Random(0)
     for number in range(12):
-        (folder / f"{number:02}.txt").write_text(" ".join(rng.choices(["key", "value", "memory"], k=400)) + "\n")
+        words = rng.choices(["key", "value", "memory"], k=400)
+        (folder / f"{number:02}.txt").write_text(" ".join(words) + "\n", encoding="utf-8")
     smaller = functools.partial(dataclasses.replace, num_hidden_layers=1, hidden_size=16)
     config = text.recipe("tiny", "gated_deltanet", smaller, 0)
     data = dataclasses.replace(

@@ -22,7 +22,7 @@ def change(folder, **tensors):
 def edit(folder, **fields):
     """Replaces fields of a saved model's config.json."""
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
 
 
 def complaint(folder):
@@ -57,7 +57,7 @@ def test_no_config(saved):
 )
 def test_config_of_something_else(text, message, saved):
     """Not JSON, a run of ours, another model."""
-    (saved / "config.json").write_text(text)
+    (saved / "config.json").write_text(text, encoding="utf-8")
     assert message in complaint(saved)
 
 
@@ -155,7 +155,7 @@ def test_index_names_missing_files(sharded):
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
 def test_index_that_is_none(text, sharded):
     """Not JSON, or without a weight_map."""
-    (sharded / INDEX).write_text(text)
+    (sharded / INDEX).write_text(text, encoding="utf-8")
     assert "is not a JSON object with a weight_map" in complaint(sharded)
 
 
@@ -215,7 +215,7 @@ def test_a_failure_leaves_nothing(make_model, tmp_path, monkeypatch):
 
 def test_an_index_that_lies(sharded):
     """A tensor that is not in the file that the index names is missing."""
-    index = json.loads((sharded / INDEX).read_text())
+    index = json.loads((sharded / INDEX).read_text(encoding="utf-8"))
     lost = load_file(sharded / index["weight_map"]["model.norm.weight"])
     del lost["model.norm.weight"]
     save_file(lost, sharded / index["weight_map"]["model.norm.weight"])

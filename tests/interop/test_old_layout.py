@@ -20,9 +20,9 @@ OLD_NAMES = [
 
 def to_old(folder, names, norm="mlp_norm.weight"):
     """Rewrites a saved model in the older layout."""
-    fields = json.loads((folder / "config.json").read_text())
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     fields = {names.get(name, name): value for name, value in fields.items()} | {"model_type": "mom_gated_deltanet"}
-    (folder / "config.json").write_text(json.dumps(fields))
+    (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     tensors = load_file(folder / "model.safetensors")
     for layer in range(fields["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
@@ -48,7 +48,7 @@ def test_same_model(names, norm, saved, make_model):
 def test_its_own_defaults(saved):
     """A field that is missing has the older configuration's default, which differs from the newer one's."""
     to_old(saved, OLD_NAMES[0])
-    fields = json.loads((saved / "config.json").read_text())
+    fields = json.loads((saved / "config.json").read_text(encoding="utf-8"))
     for name in ("num_experts", "expand_v", "shared_mem", "num_heads", "num_hidden_layers"):
         del fields[name]
     config = MoMConfig.from_dict(fields)

@@ -47,7 +47,8 @@ def test_tensors_of_the_reference(name, tmp_path):
         entries.pop("lm_head.weight", None)  # never in its files
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/config.json").write_text(
-        json.dumps({"model_type": "mom", **json.loads(str(stored["config"]))})
+        json.dumps({"model_type": "mom", **json.loads(str(stored["config"]))}),
+        encoding="utf-8",
     )
     save_file(entries, tmp_path / "theirs/model.safetensors", metadata={"format": "pt"})
     save_pretrained(load_pretrained(tmp_path / "theirs"), tmp_path / "ours")
@@ -82,7 +83,7 @@ def test_shards(make_model, tmp_path):
     save_pretrained(model, tmp_path / "saved", max_shard_bytes=5000)
     files = sorted(path.name for path in (tmp_path / "saved").glob("*.safetensors"))
     assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
-    index = json.loads((tmp_path / "saved/model.safetensors.index.json").read_text())
+    index = json.loads((tmp_path / "saved/model.safetensors.index.json").read_text(encoding="utf-8"))
     total = 0
     for name in files:
         tensors = load_file(tmp_path / "saved" / name)
@@ -98,7 +99,7 @@ def test_what_the_folder_says(saved):
     """The file names the framework whose layout it has; config.json holds what the reference asks for."""
     with safe_open(saved / "model.safetensors", framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
-    fields = json.loads((saved / "config.json").read_text())
+    fields = json.loads((saved / "config.json").read_text(encoding="utf-8"))
     assert fields["model_type"] == "mom" and fields["architectures"] == ["MomForCausalLM"]
     assert fields["mom_backend"] == "gated_deltanet" and fields["dtype"] == "float32" and fields["attn"] is None
     assert MoMConfig.from_dict(fields) == MoMConfig.from_file(saved / "config.json")
@@ -118,9 +119,9 @@ def test_attention_biases(make_model, tmp_path):
     sizes = {"vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 1, "head_dim": 8}
     plain = make_model(MoMConfig(**sizes, attn=AttentionConfig(**attn)))
     save_pretrained(plain, tmp_path / "saved")
-    fields = json.loads((tmp_path / "saved/config.json").read_text())
+    fields = json.loads((tmp_path / "saved/config.json").read_text(encoding="utf-8"))
     fields["attn"]["qkv_bias"] = True
-    (tmp_path / "saved/config.json").write_text(json.dumps(fields))
+    (tmp_path / "saved/config.json").write_text(json.dumps(fields), encoding="utf-8")
     tensors = load_file(tmp_path / "saved/model.safetensors")
     biases = {f"model.layers.0.attn.{n}_proj.bias": np.arange(16, dtype=np.float32) + i for i, n in enumerate("qkv")}
     save_file(tensors | biases, tmp_path / "saved/model.safetensors")

@@ -82,7 +82,7 @@ def test_tiny():
 
 def test_published_file(tmp_path):
     """A published ``config.json`` with its many other fields is the preset."""
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED), encoding="utf-8")
     assert MoMConfig.from_file(tmp_path / "config.json") == get_preset("mom-1.3b")
     assert MoMConfig.from_dict({**PUBLISHED, "model_type": "mom_gated_deltanet"}) == get_preset("mom-1.3b")
 

@@ -58,7 +58,8 @@ print(step.lower().compile().as_text().count("tpu_custom_call"))
 
 def recorded_spills():
     """Spilled bytes by operator, kernel, size, dtype and device, as docs/kernels.md tells them."""
-    lines = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    page = PAGE.read_text(encoding="utf-8").splitlines()
+    lines = [line.strip("| ").split(" | ") for line in page if line.startswith("| ")]
     (header,) = (x for x in lines if x[:2] == ["operator", "kernel"])
     spilled = collections.defaultdict(int)  # a kernel may stand there twice, with other constants
     for operator, kernel, size, dtype, *cells in (x for x in lines if len(x) == len(header) and x[1].startswith("`")):

@@ -24,7 +24,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 7))) for _ in range(60)]
     for number in range(12):
-        (folder / f"{number:02}.txt").write_text(" ".join(rng.choices(words, k=600)) + "\n")
+        (folder / f"{number:02}.txt").write_text(" ".join(rng.choices(words, k=600)) + "\n", encoding="utf-8")
     return folder
 
 

@@ -74,7 +74,7 @@ def test_a_step_moves_the_bias_by_the_load_alone(on_one_device):
 def test_eight_devices_move_it_alike(on_one_device, make_config, tmp_path):
     """Bit for bit: loads are whole numbers of tokens, divided once."""
     config = dataclasses.replace(with_balance(make_config(), "loss_free"), mesh=MeshConfig(2, 2, 2))
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
     found = json.loads(on_eight_fake_devices(__file__, tmp_path / "config.json").splitlines()[-1])
     assert found["biases"] == on_one_device["biases"]
     np.testing.assert_allclose(found["loads"], on_one_device["loads"], atol=4 / 1024)

@@ -110,14 +110,15 @@ def test_a_missing_file_is_found(run):
 
 
 def test_a_broken_manifest_is_found(run):
-    (checkpoint_folder(run.run_dir) / "2" / "manifest.json").write_text("{")
+    (checkpoint_folder(run.run_dir) / "2" / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="is unreadable"):
         resume(run)
 
 
 def test_another_format_version_is_refused(run):
     path = checkpoint_folder(run.run_dir) / "2" / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": manifest.FORMAT_VERSION + 1}))
+    told = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**told, "format_version": manifest.FORMAT_VERSION + 1}), encoding="utf-8")
     with pytest.raises(InputError, match=r"has format version 3, this program reads 2"):
         resume(run)
 

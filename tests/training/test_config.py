@@ -78,7 +78,7 @@ def test_unknown_field_in_a_file_suggests_the_known_one():
 def test_unreadable_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="run_dir"):
         TrainConfig.from_file(tmp_path / "config.json")
-    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="not valid JSON"):
         TrainConfig.from_file(tmp_path / "config.json")
 

@@ -22,7 +22,8 @@ def record(step: int) -> dict:
 
 def test_a_new_sitting_drops_what_came_after_its_checkpoint(tmp_path):
     lines = [json.dumps(record(step)) + "\n" for step in (1, 2, 3)]
-    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 4, "lo')  # a crash cut the last line
+    cut = '{"step": 4, "lo'  # by a crash
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + cut, encoding="utf-8")
     out = io.StringIO()
     with RunLog(tmp_path, 2, 10, Console(file=out)) as log:
         log.held_out(3, {"held_out_loss": 1.5, "routing_churn": [0.25]})

@@ -29,7 +29,7 @@ EVALUATION = {
 @pytest.fixture
 def run_dir(tmp_path):
     config = dataclasses.replace(get_train_preset("mom-tiny"), run_dir=str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
     records: list[dict] = [
         {
             "step": step,
@@ -50,12 +50,12 @@ def run_dir(tmp_path):
     ]
     records.insert(3, {"step": 30, "held_out_loss": 2.85})
     records.insert(6, {"step": 50, "held_out_loss": 2.75, "routing_churn": [0.3, 0.1]})
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return tmp_path
 
 
 def test_every_picture_is_drawn_and_shown(run_dir):
-    text = write_report(run_dir).read_text()
+    text = write_report(run_dir).read_text(encoding="utf-8")
     for name in PICTURES:
         pixels = matplotlib.image.imread(run_dir / f"{name}.png")
         assert pixels.shape[0] > 300 and pixels.shape[1] > 800
@@ -65,7 +65,7 @@ def test_every_picture_is_drawn_and_shown(run_dir):
 
 
 def test_the_numbers_are_the_runs(run_dir):
-    text = write_report(run_dir, EVALUATION, extra="| model | bits |").read_text()
+    text = write_report(run_dir, EVALUATION, extra="| model | bits |").read_text(encoding="utf-8")
     for expected in (
         "| steps | 100 of ",
         "| last training loss | 1.9000 nats per token |",

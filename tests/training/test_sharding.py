@@ -43,7 +43,7 @@ def run(config: TrainConfig) -> dict:
 def on_eight_devices(make_config, tmp_path_factory):
     """Results of `run` on eight simulated devices, by mesh shape, and the complaint about a mesh of four."""
     path = tmp_path_factory.mktemp("eight") / "config.json"
-    path.write_text(json.dumps(make_config().to_dict()))
+    path.write_text(json.dumps(make_config().to_dict()), encoding="utf-8")
     return json.loads(on_eight_fake_devices(__file__, path).splitlines()[-1])
 
 

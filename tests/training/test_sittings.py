@@ -11,7 +11,7 @@ def test_each_sitting_is_a_line(tmp_path):
     assert read_sittings(tmp_path) == []
     record_sitting(tmp_path, 0, "1 cpu")
     record_sitting(tmp_path, 20, "8 TPU v4")
-    with (tmp_path / "sittings.jsonl").open("a") as file:
+    with (tmp_path / "sittings.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"date": "cut')
     first, second = read_sittings(tmp_path)
     assert (first["step"], first["devices"], second["step"], second["devices"]) == (0, "1 cpu", 20, "8 TPU v4")

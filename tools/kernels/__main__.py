@@ -126,7 +126,8 @@ def main() -> None:
         lines = [f"{datetime.date.today()}; {versions}", "", *TABLES[name]()]
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         table = "\n".join(lines) + "\n"
-        PAGE.write_text(place.sub(lambda found, table=table: found[1] + table + found[2], PAGE.read_text()))
+        page = place.sub(lambda found, table=table: found[1] + table + found[2], PAGE.read_text(encoding="utf-8"))
+        PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -99,10 +99,10 @@ def compiled(launch: Launch, device: str) -> Compiled:
 def _read_nvidia(ptx: str, arch: int, shared: int) -> Compiled:
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "kernel.ptx"
-        file.write_text(ptx)
+        file.write_text(ptx, encoding="utf-8")
         name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
         command = [get_ptxas(arch).path, "-v", f"--gpu-name={name}", file, "-o", f"{file}.cubin"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     return Compiled(_number(r"Used (\d+) registers", said), _number(r"(\d+) bytes spill stores", said), shared)

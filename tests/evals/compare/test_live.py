@@ -37,7 +37,7 @@ def compare(folder: Path, *options: str) -> tuple[subprocess.CompletedProcess, d
     command = [sys.executable, "-m", "mom_jax", "compare", "--reference", str(folder), "--out", str(out), *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stderr
-    return done, json.loads((out / "compare.json").read_text())
+    return done, json.loads((out / "compare.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(

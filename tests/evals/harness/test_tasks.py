@@ -56,9 +56,9 @@ def folder(tmp_path_factory):
     """Task files and their data."""
     path = tmp_path_factory.mktemp("tasks")
     for name, yaml, rows in (("arc", ARC, QUESTIONS), ("wikitext", WIKITEXT, PAGES)):
-        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         place = f"dataset_path: json\ndataset_kwargs:\n  data_files: {{test: {path}/{name}.jsonl}}\ntest_split: test\n"
-        (path / f"{name}.yaml").write_text(yaml + place)
+        (path / f"{name}.yaml").write_text(yaml + place, encoding="utf-8")
     return path
 
 
@@ -196,7 +196,7 @@ def test_the_harness_has_the_papers_tasks(folder):
 @pytest.mark.parametrize("name", ["recall_swde", "far"])
 def test_absent_data_says_how_to_fetch_it(name, folder, tmp_path, tokenizer, hub):
     place = "dataset_path: who/far\ndataset_name: part\n"
-    (tmp_path / "far.yaml").write_text(ARC.replace("tiny_arc", "far") + place)
+    (tmp_path / "far.yaml").write_text(ARC.replace("tiny_arc", "far") + place, encoding="utf-8")
     with pytest.raises(InputError) as caught:
         load_tasks([name], find_tasks([name], tmp_path), tokenizer, LENGTH)
     wanted = "'who/far', 'part'" if name == "far" else "'hazyresearch/based-swde-v2'"
@@ -206,7 +206,7 @@ def test_absent_data_says_how_to_fetch_it(name, folder, tmp_path, tokenizer, hub
 
 def test_absent_files_and_packages(tmp_path, tokenizer, monkeypatch):
     place = "dataset_path: json\ndataset_kwargs:\n  data_files: {test: nowhere.jsonl}\ntest_split: test\n"
-    (tmp_path / "lost.yaml").write_text(ARC.replace("tiny_arc", "lost") + place)
+    (tmp_path / "lost.yaml").write_text(ARC.replace("tiny_arc", "lost") + place, encoding="utf-8")
     manager = find_tasks(["lost"], tmp_path)
     with pytest.raises(InputError, match="tasks=lost: its data cannot be loaded"):
         load_tasks(["lost"], manager, tokenizer, LENGTH)
