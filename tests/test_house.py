@@ -14,6 +14,8 @@ FLOORS = {
     "pallas_kernels": 0,
     "mom_jax.errors": 0,
     "mom_jax.typing": 0,
+    "mom_jax.files": 1,
+    "mom_jax.paths": 1,
     "mom_jax.ops": 1,
     "mom_jax.layers": 2,
     "mom_jax.models": 3,

@@ -28,7 +28,6 @@ from mom_jax.data.shards import (
     is_prepared,
     open_prepared,
     read_index,
-    remove_leftovers,
     token_dtype,
     write_index,
     write_shard,
@@ -36,6 +35,7 @@ from mom_jax.data.shards import (
 from mom_jax.data.sources import FileSource, Source, resolve
 from mom_jax.data.tokenizers import Tokenizer, load_tokenizer
 from mom_jax.errors import InputError
+from mom_jax.files import remove_leftovers
 
 # Below this much text, starting worker processes costs more than it saves.
 _WORTH_WORKERS = 64 * 2**20

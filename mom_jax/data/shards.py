@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import socket
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 
 from mom_jax.data.tokenizers import Tokenizer
 from mom_jax.errors import InputError
+from mom_jax.files import temporary_path, to_disk, write_atomically, write_json
 
 FORMAT = "mom-jax-shards"
 VERSION = 1
@@ -46,18 +46,6 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
 
 
-def write_atomically(path: Path, blob: bytes) -> None:
-    """Writes a file that is either whole or absent."""
-    temporary = _temporary(path)
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(blob)
-            _to_disk(stream)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_shard(folder: Path, name: str, key: str, documents: Iterable[str], tokenizer: Tokenizer) -> ShardInfo:
     """Tokenises ``documents`` into the shard ``name``; memory holds one document at a time.
 
@@ -66,7 +54,7 @@ def write_shard(folder: Path, name: str, key: str, documents: Iterable[str], tok
     dtype, end = token_dtype(tokenizer.vocab_size), tokenizer.eos_id
     digest, offsets, text_bytes = hashlib.sha256(), array.array("Q", [0]), 0
     target = folder / f"{name}.bin"
-    temporary = _temporary(target)
+    temporary = temporary_path(target)
     try:
         with open(temporary, "wb") as stream:
             for text in documents:
@@ -75,7 +63,7 @@ def write_shard(folder: Path, name: str, key: str, documents: Iterable[str], tok
                 stream.write(ids)
                 offsets.append(offsets[-1] + len(ids) // dtype.itemsize)
                 text_bytes += len(text.encode())
-            _to_disk(stream)
+            to_disk(stream)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -85,7 +73,7 @@ def write_shard(folder: Path, name: str, key: str, documents: Iterable[str], tok
     write_atomically(folder / f"{name}.offsets", starts)
     tokens = target.stat().st_size // dtype.itemsize
     info = ShardInfo(key, tokens, len(offsets) - 1, text_bytes, digest.hexdigest(), hashlib.sha256(starts).hexdigest())
-    write_atomically(folder / f"{name}.json", _to_json(dataclasses.asdict(info)))
+    write_json(folder / f"{name}.json", dataclasses.asdict(info))
     return info
 
 
@@ -100,17 +88,9 @@ def finished_shard(folder: Path, name: str, key: str, dtype: np.dtype) -> ShardI
     return info if whole and info.key == key else None
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Deletes temporary files of this machine's processes that no longer run (they were killed)."""
-    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
-        pid = path.name.split(".")[-2]
-        if pid.isdigit() and not _is_running(int(pid)):
-            path.unlink(missing_ok=True)
-
-
 def write_index(folder: Path, index: dict) -> None:
     """Writes ``index.json``; the same data and tokenizer give the same bytes."""
-    write_atomically(folder / "index.json", _to_json(index))
+    write_json(folder / "index.json", index)
 
 
 def read_index(folder: Path) -> dict:
@@ -256,7 +236,7 @@ def open_prepared(folder: str | Path) -> PreparedData:
         if len(streams[split]) == 0:
             raise InputError("path", folder, f"has no {split.replace('_', '-')} text; give more text, or held_out_path")
     sums = [s.info.bin_sha256 + s.info.offsets_sha256 for split in SPLITS for s in streams[split].shards]
-    fingerprint = hashlib.sha256(_to_json([index, sums])).hexdigest()[:32]
+    fingerprint = hashlib.sha256(json.dumps([index, sums], indent=1).encode() + b"\n").hexdigest()[:32]
     return PreparedData(
         folder,
         index["tokenizer"],
@@ -267,27 +247,3 @@ def open_prepared(folder: str | Path) -> PreparedData:
         streams["train"],
         streams["held_out"],
     )
-
-
-def _temporary(path: Path) -> Path:
-    # Named by machine and process: several may prepare the same shard at once; the last one wins, with the same bytes.
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-
-
-def _to_disk(stream) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def _to_json(content: object) -> bytes:
-    return json.dumps(content, indent=1).encode() + b"\n"
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

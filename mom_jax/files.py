@@ -1,0 +1,192 @@
+"""Files that this program writes and reads back: each appears whole or not at all, and what is read is checked first.
+
+The form of JSON is given as a type: ``dict[str, int]``, ``list[Entry]``, ``str | None``, or a ``TypedDict`` for objects
+with known fields (further fields are let through).
+"""
+
+import json
+import os
+import re
+import socket
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mom_jax.errors import InputError
+
+T = TypeVar("T")
+
+_IN_WORDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
+_IN_WORDS[type(None)] = "null"
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Writes a file that is either whole or absent; text as UTF-8."""
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            to_disk(stream)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    """Writes ``value`` as JSON, whole or not at all.
+
+    Raises:
+        InputError: it holds NaN or infinity, for which JSON has no word.
+    """
+    try:
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError as error:
+        raise InputError("path", path, "is not written: a number of it is NaN or infinite") from error
+    write_atomically(path, text + "\n")
+
+
+def read_text(path: Path, remedy: str, field: str = "path") -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        InputError: it cannot be read or is not UTF-8; ``remedy`` says what to do.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(field, path, f"cannot be read ({error.strerror}); {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(field, path, f"is damaged (byte {error.start} is not UTF-8); {remedy}") from error
+
+
+def read_json(path: Path, form: type[T], remedy: str, field: str = "path") -> T:
+    """The content of a JSON file, which has the given form.
+
+    Args:
+        path: the file.
+        form: a type, as the module says.
+        remedy: what to do where the file is missing or damaged, as in ``delete the folder and run again``.
+        field: what the error names.
+
+    Raises:
+        InputError: the file cannot be read, is no JSON, or JSON of another form; names file, place and remedy.
+    """
+    try:
+        return parse_json(read_text(path, remedy, field), form)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(field, path, f"is damaged ({error}); {remedy}") from error
+
+
+def read_json_lines(path: Path, form: type[T]) -> tuple[list[T], list[str]]:
+    """The records of a file with one JSON value per line, and a complaint for each line that is none.
+
+    A last line without its end is one that was being written: it is left out without a complaint.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise InputError("path", path, f"cannot be read ({error.strerror})") from error
+    records, complaints = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(parse_json(line.decode(), form))
+        except ValueError as error:
+            complaints.append(f"{path}:{number} is damaged ({error})")
+    return records, complaints
+
+
+def parse_json(text: str, form: type[T]) -> T:
+    """The value that ``text`` spells, which has the given form.
+
+    Raises:
+        ValueError: what is wrong, in a few words.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    wrong = _misfit(value, form, "")
+    if wrong:
+        raise ValueError(wrong)
+    return value
+
+
+def _misfit(value: Any, form: Any, place: str) -> str | None:
+    """What is wrong with ``value`` where ``form`` is expected; None where nothing is."""
+    if form is Any:
+        return None
+    if typing.is_typeddict(form):
+        return _misfit(value, dict, place) or _misfit_of_fields(value, form, place)
+    origin, inner = typing.get_origin(form), typing.get_args(form)
+    if origin in (types.UnionType, typing.Union):
+        found = [_misfit(value, choice, place) for choice in inner]
+        return None if None in found else found[0]
+    if origin in (list, dict):
+        items = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
+        found = (_misfit(item, inner[-1], f"{place}[{key!r}]") for key, item in items)
+        return _misfit(value, origin, place) or next(filter(None, found), None)
+    kinds = (int, float) if form is float else (form,)
+    if isinstance(value, kinds) and (form is bool or not isinstance(value, bool)):
+        return None
+    return f"{place or 'the whole'} is {_IN_WORDS[type(value)]}, not {_IN_WORDS[form]}"
+
+
+def _misfit_of_fields(value: dict[str, Any], form: Any, place: str) -> str | None:
+    for name, hint in typing.get_type_hints(form).items():
+        if name in value:
+            wrong = _misfit(value[name], hint, f"{place}[{name!r}]")
+        else:
+            wrong = f"{place or 'the object'} has no {name!r}" if name in form.__required_keys__ else None
+        if wrong:
+            return wrong
+    return None
+
+
+def temporary_path(path: Path) -> Path:
+    """Where a file is written before it gets its name ``path``.
+
+    It names machine and process, for several may write the same file: the last one wins.
+    """
+    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes temporary files of this machine's processes that no longer run (they were killed)."""
+    ours = re.compile(rf"\..*\.{re.escape(_host())}\.(\d+)\.tmp")
+    for path in folder.iterdir():
+        match = ours.fullmatch(path.name)
+        if match and not _is_running(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def to_disk(stream: typing.IO[bytes]) -> None:
+    """Returns when what was written to ``stream`` is on the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _host() -> str:
+    return socket.gethostname().replace("/", "-")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

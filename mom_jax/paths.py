@@ -1,0 +1,49 @@
+"""Places that a user names: local files and folders, and nothing that merely looks like one."""
+
+import os
+import re
+from pathlib import Path
+
+from mom_jax.errors import InputError
+
+# One letter is a Windows drive. `Path` makes `gs:/bucket` of `gs://bucket`, so one slash is enough.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+
+
+def local_path(place: str | os.PathLike[str], field: str) -> Path:
+    """The local path that a user wrote, with ``~`` expanded.
+
+    Args:
+        place: a file or folder, which need not exist.
+        field: the option that it was given to, for the message.
+
+    Raises:
+        InputError: nothing at all, an address (``gs://``, ``s3://``, ``https://`` ...), or what no file can be called.
+    """
+    check_local(place, field)
+    return Path(os.path.expanduser(place))
+
+
+def check_local(place: str | os.PathLike[str], field: str) -> None:
+    """Raises `InputError` where ``place`` cannot be a local path; see `local_path`."""
+    text = os.fspath(place)
+    if not text:
+        raise InputError(field, "''", "must not be empty")
+    if "\0" in text:
+        raise InputError(field, repr(text), "holds a NUL byte, which no path does")
+    address = _ADDRESS.fullmatch(text)
+    if address:
+        raise InputError(field, text, _remedy(address[1].lower(), address[2]))
+
+
+def _remedy(scheme: str, rest: str) -> str:
+    if scheme == "hf":
+        return f"is written hf:{rest.removeprefix('datasets/') or 'OWNER/NAME'}"
+    if scheme == "file":
+        return f"is an address; give the path itself: /{rest}"
+    return f"{scheme}:// addresses are not supported; copy or mount it, and give the local path"
+
+
+def absolute(place: str | os.PathLike[str], field: str) -> str:
+    """`local_path` as text that means the same from every folder; links stay as they are."""
+    return os.path.abspath(local_path(place, field))
