@@ -84,7 +84,7 @@ def make(preset: str, folder: Path) -> dict[str, int]:
 
 
 def _jobs(folder: Path):
-    import mom_jax.cli.runs  # noqa: F401 (loaded here, so that only data counts)
+    import mom_jax.runs  # noqa: F401 (loaded here, so that only data counts)
     from mom_jax.cli.main import main as command
     from mom_jax.interop.pretrained import load_pretrained, save_pretrained
 

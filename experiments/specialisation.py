@@ -68,10 +68,10 @@ def routed(run_dir: str) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]
     import jax.numpy as jnp
     from flax import nnx
 
-    from mom_jax.cli.runs import one_device, opened_run
     from mom_jax.data.loader import eval_batches
     from mom_jax.data.prepare import prepared
     from mom_jax.data.tokenizers import load_tokenizer
+    from mom_jax.runs import one_device, opened_run
 
     with opened_run(run_dir, one_device()) as (config, model, _):
         batch = next(iter(eval_batches(prepared(config.data), config.data, max_windows=config.data.batch_size)))

@@ -64,7 +64,8 @@ def trained(config: TrainConfig, models: Path) -> str:
         InputError: the text is not to be had.
         KeyboardInterrupt: training was told to stop; its checkpoint is there.
     """
-    from mom_jax.cli.runs import console, train_and_report  # imports JAX
+    from mom_jax.cli.runs import console  # imports JAX
+    from mom_jax.runs import train_and_report
     from mom_jax.training.checkpoint import checkpoint_folder, latest_step
 
     config, out = dataclasses.replace(config, run_dir=str(models / _name(config))), console()
@@ -79,7 +80,7 @@ def held_out_scores(run_dir: str, size: str, length: int) -> dict[str, Any]:
 
     Of tiny models 64 KB, the same for all models; of others all held-out text.
     """
-    from mom_jax.cli.runs import evaluate_run  # imports JAX
+    from mom_jax.runs import evaluate_run  # imports JAX
 
     limits = {"batch_size": max(1, 4096 // length), "max_windows": _SCORED // length} if size == TINY else {}
     scores, _ = evaluate_run(run_dir, sequence_length=length, **limits)
@@ -88,8 +89,8 @@ def held_out_scores(run_dir: str, size: str, length: int) -> dict[str, Any]:
 
 def task_scores(run_dir: str, suite: str) -> dict[str, Any]:
     """Every metric of a suite's tasks, by ``task metric``; their mean is ``SUITE average``."""
-    from mom_jax.cli.tasks import evaluate_run_on_tasks  # imports JAX and the harness
     from mom_jax.evals.harness.suites import suite_means
+    from mom_jax.runs import evaluate_run_on_tasks  # imports JAX and the harness
 
     found = evaluate_run_on_tasks(run_dir, [suite])
     values = {

@@ -25,10 +25,12 @@ FLOORS = {
     "mom_jax": 5,
     "mom_jax.training": 5,
     "mom_jax.evals": 5,
-    "mom_jax.cli": 6,
-    "mom_jax.__main__": 7,
-    "experiments": 7,
-    "benchmarks": 7,
+    "mom_jax.reports": 6,
+    "mom_jax.runs": 7,
+    "mom_jax.cli": 8,
+    "mom_jax.__main__": 9,
+    "experiments": 9,
+    "benchmarks": 9,
 }
 # Libraries that only one package may know.
 ONLY_IN = {

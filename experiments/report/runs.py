@@ -15,9 +15,10 @@ from mom_jax.evals.harness.suites import suite_means
 from mom_jax.interop.published import is_published, read_config
 from mom_jax.models.accounting import Cost, account, total
 from mom_jax.models.config import MoMConfig
+from mom_jax.reports.markdown import describe_model
+from mom_jax.reports.pictures import draw_pictures
 from mom_jax.training.config import CONFIG_FILE, TrainConfig
 from mom_jax.training.log import METRICS_FILE, read_metrics
-from mom_jax.training.report import describe_model, draw_pictures
 from mom_jax.training.sittings import SITTINGS_FILE, read_sittings
 
 EVALUATION_FILE, TASKS_FILE = "eval.json", "tasks.json"

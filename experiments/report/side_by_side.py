@@ -10,8 +10,8 @@ from experiments.report.parts import Picture, Section, Table, readable
 from experiments.report.runs import Run
 from mom_jax.cli.train import command_of
 from mom_jax.evals.harness.suites import suite_means
+from mom_jax.reports.pictures import draw_picture
 from mom_jax.training.config import flat
-from mom_jax.training.report import draw_picture
 
 # Fields that say where and how a run went, not what it computed.
 _ELSEWHERE = ("run_dir", "max_minutes", "log_every", "eval_every", "data.cache_dir")

@@ -43,8 +43,9 @@ def main(args: Sequence[str]) -> int:
     """Parses the arguments, converts, says what was written."""
     wanted = parse(ConvertConfig, args, prog="mom-jax convert", description=DESCRIPTION)
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import console, one_device
+    from mom_jax.cli.runs import console
     from mom_jax.interop.published import is_published
+    from mom_jax.runs import one_device
     from mom_jax.training.conversion import published_to_run, run_to_published
 
     out = console()

@@ -26,17 +26,10 @@ def main(args: Sequence[str]) -> int:
             "data.tokenizer", config.data.tokenizer, "the demo compares with byte models; leave it at bytes"
         )
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import (
-        complete,
-        console,
-        evaluate_run,
-        one_device,
-        opened_run,
-        print_evaluation,
-        train_and_report,
-    )
+    from mom_jax.cli.runs import complete, console, print_evaluation
     from mom_jax.evals.ngram import ngram_bits_per_byte
-    from mom_jax.training.report import write_report
+    from mom_jax.reports.markdown import write_report
+    from mom_jax.runs import evaluate_run, one_device, opened_run, train_and_report
 
     out = console()
     if not train_and_report(config, out).finished:

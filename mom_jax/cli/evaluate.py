@@ -66,9 +66,10 @@ def main(args: Sequence[str]) -> int:
     if wanted.tasks is not None:
         return _run_tasks(wanted)
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import console, evaluate_run, print_evaluation
+    from mom_jax.cli.runs import console, print_evaluation
+    from mom_jax.reports.markdown import write_report
+    from mom_jax.runs import evaluate_run
     from mom_jax.training.log import read_metrics
-    from mom_jax.training.report import write_report
 
     out = console()
     changes = {
@@ -86,7 +87,8 @@ def _run_tasks(wanted: EvalConfig) -> int:
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("tasks", wanted.tasks, "needs lm-evaluation-harness: pip install 'mom-jax[eval]'")
     from mom_jax.cli.runs import console
-    from mom_jax.cli.tasks import TASKS_FILE, evaluate_run_on_tasks, print_results
+    from mom_jax.cli.tasks import print_results
+    from mom_jax.runs import TASKS_FILE, evaluate_run_on_tasks
 
     options = {name: getattr(wanted, name) for name in ("include_path", "limit", "sequence_length", "batch_size")}
     found = evaluate_run_on_tasks(wanted.run, wanted.task_names, **options)

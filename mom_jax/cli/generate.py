@@ -52,7 +52,8 @@ def main(args: Sequence[str]) -> int:
     """Parses the arguments and streams the continuation to stdout."""
     wanted = parse(GenerateConfig, args, prog="mom-jax generate", description=DESCRIPTION)
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import complete, console, one_device, opened_run
+    from mom_jax.cli.runs import complete, console
+    from mom_jax.runs import one_device, opened_run
 
     console()
     with opened_run(wanted.run, one_device()) as (config, model, _):

@@ -34,7 +34,8 @@ def main(args: Sequence[str]) -> int:
     """Parses the arguments, trains, writes the report."""
     arguments = parse_train(args)
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import console, train_and_report
+    from mom_jax.cli.runs import console
+    from mom_jax.runs import train_and_report
     from mom_jax.training.processes import join
 
     join(arguments.processes)

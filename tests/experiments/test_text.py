@@ -36,7 +36,7 @@ def test_nothing_is_trained_twice(small, run_dir, monkeypatch):
     """The same recipe finds its model; another seed is another model."""
     from pathlib import Path
 
-    import mom_jax.cli.runs as runs
+    import mom_jax.runs as runs
 
     monkeypatch.setattr(runs, "train_and_report", None)
     models = Path(run_dir).parent
@@ -54,7 +54,7 @@ def test_scores_and_costs(run_dir):
 
 def test_what_routers_see(run_dir):
     """The memory that is chosen first is the likeliest by the router's weight on the state that is reported."""
-    from mom_jax.cli.runs import one_device, opened_run
+    from mom_jax.runs import one_device, opened_run
 
     ids, states, chosen, names = specialisation.routed(run_dir)
     with opened_run(run_dir, one_device()) as (_, model, _):

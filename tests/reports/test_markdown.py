@@ -7,8 +7,8 @@ import matplotlib.image
 import pytest
 
 from mom_jax.errors import InputError
+from mom_jax.reports.markdown import write_report
 from mom_jax.training.config import get_train_preset
-from mom_jax.training.report import write_report
 
 PICTURES = ("loss", "learning_rate", "load", "routing_entropy", "dead_memories", "routing_churn", "gradient_norm")
 
