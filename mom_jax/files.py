@@ -1,9 +1,10 @@
 """Files that this program writes and reads back: each appears whole or not at all, and what is read is checked first.
 
-The form of JSON is given as a type: ``dict[str, int]``, ``list[Entry]``, ``str | None``, or a ``TypedDict`` for objects
-with known fields (further fields are let through).
+The form of JSON is given as a type: ``dict[str, int]``, ``list[Entry]``, ``str | None``, or a ``TypedDict`` or
+dataclass for objects with known fields (further fields are let through).
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -87,6 +88,16 @@ def read_json(path: Path, form: type[T], remedy: str, field: str = "path") -> T:
         raise InputError(field, path, f"is damaged ({error}); {remedy}") from error
 
 
+def read_record(path: Path, cls: type[T], remedy: str, field: str = "path") -> T:
+    """The dataclass ``cls`` with the fields of a JSON object; fields that it does not know are left out.
+
+    Raises:
+        InputError: as `read_json`.
+    """
+    found: Any = read_json(path, cls, remedy, field)
+    return cls(**{known.name: found[known.name] for known in dataclasses.fields(cls) if known.name in found})  # type: ignore[arg-type]
+
+
 def read_json_lines(path: Path, form: type[T]) -> tuple[list[T], list[str]]:
     """The records of a file with one JSON value per line, and a complaint for each line that is none.
 
@@ -128,7 +139,7 @@ def _misfit(value: Any, form: Any, place: str) -> str | None:
     """What is wrong with ``value`` where ``form`` is expected; None where nothing is."""
     if form is Any:
         return None
-    if typing.is_typeddict(form):
+    if typing.is_typeddict(form) or dataclasses.is_dataclass(form):
         return _misfit(value, dict, place) or _misfit_of_fields(value, form, place)
     origin, inner = typing.get_origin(form), typing.get_args(form)
     if origin in (types.UnionType, typing.Union):
@@ -149,10 +160,17 @@ def _misfit_of_fields(value: dict[str, Any], form: Any, place: str) -> str | Non
         if name in value:
             wrong = _misfit(value[name], hint, f"{place}[{name!r}]")
         else:
-            wrong = f"{place or 'the object'} has no {name!r}" if name in form.__required_keys__ else None
+            wrong = f"{place or 'the object'} has no {name!r}" if name in _required(form) else None
         if wrong:
             return wrong
     return None
+
+
+def _required(form: Any) -> set[str]:
+    if typing.is_typeddict(form):
+        return set(form.__required_keys__)
+    missing = dataclasses.MISSING
+    return {f.name for f in dataclasses.fields(form) if f.default is missing and f.default_factory is missing}
 
 
 def temporary_path(path: Path) -> Path:

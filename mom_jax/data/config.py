@@ -6,8 +6,10 @@ Importing this module imports neither JAX nor Grain.
 import dataclasses
 import os
 from pathlib import Path
+from typing import Self
 
 from mom_jax.errors import InputError
+from mom_jax.paths import absolute, check_local
 
 
 def default_cache_dir() -> str:
@@ -52,6 +54,20 @@ class DataConfig:
                 raise InputError(field, getattr(self, field), "must be at least 1")
         if not 0 < self.held_out_fraction < 1:
             raise InputError("held_out_fraction", self.held_out_fraction, "must lie strictly between 0 and 1")
-        for field in ("path", "tokenizer", "text_field", "cache_dir"):
+        for field in ("tokenizer", "text_field"):
             if not getattr(self, field):
                 raise InputError(field, "''", "must not be empty")
+        for field in ("path", "held_out_path", "cache_dir"):
+            if getattr(self, field) is not None:
+                check_local(getattr(self, field), field)
+
+    def anchored(self) -> Self:
+        """The same data with paths that mean the same from every folder, which is what a run keeps."""
+        places = {field: _anchor(getattr(self, field), field) for field in ("path", "held_out_path", "cache_dir")}
+        is_file = self.tokenizer not in ("bytes", "mistral") and os.path.exists(os.path.expanduser(self.tokenizer))
+        tokenizer = absolute(self.tokenizer, "tokenizer") if is_file else self.tokenizer
+        return dataclasses.replace(self, **places, tokenizer=tokenizer)
+
+
+def _anchor(place: str | None, field: str) -> str | None:
+    return place if place in (None, "stdlib") or place.startswith("hf:") else absolute(place, field)

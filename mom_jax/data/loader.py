@@ -98,12 +98,14 @@ class TrainLoader:
         """The position, and what it depends on, ready for JSON."""
         return {**self._identity, "next_index": self._iterator.get_state()["next_index"]}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: Any) -> None:
         """Continues where `get_state` was called.
 
         Raises:
-            InputError: the state belongs to other data, batches or windows.
+            InputError: the state belongs to other data, batches or windows, or is none.
         """
+        if not isinstance(state, dict) or type(state.get("next_index")) is not int or state["next_index"] < 0:
+            raise InputError("data position", state, "is damaged; resume from another checkpoint")
         for field, ours in self._identity.items():
             if state.get(field) != ours:
                 raise InputError(

@@ -21,8 +21,10 @@ from mom_jax.data.plan import Unit, plan, unit_key
 from mom_jax.data.shards import (
     FORMAT,
     VERSION,
+    Index,
     PreparedData,
     ShardInfo,
+    ShardName,
     finished_shard,
     is_complete,
     is_prepared,
@@ -36,6 +38,7 @@ from mom_jax.data.sources import FileSource, Source, resolve
 from mom_jax.data.tokenizers import Tokenizer, load_tokenizer
 from mom_jax.errors import InputError
 from mom_jax.files import remove_leftovers
+from mom_jax.paths import local_path
 
 # Below this much text, starting worker processes costs more than it saves.
 _WORTH_WORKERS = 64 * 2**20
@@ -80,7 +83,7 @@ def prepare(
         raise InputError("shard", f"{part}/{parts}", "is written i/n with 0 <= i < n")
     if workers is not None and workers < 1:
         raise InputError("workers", workers, "must be at least 1")
-    out, tokenizer, units = Path(out), load_tokenizer(config.tokenizer), plan(config)
+    out, tokenizer, units = local_path(out, "out"), load_tokenizer(config.tokenizer), plan(config)
     keys = {unit.name: unit_key(unit, config, tokenizer) for unit in units}
     _claim_folder(out, _index(units, keys, tokenizer))
     dtype = token_dtype(tokenizer.vocab_size)
@@ -131,8 +134,8 @@ def prepared(config: DataConfig, *, workers: int | None = None, progress: bool =
     return data
 
 
-def _index(units: list[Unit], keys: dict[str, str], tokenizer: Tokenizer) -> dict:
-    def named(split: str) -> list[dict[str, str]]:
+def _index(units: list[Unit], keys: dict[str, str], tokenizer: Tokenizer) -> Index:
+    def named(split: str) -> list[ShardName]:
         return [{"name": u.name, "key": keys[u.name]} for u in units if u.name.rpartition("-")[0] == split]
 
     return {
@@ -147,7 +150,7 @@ def _index(units: list[Unit], keys: dict[str, str], tokenizer: Tokenizer) -> dic
     }
 
 
-def _claim_folder(out: Path, index: dict) -> None:
+def _claim_folder(out: Path, index: Index) -> None:
     """Makes ``out`` this data's folder, or checks that it is already."""
     if out.exists() and not out.is_dir():
         raise InputError("out", out, "is a file; give a folder")

@@ -14,15 +14,17 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 
 from mom_jax.data.tokenizers import Tokenizer
 from mom_jax.errors import InputError
-from mom_jax.files import temporary_path, to_disk, write_atomically, write_json
+from mom_jax.files import read_json, read_record, temporary_path, to_disk, write_atomically, write_json
 
 FORMAT = "mom-jax-shards"
 VERSION = 1
@@ -39,6 +41,26 @@ class ShardInfo:
     text_bytes: int  # UTF-8 bytes of the documents' text
     bin_sha256: str
     offsets_sha256: str
+
+
+class ShardName(TypedDict):
+    """A shard in ``index.json``."""
+
+    name: str
+    key: str
+
+
+class Index(TypedDict):
+    """The content of ``index.json``."""
+
+    format: str
+    version: int
+    tokenizer: str
+    tokenizer_fingerprint: str
+    vocab_size: int
+    eos_id: int
+    dtype: str
+    splits: dict[str, list[ShardName]]
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -80,37 +102,43 @@ def write_shard(folder: Path, name: str, key: str, documents: Iterable[str], tok
 def finished_shard(folder: Path, name: str, key: str, dtype: np.dtype) -> ShardInfo | None:
     """The shard's record if it is complete and made from the same things, else None."""
     try:
-        info = ShardInfo(**json.loads((folder / f"{name}.json").read_bytes()))
+        info = read_record(folder / f"{name}.json", ShardInfo, "prepare the data again")
         sizes = [(folder / f"{name}{suffix}").stat().st_size for suffix in (".bin", ".offsets")]
-    except (FileNotFoundError, ValueError, TypeError):
+    except (InputError, FileNotFoundError):
         return None
     whole = sizes == [info.tokens * dtype.itemsize, (info.documents + 1) * 8]
     return info if whole and info.key == key else None
 
 
-def write_index(folder: Path, index: dict) -> None:
+def write_index(folder: Path, index: Index) -> None:
     """Writes ``index.json``; the same data and tokenizer give the same bytes."""
     write_json(folder / "index.json", index)
 
 
-def read_index(folder: Path) -> dict:
+def read_index(folder: Path) -> Index:
     """The content of ``index.json``.
 
     Raises:
-        InputError: it is missing, broken, or of another format version.
+        InputError: it is missing, damaged, of another format version, or names files outside the folder.
     """
     path = folder / "index.json"
-    try:
-        index = json.loads(path.read_bytes())
-        known = index["format"] == FORMAT
-    except FileNotFoundError as error:
-        raise InputError("path", folder, "is no prepared folder: it has no index.json") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("path", path, "is damaged; delete the folder and prepare the data again") from error
-    if not known or index.get("version") != VERSION:
+    if not path.exists():
+        raise InputError("path", folder, "is no prepared folder: it has no index.json")
+    remedy = "delete the folder and prepare the data again"
+    found = read_json(path, dict[str, Any], remedy)
+    if found.get("format") != FORMAT or found.get("version") != VERSION:
         raise InputError(
-            "path", path, f"has version {index.get('version')}; this program reads {VERSION}: prepare the data again"
+            "path", path, f"has version {found.get('version')}; this program reads {VERSION}: prepare the data again"
         )
+    index = read_json(path, Index, remedy)
+    for split in SPLITS:
+        for shard in index["splits"].get(split, ()):
+            if not re.fullmatch(r"[\w-]+", shard["name"]):
+                raise InputError("path", path, f"names the shard {shard['name']!r}, which is no file name; {remedy}")
+        if split not in index["splits"]:
+            raise InputError("path", path, f"is damaged (no {split!r} among its splits); {remedy}")
+    if index["dtype"] != token_dtype(index["vocab_size"]).str or not 0 <= index["eos_id"] < index["vocab_size"]:
+        raise InputError("path", path, f"is damaged (dtype, eos_id and vocab_size do not agree); {remedy}")
     return index
 
 

@@ -56,7 +56,7 @@ TEXT_SUFFIXES = [
     ".parquet",
 ]
 _COMPRESSIONS = (".gz", ".zst", ".bz2")
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +135,8 @@ def _resolve(spec: str, field: str) -> list[Source]:
         root = _glob_root(path)
         found = (Path(p) for p in glob.glob(str(path), recursive=True))
         return _checked([p for p in found if p.is_file()], root, field)
-    if _HUB_NAME.fullmatch(spec) and path.suffix not in TEXT_SUFFIXES and importlib.util.find_spec("datasets"):
-        return _hub(spec, field)
-    raise InputError(
-        field, spec, "no such file or folder; give a text, jsonl or parquet file, a folder, a glob or hf:NAME"
-    )
+    hub = f" (a data set of the Hugging Face hub is written hf:{spec})" if _HUB_NAME.fullmatch(spec) else ""
+    raise InputError(field, spec, f"no such file or folder{hub}; give text, jsonl or parquet files, a folder or a glob")
 
 
 def _folder_files(root: Path) -> list[Path]:
@@ -223,6 +220,10 @@ def _hub(spec: str, field: str) -> list[Source]:
     dataset, subset, split, *rest = [*spec.split(":"), "", ""]
     if not dataset or any(rest):
         raise InputError(field, f"hf:{spec}", "is written hf:NAME[:config][:split]")
+    if os.path.exists(dataset):  # the package would read that instead
+        raise InputError(
+            field, f"hf:{spec}", f"names the hub, but {dataset} is here; give it without hf:, or rename it"
+        )
     subset, split = subset or None, split or "train"
     count = _hub_stream(dataset, subset, split).num_shards
     stem = ":".join(["hf", dataset, subset or "", split])

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 from mom_jax.data.config import DataConfig
 from mom_jax.errors import InputError
 from mom_jax.models.config import PRESETS, AttentionConfig, MoMConfig, get_preset
+from mom_jax.paths import check_local
 
 CONFIG_FILE = "config.json"  # in the run's folder
 
@@ -173,8 +174,11 @@ class TrainConfig:
                 self.gradient_accumulation,
                 f"must divide data.batch_size ({self.data.batch_size})",
             )
-        if not self.run_dir:
-            raise InputError("run_dir", "''", "must not be empty")
+        check_local(self.run_dir, "run_dir")
+
+    def anchored(self) -> Self:
+        """The same run with paths of its data that mean the same from every folder."""
+        return dataclasses.replace(self, data=self.data.anchored())
 
     def to_dict(self) -> dict[str, Any]:
         """The config as a JSON-ready dictionary; `from_dict` reads it back."""
@@ -266,7 +270,7 @@ def check_same_run(saved: TrainConfig, wanted: TrainConfig) -> None:
     Raises:
         InputError: names every field that differs, with both values.
     """
-    old, new = flat(saved.to_dict()), flat(wanted.to_dict())
+    old, new = flat(saved.anchored().to_dict()), flat(wanted.anchored().to_dict())
     differing = [
         name
         for name in new

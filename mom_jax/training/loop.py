@@ -105,6 +105,7 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
         loader = train_loader(data, config.data, jax.process_index(), jax.process_count())
         origin = _origin(config)
     check_same(flat(config.to_dict()), "start them all with the same options")
+    config = config.anchored()
     check_same({"data.fingerprint": data.fingerprint}, "give them all the same text")
     check_same({"checkpoint": origin.step}, f"{config.run_dir} must be one folder that they all share")
     if origin.step >= config.steps:

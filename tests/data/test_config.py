@@ -19,6 +19,10 @@ from mom_jax.errors import InputError
         ("tokenizer", ""),
         ("text_field", ""),
         ("cache_dir", ""),
+        ("path", "gs://bucket/texts"),
+        ("held_out_path", "s3://bucket/valid.jsonl"),
+        ("cache_dir", "https://host/cache"),
+        ("path", "hf://datasets/owner/name"),
     ],
 )
 def test_a_bad_value_is_refused_by_field(field, value):
@@ -33,6 +37,23 @@ def test_the_cache_follows_xdg(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/me")
     assert DataConfig().cache_dir == "/home/me/.cache/mom-jax"
+
+
+def test_anchored_paths_mean_the_same_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "tok.json").touch()
+    config = DataConfig(path="texts/*.txt", held_out_path="~/valid", tokenizer="tok.json", cache_dir="cache").anchored()
+    monkeypatch.chdir("/")
+    assert config.path == f"{tmp_path}/texts/*.txt" and config.held_out_path == "/home/me/valid"
+    assert config.tokenizer == f"{tmp_path}/tok.json" and config.cache_dir == f"{tmp_path}/cache"
+    assert config == config.anchored()
+
+
+@pytest.mark.parametrize("path", ["stdlib", "hf:owner/name::train"])
+def test_what_is_no_path_stays(path):
+    config = DataConfig(path=path, held_out_path=path, tokenizer="bytes", cache_dir="/cache")
+    assert config.anchored() == config
 
 
 def test_config_and_preparation_need_neither_jax_nor_grain():

@@ -173,6 +173,14 @@ def test_a_position_in_other_data_is_refused(data, field):
         assert loader.get_state() == state
 
 
+@pytest.mark.parametrize("wrong", [None, [], "x", {}, {"next_index": "5"}, {"next_index": -1}, {"next_index": 1.5}])
+def test_a_damaged_position_is_refused(data, wrong):
+    loader = train_loader(data, CONFIG)
+    state = loader.get_state()
+    with pytest.raises(InputError, match=r"data position=.*is damaged"):
+        loader.set_state(wrong if not isinstance(wrong, dict) else {**state, "next_index": None, **wrong})
+
+
 def test_too_little_text_for_a_batch(data):
     with pytest.raises(InputError, match="batch_size=4000: the training text fills only"):
         train_loader(data, DataConfig(sequence_length=16, batch_size=4000))

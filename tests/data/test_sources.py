@@ -248,7 +248,6 @@ def hub(monkeypatch):
         ("hf:org/name:en", ("org/name", "en", "train")),
         ("hf:org/name:en:test", ("org/name", "en", "test")),
         ("hf:name::test", ("name", None, "test")),
-        ("org/name", ("org/name", None, "train")),
     ],
 )
 def test_hub_datasets_are_streamed_file_by_file(hub, tmp_path, monkeypatch, spec, asked):
@@ -286,4 +285,12 @@ def test_a_stream_that_breaks(hub):
 def test_hub_without_the_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     _fails("hf:org/name", "pip install 'mom-jax[hf]'")
-    _fails("org/name", "no such file or folder")
+
+
+def test_a_missing_path_is_never_a_hub_name(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _fails("org/name", "no such file or folder", "hf:org/name")
+    _fails("name", "no such file or folder")
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    _fails("hf:org/name", "org/name is here")
+    assert not hub.asked

@@ -95,6 +95,23 @@ def test_a_run_may_grow_and_move_but_not_change():
         check_same_run(config, dataclasses.replace(config, steps=config.steps - 1))
 
 
+def test_the_same_text_may_be_named_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = get_train_preset("mom-tiny")
+    here = dataclasses.replace(config, data=dataclasses.replace(config.data, path="texts"))
+    check_same_run(here, here.anchored())
+    check_same_run(here.anchored(), here)
+    monkeypatch.chdir("/")
+    with pytest.raises(InputError, match=r"data\.path"):
+        check_same_run(dataclasses.replace(here, data=dataclasses.replace(here.data, path=f"{tmp_path}/texts")), here)
+
+
+@pytest.mark.parametrize("run_dir", ["gs://bucket/run", "", "s3://b", "https://h/run"])
+def test_a_run_lies_in_a_local_folder(run_dir):
+    with pytest.raises(InputError, match=r"^run_dir="):
+        dataclasses.replace(get_train_preset("mom-tiny"), run_dir=run_dir)
+
+
 def test_unknown_preset_suggests_a_known_one():
     with pytest.raises(InputError, match="mom-tiny"):
         get_train_preset("mom-tinny")

@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from mom_jax.errors import InputError
-from mom_jax.training.checkpoint import checkpoint_folder, latest_step, restore
-from mom_jax.training.config import MeshConfig
+from mom_jax.training.checkpoint import checkpoint_folder, latest_step, read_config, restore
+from mom_jax.training.config import MeshConfig, TrainConfig
 from mom_jax.training.log import read_metrics
 from mom_jax.training.loop import train
 from mom_jax.training.sharding import make_mesh
@@ -56,8 +56,9 @@ def assert_same_run(config, reference):
 
 @pytest.fixture(scope="module")
 def uninterrupted(make_config, tmp_path_factory):
-    """Twenty steps in one sitting, with checkpoints at 5, 10, 15 and 20."""
+    """Twenty steps in one sitting, with checkpoints at 5, 10, 15 and 20; its text was named relative to this folder."""
     config = make_config(tmp_path_factory.mktemp("run"))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=os.path.relpath(config.data.path)))
     outcome = train(config, no_evaluation, silent())
     assert (outcome.step, outcome.finished) == (20, True)
     return config
@@ -71,6 +72,12 @@ def test_a_run_learns_and_leaves_its_files(uninterrupted):
     names = set(os.listdir(uninterrupted.run_dir))
     assert names == {"checkpoints", "config.json", "metrics.jsonl", "sittings.jsonl", "tensorboard"}
     assert sorted(os.listdir(checkpoint_folder(uninterrupted.run_dir))) == ["10", "15", "20", "5"]
+
+
+def test_a_run_keeps_its_text_by_a_path_that_means_the_same_elsewhere(uninterrupted, corpus):
+    config = TrainConfig.from_file(f"{uninterrupted.run_dir}/config.json")
+    saved = read_config(checkpoint_folder(uninterrupted.run_dir), 20)
+    assert config.data.path == saved.data.path == str(corpus)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
