@@ -61,7 +61,7 @@ def complete(
     ids = tokenizer.encode(prompt)
     if len(ids) == 0:
         raise InputError("prompt", prompt or "''", "holds no token")
-    decoder = StreamDecoder(tokenizer)
+    decoder = StreamDecoder(tokenizer, ids)
 
     def on_token(token: np.ndarray) -> None:
         if int(token[0]) == tokenizer.eos_id:

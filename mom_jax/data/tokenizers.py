@@ -1,18 +1,18 @@
 """Tokenizers behind one small interface: bytes, sentencepiece files, and `tokenizers` files or hub names."""
 
-import hashlib
 import importlib.util
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from mom_jax.data.tokenizer_kinds import ByteTokenizer, JsonTokenizer, SentencePieceTokenizer, one_line
 from mom_jax.errors import InputError
+from mom_jax.files import read_json
 
-_END_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
+_BROKEN = "\ufffd"  # stands for bytes that are no character, or not yet
 
 
 class Tokenizer(Protocol):
@@ -24,12 +24,20 @@ class Tokenizer(Protocol):
     """Changes whenever the mapping from text to ids may."""
     vocab_size: int
     """Ids are smaller than this."""
+    ids: Iterable[int]
+    """The ids that have a token: all below ``vocab_size``, or fewer."""
+    byte_run_ids: frozenset[int]
+    """Ids whose text depends on the whole run of them in which they stand; mostly none."""
     bos_id: int | None
     eos_id: int
     pad_id: int | None
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of ``text``, int32 [T]."""
+        """Ids of ``text``, int32 [T].
+
+        Raises:
+            InputError: the text is not Unicode, or the tokenizer has neither tokens nor an unknown token for it.
+        """
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray, errors: str = "replace") -> str:
@@ -37,131 +45,94 @@ class Tokenizer(Protocol):
         ...
 
 
-def _checked_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
-    array = np.asarray(ids, np.int64).reshape(-1)
-    bad = array[(array < 0) | (array >= vocab_size)]
-    if bad.size:
-        raise InputError("token id", int(bad[0]), f"must lie between 0 and {vocab_size - 1}, the tokenizer's last id")
-    return array
-
-
-class ByteTokenizer:
-    """Ids 0-255 are the UTF-8 bytes, 256 begins, 257 ends, 258 pads, 259-263 are reserved."""
-
-    name: str = "bytes"
-    fingerprint: str = "bytes-v1"
-    vocab_size: int = 264
-    bos_id: int | None = 256
-    eos_id: int = 257
-    pad_id: int | None = 258
-
-    def encode(self, text: str) -> np.ndarray:
-        """The UTF-8 bytes of ``text``, int32 [T]."""
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-
-    def decode(self, ids: Sequence[int] | np.ndarray, errors: str = "replace") -> str:
-        """Text of the byte ids; the other ids give none."""
-        array = _checked_ids(ids, self.vocab_size)
-        return array[array < 256].astype(np.uint8).tobytes().decode(errors=errors)
-
-
-class SentencePieceTokenizer:
-    """A sentencepiece ``*.model`` file."""
-
-    def __init__(self, path: Path, name: str | None = None):
-        import sentencepiece  # imported here: the byte tokenizer needs none of its start-up time
-
-        try:
-            blob = path.read_bytes()
-            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=blob)
-            self.vocab_size = len(self._pieces)
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                "tokenizer", path, f"is not a readable sentencepiece model ({_one_line(error)})"
-            ) from error
-        if self._pieces.eos_id() < 0:
-            raise InputError("tokenizer", path, "has no end-of-sentence piece; train it with one")
-        self.name = name or path.name
-        self.fingerprint = hashlib.sha256(blob).hexdigest()[:32]
-        self.bos_id = _id_or_none(self._pieces.bos_id())
-        self.eos_id = self._pieces.eos_id()
-        self.pad_id = _id_or_none(self._pieces.pad_id())
-
-    def encode(self, text: str) -> np.ndarray:
-        """Piece ids of ``text``, int32 [T]."""
-        return np.asarray(self._pieces.encode(text), np.int32)
-
-    def decode(self, ids: Sequence[int] | np.ndarray, errors: str = "replace") -> str:
-        """Text of piece ids. Broken UTF-8 from byte pieces becomes U+FFFD whatever ``errors`` says."""
-        return self._pieces.decode(_checked_ids(ids, self.vocab_size).tolist())
-
-
-class JsonTokenizer:
-    """A tokenizer of the library `tokenizers`, from its JSON or from the Hugging Face hub."""
-
-    def __init__(self, backend, name: str, eos_token: str | None):
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True  # text that spells a control token stays text
-        self._backend = backend
-        self.name = name
-        self.fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()[:32]
-        # Ids may have holes: the table must reach the largest one.
-        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
-        self.bos_id = self._first_id(("<s>", "<|begin_of_text|>", "<bos>", "[CLS]"))
-        self.pad_id = self._first_id(("<pad>", "[PAD]", "<|pad|>"))
-        eos_id = self._first_id((eos_token,) if eos_token else _END_NAMES)
-        if eos_id is None:
-            raise InputError(
-                "tokenizer", name, "has no known end token; name it as eos_token in a tokenizer_config.json beside it"
-            )
-        self.eos_id = eos_id
-
-    def _first_id(self, names: Sequence[str]) -> int | None:
-        ids = (self._backend.token_to_id(name) for name in names)
-        return next((i for i in ids if i is not None), None)
-
-    def encode(self, text: str) -> np.ndarray:
-        """Token ids of ``text`` without special tokens, int32 [T]."""
-        return np.asarray(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
-
-    def decode(self, ids: Sequence[int] | np.ndarray, errors: str = "replace") -> str:
-        """Text of token ids. Broken UTF-8 becomes U+FFFD whatever ``errors`` says."""
-        return self._backend.decode(_checked_ids(ids, self.vocab_size).tolist())
-
-
 class StreamDecoder:
     """Turns ids that arrive one by one into text that can be printed at once.
 
-    Holds back an unfinished UTF-8 sequence, and decodes each new id together with the few before it,
-    because many tokenizers spell a token's leading space only when another token precedes it.
+    What it has returned is always the beginning of what prompt and continuation give when they are decoded
+    at once, less the prompt's text. Held back is what a later id may still change: an unfinished character, and a
+    run of byte tokens where the library reads it as a whole.
+
+    Args:
+        tokenizer: decodes.
+        prompt: the ids before, whose text is shown already. A character that they leave unfinished is returned whole.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] | np.ndarray = ()):
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._shown = 0  # the ids whose text has been returned
-        self._context = 0  # decoding starts here
+        self._ids = self._tail([int(i) for i in prompt])  # as many of the last ids as their text depends on
+        self._shown = tokenizer.decode(self._ids)
+        self._settled_ids = len(self._ids)  # the text of these was shown to its end
 
     def feed(self, token_id: int) -> str:
-        """Text that ``token_id`` completes; empty while a character is unfinished."""
+        """Text that ``token_id`` completes; empty while a later id may change it."""
         self._ids.append(int(token_id))
-        text = self._new_text()
-        # Four bytes are the longest character: what is still broken after them is broken for good.
-        if text.endswith("\ufffd") and len(self._ids) - self._shown < 4:
-            return ""
-        self._context, self._shown = self._shown, len(self._ids)
-        return text
+        text = self._tokenizer.decode(self._ids)
+        settled = self._settled(text)
+        new = self._show(settled)
+        if settled == text:
+            self._forget()
+        return new
 
     def flush(self) -> str:
         """What is still held back, with U+FFFD for an unfinished character."""
-        text = self._new_text() if self._shown < len(self._ids) else ""
-        self._context = self._shown = len(self._ids)
-        return text
+        return self._show(self._tokenizer.decode(self._ids))
 
-    def _new_text(self) -> str:
-        old = self._tokenizer.decode(self._ids[self._context : self._shown])
-        return self._tokenizer.decode(self._ids[self._context :])[len(old) :]
+    def _show(self, text: str) -> str:
+        pairs = zip(self._shown, text, strict=False)
+        same = next((i for i, (ours, new) in enumerate(pairs) if ours != new), min(len(self._shown), len(text)))
+        if same < len(text):
+            self._shown = text
+        return text[same:]
+
+    def _settled(self, text: str) -> str:
+        """The beginning of ``text`` that stays whatever follows."""
+        ended = len(self._ids)
+        while ended and self._ids[ended - 1] in self._tokenizer.byte_run_ids:
+            ended -= 1
+        if ended < len(self._ids):
+            text = self._tokenizer.decode(self._ids[:ended])
+        # The longest unfinished character has three bytes, which give at most one U+FFFD each.
+        broken = min(3, len(text) - len(text.rstrip(_BROKEN)))
+        return text[: len(text) - broken]
+
+    def _forget(self) -> None:
+        """Leaves out ids that the text of coming ones no longer depends on."""
+        text = self._tokenizer.decode(self._ids[self._settled_ids :])
+        if _stands_alone(text):
+            self._ids, self._shown = self._ids[self._settled_ids :], text
+        self._settled_ids = len(self._ids)
+
+    def _tail(self, ids: list[int]) -> list[int]:
+        for start in reversed(range(len(ids))):
+            if ids[start] not in self._tokenizer.byte_run_ids and _stands_alone(self._tokenizer.decode([ids[start]])):
+                return ids[start:]
+        return ids
+
+
+def _stands_alone(text: str) -> bool:
+    """Whether what follows decodes as it does after all that precedes.
+
+    The first word of a text loses its space, so there must be one; and it must not begin in the middle of a character.
+    """
+    return bool(text.strip()) and _BROKEN not in text
+
+
+def token_rows(tokenizer: Tokenizer, rows: int, remedy: str = "name the model's own tokenizer") -> np.ndarray:
+    """Which rows of a model's embedding have a token, bool [rows]; published tables are often longer than vocabularies.
+
+    Raises:
+        InputError: the tokenizer has more tokens than the model has rows.
+    """
+    check_rows(tokenizer.name, tokenizer.vocab_size, rows, remedy)
+    known = np.zeros(rows, bool)
+    known[np.fromiter(tokenizer.ids, np.int64)] = True
+    return known
+
+
+def check_rows(name: str, tokens: int, rows: int, remedy: str = "name the model's own tokenizer") -> None:
+    """Raises `InputError` when a tokenizer has more tokens than the model has rows."""
+    if tokens > rows:
+        raise InputError("tokenizer", name, f"has {tokens} tokens but the model {rows} rows (vocab_size); {remedy}")
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
@@ -210,19 +181,30 @@ def _from_json(path: Path) -> Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise InputError("tokenizer", path, f"is not a readable tokenizers file ({_one_line(error)})") from error
-    return JsonTokenizer(backend, path.name, _declared_end(path.parent / "tokenizer_config.json"))
+        raise InputError("tokenizer", path, f"is not a readable tokenizers file ({one_line(error)})") from error
+    return JsonTokenizer(backend, path.name, _declared_end(path.parent))
 
 
-def _declared_end(path: Path) -> str | None:
-    """``eos_token`` of a ``tokenizer_config.json``, a string or an object with ``content``."""
-    if not path.is_file():
-        return None
-    try:
-        token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError("tokenizer", path, f"is not readable JSON ({_one_line(error)})") from error
-    return token.get("content") if isinstance(token, dict) else token
+def _declared_end(folder: Path) -> str | None:
+    """``eos_token`` of the files beside a tokenizer; None where none of them names one."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        if path.is_file():
+            token = read_json(path, dict[str, Any], "mend or remove it", field="tokenizer").get("eos_token")
+            if token is not None:
+                return _token_text(token, path)
+    return None
+
+
+def _token_text(token: Any, path: Path) -> str:
+    """A token is spelled as text, as an object with ``content``, or as a list of these, the first of which counts."""
+    if isinstance(token, list) and token:
+        token = token[0]
+    if isinstance(token, dict):
+        token = token.get("content")
+    if not isinstance(token, str) or not token:
+        raise InputError("tokenizer", path, "its eos_token must be text, or an object whose content is text")
+    return token
 
 
 def _from_hub(spec: str) -> Tokenizer:
@@ -231,14 +213,6 @@ def _from_hub(spec: str) -> Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_pretrained(spec)
     except Exception as error:  # the library raises bare Exception
-        remedy = f"neither bytes, mistral, a file, nor reachable on the Hugging Face hub ({_one_line(error)})"
+        remedy = f"neither bytes, mistral, a file, nor reachable on the Hugging Face hub ({one_line(error)})"
         raise InputError("tokenizer", spec, remedy) from error
     return JsonTokenizer(backend, spec, None)
-
-
-def _id_or_none(token_id: int) -> int | None:
-    return token_id if token_id >= 0 else None
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

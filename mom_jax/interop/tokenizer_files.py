@@ -1,15 +1,22 @@
 """The tokenizer that travels with a model: its files, or the name of one that needs none."""
 
-import json
 import shutil
 from pathlib import Path
+from typing import TypedDict
 
 from mom_jax.errors import InputError
+from mom_jax.files import read_json, write_json
 
 _NAMED = ("bytes", "mistral")  # need no file, even if one of that name lies around
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
 _NAME_FILE = "mom_jax.json"  # names a tokenizer that has no file, such as bytes
+
+
+class _Name(TypedDict):
+    """What that file says."""
+
+    tokenizer: str
 
 
 def find_tokenizer(folder: Path) -> str | None:
@@ -19,10 +26,7 @@ def find_tokenizer(folder: Path) -> str | None:
     path = folder / _NAME_FILE
     if not path.is_file():
         return None
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["tokenizer"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError("tokenizer", str(path), "is not a JSON object with a tokenizer; write or remove it") from error
+    return read_json(path, _Name, "write or remove it", field="tokenizer")["tokenizer"]
 
 
 def files_of(tokenizer: str) -> Path | None:
@@ -48,7 +52,7 @@ def put_tokenizer(tokenizer: str, folder: Path) -> None:
     """
     path = files_of(tokenizer)
     if path is None:
-        (folder / _NAME_FILE).write_text(json.dumps({"tokenizer": tokenizer}) + "\n", encoding="utf-8")
+        write_json(folder / _NAME_FILE, _Name(tokenizer=tokenizer))
     elif path.is_dir():
         for name in (*_VOCABULARIES, *_BESIDE):
             if (path / name).is_file():
