@@ -18,8 +18,9 @@ from benchmarks.timing import interleaved_seconds, temporary_bytes
 from mom_jax.layers.mom import MoM
 from mom_jax.layers.output import HeadNormOutput
 from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
-from mom_jax.models.config import MoMConfig, mom_340m
+from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.presets import mom_340m
 from mom_jax.ops.delta_rule import gated_delta_rule
 from mom_jax.ops.loss import chunked_cross_entropy
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from experiments.registry import EXPERIMENTS, SCALES, Experiment, Record, check_
 from experiments.sweep import belonging, missing, read_records, run_sweep, sweep_folder
 from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
+from mom_jax.fields import Name, check_fields
 
 DESCRIPTION = f"""Runs an experiment: each of its points that is not there yet, then a table and plots. Every finished
 point is a line of JSON in the sweep's folder, so a sweep that was stopped goes on, and machines that share
@@ -40,12 +42,13 @@ class ExperimentConfig:
     """Do only shard i of n, written i/n."""
     plot: bool = False
     """Draw what is there; run nothing."""
-    out: str = "runs/experiments"
+    out: Name = "runs/experiments"
     """Folder of the sweeps."""
 
     def __post_init__(self):
-        index, slash, count = self.shard.partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        check_fields(self)
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", self.shard)
+        if not match or not int(match[1]) < int(match[2]):
             raise InputError("shard", self.shard, "is written i/n with 0 <= i < n, for example 0/4")
         if self.list == bool(self.name):
             raise InputError("experiment", self.name or "''", "give a name or --list, see --help")

@@ -17,7 +17,8 @@ from experiments.mqar import TINY, TINY_RATES, recalled
 from experiments.registry import Experiment, Point, Record
 from experiments.standing import standing, verdict
 from experiments.text import SIZES, of_rule, recipe
-from mom_jax.models.config import MemoryRuleName, MoMConfig, get_preset
+from mom_jax.models.config import MemoryRuleName, MoMConfig
+from mom_jax.models.presets import get_preset
 
 
 class Model(NamedTuple):

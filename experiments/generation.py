@@ -36,7 +36,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from experiments.registry import Experiment, Point, Record
 from mom_jax.models.baselines import single, transformer
-from mom_jax.models.config import MoMConfig, get_preset
+from mom_jax.models.config import MoMConfig
+from mom_jax.models.presets import get_preset
 
 # The name of a point, the label, the colour, which is the same in every plot.
 ARCHITECTURES = {

@@ -1,6 +1,9 @@
 """The one exception type for mistakes a user can make and mend."""
 
 import os
+import reprlib
+
+_LONGEST = 400  # characters of a value that are shown
 
 
 class InputError(ValueError):
@@ -18,9 +21,27 @@ class InputError(ValueError):
 
     def __init__(self, field: str, value: object, remedy: str):
         self.field, self.value, self.remedy = field, value, remedy
-        shown = str(value) if isinstance(value, str | os.PathLike) else repr(value)
-        super().__init__(f"{field}={shown}: {remedy}")
+        super().__init__(f"{field}={_shown(value)}: {remedy}")
 
     def __reduce__(self):
         # Exceptions pickle by their message alone; this one must cross from worker processes whole.
         return type(self), (self.field, self.value, self.remedy)
+
+
+class _Short(reprlib.Repr):
+    """`repr` that ends, whatever the value: a list of millions, a hundred nested ones, a number of 5,000 digits."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlevel = 4
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 16
+        self.maxstring = self.maxother = self.maxlong = _LONGEST
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 4000 else f"(a number of {x.bit_length()} bits)"
+
+
+def _shown(value: object) -> str:
+    text = str(value) if isinstance(value, str | os.PathLike) else _Short().repr(value)
+    text = " ".join(text.splitlines()) or "''"
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."

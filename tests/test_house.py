@@ -14,6 +14,7 @@ FLOORS = {
     "pallas_kernels": 0,
     "mom_jax.errors": 0,
     "mom_jax.typing": 0,
+    "mom_jax.fields": 1,
     "mom_jax.files": 1,
     "mom_jax.paths": 1,
     "mom_jax.ops": 1,

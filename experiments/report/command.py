@@ -9,6 +9,7 @@ import tyro
 
 from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
+from mom_jax.fields import Name, check_fields
 
 DESCRIPTION = """Makes one HTML page of finished runs (folders of mom-jax train, or published models that were
 evaluated) and of sweeps (folders of mom-jax experiment): what each was, held-out scores, tasks beside the paper's
@@ -23,16 +24,15 @@ Example: mom-jax report runs/mom-340m --out pages/mom-340m.html"""
 class ReportConfig:
     """What the page shows, and where it goes."""
 
-    paths: tyro.conf.Positional[tuple[str, ...]] = ()
+    paths: tyro.conf.Positional[tuple[Name, ...]] = ()
     """Folders of runs and sweeps."""
-    out: str | None = None
+    out: Name | None = None
     """The page; default: report.html beside the first folder."""
 
     def __post_init__(self):
+        check_fields(self)
         if not self.paths:
             raise InputError("paths", "''", "give the folder of a run or a sweep: mom-jax report runs/mom-tiny")
-        if self.out == "":
-            raise InputError("out", "''", "must not be empty")
 
 
 def main(args: Sequence[str]) -> int:

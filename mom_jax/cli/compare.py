@@ -6,11 +6,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
 from mom_jax.evals.reference.install import RELEASE, choose_kernels, installed_versions
+from mom_jax.fields import Count, Name, Range, Seed, check_fields
 
 DESCRIPTION = """Runs a checkpoint in the PyTorch reference (flash-linear-attention) and here, on the same tokens, and
 prints by how much they differ: hidden states, router logits and memory choices by layer, logits, losses, the gradient
@@ -28,38 +29,34 @@ LOOSE = {"triton": 1e3, "interpreter": 1.0, "naive": 1.0}
 class CompareConfig:
     """What to compare, and on which tokens."""
 
-    reference: str
+    reference: Name
     """Folder with config.json and safetensors, as the PyTorch library writes it."""
     tokens: str = "2x80"
     """Rows x tokens per row."""
-    text: str | None = None
+    text: Name | None = None
     """Take the tokens from this text file instead of at random."""
-    tokenizer: str | None = None
+    tokenizer: Name | None = None
     """Tokenizer of the text (as --data.tokenizer of train); default: the one in the folder."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """float32 compares the two; bfloat16 compares the error that each makes against float32."""
-    draws: int = 5
+    draws: Count = 5
     """Batches of tokens behind the means of bfloat16."""
-    new_tokens: int = 64
+    new_tokens: Annotated[int, Range(least=0, most=2**24)] = 64
     """Length of the greedy continuation; 0 leaves it out."""
-    tolerance: float | None = None
+    tolerance: Annotated[float, Range(above=0)] | None = None
     """Largest difference over a quantity's largest value; default: one for each quantity, see docs/parity.md."""
     kernels: Literal["auto", "triton", "interpreter", "naive"] = "auto"
     """The reference's operators: Triton kernels on a GPU; on a CPU naive PyTorch, or those kernels interpreted."""
-    out: str | None = None
+    out: Name | None = None
     """Folder for compare.json and compare.png."""
 
     def __post_init__(self):
-        match = re.fullmatch(r"(\d+)x(\d+)", self.tokens)
+        check_fields(self)
+        match = re.fullmatch(r"([0-9]{1,7})x([0-9]{1,7})", self.tokens)
         if not match or int(match[1]) < 1 or int(match[2]) < 4:
             raise InputError("tokens", self.tokens, "is written ROWSxTOKENS with at least 4 tokens, as in 2x80")
-        for field, least in (("seed", 0), ("draws", 1), ("new_tokens", 0)):
-            if getattr(self, field) < least:
-                raise InputError(field, getattr(self, field), f"must be at least {least}")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise InputError("tolerance", self.tolerance, "must be positive")
         if self.dtype == "bfloat16" and self.kernels == "interpreter":
             raise InputError("kernels", self.kernels, "is wrong in bfloat16 (Triton's interpreter); take naive")
 

@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
+from mom_jax.fields import Name, Range, check_fields
 
 DESCRIPTION = """Converts between a published model (a Hugging Face folder: config.json, safetensors files, tokenizer)
 and a run. SRC tells the direction: a published model becomes a run that eval and generate take, a run becomes a folder
@@ -23,20 +24,19 @@ Example: mom-jax convert runs/mom-340m published/mom-340m --dtype bfloat16"""
 class ConvertConfig:
     """What to convert, and into what."""
 
-    src: tyro.conf.Positional[str]
+    src: tyro.conf.Positional[Name]
     """A published model's folder, or a run's."""
-    dst: tyro.conf.Positional[str]
+    dst: tyro.conf.Positional[Name]
     """The folder to write; it must not exist, or be empty."""
-    tokenizer: str | None = None
+    tokenizer: Name | None = None
     """Goes with the model instead of its own: bytes, mistral, a file, a folder or a hub name."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """In which a published model stores its parameters."""
-    max_shard_bytes: int = 5 * 10**9
+    max_shard_bytes: Annotated[int, Range(least=1, below=2**63)] = 5 * 10**9
     """Size of a published model's files; a larger model is split."""
 
     def __post_init__(self):
-        if self.max_shard_bytes < 1:
-            raise InputError("max_shard_bytes", self.max_shard_bytes, "must be at least 1")
+        check_fields(self)
 
 
 def main(args: Sequence[str]) -> int:

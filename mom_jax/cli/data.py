@@ -4,12 +4,14 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
 import tyro
 
 from mom_jax.cli.parsing import parse
 from mom_jax.data.config import DataConfig
 from mom_jax.errors import InputError
+from mom_jax.fields import Name, Range, check_fields
 
 DESCRIPTION = """Tokenises text into memory-mapped shards that training reads with --data.path OUT. Run again
 after an interruption, it goes on where it stopped; the same input gives the same bytes whatever the number of workers
@@ -29,20 +31,19 @@ example: mom-jax data prepare shards/texts --data.path 'texts/*.txt'
 class PrepareConfig:
     """What to tokenise, and where to."""
 
-    out: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[Name]
     """Folder of the shards."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    workers: int | None = None
+    workers: Annotated[int, Range(least=1, most=2**12)] | None = None
     """Processes; default: one per core."""
     shard: str = "0/1"
     """i/n: do the i-th of n parts, counted from 0, so that n machines share the work."""
 
     def __post_init__(self):
-        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        check_fields(self)
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", self.shard)
         if not match or not int(match[1]) < int(match[2]):
             raise InputError("shard", self.shard, "is written i/n with 0 <= i < n, as in 0/4")
-        if self.workers is not None and self.workers < 1:
-            raise InputError("workers", self.workers, "must be at least 1")
 
 
 def main(args: Sequence[str]) -> int:

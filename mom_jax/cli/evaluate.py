@@ -4,11 +4,13 @@ import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
+from mom_jax.fields import Count, Name, Range, check_fields
 
 DESCRIPTION = """Scores the newest checkpoint of a run on held-out text: loss, perplexity, bits per byte,
 loss by position, load of each memory. Prints tables, writes eval.json and renews report.md in the run's folder.
@@ -26,27 +28,24 @@ Example: mom-jax eval runs/mom-340m --tasks recall,commonsense,longbench"""
 class EvalConfig:
     """What to score, and on what."""
 
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[Name]
     """Folder of the run, or of a published model."""
-    sequence_length: int | None = None
+    sequence_length: Annotated[int, Range(least=1, most=2**24)] | None = None
     """Tokens per window, or of a task's longest input; default: as in training."""
-    batch_size: int | None = None
+    batch_size: Annotated[int, Range(least=1, most=2**20)] | None = None
     """Windows or inputs per batch; default: as in training."""
-    max_windows: int | None = None
+    max_windows: Count | None = None
     """Score about this many windows, evenly spread, instead of all held-out text."""
-    tasks: str | None = None
+    tasks: Name | None = None
     """Tasks with commas between them: recall and commonsense (the paper's sets), longbench, or any task, group
     or tag of lm-evaluation-harness."""
-    include_path: str | None = None
+    include_path: Name | None = None
     """Folder of further task files (YAML) for --tasks."""
-    limit: int | None = None
+    limit: Count | None = None
     """Documents of each task; default: all."""
 
     def __post_init__(self):
-        for field in ("sequence_length", "batch_size", "max_windows", "limit"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise InputError(field, value, "must be at least 1")
+        check_fields(self)
         if self.tasks is not None and not self.task_names:
             raise InputError("tasks", self.tasks or "''", "names no task; try --tasks recall")
         for field in ("max_windows",) if self.tasks else ("include_path", "limit"):

@@ -3,11 +3,12 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import tyro
 
 from mom_jax.cli.parsing import parse
-from mom_jax.errors import InputError
+from mom_jax.fields import Count, Name, Range, Seed, check_fields
 
 DESCRIPTION = """Continues a prompt with the newest checkpoint of a run, token by token on the terminal.
 
@@ -18,34 +19,23 @@ Example: mom-jax generate runs/mom-tiny --prompt 'def main(' --max-new-tokens 20
 class GenerateConfig:
     """What to continue, and how to choose tokens."""
 
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[Name]
     """Folder of the run, or of a published model."""
-    prompt: str
+    prompt: Name
     """Text to continue."""
-    max_new_tokens: int = 200
+    max_new_tokens: Annotated[int, Range(least=1, most=2**24)] = 200
     """Tokens to add at most; a document's end stops earlier."""
-    temperature: float = 0.8
+    temperature: Annotated[float, Range(least=0, most=1e6)] = 0.8
     """0 takes the likeliest token; higher is more varied."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Choose among the k likeliest tokens only."""
-    top_p: float | None = None
+    top_p: Annotated[float, Range(above=0, most=1)] | None = None
     """Choose among the likeliest tokens that together hold this probability."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choices."""
 
     def __post_init__(self):
-        if not self.prompt:
-            raise InputError("prompt", "''", "must not be empty")
-        if self.max_new_tokens < 1:
-            raise InputError("max_new_tokens", self.max_new_tokens, "must be at least 1")
-        if not self.temperature >= 0:
-            raise InputError("temperature", self.temperature, "must be 0 (greedy) or positive")
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError("top_k", self.top_k, "must be at least 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InputError("top_p", self.top_p, "must be greater than 0 and at most 1")
-        if self.seed < 0:
-            raise InputError("seed", self.seed, "must be at least 0")
+        check_fields(self)
 
 
 def main(args: Sequence[str]) -> int:

@@ -9,7 +9,6 @@ import difflib
 import io
 import itertools
 import re
-import types
 import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
@@ -17,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from mom_jax.errors import InputError
+from mom_jax.fields import alternatives, described, field_types
 
 Config = TypeVar("Config")
 
@@ -65,9 +65,7 @@ def _fill(
 def _options(cls: Any, prefix: str = "") -> dict[str, Any]:
     """The type of every option, by its dotted field name."""
     found: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(cls).items():
-        if name not in {field.name for field in dataclasses.fields(cls)}:
-            continue
+    for name, hint in field_types(cls).items():
         found.update(_options(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {prefix + name: hint})
     return found
 
@@ -115,8 +113,8 @@ def _explain(
 
 
 def _check_presence(cls: Any, args: Sequence[str]) -> None:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    positional = [name for name, hint in hints.items() if typing.get_origin(hint) is typing.Annotated]
+    hints = field_types(cls)
+    positional = [name for name, hint in hints.items() if tyro.conf.Positional in typing.get_args(hint)]
     leading, given = _leading(args), {field for field, _ in _given(args)} | set(positional)
     if len(leading) > len(positional):
         raise InputError(
@@ -145,47 +143,45 @@ def _given(args: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def _fits(hint: Any, values: list[str]) -> bool:
-    if hint is bool:
+    return any(_fits_kind(kind, values) for kind, _ in alternatives(hint))
+
+
+def _fits_kind(kind: Any, values: list[str]) -> bool:
+    if kind is bool:
         return not values
-    if typing.get_origin(hint) is tuple:
-        return all(_parses(typing.get_args(hint)[0], value) for value in values)
-    if len(values) != 1:
-        return False
-    return any(_parses(choice, values[0]) for choice in _choices(hint))
+    if typing.get_origin(kind) is tuple:
+        return all(_fits(typing.get_args(kind)[0], [value]) for value in values)
+    return len(values) == 1 and _parses(kind, values[0])
 
 
-def _choices(hint: Any) -> tuple[Any, ...]:
-    is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    return typing.get_args(hint) if is_union else (hint,)
-
-
-def _parses(hint: Any, value: str) -> bool:
-    if hint is type(None):
+def _parses(kind: Any, value: str) -> bool:
+    if kind is type(None):
         return value == "None"
-    if typing.get_origin(hint) is typing.Literal:
-        return value in map(str, typing.get_args(hint))
+    if typing.get_origin(kind) is typing.Literal:
+        return value in map(str, typing.get_args(kind))
     try:
-        hint(value)
+        kind(value)
     except (TypeError, ValueError):
         return False
     return True
 
 
 def _expected(hint: Any, values: list[str]) -> str:
-    if hint is bool:
+    kinds = [kind for kind, _ in alternatives(hint)]
+    if kinds == [bool]:
         return "no value: write --option or --no-option"
-    if typing.get_origin(hint) is tuple:
-        return "whole numbers with spaces between them"
-    names = {int: "a whole number", float: "a number", str: "text", type(None): "None"}
-    wanted = []
-    for choice in _choices(hint):
-        if typing.get_origin(choice) is typing.Literal:
-            known = list(map(str, typing.get_args(choice)))
-            close = difflib.get_close_matches(values[0], known) if values else []
-            wanted.append(f"one of {', '.join(known)}" + (f"; did you mean {close[0]}?" if close else ""))
-        else:
-            wanted.append(names.get(choice, getattr(choice, "__name__", str(choice))))
-    return " or ".join(wanted) + ("" if len(values) < 2 else ", a single value")
+    if kinds and typing.get_origin(kinds[0]) is tuple:
+        return f"{described(typing.get_args(kinds[0])[0])}, or several with spaces between them"
+    wanted = " or ".join(_asked(kind, values) for kind in kinds)
+    return wanted + ("" if len(values) < 2 else ", a single value")
+
+
+def _asked(kind: Any, values: list[str]) -> str:
+    if typing.get_origin(kind) is not typing.Literal:
+        return described(kind)
+    known = list(map(str, typing.get_args(kind)))
+    close = difflib.get_close_matches(values[0], known) if values else []
+    return f"one of {', '.join(known)}" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def _plain(boxes: str) -> str:

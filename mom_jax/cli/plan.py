@@ -7,8 +7,8 @@ from typing import Annotated
 import tyro
 
 from mom_jax.cli.parsing import parse
-from mom_jax.errors import InputError
-from mom_jax.models.config import get_preset
+from mom_jax.fields import Name, Range, check_fields
+from mom_jax.models.presets import get_preset
 
 DESCRIPTION = """Counts parameters, activated parameters, decoding state and FLOPs of a preset, layer by layer, without
 building it; then the totals of baselines beside it.
@@ -20,16 +20,15 @@ Example: mom-jax plan mom-340m --length 2048 --beside single expanded transforme
 class Plan:
     """Arguments of the verb."""
 
-    preset: Annotated[str, tyro.conf.Positional]
+    preset: tyro.conf.Positional[Name]
     """Name of a preset, such as mom-340m or mom-340m-gla."""
-    length: int = 2048
+    length: Annotated[int, Range(least=1, most=2**24)] = 2048
     """Tokens of a sequence; attention costs more per token in longer ones."""
     beside: tuple[str, ...] = ("single", "equal-active", "expanded", "transformer")
     """Baselines: single, equal-active, expanded, transformer."""
 
     def __post_init__(self):
-        if self.length < 1:
-            raise InputError("length", self.length, "must be at least 1")
+        check_fields(self)
 
 
 def main(args: Sequence[str]) -> int:

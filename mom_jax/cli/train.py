@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
-from mom_jax.models.config import preset_names
+from mom_jax.models.presets import preset_names
 from mom_jax.training.config import TRAIN_PRESETS, ProcessesConfig, TrainConfig, flat, get_train_preset
 
 DESCRIPTION = """Trains a model. PRESET is one of {presets}; every option overrides one of its values.

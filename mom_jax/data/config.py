@@ -6,9 +6,9 @@ Importing this module imports neither JAX nor Grain.
 import dataclasses
 import os
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from mom_jax.errors import InputError
+from mom_jax.fields import Name, Range, Seed, check_fields
 from mom_jax.paths import absolute, check_local
 
 
@@ -25,38 +25,31 @@ class DataConfig:
     windows of ``sequence_length`` tokens from them.
     """
 
-    path: str = "stdlib"
+    path: Name = "stdlib"
     """Text, jsonl or parquet file; a folder or glob of them; a folder written by `mom-jax data prepare`;
     `hf:NAME[:config][:split]`, a Hugging Face dataset; or `stdlib`, the source of Python's standard library."""
-    held_out_path: str | None = None
+    held_out_path: Name | None = None
     """Held-out text, given in the same ways as path. Without it a share of the files of path is held out."""
-    held_out_fraction: float = 0.05
+    held_out_fraction: Annotated[float, Range(above=0, below=1)] = 0.05
     """Share of the files that is held out, chosen by a hash of each file's name; of the documents when there
     is a single file."""
-    tokenizer: str = "bytes"
+    tokenizer: Name = "bytes"
     """`bytes`, `mistral`, a sentencepiece *.model, a `tokenizers` *.json or its folder, or a Hugging Face name."""
-    text_field: str = "text"
+    text_field: Name = "text"
     """Field (jsonl) or column (parquet, Hugging Face) that holds a document's text."""
-    sequence_length: int = 512
+    sequence_length: Annotated[int, Range(least=1, most=2**24)] = 512
     """Tokens per window, T."""
-    batch_size: int = 8
+    batch_size: Annotated[int, Range(least=1, most=2**20)] = 8
     """Windows per optimiser step over all processes, B."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the order of the training windows."""
-    shard_bytes: int = 64 * 2**20
+    shard_bytes: Annotated[int, Range(least=1, most=2**40)] = 64 * 2**20
     """Source bytes per shard (as stored, so compressed where files are): the unit of work when preparing."""
-    cache_dir: str = dataclasses.field(default_factory=default_cache_dir)
+    cache_dir: Name = dataclasses.field(default_factory=default_cache_dir)
     """Where shards go when path is text rather than a prepared folder."""
 
     def __post_init__(self):
-        for field in ("sequence_length", "batch_size", "shard_bytes"):
-            if getattr(self, field) < 1:
-                raise InputError(field, getattr(self, field), "must be at least 1")
-        if not 0 < self.held_out_fraction < 1:
-            raise InputError("held_out_fraction", self.held_out_fraction, "must lie strictly between 0 and 1")
-        for field in ("tokenizer", "text_field"):
-            if not getattr(self, field):
-                raise InputError(field, "''", "must not be empty")
+        check_fields(self)
         for field in ("path", "held_out_path", "cache_dir"):
             if getattr(self, field) is not None:
                 check_local(getattr(self, field), field)

@@ -6,89 +6,68 @@ Importing this module imports neither JAX nor Optax.
 import dataclasses
 import difflib
 import functools
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from mom_jax.data.config import DataConfig
 from mom_jax.errors import InputError
-from mom_jax.models.config import PRESETS, AttentionConfig, MoMConfig, get_preset
+from mom_jax.fields import Count, Name, Range, Seed, check_fields, checked, field_types
+from mom_jax.files import read_json
+from mom_jax.models.config import MoMConfig
+from mom_jax.models.presets import PRESETS, get_preset
 from mom_jax.paths import check_local
 
 CONFIG_FILE = "config.json"  # in the run's folder
 
-
-def _at_least(config: object, minimum: float, *fields: str) -> None:
-    for field in fields:
-        value = getattr(config, field)
-        if value is not None and not value >= minimum:
-            raise InputError(field, value, f"must be at least {minimum}")
-
-
-def _one_of(config: object, field: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, field)
-    if value not in choices:
-        raise InputError(field, value, f"choose one of {', '.join(choices)}")
+Share = Annotated[float, Range(least=0, most=1)]
+Beta = Annotated[float, Range(least=0, most=0.999999)]  # float32 makes 1 of what is nearer to it
+Ways = Annotated[int, Range(least=1, most=2**20, also=(-1,))]
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with a warm-up and a decaying learning rate."""
 
-    learning_rate: float = 3e-4
+    learning_rate: Annotated[float, Range(above=0, most=100)] = 3e-4
     """Peak learning rate."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """After the warm-up: a cosine to the minimum, or wsd (warm-up, stable, then a linear decay)."""
-    warmup_steps: int = 1024
+    warmup_steps: Annotated[int, Range(least=0, below=2**31)] = 1024
     """Steps of linear warm-up from zero."""
-    min_learning_rate_ratio: float = 0.1
+    min_learning_rate_ratio: Share = 0.1
     """Final learning rate as a share of the peak."""
-    decay_fraction: float = 0.2
+    decay_fraction: Share = 0.2
     """Share of all steps that the decay of wsd takes."""
-    beta1: float = 0.9
+    beta1: Beta = 0.9
     """Decay of the gradient's mean."""
-    beta2: float = 0.95
+    beta2: Beta = 0.95
     """Decay of the gradient's second moment."""
-    eps: float = 1e-8
+    eps: Annotated[float, Range(least=1e-30, most=1)] = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, Range(least=0, most=100)] = 0.01
     """Decoupled weight decay; not applied to norms, A_log, dt_bias, D and the router's bias."""
-    clip_norm: float = 1.0
+    clip_norm: Annotated[float, Range(above=0)] = 1.0
     """Largest global gradient norm."""
 
     def __post_init__(self):
-        _at_least(self, 0, "warmup_steps", "weight_decay")
-        _one_of(self, "schedule", ("cosine", "wsd"))
-        for field in ("learning_rate", "eps", "clip_norm"):
-            if not getattr(self, field) > 0:
-                raise InputError(field, getattr(self, field), "must be greater than 0")
-        for field in ("min_learning_rate_ratio", "decay_fraction"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise InputError(field, getattr(self, field), "must lie between 0 and 1")
-        for field in ("beta1", "beta2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise InputError(field, getattr(self, field), "must be at least 0 and below 1")
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """How many ways the devices are split; at most one axis may be -1, which takes the devices left over."""
 
-    data: int = -1
+    data: Ways = -1
     """Copies of the model, each with its own rows of the batch."""
-    fsdp: int = 1
+    fsdp: Ways = 1
     """Ways each parameter is split over its hidden size; also splits the batch."""
-    tensor: int = 1
+    tensor: Ways = 1
     """Ways the heads and the MLP are split."""
 
     def __post_init__(self):
-        for field in ("data", "fsdp", "tensor"):
-            if getattr(self, field) < 1 and getattr(self, field) != -1:
-                raise InputError(
-                    f"mesh.{field}", getattr(self, field), "must be at least 1, or -1 for the devices left over"
-                )
+        check_fields(self, "mesh.")
         if (self.data, self.fsdp, self.tensor).count(-1) > 1:
             raise InputError("mesh", dataclasses.astuple(self), "only one of data, fsdp and tensor may be -1")
 
@@ -97,30 +76,31 @@ class MeshConfig:
 class CheckpointConfig:
     """How often checkpoints are written and how many stay."""
 
-    every: int = 1000
+    every: Count = 1000
     """Steps between checkpoints; one more is always written at the end."""
-    keep: int = 3
+    keep: Count = 3
     """Newest checkpoints that are kept."""
 
     def __post_init__(self):
-        _at_least(self, 1, "every", "keep")
+        check_fields(self, "checkpoint.")
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessesConfig:
     """Several processes that train one model together, as on a pod; each runs the same command on its own machine."""
 
-    coordinator: str | None = None
+    coordinator: Name | None = None
     """auto, where Slurm, Open MPI, Kubernetes or a TPU pod tells each process its place; else HOST:PORT of process 0.
     Without it this process trains alone."""
-    count: int | None = None
+    count: Count | None = None
     """Number of processes; goes with HOST:PORT."""
-    index: int | None = None
+    index: Annotated[int, Range(least=0, below=2**31)] | None = None
     """Number of this process, from 0; goes with HOST:PORT."""
 
     def __post_init__(self):
+        check_fields(self, "processes.")
         by_hand = self.coordinator is not None and self.coordinator != "auto"
-        if by_hand and not re.fullmatch(r".+:\d+", str(self.coordinator)):
+        if by_hand and not re.fullmatch(r".+:[0-9]{1,5}", str(self.coordinator)):
             raise InputError("processes.coordinator", self.coordinator, "is written HOST:PORT, or auto")
         for field in ("count", "index"):
             value = getattr(self, field)
@@ -128,9 +108,7 @@ class ProcessesConfig:
                 raise InputError(f"processes.{field}", value, "is needed with a coordinator that is not auto")
             if not by_hand and value is not None:
                 raise InputError(f"processes.{field}", value, "goes with --processes.coordinator HOST:PORT")
-        if self.count is not None and self.count < 1:
-            raise InputError("processes.count", self.count, "must be at least 1")
-        if self.count is not None and self.index is not None and not 0 <= self.index < self.count:
+        if self.count is not None and self.index is not None and self.index >= self.count:
             raise InputError("processes.index", self.index, f"must lie between 0 and {self.count - 1}")
 
 
@@ -143,31 +121,29 @@ class TrainConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    run_dir: str = "runs/mom"
+    run_dir: Name = "runs/mom"
     """Folder of this run; when it holds a checkpoint of the same config, the run resumes."""
-    steps: int = 1000
+    steps: Count = 1000
     """Optimiser steps; the learning-rate schedule spans them. May be raised when resuming."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial parameters."""
-    gradient_accumulation: int = 1
+    gradient_accumulation: Count = 1
     """Micro-batches that one step splits its batch into, to save memory."""
     remat: Literal["none", "full", "dots"] = "none"
     """Recompute in the backward pass: nothing, each whole block, or all but matrix products."""
-    max_bad_steps: int = 10
+    max_bad_steps: Count = 10
     """Steps in a row with a non-finite loss or gradient before the run stops."""
-    max_minutes: float | None = None
+    max_minutes: Annotated[float, Range(least=0, most=1e7)] | None = None
     """Stop with a checkpoint after this many minutes; run again to continue."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between two lines of metrics (each the mean over its steps)."""
-    eval_every: int = 500
+    eval_every: Count = 500
     """Steps between two held-out evaluations; one more is always made at the end."""
-    eval_windows: int = 64
+    eval_windows: Count = 64
     """Held-out windows of each evaluation during training."""
 
     def __post_init__(self):
-        _at_least(self, 1, "steps", "gradient_accumulation", "max_bad_steps", "log_every", "eval_every", "eval_windows")
-        _at_least(self, 0, "max_minutes", "seed")
-        _one_of(self, "remat", ("none", "full", "dots"))
+        check_fields(self)
         if self.data.batch_size % self.gradient_accumulation:
             raise InputError(
                 "gradient_accumulation",
@@ -200,25 +176,11 @@ class TrainConfig:
         Raises:
             InputError: no such file, not JSON, or not a training config.
         """
-        try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(
-                "run_dir", str(Path(path).parent), f"no readable {Path(path).name} there; give the folder of a run"
-            ) from error
-        except ValueError as error:
-            raise InputError("config", str(path), "is not valid JSON; restore it or train again") from error
-        return cls.from_dict(fields)
+        path = Path(path)
+        if not path.is_file():
+            raise InputError("run_dir", path.parent, f"no readable {path.name} there; give the folder of a run")
+        return cls.from_dict(read_json(path, dict[str, Any], "restore it or train again", "config"))
 
-
-_SECTIONS = {
-    "model": MoMConfig,
-    "data": DataConfig,
-    "optimizer": OptimizerConfig,
-    "mesh": MeshConfig,
-    "checkpoint": CheckpointConfig,
-    "model.attn": AttentionConfig,
-}
 
 # Changing these between two sittings of one run changes where and how it runs, not what it computes.
 _MAY_CHANGE = (
@@ -238,16 +200,15 @@ _MAY_CHANGE = (
 
 
 def _build(cls: type, fields: Any, prefix: str) -> Any:
-    if not isinstance(fields, dict):
-        raise InputError(prefix.rstrip(".") or "config", fields, "expected a JSON object")
-    known = {f.name for f in dataclasses.fields(cls)}
+    fields = checked(prefix.rstrip(".") or "config", fields, dict)
+    known = field_types(cls)
     for name in fields:
         if name not in known:
-            close = difflib.get_close_matches(name, known) or sorted(known)
-            raise InputError(prefix + name, fields[name], f"unknown field; did you mean {' or '.join(close)}?")
+            close = difflib.get_close_matches(str(name), known) or sorted(known)
+            raise InputError(f"{prefix}{name}", fields[name], f"unknown field; did you mean {' or '.join(close)}?")
     return cls(
         **{
-            name: _build(_SECTIONS[prefix + name], value, f"{prefix}{name}.") if prefix + name in _SECTIONS else value
+            name: _build(known[name], value, f"{prefix}{name}.") if dataclasses.is_dataclass(known[name]) else value
             for name, value in fields.items()
         }
     )

@@ -17,7 +17,7 @@ from mom_jax.cli.main import main
 from mom_jax.cli.train import command_of, parse_train
 from mom_jax.evals.harness.suites import SUITES
 from mom_jax.interop.published import write_config
-from mom_jax.models.config import get_preset
+from mom_jax.models.presets import get_preset
 from mom_jax.training.config import get_train_preset
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

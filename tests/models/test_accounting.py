@@ -11,8 +11,9 @@ from flax import nnx
 from mom_jax.errors import InputError
 from mom_jax.models.accounting import account, total
 from mom_jax.models.baselines import BASELINES, get_baseline
-from mom_jax.models.config import MEMORY_RULES, AttentionConfig, MoMConfig, get_preset
+from mom_jax.models.config import MEMORY_RULES, AttentionConfig, MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.presets import get_preset
 from mom_jax.ops.flops import delta_rule_flops
 
 D, H, K, V, M, W, WIDE, VOCAB = 16, 2, 8, 12, 4, 4, 24, 32

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mom_jax.models.config import get_preset
 from mom_jax.models.parts import model_parts
+from mom_jax.models.presets import get_preset
 from mom_jax.training.config import OptimizerConfig
 from mom_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
 

@@ -10,7 +10,8 @@ import pytest
 
 from mom_jax.data.loader import train_loader
 from mom_jax.data.prepare import prepared
-from mom_jax.models.config import MEMORY_RULES, get_preset
+from mom_jax.models.config import MEMORY_RULES
+from mom_jax.models.presets import get_preset
 from mom_jax.training.config import MeshConfig
 from mom_jax.training.sharding import make_mesh, shard_batch
 from mom_jax.training.state import init_state

@@ -1,0 +1,75 @@
+"""Presets: the published sizes and a tiny one, each with every memory rule.
+
+Importing this module does not import JAX.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from mom_jax.errors import InputError
+from mom_jax.models.config import MEMORY_RULES, MemoryRuleName, MoMConfig
+
+
+def mom_tiny() -> MoMConfig:
+    """Byte-level demonstration model: trains in about two minutes on two CPU cores."""
+    return MoMConfig(
+        vocab_size=264,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_heads=2,
+        head_dim=32,
+        hidden_ratio=3,
+        tie_word_embeddings=True,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
+    )
+
+
+def mom_340m() -> MoMConfig:
+    """The published 340M model (380M in the paper): 24 layers, hidden size 1024, 4 heads of 256."""
+    return MoMConfig(hidden_size=1024, hidden_ratio=3, tie_word_embeddings=True)
+
+
+def mom_1_3b() -> MoMConfig:
+    """The published 1.3B model: 24 layers, hidden size 2048, 4 heads of 256."""
+    return MoMConfig(hidden_size=2048, hidden_ratio=4, tie_word_embeddings=True)
+
+
+_SIZES = {"mom-tiny": mom_tiny, "mom-340m": mom_340m, "mom-1.3b": mom_1_3b}
+# Options of a rule's own paper that are not the defaults above. Heads stay those of the preset, so that
+# rules are compared at one size of state.
+_OF_RULE: dict[str, dict[str, Any]] = {
+    "linear_attention": {"feature_map": "elu", "norm_feature_map": True},
+    "gsa": {"gate_logit_normalizer": 8},
+    "rwkv7": {"gate_low_rank_dim": 128},
+}
+
+
+def _with_rule(size: Callable[[], MoMConfig], rule: MemoryRuleName) -> Callable[[], MoMConfig]:
+    return lambda: dataclasses.replace(size(), memory_rule=rule, **_OF_RULE.get(rule, {}))
+
+
+# A size by itself has the default rule; each other rule has a preset of every size: mom-340m-gla.
+PRESETS: dict[str, Callable[[], MoMConfig]] = _SIZES | {
+    f"{name}-{rule.replace('_', '-')}": _with_rule(size, rule)
+    for name, size in _SIZES.items()
+    for rule in MEMORY_RULES
+    if rule != "gated_deltanet"
+}
+
+
+def preset_names() -> str:
+    """All presets in one line of a help text."""
+    rules = ", ".join(name.removeprefix("mom-tiny-") for name in PRESETS if name.startswith("mom-tiny-"))
+    return f"{', '.join(_SIZES)}, or one of these with another memory rule, as mom-tiny-gla ({rules})"
+
+
+def get_preset(name: str) -> MoMConfig:
+    """The preset of that name; an unknown name raises `InputError` with the closest known ones."""
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, _SIZES) or difflib.get_close_matches(name, PRESETS) or list(_SIZES)
+        raise InputError("preset", name, f"unknown; did you mean {' or '.join(close)}?")
+    return PRESETS[name]()

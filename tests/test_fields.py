@@ -1,0 +1,258 @@
+"""Every field of every configuration, against what people and other programs write into it."""
+
+import dataclasses
+import functools
+import inspect
+import json
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+
+from experiments.command import ExperimentConfig
+from experiments.report.command import ReportConfig
+from mom_jax.cli.compare import CompareConfig
+from mom_jax.cli.convert import ConvertConfig
+from mom_jax.cli.data import PrepareConfig
+from mom_jax.cli.evaluate import EvalConfig
+from mom_jax.cli.generate import GenerateConfig
+from mom_jax.cli.plan import Plan
+from mom_jax.cli.train import TrainArguments, parse_train
+from mom_jax.data.config import DataConfig
+from mom_jax.errors import InputError
+from mom_jax.fields import Name, Range, Seed, checked
+from mom_jax.models.config import AttentionConfig, MoMConfig
+from mom_jax.training.config import (
+    CheckpointConfig,
+    MeshConfig,
+    OptimizerConfig,
+    ProcessesConfig,
+    TrainConfig,
+    get_train_preset,
+)
+
+# Each configuration, and a sound one to spoil.
+SOUND = {
+    MoMConfig: {},
+    AttentionConfig: {},
+    DataConfig: {},
+    OptimizerConfig: {},
+    MeshConfig: {},
+    CheckpointConfig: {},
+    ProcessesConfig: {"coordinator": "host:1", "count": 2, "index": 0},
+    TrainConfig: {},
+    TrainArguments: {},
+    GenerateConfig: {"run": "r", "prompt": "p"},
+    EvalConfig: {"run": "r"},
+    CompareConfig: {"reference": "r"},
+    PrepareConfig: {"out": "o"},
+    ConvertConfig: {"src": "s", "dst": "d"},
+    Plan: {"preset": "mom-tiny"},
+    ExperimentConfig: {"name": "mqar"},
+    ReportConfig: {"paths": ("p",)},
+}
+FIELDS = [(cls, field) for cls in SOUND for field in (f.name for f in dataclasses.fields(cls))]
+
+
+def names(text):
+    """Words with spaces between them."""
+    return text.split()
+
+
+SWITCHES = names("""
+shared_mem single_kv_proj use_output_gate use_short_conv tie_word_embeddings mixture allow_neg_eigval norm_feature_map
+reference_conv_leak qkv_bias list plot
+""")
+TEXTS = names("""
+path held_out_path tokenizer text_field cache_dir run_dir run prompt tasks include_path reference text out src dst
+shard tokens coordinator name preset
+""")
+CHOICES = names("""
+memory_rule compute_dtype impl feature_map router_balance schedule remat dtype kernels scale
+""")
+SECTIONS = names("model data optimizer mesh checkpoint processes attn")
+LISTS = names("layers beside paths")
+# Where a value that is a mistake elsewhere makes sense.
+ZERO = names("""
+intermediate_size pad_token_id bos_token_id eos_token_id aux_loss_scale seed warmup_steps min_learning_rate_ratio
+decay_fraction beta1 beta2 weight_decay max_minutes temperature new_tokens index
+""")
+NONE = names("""
+intermediate_size pad_token_id bos_token_id eos_token_id num_kv_heads window_size held_out_path max_minutes top_k
+top_p sequence_length batch_size max_windows tasks include_path limit text tokenizer tolerance out workers
+""")
+LARGE = names("seed shard_bytes max_shard_bytes clip_norm tolerance rope_theta")  # 2**31
+ENORMOUS = names("clip_norm tolerance")  # 2**64
+
+
+def makes_sense(cls, field, value):
+    """Whether a value is one that the field may have, by the tables above."""
+    if field in (*SECTIONS, *CHOICES) and cls is not MeshConfig:
+        return False
+    if field in SWITCHES:
+        return value is True and (cls, field) != (ExperimentConfig, "list")
+    if value is None:
+        mandatory = {(DataConfig, "tokenizer"), (DataConfig, "sequence_length"), (DataConfig, "batch_size")}
+        return field in NONE and (cls, field) not in {*mandatory, (PrepareConfig, "out"), (ExperimentConfig, "out")}
+    if field in LISTS:
+        return value == [] and isinstance(value, list) and cls is not ReportConfig
+    if isinstance(value, bool):
+        return False
+    if field in TEXTS:
+        return value in ("abc", "3") and field not in ("shard", "tokens", "coordinator", "name", "include_path")
+    if field == "eos_token_id" and value == []:
+        return True
+    if not isinstance(value, int):
+        return False
+    whole = {0: ZERO, -1: ("data", "fsdp", "tensor"), 2**31: LARGE, 2**64: ENORMOUS}
+    return field in whole.get(value, ()) and not (cls is MeshConfig and value != -1)
+
+
+VALUES = [math.nan, math.inf, -math.inf, -1, 0, 2**31, 2**64, 10**5000, -(10**5000), 1e308, 1e-320, -0.5]
+VALUES += ["", "abc", "a\0b", "3", None, True, [], [None], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize(("cls", "field"), FIELDS, ids=[f"{cls.__name__}.{field}" for cls, field in FIELDS])
+def test_only_what_makes_sense(cls, field):
+    """Everything else is one line that names the field, whatever the value."""
+    whole = {"data": 1} if cls is MeshConfig and field != "data" else {}
+    for i, value in enumerate(VALUES):
+        sense = makes_sense(cls, field, value)
+        try:
+            kept = getattr(cls(**SOUND[cls] | whole | {field: value}), field)
+        except InputError as error:
+            message = str(error)
+            assert not sense, message
+            assert field in message.partition("=")[0] or field in ("list", "name", "coordinator"), message
+            assert "\n" not in message and len(message) < 1000, message
+        else:
+            assert sense, f"number {i} is let through"
+            assert kept == value or (kept == () and value == [])
+
+
+PLACES = [
+    (section, field.name)
+    for section, cls in {
+        "model": MoMConfig,
+        "data": DataConfig,
+        "optimizer": OptimizerConfig,
+        "mesh": MeshConfig,
+        "checkpoint": CheckpointConfig,
+        "": TrainConfig,
+    }.items()
+    for field in dataclasses.fields(cls)
+]
+IN_JSON = [
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "-1e999",
+    "1e400",
+    '""',
+    '"abc"',
+    "[]",
+    "{}",
+    "[[1]]",
+    '{"a": {}}',
+    "1" * 4000,
+]
+
+
+@pytest.mark.parametrize(("section", "field"), PLACES)
+def test_a_run_read_from_a_file(section, field, tmp_path):
+    """A damaged config.json is refused as the value itself would be: by an `InputError` and nothing else."""
+    path = tmp_path / "config.json"
+    for text in IN_JSON:
+        fields = get_train_preset("mom-tiny").to_dict()
+        (fields[section] if section else fields)[field] = "HERE"
+        path.write_text(json.dumps(fields).replace('"HERE"', text), encoding="utf-8")
+        try:
+            config = TrainConfig.from_file(path)
+        except InputError as error:
+            assert "\n" not in str(error)
+            continue
+        kept = getattr(getattr(config, section) if section else config, field)
+        assert text in ('"abc"', "[]", "{}") and not isinstance(kept, int | float), (text, kept)
+
+
+@functools.cache
+def number_options():
+    """Options of ``mom-jax train`` that hold numbers."""
+    tiny = get_train_preset("mom-tiny").to_dict()
+    found = []
+    for section, values in {"": tiny, **{name: part for name, part in tiny.items() if isinstance(part, dict)}}.items():
+        for name, value in values.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found.append(f"--{section + '.' if section else ''}{name}".replace("_", "-"))
+    return found
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e308", "-1", "9" * 5000, "", "abc", "None", "[]", "1 2"])
+def test_on_the_command_line(value):
+    """Numbers that make no sense are refused before anything loads."""
+    takes_minus_one = ("--mesh.data", "--mesh.fsdp", "--mesh.tensor")
+    takes_none = ("--model.hidden-ratio", "--model.pad-token-id", "--model.bos-token-id", "--model.eos-token-id")
+    options = number_options()
+    assert len(options) > 40
+    for option in options if value in ("nan", "-1") else options[::4]:
+        if (value == "-1" and option in takes_minus_one) or (value == "None" and option in takes_none):
+            continue
+        if value == "1 2" and option == "--model.eos-token-id":
+            continue
+        with pytest.raises(InputError) as caught:
+            parse_train(["mom-tiny", option, *value.split(" ")])
+            pytest.fail(f"{option} {value} is let through")
+        assert "\n" not in str(caught.value)
+
+
+def test_every_configuration_checks_its_fields():
+    """A new one that forgets to is seen here."""
+    for cls in SOUND:
+        assert "check_fields(self" in inspect.getsource(cls.__post_init__), cls
+
+
+def test_exact_types():
+    """Whole numbers become floats in a field of floats, never the other way; numbers of NumPy become Python's."""
+    import numpy as np
+
+    config = MoMConfig(expand_v=np.int64(2), hidden_size=np.int32(64), norm_eps=np.float32(0.5))
+    assert [type(v) for v in (config.expand_v, config.hidden_size, config.norm_eps)] == [float, int, float]
+    json.dumps(config.to_dict())
+    assert TrainConfig(run_dir=Path("runs") / "x").run_dir == os.path.join("runs", "x")
+    with pytest.raises(InputError, match=r"hidden_size=64\.0: expected a whole number"):
+        MoMConfig(hidden_size=64.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "message"),
+    [
+        (5, Annotated[int, Range(least=1, most=4)], "x=5: must be at least 1 and at most 4"),
+        (0.0, Annotated[float, Range(above=0)], "x=0.0: must be greater than 0"),
+        (-2, Annotated[int, Range(least=1, also=(-1,))] | None, "x=-2: must be at least 1, or -1"),
+        ("a", Annotated[int, Range(least=1)] | None, "x=a: expected a whole number or None"),
+        ("b", Literal["a", "c"], "x=b: choose one of a, c"),
+        (2**32, Seed, "x=4294967296: must be at least 0 and below 4294967296"),
+        ("", Name, "x='': must not be empty"),
+        ([1, "a"], tuple[Annotated[int, Range(least=0)], ...], "x=a: expected a whole number"),
+        pytest.param(10**4999, float, "must be a finite number", id="beyond all floats"),
+        (1e-39, float, "x=1e-39: is beyond the range of float32"),
+    ],
+)
+def test_messages(value, hint, message):
+    """What is asked for, in words."""
+    with pytest.raises(InputError) as caught:
+        checked("x", value, hint)
+    assert message in str(caught.value)
+
+
+def test_any_value_can_be_shown():
+    """A message stays one short line: no digits by the thousand, no nesting by the hundred, no line breaks."""
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    for value in (10**5000, nested, {"a": nested}, list(range(10**6)), "a\nb" * 1000, object()):
+        message = str(InputError("field", value, "remedy"))
+        assert "\n" not in message and len(message) < 600
+    assert str(InputError("field", [0, 5], "r")) == "field=[0, 5]: r"
