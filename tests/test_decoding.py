@@ -1,14 +1,17 @@
 """Generation against full passes of the model, and sampling against its definition."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from mom_jax import decoding
 from mom_jax.decoding import _sample, _Sampling, generate
 from mom_jax.errors import InputError
-from mom_jax.models.config import MoMConfig
+from mom_jax.models.config import AttentionConfig, MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 
 CONFIG = MoMConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_heads=2, head_dim=8, intermediate_size=24,
@@ -78,6 +81,53 @@ def test_sharp_sampling_is_greedy(model, prompts, greedy, options):
     np.testing.assert_array_equal(out, greedy)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1e-45, 1e-39, 1.1754943e-38, 1e-30, np.float32(1e-40)])
+def test_temperatures_near_zero_are_greedy(model, prompts, greedy, temperature):
+    """Below float32's normal range too, where a division gives nothing but infinities."""
+    np.testing.assert_array_equal(generate(model, prompts, NEW, temperature=temperature, rng=jax.random.key(0)), greedy)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_any_of_several_end_tokens_ends_a_row(model, prompts, greedy, kind):
+    """The first of them fills it up; here it never comes by itself."""
+    end, spare = int(greedy[0, 10]), next(i for i in range(32) if i not in greedy)
+    found = np.asarray(generate(model, prompts, NEW, eos_token_id=kind([spare, end])))
+    for row, want in zip(found[:, 9:].tolist(), greedy[:, 9:].tolist(), strict=True):
+        stop = want.index(end) + 1 if end in want else NEW
+        assert row == want[:stop] + [spare] * (NEW - stop)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 50.0, "top_k": 20, "top_p": 0.99}])
+def test_ids_that_are_not_allowed_are_never_chosen(model, prompts, options):
+    """Rows of the embedding without a token, for one; half of all rows here, the likeliest among them."""
+    allowed = np.arange(32) % 2 == 0
+    out = np.asarray(generate(model, prompts, 3 * NEW, **options, rng=jax.random.key(1), allowed=allowed))
+    assert allowed[out[:, 9:]].all() and len(set(out[:, 9:].ravel())) > 1
+    with pytest.raises(InputError, match=r"allowed=\(32,\): expected booleans \[32\], one of them True at least"):
+        generate(model, prompts, 1, allowed=np.zeros(32, bool))
+
+
+def test_long_prompts_are_read_in_pieces(monkeypatch):
+    """What follows a prompt does not depend on how it was read, by memories and by attention."""
+    attn = AttentionConfig(layers=(1,), num_heads=2)
+    model = MoMForCausalLM(dataclasses.replace(CONFIG, num_hidden_layers=2, attn=attn), rngs=nnx.Rngs(0))
+    prompt = np.random.default_rng(1).integers(0, 32, (1, 60)).astype(np.int32)
+    whole = np.asarray(generate(model, prompt, NEW))
+    monkeypatch.setattr(decoding, "_PIECE", 16)
+    np.testing.assert_array_equal(generate(model, prompt, NEW), whole)
+
+
+@pytest.mark.parametrize(
+    "value,options", [(np.nan, {}), (np.inf, {"temperature": 1.0, "rng": jax.random.key(0), "top_p": 0.9})]
+)
+def test_a_model_of_nan_is_noticed(model, prompts, value, options):
+    """Rather than a text of zeros."""
+    broken = nnx.clone(model)
+    broken.norm.weight[...] = jnp.full_like(broken.norm.weight[...], value)
+    with pytest.raises(InputError, match=r"^model=NaN: its logits are not finite: training diverged"):
+        generate(broken, prompts, 2, **options)
+
+
 def test_streaming_and_keys(model, prompts):
     """Each step's tokens arrive in order; the same key gives the same text, another key another."""
     seen = []
@@ -105,7 +155,7 @@ def test_sampling_frequencies(temperature, top_k, top_p, kept):
     p = np.array([0.06, 0.5, 0.15, 0.04, 0.25])
     draws = 20_000
     logits = jnp.tile(jnp.log(jnp.asarray(p, jnp.float32)), (draws, 1))
-    sampling = _Sampling(False, top_k, top_p is not None, None)
+    sampling = _Sampling(False, top_k, top_p is not None, ())
     tokens = np.asarray(_sample(logits, sampling, temperature, 1.0 if top_p is None else top_p, jax.random.key(3)))
     want = np.zeros(5)
     want[kept] = p[kept] ** (1 / temperature)
@@ -126,6 +176,15 @@ PROMPT = np.zeros((1, 2), np.int32)
         ({"top_p": 0.0}, r"top_p=0\.0: must lie in \(0, 1\]"),
         ({"top_p": 1.5}, r"top_p=1\.5: must lie"),
         ({"temperature": -1.0}, r"temperature=-1\.0: must be 0 \(greedy\) or positive"),
+        ({"temperature": np.nan}, r"temperature=nan: must be 0 \(greedy\) or positive, and finite"),
+        ({"temperature": np.inf}, r"temperature=inf: must be 0 \(greedy\) or positive, and finite"),
+        ({"temperature": 1e39}, r"temperature=1e\+39: must be 0 \(greedy\) or positive, and finite in float32"),
+        ({"top_k": 2.5}, r"top_k=2\.5: must lie between 1 and the vocabulary size \(32\), a whole number"),
+        ({"top_p": np.nan}, r"top_p=nan: must lie"),
+        ({"eos_token_id": 32}, r"eos_token_id=32: token ids must lie in \[0, 32\)"),
+        ({"eos_token_id": [2, -1]}, r"eos_token_id=-1: token ids must lie in \[0, 32\)"),
+        ({"eos_token_id": "end"}, r"eos_token_id=end: must be a token id, or several"),
+        ({"max_new_tokens": -3}, r"max_new_tokens=-3: must be at least 1"),
         ({"temperature": 1.0}, r"rng=None: pass a jax\.random\.key"),
         ({"max_new_tokens": 0}, r"max_new_tokens=0: must be at least 1"),
         ({"input_ids": np.zeros((1, 0), np.int32)}, r"input_ids\.shape=\(1, 0\): expected a non-empty"),
