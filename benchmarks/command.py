@@ -4,16 +4,16 @@ import dataclasses
 import datetime
 import difflib
 import importlib
-import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import tyro
-from rich.console import Console
 from rich.table import Table as Listing
 
+from mom_jax import terminal
 from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
+from mom_jax.terminal import print_table
 
 DESCRIPTION = """Measures speed and memory on this machine and prints tables in Markdown: on a CPU the operators, the
 mixer, length, decoding and compile time; on a GPU or TPU the kernels beside XLA and, where its packages are, beside the
@@ -52,7 +52,7 @@ ACCELERATOR = {
 class BenchConfig:
     """Which tables."""
 
-    tables: tyro.conf.Positional[str] = ""
+    tables: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[TABLES]")] = ""
     """Names with commas between them; all of this machine if none is given."""
     list: bool = False
     """Show the tables of this machine, and about how long each takes."""
@@ -97,4 +97,4 @@ def _list(known: dict[str, Table]) -> None:
     listing = Listing("table", "what", "minutes")
     for name, table in known.items():
         listing.add_row(name, table.title, table.minutes)
-    Console(file=sys.stdout).print(listing)
+    print_table(listing, terminal.console())

@@ -3,11 +3,10 @@
 import contextlib
 import dataclasses
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -15,9 +14,11 @@ from rich.table import Table
 
 from experiments.registry import EXPERIMENTS, SCALES, Experiment, Record, check_name, get_experiment
 from experiments.sweep import belonging, missing, read_records, run_sweep, sweep_folder
+from mom_jax import terminal
 from mom_jax.cli.parsing import parse
 from mom_jax.errors import InputError
 from mom_jax.fields import Name, check_fields
+from mom_jax.terminal import print_table
 
 DESCRIPTION = f"""Runs an experiment: each of its points that is not there yet, then a table and plots. Every finished
 point is a line of JSON in the sweep's folder, so a sweep that was stopped goes on, and machines that share
@@ -32,7 +33,7 @@ Example: mom-jax experiment --list"""
 class ExperimentConfig:
     """Which experiment, and which part of it."""
 
-    name: tyro.conf.Positional[str] = ""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = ""
     """Name of the experiment."""
     list: bool = False
     """Show all experiments and how much of each is done."""
@@ -65,7 +66,7 @@ class ExperimentConfig:
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, runs what is missing, prints the table and draws the plots."""
     wanted = parse(ExperimentConfig, args, prog="mom-jax experiment", description=DESCRIPTION)
-    out = Console(file=sys.stdout, highlight=False)
+    out = terminal.console()
     if wanted.list:
         _list(wanted.out, out)
         return 0
@@ -96,7 +97,7 @@ def _kept_programs() -> Iterator[None]:
 def _tell(out: Console, done: int, total: int, record: Record) -> None:
     shown = " ".join(str(value) for value in record["point"].values())
     result = ", ".join(f"{k} {v:.4g}" for k, v in record["result"].items() if isinstance(v, float))
-    out.print(f"{done}/{total} {shown}: {result} ({record['seconds']:.0f} s)", soft_wrap=True)
+    out.print(f"{done}/{total} {shown}: {result} ({record['seconds']:.0f} s)")
 
 
 def _show(experiment: Experiment, records: list[Record], total: int, folder: Path, out: Console) -> None:
@@ -104,11 +105,11 @@ def _show(experiment: Experiment, records: list[Record], total: int, folder: Pat
     shown = Table(*heading, title=f"{len(records)} of {total} points", title_justify="left")
     for row in rows:
         shown.add_row(*row)
-    out.print(shown)
+    print_table(shown, out)
     for line in experiment.findings(records):
-        out.print(f"- {line}", soft_wrap=True)
+        out.print(f"- {line}")
     for path in experiment.plot(records, folder):
-        out.print(f"plot: {path}", soft_wrap=True)
+        out.print(f"plot: {path}")
 
 
 def _list(base: str, out: Console) -> None:
@@ -120,4 +121,4 @@ def _list(base: str, out: Console) -> None:
             left = missing(points, read_records(sweep_folder(base, name, scale)))
             cells.append(f"{len(points) - len(left)} of {len(points)}")
         shown.add_row(name, about, *cells)
-    out.print(shown)
+    print_table(shown, out)

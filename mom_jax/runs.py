@@ -43,14 +43,10 @@ def train_and_report(config: TrainConfig, out: Console) -> Outcome:
     outcome = train(config, HeldOut(config.model.topk), out)
     if not is_first():
         return outcome
-    out.print(
-        outcome.message + (f" ({time_left(outcome.seconds)})" if outcome.seconds else ""),
-        highlight=False,
-        soft_wrap=True,
-    )
+    out.print(outcome.message + (f" ({time_left(outcome.seconds)})" if outcome.seconds else ""))
     run_dir = Path(config.run_dir).expanduser()
     report = write_report(run_dir, read_evaluation(run_dir))
-    out.print(f"report: {report}", highlight=False, soft_wrap=True)
+    out.print(f"report: {report}")
     return outcome
 
 

@@ -13,6 +13,7 @@ TOP = ("pallas_kernels", "mom_jax", "experiments", "benchmarks")
 FLOORS = {
     "pallas_kernels": 0,
     "mom_jax.errors": 0,
+    "mom_jax.terminal": 0,
     "mom_jax.typing": 0,
     "mom_jax.fields": 1,
     "mom_jax.files": 1,

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -24,7 +25,7 @@ Example: mom-jax report runs/mom-340m --out pages/mom-340m.html"""
 class ReportConfig:
     """What the page shows, and where it goes."""
 
-    paths: tyro.conf.Positional[tuple[Name, ...]] = ()
+    paths: Annotated[tuple[Name, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...")] = ()
     """Folders of runs and sweeps."""
     out: Name | None = None
     """The page; default: report.html beside the first folder."""

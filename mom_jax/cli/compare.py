@@ -76,6 +76,7 @@ def main(args: Sequence[str]) -> int:
 
     from mom_jax.cli.runs import console
     from mom_jax.interop.published import read_config
+    from mom_jax.terminal import print_table
 
     out = console()
     config, layout = read_config(Path(wanted.reference).expanduser())
@@ -86,12 +87,12 @@ def main(args: Sequence[str]) -> int:
     draw(0)  # a bad text shows before the models load
     with jax.default_matmul_precision("highest"):
         result, tables, picture, about = _run(wanted, config, draw)
-    out.print(_header(wanted, versions, about), highlight=False, soft_wrap=True)
-    for table in tables:
-        out.print(table, highlight=False)
+    out.print(_header(wanted, versions, about))
+    for told in tables:
+        out.print(told) if isinstance(told, str) else print_table(told, out)
     if wanted.out is not None:
         _write(Path(wanted.out).expanduser(), {"settings": about | versions, **result.to_dict()}, picture)
-        out.print(f"written: {wanted.out}/compare.json and compare.png", highlight=False, soft_wrap=True)
+        out.print(f"written: {wanted.out}/compare.json and compare.png")
     out.print("everything lies within its tolerance" if result.ok else "something lies above its tolerance")
     return 0 if result.ok else 1
 

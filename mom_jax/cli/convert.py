@@ -24,9 +24,9 @@ Example: mom-jax convert runs/mom-340m published/mom-340m --dtype bfloat16"""
 class ConvertConfig:
     """What to convert, and into what."""
 
-    src: tyro.conf.Positional[Name]
+    src: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """A published model's folder, or a run's."""
-    dst: tyro.conf.Positional[Name]
+    dst: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The folder to write; it must not exist, or be empty."""
     tokenizer: Name | None = None
     """Goes with the model instead of its own: bytes, mistral, a file, a folder or a hub name."""
@@ -58,5 +58,5 @@ def main(args: Sequence[str]) -> int:
         sizes = {"dtype": wanted.dtype, "max_shard_bytes": wanted.max_shard_bytes}
         run_to_published(wanted.src, wanted.dst, one_device(), tokenizer=wanted.tokenizer, **sizes)
         said = f"published model: {wanted.dst}"
-    out.print(said, highlight=False, soft_wrap=True)
+    out.print(said)
     return 0

@@ -31,7 +31,7 @@ example: mom-jax data prepare shards/texts --data.path 'texts/*.txt'
 class PrepareConfig:
     """What to tokenise, and where to."""
 
-    out: tyro.conf.Positional[Name]
+    out: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder of the shards."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     workers: Annotated[int, Range(least=1, most=2**12)] | None = None

@@ -30,6 +30,7 @@ def main(args: Sequence[str]) -> int:
     from mom_jax.evals.ngram import ngram_bits_per_byte
     from mom_jax.reports.markdown import write_report
     from mom_jax.runs import evaluate_run, one_device, opened_run, train_and_report
+    from mom_jax.terminal import print_table
 
     out = console()
     if not train_and_report(config, out).finished:
@@ -37,12 +38,12 @@ def main(args: Sequence[str]) -> int:
     evaluation, data = evaluate_run(config.run_dir)
     print_evaluation(evaluation, out)
     rows = comparison(evaluation["bits_per_byte"], ngram_bits_per_byte(data))
-    out.print(_table(rows))
+    print_table(_table(rows), out)
     out.print("a completion, sampled at temperature 0.7:", style="bold")
     with opened_run(config.run_dir, one_device()) as (_, model, _step):
         complete(config, model, PROMPT, 200, _write, temperature=0.7, seed=0)
     report = write_report(config.run_dir, evaluation, extra=_markdown(rows))
-    out.print(f"\n\nreport: {report}", highlight=False, soft_wrap=True)
+    out.print(f"\n\nreport: {report}")
     return 0
 
 

@@ -28,7 +28,7 @@ Example: mom-jax eval runs/mom-340m --tasks recall,commonsense,longbench"""
 class EvalConfig:
     """What to score, and on what."""
 
-    run: tyro.conf.Positional[Name]
+    run: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or of a published model."""
     sequence_length: Annotated[int, Range(least=1, most=2**24)] | None = None
     """Tokens per window, or of a task's longest input; default: as in training."""
@@ -78,7 +78,7 @@ def main(args: Sequence[str]) -> int:
     print_evaluation(evaluation, out)
     if read_metrics(Path(wanted.run).expanduser()):  # a converted model was not trained here
         report = write_report(wanted.run, evaluation)
-        out.print(f"report: {report}", highlight=False, soft_wrap=True)
+        out.print(f"report: {report}")
     return 0
 
 
@@ -93,5 +93,5 @@ def _run_tasks(wanted: EvalConfig) -> int:
     found = evaluate_run_on_tasks(wanted.run, wanted.task_names, **options)
     out = console()
     print_results(found, out)
-    out.print(f"results: {Path(wanted.run).expanduser() / TASKS_FILE}", highlight=False, soft_wrap=True)
+    out.print(f"results: {Path(wanted.run).expanduser() / TASKS_FILE}")
     return 0

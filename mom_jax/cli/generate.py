@@ -19,7 +19,7 @@ Example: mom-jax generate runs/mom-tiny --prompt 'def main(' --max-new-tokens 20
 class GenerateConfig:
     """What to continue, and how to choose tokens."""
 
-    run: tyro.conf.Positional[Name]
+    run: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or of a published model."""
     prompt: Name
     """Text to continue."""

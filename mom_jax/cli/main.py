@@ -1,13 +1,15 @@
 """The command ``mom-jax``: finds the verb, and turns every mistake into one line and an exit status."""
 
 import difflib
-import errno
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from mom_jax import __version__
+from mom_jax.cli.failures import READER_LEFT, explain
 from mom_jax.errors import InputError
+from mom_jax.terminal import let_go, prepare_streams, printable, reader_left
 
 # verb: (module with main(args), what it does). A module is loaded only when its verb is called; that is also how
 # experiments and benchmarks, a floor above, come to have verbs.
@@ -33,56 +35,65 @@ def usage() -> str:
 
 Train, evaluate and sample Mixture-of-Memories language models in JAX.
 
+example: mom-jax train mom-tiny --steps 200 --run-dir runs/first
+
 verbs:
 {verbs}
 
-mom-jax VERB --help explains a verb; mom-jax --version tells the version.
-
-example: mom-jax train mom-tiny --steps 200 --run-dir runs/first
+mom-jax help VERB explains a verb; mom-jax --version tells the version.
 """
 
 
 def dispatch(args: Sequence[str]) -> int:
     """Runs a verb and returns its exit status; mistakes leave it as exceptions."""
-    if not args or args[0] in ("-h", "--help", "help"):
+    verb, *rest = args or ["--help"]
+    if verb == "help" and rest:
+        verb, *rest = *rest, "--help"
+    if verb in ("-h", "--help", "help"):
         print(usage(), end="")
         return 0
-    if args[0] == "--version":
+    if verb in ("--version", "-V"):
         print(f"mom-jax {__version__}")
         return 0
-    verb = args[0]
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS) or list(VERBS)
-        raise InputError("verb", verb, f"unknown; did you mean {' or '.join(close)}?")
-    return importlib.import_module(VERBS[verb][0]).main(list(args[1:]))
+        raise InputError("verb", verb or "''", f"unknown; did you mean {' or '.join(close)}?")
+    return importlib.import_module(VERBS[verb][0]).main(rest)
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of the command.
 
     Returns:
-        0, or 2 after a user's mistake, 1 after a failure of the machine (a full disk, say), 130 after Ctrl-C;
-        each but the last with one line on stderr.
+        The exit status: 0, or one of `mom_jax.cli.failures` with one line on stderr.
     """
+    prepare_streams()
     try:
-        return dispatch(sys.argv[1:] if args is None else args)
-    except InputError as error:
-        return _complain(str(error), 2)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has left: nothing more to say, and nothing to flush at exit.
-        sys.stdout = None  # type: ignore[assignment]
-        return 0
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        if error.errno == errno.ENOSPC:
-            return _complain(f"{where}the disk is full; free some space and run the same command again", 1)
-        return _complain(f"{where}{error.strerror or error}", 1)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        status = _run(sys.argv[1:] if args is None else args)
+        sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001 (nobody after us can say it in a line)
+        return _complain(error)
+    return status
 
 
-def _complain(message: str, status: int) -> int:
-    print("mom-jax: " + " ".join(message.split()), file=sys.stderr)
+def _run(args: Sequence[str]) -> int:
+    try:
+        return dispatch(args)
+    except SystemExit as end:  # the help text was printed
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
+def _complain(error: BaseException) -> int:
+    if isinstance(error, BrokenPipeError) and reader_left(sys.stdout):
+        let_go(sys.stdout)
+        return READER_LEFT
+    message, status = explain(error)
+    with suppress(OSError):  # stderr may be a closed pipe or a full disk too
+        print("mom-jax: " + printable(message), file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        let_go(sys.stdout)
     return status
 
 

@@ -15,10 +15,26 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from mom_jax.cli import habits
 from mom_jax.errors import InputError
 from mom_jax.fields import alternatives, described, field_types
+from mom_jax.models.presets import preset_names
 
 Config = TypeVar("Config")
+
+
+def preset_first(verb: str, args: Sequence[str]) -> tuple[str, list[str]]:
+    """The preset that the arguments of ``verb`` begin with, and the rest; mom-tiny where help alone is asked for.
+
+    Raises:
+        InputError: no preset is named first.
+    """
+    if args and not args[0].startswith("-"):
+        return args[0], list(args[1:])
+    if any(argument in ("-h", "--help") for argument in args):
+        return "mom-tiny", list(args)
+    remedy = f"name one first: mom-jax {verb} PRESET, with PRESET one of {preset_names()}"
+    raise InputError("preset", "''", remedy)
 
 
 def parse(
@@ -30,7 +46,7 @@ def parse(
         cls: a frozen dataclass, possibly of dataclasses; its field docstrings are the help texts.
         args: the arguments after the verb.
         prog: how the command begins, for the help text.
-        description: first paragraph of the help text, with an example.
+        description: paragraphs of the help text; those that begin with ``Example:`` come first.
         default: values of the fields that are not given.
 
     Raises:
@@ -38,8 +54,10 @@ def parse(
         SystemExit: help was asked for and printed.
     """
     types_by_option = _options(cls)
+    args = _joined(args, types_by_option)
     _check_names(args, types_by_option)
-    return _fill(cls, args, prog=prog, description=description, default=default, types_by_option=types_by_option)
+    about = "\n\n".join(sorted(description.split("\n\n"), key=lambda part: not part.startswith("Example:")))
+    return _fill(cls, args, prog=prog, description=about, default=default, types_by_option=types_by_option)
 
 
 def _fill(
@@ -71,28 +89,32 @@ def _options(cls: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _field(option: str) -> str:
-    return option.removeprefix("--").partition("=")[0].replace("-", "_")
+    return option.lstrip("-").partition("=")[0].replace("-", "_")
+
+
+def _joined(args: Sequence[str], types_by_option: dict[str, Any]) -> list[str]:
+    """``--prompt -x`` as ``--prompt=-x``: what follows an option of text is its value, though it begins with a dash."""
+    joined: list[str] = []
+    for argument in args:
+        before = joined[-1] if joined and "=" not in joined[-1] else ""
+        is_text = str in (kind for kind, _ in alternatives(types_by_option.get(_field(before))))
+        if is_text and before.startswith("--") and re.match(r"-[^-]|-$", argument) and argument != "-h":
+            joined[-1] = f"{before}={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _check_names(args: Sequence[str], types_by_option: dict[str, Any]) -> None:
+    known = types_by_option.keys() | {"help", "tyro_print_completion", "tyro_write_completion"}
     for option in args:
-        if not re.match(r"--[A-Za-z]", option):
-            continue
         field = _field(option)
-        positive = re.sub(r"(^|\.)no_", r"\1", field)
-        if (
-            field not in types_by_option
-            and positive not in types_by_option
-            and field not in ("help", "tyro_print_completion")
-        ):
-            close = [name for name in types_by_option if name.endswith("." + field)]
-            close = close or difflib.get_close_matches(field, types_by_option, n=2)
-            hint = (
-                f"did you mean {' or '.join('--' + name.replace('_', '-') for name in close)}?"
-                if close
-                else "see --help for all options"
-            )
-            raise InputError("option", option.partition("=")[0], f"unknown; {hint}")
+        if not re.match(r"--?[A-Za-z]", option) or option == "-h":
+            continue
+        if option.startswith("--") and (field in known or re.sub(r"(^|\.)no_", r"\1", field) in known):
+            continue
+        remedy = f"unknown; {habits.hint(field.lower(), list(types_by_option))}"
+        raise InputError("option", option.partition("=")[0], remedy)
 
 
 def _explain(

@@ -1,7 +1,6 @@
 """What several verbs say and do with a run; imports JAX."""
 
 import logging
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -12,10 +11,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from mom_jax import terminal
 from mom_jax.data.tokenizers import StreamDecoder, load_tokenizer
 from mom_jax.decoding import generate
 from mom_jax.errors import InputError
 from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.terminal import print_table
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.processes import is_first
 
@@ -26,7 +27,7 @@ def console() -> Console:
     The checkpoint library's own log is kept out of it, for its errors reach us as exceptions.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    return Console(file=sys.stdout, quiet=not is_first())
+    return terminal.console(quiet=not is_first())
 
 
 class _DocumentEnd(Exception):
@@ -99,11 +100,11 @@ def print_evaluation(evaluation: dict[str, Any], out: Console) -> None:
     for bucket in evaluation["by_position"]:
         positions.add_row(f"{bucket['start']}-{bucket['stop'] - 1}", f"{bucket['tokens']:,}", f"{bucket['loss']:.4f}")
     for table in (scores, positions):
-        out.print(table)
+        print_table(table, out)
     if "load" not in evaluation:
         return
     memories = [f"memory {m}" for m in range(len(evaluation["load"][0]))]
     loads = Table("layer", *memories, "entropy (nats)", title="share of the assignments", title_justify="left")
     for layer, (load, entropy) in enumerate(zip(evaluation["load"], evaluation["routing_entropy"], strict=True)):
         loads.add_row(str(layer), *(f"{share:.3f}" for share in load), f"{entropy:.3f}")
-    out.print(loads)
+    print_table(loads, out)

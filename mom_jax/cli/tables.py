@@ -6,11 +6,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mom_jax.models.accounting import Cost, total
+from mom_jax.terminal import print_table
 
-_COLUMNS = ("parameters", "activated", "state per sequence", "forward / token", "backward / token")
+_COLUMNS = ("parameters", "activated", "state (MiB)", "forward (MFLOP / token)", "backward (MFLOP / token)")
 
 
-def print_costs(title: str, costs: list[Cost]) -> None:
+def print_costs(title: str, costs: list[Cost], out: Console) -> None:
     """One row for each part, runs of equal layers together, and the total."""
     table = _table(title, "part")
     for _, run in itertools.groupby(costs, key=lambda cost: (_kind(cost.name), *_cells(cost))):
@@ -18,10 +19,10 @@ def print_costs(title: str, costs: list[Cost]) -> None:
         table.add_row(parts[0].name if len(parts) == 1 else _range(parts), *_cells(parts[0]))
     table.add_section()
     table.add_row("total", *_cells(total(costs)))
-    Console(highlight=False).print(table)
+    print_table(table, out)
 
 
-def print_totals(models: dict[str, list[Cost]]) -> None:
+def print_totals(models: dict[str, list[Cost]], out: Console) -> None:
     """One row for each model; the first is what the others are compared with."""
     table = _table("in all", "model")
     first = total(next(iter(models.values())))
@@ -30,7 +31,7 @@ def print_totals(models: dict[str, list[Cost]]) -> None:
         cells = [f"{cell} ({_ratio(value, base)})" for cell, value, base in
                  zip(_cells(cost), _values(cost), _values(first), strict=True)]  # fmt: skip
         table.add_row(name, *cells)
-    Console(highlight=False).print(table)
+    print_table(table, out)
 
 
 def _table(title, first):
@@ -48,9 +49,9 @@ def _cells(cost):
     return (
         f"{cost.parameters:,}",
         f"{cost.activated:,}",
-        f"{cost.state_bytes / 2**20:,.2f} MiB",
-        f"{cost.forward / 1e6:,.2f} MFLOP",
-        f"{cost.backward / 1e6:,.2f} MFLOP",
+        f"{cost.state_bytes / 2**20:,.2f}",
+        f"{cost.forward / 1e6:,.2f}",
+        f"{cost.backward / 1e6:,.2f}",
     )
 
 

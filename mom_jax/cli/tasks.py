@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mom_jax.evals.harness.suites import suite_means
+from mom_jax.terminal import print_table
 
 
 def print_results(found: dict[str, Any], out: Console) -> None:
@@ -25,4 +26,4 @@ def print_results(found: dict[str, Any], out: Console) -> None:
             table.add_row(name, f"{metric} of the group", f"{value:.4f}", "", "", "")
     for name, value in suite_means(found["tasks"]).items():
         table.add_row(name, "average", f"{value:.4f}", "", "higher", "")
-    out.print(table)
+    print_table(table, out)

@@ -4,8 +4,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 
-from mom_jax.cli.parsing import parse
-from mom_jax.errors import InputError
+from mom_jax.cli.parsing import parse, preset_first
 from mom_jax.models.presets import preset_names
 from mom_jax.training.config import TRAIN_PRESETS, ProcessesConfig, TrainConfig, flat, get_train_preset
 
@@ -49,20 +48,13 @@ def parse_train(args: Sequence[str]) -> TrainArguments:
     Raises:
         InputError: no or an unknown preset, or a bad override.
     """
-    names = preset_names()
-    asks_help = any(argument in ("-h", "--help") for argument in args)
-    if asks_help and args[0].startswith("-"):
-        preset, rest = "mom-tiny", list(args)
-    elif not args or args[0].startswith("-"):
-        raise InputError("preset", "''", f"name one first: mom-jax train PRESET, with PRESET one of {names}")
-    else:
-        preset, rest = args[0], list(args[1:])
+    preset, rest = preset_first("train", args)
     default = get_train_preset(preset)
     return parse(
         TrainArguments,
         rest,
         prog="mom-jax train PRESET",
-        description=DESCRIPTION.format(presets=names),
+        description=DESCRIPTION.format(presets=preset_names()),
         default=TrainArguments(**{field.name: getattr(default, field.name) for field in dataclasses.fields(default)}),
     )
 

@@ -7,15 +7,16 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import filelock
-import rich.console
 import rich.progress
 
+from mom_jax import terminal
 from mom_jax.data.config import DataConfig
 from mom_jax.data.plan import Unit, plan, unit_key
 from mom_jax.data.shards import (
@@ -211,7 +212,7 @@ def _run(job: Callable[..., Any], pending: list[Any], workers: int) -> Iterator[
 
 
 def _progress_bar(wanted: bool) -> rich.progress.Progress:
-    console = rich.console.Console(stderr=True)
+    console = terminal.console(sys.stderr)
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,9 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mom_jax import terminal
 from mom_jax.errors import InputError
 from mom_jax.interop.folders import check_empty, in_place_of
 from mom_jax.interop.keys import Index, Piece, model_tensor, pieces, without_effect
@@ -218,7 +219,7 @@ def _on_host(leaf: jax.Array, where: tuple[int, ...]) -> np.ndarray:
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on the terminal that counts bytes of parameters; none for small models."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = terminal.console(sys.stderr)
     hidden = total < _PROGRESS_BYTES or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(what, total=total)

@@ -112,7 +112,7 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
         told = f"{config.run_dir} is already trained to step {origin.step}; raise --steps to go on"
         return Outcome(origin.step, True, told, 0.0)
     if origin.told:
-        console.print(origin.told, highlight=False, soft_wrap=True)
+        console.print(origin.told, markup=False, highlight=False, soft_wrap=True)
     state = _first_state(config, origin, mesh, loader)
     if is_first():
         _write_config(config)

@@ -1,0 +1,123 @@
+"""What an option that a verb does not have is called here: other programs' names, and what is no option at all."""
+
+import difflib
+from collections.abc import Collection
+
+# Names of other trainers for the fields of ours.
+_SYNONYMS = {
+    "lr": "learning_rate",
+    "max_lr": "learning_rate",
+    "min_lr": "min_learning_rate_ratio",
+    "wd": "weight_decay",
+    "warmup": "warmup_steps",
+    "warmup_iters": "warmup_steps",
+    "lr_scheduler_type": "schedule",
+    "scheduler": "schedule",
+    "max_grad_norm": "clip_norm",
+    "grad_clip": "clip_norm",
+    "gradient_clip": "clip_norm",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "epochs": "steps",
+    "num_epochs": "steps",
+    "num_train_epochs": "steps",
+    "max_steps": "steps",
+    "num_steps": "steps",
+    "train_steps": "steps",
+    "iters": "steps",
+    "max_iters": "steps",
+    "iterations": "steps",
+    "bs": "batch_size",
+    "batch": "batch_size",
+    "per_device_train_batch_size": "batch_size",
+    "micro_batch_size": "gradient_accumulation",
+    "grad_accum": "gradient_accumulation",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "gradient_checkpointing": "remat",
+    "seq_len": "sequence_length",
+    "seq_length": "sequence_length",
+    "max_seq_len": "sequence_length",
+    "max_seq_length": "sequence_length",
+    "block_size": "sequence_length",
+    "context_length": "sequence_length",
+    "max_length": "sequence_length",
+    "data": "data.path",
+    "dataset": "data.path",
+    "dataset_name": "data.path",
+    "train_file": "data.path",
+    "validation_file": "data.held_out_path",
+    "val_split": "data.held_out_fraction",
+    "tokenizer_name": "tokenizer",
+    "output": "run_dir",
+    "output_dir": "run_dir",
+    "out_dir": "run_dir",
+    "save_dir": "run_dir",
+    "logdir": "run_dir",
+    "save_every": "checkpoint.every",
+    "save_steps": "checkpoint.every",
+    "save_interval": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep",
+    "eval_interval": "eval_every",
+    "eval_steps": "eval_every",
+    "log_interval": "log_every",
+    "logging_steps": "log_every",
+    "dtype": "compute_dtype",
+    "precision": "compute_dtype",
+    "bf16": "compute_dtype",
+    "fp16": "compute_dtype",
+    "layers": "num_hidden_layers",
+    "n_layer": "num_hidden_layers",
+    "num_layers": "num_hidden_layers",
+    "dim": "hidden_size",
+    "d_model": "hidden_size",
+    "n_embd": "hidden_size",
+    "n_head": "num_heads",
+    "heads": "num_heads",
+    "memories": "num_memories",
+    "top_k": "topk",
+    "rule": "memory_rule",
+    "max_tokens": "max_new_tokens",
+    "length": "max_new_tokens",
+    "temp": "temperature",
+    "output_file": "out",
+    "num_workers": "workers",
+    "num_proc": "workers",
+    "fsdp": "mesh.fsdp",
+    "tp": "mesh.tensor",
+    "master_addr": "processes.coordinator",
+}
+_NO_OPTION = {
+    ("device", "gpu", "gpus", "cpu", "cuda", "tpu", "accelerator", "devices"): (
+        "all devices that JAX sees are used; to choose, write JAX_PLATFORMS=cpu or CUDA_VISIBLE_DEVICES=0 "
+        "before the command"
+    ),
+    ("resume", "resume_from_checkpoint", "resume_from"): "the same command resumes where a run stopped",
+    ("config", "config_file"): "name a preset, and what differs from it as options",
+    ("model", "model_name", "model_path", "model_name_or_path", "checkpoint", "ckpt", "run", "preset"): (
+        "the first argument names it, without an option"
+    ),
+    ("seed",): "nothing is drawn at random here",
+    ("wandb", "report_to"): "metrics.jsonl and TensorBoard files are in the run's folder",
+    ("verbose", "debug", "quiet", "v"): "there is one amount of output",
+}
+
+
+def hint(option: str, known: Collection[str]) -> str:
+    """What to write instead of an option (a field's name) that is none of the ``known`` dotted fields."""
+    close = _same(option, known) or _same(_SYNONYMS.get(option, ""), known) or _near(option, known)
+    if close:
+        return f"did you mean {' or '.join('--' + name.replace('_', '-') for name in close[:3])}?"
+    meant = [said for names, said in _NO_OPTION.items() if option in names]
+    return meant[0] if meant else "see --help for all options"
+
+
+def _same(option: str, known: Collection[str]) -> list[str]:
+    return [name for name in known if name == option or (option and name.endswith("." + option))]
+
+
+def _near(option: str, known: Collection[str]) -> list[str]:
+    last = {name.rpartition(".")[2]: name for name in reversed(list(known))}
+    close = difflib.get_close_matches(option, known, n=2)
+    close = close or [last[name] for name in difflib.get_close_matches(option.rpartition(".")[2], last, n=2)]
+    begun = [name for part, name in last.items() if len(option) > 2 and part.startswith(option)]
+    return close or begun

@@ -1,0 +1,102 @@
+"""The terminal: text that prints in any encoding, and where tables and progress go.
+
+What users bring (names, paths, texts) is printed as it is: nothing here reads Rich's markup.
+"""
+
+import io
+import os
+import select
+import sys
+import typing
+from contextlib import suppress
+
+if typing.TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_NO_END = 10_000  # columns of what is no terminal: a table there is as wide as it needs to be
+
+
+def prepare_streams() -> None:
+    """Readies stdout and stderr, once, before a command prints: no sign is an error.
+
+    What the terminal's encoding lacks is written as an escape such as ``\\u4e2d``, bytes of a name that are not UTF-8
+    as ``\\udce9``. A stream that the caller has closed takes everything and shows nothing. ``NO_COLOR`` holds for
+    help texts too.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (to the end)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if os.environ.get("NO_COLOR"):
+        os.environ["PYTHON_TYRO_ANSI_CODES"] = "False"
+
+
+def is_live(stream: typing.Any) -> bool:
+    """Whether a line of ``stream`` can be drawn again: a terminal, and not one that a notebook only imitates."""
+    notebook = "JPY_PARENT_PID" in os.environ or "inline" in os.environ.get("MPLBACKEND", "")
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown") and not notebook
+
+
+def console(stream: typing.Any = None, quiet: bool = False) -> "Console":
+    """Where to print, by default stdout: without markup, and on a terminal alone with lines that are drawn again."""
+    from rich.console import Console  # not needed for help and mistakes
+
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # what the caller is handling; Rich would end the program with status 1
+
+    stream = sys.stdout if stream is None else stream
+    live = is_live(stream)
+    return Plain(
+        file=stream,
+        quiet=quiet,
+        force_terminal=live,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        width=None if live else _NO_END,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_table(table: "Table", out: "Console") -> None:
+    """Prints a table; where the terminal is narrow, cells are broken between words, and no word or number is cut."""
+    from rich.cells import cell_len
+    from rich.segment import Segments
+
+    texts = [[str(text) for text in (column.header, *column.cells)] for column in table.columns]
+    least = [max((cell_len(word) for text in column for word in text.split()), default=0) for column in texts]
+    whole = [max((cell_len(line) for text in column for line in text.splitlines()), default=0) for column in texts]
+    frame = 3 * len(texts) + 1
+    room = out.width - frame - sum(least)
+    share = min(max(room / max(sum(whole) - sum(least), 1), 0), 1)
+    for column, short, long in zip(table.columns, least, whole, strict=True):
+        column.width = short + int(share * (long - short))
+    options = out.options.update(width=max(out.width, frame + sum(least)))
+    out.print(Segments(out.render(table, options)), end="", crop=False)
+
+
+def reader_left(stream: typing.Any) -> bool:
+    """Whether ``stream`` is a pipe that nobody reads any more (head, a pager that was quit)."""
+    with suppress(OSError, ValueError, AttributeError):
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    return False
+
+
+def let_go(stream: typing.Any) -> None:
+    """Sends what is still buffered, and all that comes, to nowhere, so that the interpreter can end in peace."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def printable(text: str) -> str:
+    """``text`` in one line, with control characters and halves of characters as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))

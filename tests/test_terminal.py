@@ -1,0 +1,129 @@
+"""Output never breaks: any encoding, any name, any width, a reader that leaves."""
+
+import io
+import os
+import sys
+
+import pytest
+from rich.progress import Progress
+from rich.table import Table
+
+from mom_jax import terminal
+
+NAMES = "runs/[/b] [red]:smile: 中 é \udce9"
+
+
+class Terminal(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in ("JPY_PARENT_PID", "MPLBACKEND", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHON_TYRO_ANSI_CODES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", r"\u4e2d \xe9 \udce9"), ("latin-1", "\\u4e2d é \\udce9"), ("utf-8", "中 é \\udce9")],
+)
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_no_sign_is_an_error(encoding, shown, name, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, name, io.TextIOWrapper(raw, encoding=encoding))
+    terminal.prepare_streams()
+    stream = getattr(sys, name)
+    print(NAMES, file=stream)
+    terminal.console(stream).print(NAMES)
+    stream.flush()
+    line = f"runs/[/b] [red]:smile: {shown}\n".encode(encoding)
+    assert raw.getvalue() == 2 * line
+
+
+def test_a_closed_stream_takes_everything(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    terminal.prepare_streams()
+    terminal.console().print("to nobody")
+    print("to nobody", flush=True)
+    sys.stdout.close()
+
+
+def table() -> Table:
+    shown = Table("a name of it [/b]", title="[red]costs")
+    shown.add_column("parameters of each", justify="right")
+    shown.add_column("state", justify="right")
+    shown.add_row("all layers together [/b]", "512,351,424 (x1.00)", "12,345.67")
+    return shown
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 200])
+def test_no_number_is_cut_whatever_the_width(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = Terminal()
+    terminal.print_table(table(), terminal.console(out))
+    lines = out.getvalue().splitlines()
+    for word in ("[red]costs", "512,351,424", "(x1.00)", "12,345.67", "[/b]", "together"):
+        assert any(word in line for line in lines), word
+    if width >= 50:
+        assert max(map(len, lines[1:])) <= width
+
+
+def test_a_row_is_a_line_in_a_pipe(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    out = io.StringIO()
+    terminal.print_table(table(), terminal.console(out))
+    (row,) = (line for line in out.getvalue().splitlines() if "512" in line)
+    assert "all layers together [/b]" in row and "512,351,424 (x1.00)" in row and "12,345.67" in row
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"JPY_PARENT_PID": "1"}, {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, {"TERM": "dumb"}],
+    ids=["notebook", "another notebook", "dumb"],
+)
+def test_nothing_is_drawn_again_where_nobody_would_see_it(environment, monkeypatch):
+    assert terminal.is_live(Terminal())
+    for name, value in {**environment, "FORCE_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    out = Terminal()
+    with Progress(console=terminal.console(out), disable=not terminal.console(out).is_terminal) as bar:
+        for _ in bar.track(range(3)):
+            pass
+    assert out.getvalue() == ""
+    assert not terminal.is_live(io.StringIO())
+
+
+def test_no_colour(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = Terminal()
+    terminal.print_table(table(), terminal.console(out))
+    assert "\x1b" not in out.getvalue() and "512,351,424" in out.getvalue()
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    terminal.prepare_streams()
+    assert os.environ["PYTHON_TYRO_ANSI_CODES"] == "False"
+
+
+def test_a_reader_that_left_is_noticed():
+    read, write = os.pipe()
+    with os.fdopen(write, "w", encoding="utf-8") as stream:
+        assert not terminal.reader_left(stream)
+        os.close(read)
+        assert terminal.reader_left(stream)
+        with pytest.raises(BrokenPipeError):
+            terminal.console(stream).print("x" * 100_000)
+        terminal.let_go(stream)
+        stream.flush()
+
+
+@pytest.mark.parametrize("text", ["a\nb\tc", "a b c", "a  b c "])
+def test_one_line(text):
+    assert terminal.printable(text) == "a b c"
+
+
+def test_control_characters_are_not_sent_to_the_terminal():
+    assert terminal.printable("x\x1b[31m\x07 中 \udce9") == r"x\x1b[31m\x07 中 \udce9"
