@@ -155,9 +155,6 @@ def evaluate_run_on_tasks(
     folder = Path(run_dir).expanduser()
     with opened_run(run_dir, mesh) as (config, model, step):
         tokenizer = load_tokenizer(config.data.tokenizer)
-        if tokenizer.vocab_size > config.model.vocab_size:
-            remedy = f"has {tokenizer.vocab_size} tokens but the model {config.model.vocab_size}; put the model's back"
-            raise InputError("data.tokenizer", tokenizer.name, remedy)
         lm = HarnessModel(
             model,
             tokenizer,

@@ -117,8 +117,10 @@ def _stands_alone(text: str) -> bool:
     return bool(text.strip()) and _BROKEN not in text
 
 
-def token_rows(tokenizer: Tokenizer, rows: int, remedy: str = "name the model's own tokenizer") -> np.ndarray:
-    """Which rows of a model's embedding have a token, bool [rows]; published tables are often longer than vocabularies.
+def token_rows(tokenizer: Tokenizer, rows: int, remedy: str = "name the model's own tokenizer") -> np.ndarray | None:
+    """Which rows of a model's embedding have a token, bool [rows]; None where all have.
+
+    Published tables are often longer than vocabularies.
 
     Raises:
         InputError: the tokenizer has more tokens than the model has rows.
@@ -126,7 +128,7 @@ def token_rows(tokenizer: Tokenizer, rows: int, remedy: str = "name the model's 
     check_rows(tokenizer.name, tokenizer.vocab_size, rows, remedy)
     known = np.zeros(rows, bool)
     known[np.fromiter(tokenizer.ids, np.int64)] = True
-    return known
+    return None if known.all() else known
 
 
 def check_rows(name: str, tokens: int, rows: int, remedy: str = "name the model's own tokenizer") -> None:

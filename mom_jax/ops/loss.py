@@ -39,14 +39,21 @@ def chunked_cross_entropy(
 
 
 def chunked_token_scores(
-    hidden: Float[Array, "B T D"], weight: Float[Array, "vocab D"], labels: Int[Array, "B T"]
+    hidden: Float[Array, "B T D"],
+    weight: Float[Array, "vocab D"],
+    labels: Int[Array, "B T"],
+    candidates: Bool[Array, " vocab"] | None = None,
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """Nats of each label (0 at `IGNORE`), float32, and whether it is the likeliest token; memory as above."""
+    """Nats of each label (0 at `IGNORE`), float32, and whether it is the likeliest token; memory as above.
+
+    Nats are of all rows of ``weight``; the likeliest is sought among ``candidates`` where they are given.
+    """
 
     def piece(_, xs):
         x, y = xs
         logits = _logits(x, weight)
-        return None, (token_cross_entropy(logits, y), jnp.argmax(logits, -1) == y)
+        choices = logits if candidates is None else jnp.where(candidates, logits, -jnp.inf)
+        return None, (token_cross_entropy(logits, y), jnp.argmax(choices, -1) == y)
 
     _, scores = jax.lax.scan(piece, None, _pieces(hidden, labels, weight.shape[0]))
     nats, likeliest = (jnp.moveaxis(s, 0, 1).reshape(labels.shape[0], -1)[:, : labels.shape[1]] for s in scores)

@@ -270,6 +270,7 @@ def test_ids_may_have_holes_but_not_of_billions():
 
 
 def test_more_tokens_than_rows_are_refused():
+    assert token_rows(ByteTokenizer(), 264) is None
     assert token_rows(ByteTokenizer(), 266).tolist() == [True] * 264 + [False] * 2
     with pytest.raises(InputError, match=r"tokenizer=bytes: has 264 tokens but the model 263 rows \(vocab_size\)"):
         token_rows(ByteTokenizer(), 263)

@@ -42,16 +42,17 @@ def answer_prompts(
     max_length: int,
     batch_size: int,
     place: Place,
+    allowed: np.ndarray | None = None,
     seed: int = 0,
 ) -> Iterator[tuple[int, str]]:
     """Answers prompts, the longest first; yields each one's number and text as soon as its batch is done.
 
     A prompt keeps its last ``max_length`` tokens less those of its answer. Batches are filled up with rows
     of one token and padded on the left to a power of two. A batch ends when every row has met a stop string
-    or the end token.
+    or the end token. ``allowed`` marks the ids that may be chosen, bool [vocab].
 
     Raises:
-        InputError: an answer may be as long as ``max_length``.
+        InputError: an answer may be as long as ``max_length``, or a model that gives NaN.
     """
     longest = max((prompt.max_tokens for prompt in prompts), default=0)
     if longest >= max_length:
@@ -65,7 +66,7 @@ def answer_prompts(
         batch = _batch([rows[i] for i in chosen], batch_size, tokenizer.eos_id)
         wanted = [prompts[i] for i in chosen]
         keys = jax.random.fold_in(jax.random.key(seed), start)
-        texts = _answer(model, tokenizer, place(batch), wanted, sampling, keys)
+        texts = _answer(model, tokenizer, place(batch), wanted, sampling, keys, allowed)
         yield from zip(chosen, texts, strict=True)
 
 
@@ -78,7 +79,7 @@ def _batch(rows: list[list[int]], batch_size: int, filler: int) -> dict[str, np.
     return {"input_ids": ids, "mask": mask}
 
 
-def _answer(model, tokenizer, batch, prompts: list[Prompt], sampling: Sampling, rng: jax.Array) -> list[str]:
+def _answer(model, tokenizer, batch, prompts: list[Prompt], sampling: Sampling, rng, allowed) -> list[str]:
     tokens = np.zeros((len(prompts), 0), np.int32)
     blocks = generate_blocks(
         model,
@@ -89,6 +90,7 @@ def _answer(model, tokenizer, batch, prompts: list[Prompt], sampling: Sampling, 
         **dataclasses.asdict(sampling),
         rng=rng,
         eos_token_id=tokenizer.eos_id,
+        allowed=allowed,
     )
     for block in blocks:
         tokens = np.concatenate([tokens, np.asarray(block)[: len(prompts)]], 1)

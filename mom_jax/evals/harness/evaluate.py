@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -17,8 +18,10 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
+from mom_jax.decoding import not_finite
 from mom_jax.evals.harness.model import HarnessModel
 
+_SCORING = 2  # raised whenever the same model would answer otherwise than before
 _DRAWS = 1000  # of the bootstrap, for the standard errors of metrics that are not means
 
 
@@ -58,10 +61,16 @@ def evaluate_tasks(
 
 
 def fingerprint(lm: HarnessModel) -> str:
-    """Changes with all that answers depend on: weights, configuration, tokenizer, longest input."""
+    """Changes with all that answers depend on: weights, configuration, tokenizer, longest input.
+
+    Raises:
+        InputError: parameters that are NaN or infinite.
+    """
     _, params = nnx.split(lm.model)
     sums = [np.asarray(jnp.stack([leaf.sum(), (leaf * leaf).sum()])) for leaf in jax.tree.leaves(params)]
-    rest = json.dumps([lm.model.config.to_dict(), lm.text.fingerprint, lm.max_length])
+    if not np.isfinite(sums).all():
+        raise not_finite("parameters")
+    rest = json.dumps([_SCORING, lm.model.config.to_dict(), lm.text.fingerprint, lm.max_length])
     return hashlib.sha256(rest.encode() + b"".join(s.tobytes() for s in sums)).hexdigest()[:16]
 
 
@@ -79,12 +88,17 @@ def _task(found: Any, name: str) -> dict[str, Any]:
 
 
 def _metrics(values: dict[str, Any], suffix: str = "") -> dict[str, float]:
-    """Numbers by metric; the harness's key is ``metric[_stderr],filter``, and a filter called none is left out."""
+    """Numbers by metric; the harness's key is ``metric[_stderr],filter``, and a filter called none is left out.
+
+    What is not a finite number is left out too.
+    """
     numbers = {}
     for key, value in values.items():
         metric, comma, kept = key.partition(",")
         is_error = metric.endswith("_stderr")
         if not comma or is_error != bool(suffix) or isinstance(value, str):
+            continue
+        if not math.isfinite(value):  # an overflow, or the error of too few documents
             continue
         metric = metric.removesuffix("_stderr")
         numbers[metric if kept == "none" else f"{metric},{kept}"] = float(value)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mom_jax.decoding import not_finite
 from mom_jax.errors import InputError
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.loss import IGNORE, chunked_token_scores
@@ -17,7 +18,7 @@ _SHORTEST = 32  # shorter rows are padded to this length
 
 
 class Pair(NamedTuple):
-    """Token ids of a context, at least one, and of what follows it."""
+    """Token ids of a context and of what follows it, at least one of each."""
 
     context: list[int]
     continuation: list[int]
@@ -37,7 +38,12 @@ def padded_length(length: int) -> int:
 
 
 def score_pairs(
-    model: MoMForCausalLM, pairs: Sequence[Pair], max_length: int, batch_size: int, place: Place
+    model: MoMForCausalLM,
+    pairs: Sequence[Pair],
+    max_length: int,
+    batch_size: int,
+    place: Place,
+    candidates: np.ndarray | None = None,
 ) -> Iterator[Score]:
     """Scores pairs, the longest first; each batch's scores come as soon as they are known.
 
@@ -50,10 +56,13 @@ def score_pairs(
         max_length: the most tokens the model reads at once.
         batch_size: rows of every batch.
         place: moves a batch to the devices.
+        candidates: the ids among which the likeliest is sought, bool [vocab]; None: all.
 
     Raises:
-        InputError: a continuation of more than ``max_length`` tokens.
+        InputError: a continuation of more than ``max_length`` tokens or of none, or a model that gives NaN.
     """
+    if not all(pair.context and pair.continuation for pair in pairs):
+        raise InputError("pairs", "a continuation or context without tokens", "has no likelihood; leave it out")
     longest = max((len(pair.continuation) for pair in pairs), default=0)
     if longest > max_length:
         remedy = f"is shorter than a continuation of {longest} tokens; raise it"
@@ -65,10 +74,12 @@ def score_pairs(
         chosen = order[start : start + batch_size]
         shape = batch_size, min(padded_length(max(len(rows[chosen[0]]) - 1, 1)), max_length)
         batch = _batch([rows[i] for i in chosen], [len(pairs[i].continuation) for i in chosen], shape)
-        nats, likeliest = (np.asarray(a) for a in _score(graphdef, params, place(batch)))
+        nats, likeliest = (np.asarray(a) for a in _score(graphdef, params, place(batch), candidates))
         counted = batch["labels"] != IGNORE
         for row, i in enumerate(chosen):
             total = nats[row].sum(dtype=np.float64)
+            if not np.isfinite(total):
+                raise not_finite("log-likelihoods")
             yield Score(i, -float(total), bool(likeliest[row][counted[row]].all()))
 
 
@@ -82,7 +93,7 @@ def _batch(rows: list[list[int]], scored: list[int], shape: tuple[int, int]) -> 
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(graphdef: Any, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _score(graphdef: Any, params: Any, batch: dict[str, jax.Array], candidates: np.ndarray | None) -> Any:
     model: MoMForCausalLM = nnx.merge(graphdef, params)
     hidden, _, _ = model.hidden_states(batch["input_ids"], attention_mask=batch["mask"])
-    return chunked_token_scores(hidden, model.output_embedding(), batch["labels"])
+    return chunked_token_scores(hidden, model.output_embedding(), batch["labels"], candidates)

@@ -1,5 +1,6 @@
 """A model as lm-evaluation-harness knows it."""
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -11,7 +12,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from mom_jax.data.tokenizers import Tokenizer
+from mom_jax.data.tokenizers import Tokenizer, token_rows
 from mom_jax.errors import InputError
 from mom_jax.evals.harness.answers import Prompt, Sampling, answer_prompts
 from mom_jax.evals.harness.likelihood import Pair, Place, score_pairs
@@ -29,9 +30,10 @@ def to_device(batch: dict[str, np.ndarray]) -> dict[str, Any]:
 class HarnessModel(TemplateLM):
     """A model and its tokenizer behind the harness's three questions.
 
-    Text is encoded without a begin token. What has no context is scored after the begin token, or after the
-    end token where the tokenizer has none, as the harness does for PyTorch models. Each answer goes to the
-    harness's cache as soon as its batch is done, so an evaluation that was killed goes on from there.
+    Text is encoded without a begin token, a context together with what follows it. What has no context is
+    scored after the begin token, or after the end token where the tokenizer has none, as the harness does for
+    PyTorch models. Rows of the embedding without a token are never answers. Each answer goes to the harness's cache
+    as soon as its batch is done, so an evaluation that was killed goes on from there.
 
     Args:
         model: its parameters may be sharded; then use this under ``jax.set_mesh``.
@@ -39,6 +41,9 @@ class HarnessModel(TemplateLM):
         max_length: the most tokens the model reads at once, prompt and answer together.
         batch_size: rows of every batch.
         place: moves a batch to the devices.
+
+    Raises:
+        InputError: the tokenizer has more tokens than the model's embedding rows.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class HarnessModel(TemplateLM):
         super().__init__()
         self.model, self.text = model, tokenizer
         self.max_length, self.batch_size, self.place = max_length, batch_size, place
+        self._allowed = token_rows(tokenizer, model.config.vocab_size)
 
     @property
     def eot_token_id(self) -> int:
@@ -68,9 +74,32 @@ class HarnessModel(TemplateLM):
         """Token ids of a text, without special tokens."""
         return self.text.encode(string).tolist()
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation after its context, and whether it is the greedy one.
+
+        Raises:
+            InputError: a continuation that has no token of its own.
+        """
+        asked = [(request.args, *self._encode_pair(*request.args)) for request in requests]
+        return self._loglikelihood_tokens(asked, disable_tqdm=disable_tqdm)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of both, split as the harness does for PyTorch models: spaces between them belong to the continuation.
+
+        Where the continuation only lengthens the context's last token, the split is before that token.
+        """
+        bare = context.rstrip()
+        whole, before = self.tok_encode(context + continuation), self.tok_encode(bare)
+        if len(whole) <= len(before):
+            same = (old == new for old, new in zip(before, whole, strict=False))
+            before = before[: next((i for i, equal in enumerate(same) if not equal), len(whole))]
+        if len(whole) == len(before):
+            remedy = f"gives no token after {bare[-40:]!r}, so it has no likelihood; mend the task's choices or targets"
+            raise InputError("continuation", repr(continuation), remedy)
+        return before or [self.prefix_token_id], whole[len(before) :]
+
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs: Any) -> list[tuple[float, bool]]:
-        # A context of nothing but spaces moves to the continuation and leaves no token behind.
-        pairs = [Pair(context or [self.prefix_token_id], continuation) for _, context, continuation in requests]
+        pairs = [Pair(context, continuation) for _, context, continuation in requests]
         results: dict[int, tuple[float, bool]] = {}
         with tqdm(total=len(pairs), desc="log-likelihoods", disable=disable_tqdm) as bar:
             for i, log_likelihood, is_greedy in self._scores(pairs):
@@ -121,6 +150,7 @@ class HarnessModel(TemplateLM):
                     max_length=self.max_length,
                     batch_size=self.batch_size,
                     place=self.place,
+                    allowed=self._allowed,
                 )
                 for number, text in answers:
                     texts[members[number]] = text
@@ -129,7 +159,7 @@ class HarnessModel(TemplateLM):
         return [texts[i] for i in range(len(prompts))]
 
     def _scores(self, pairs: list[Pair]):
-        return score_pairs(self.model, pairs, self.max_length, self.batch_size, self.place)
+        return score_pairs(self.model, pairs, self.max_length, self.batch_size, self.place, self._allowed)
 
     def _prompt(self, context: str, options: dict[str, Any]) -> tuple[Sampling, Prompt]:
         wanted: dict[str, Any] = dict(normalize_gen_kwargs(options))
@@ -138,7 +168,21 @@ class HarnessModel(TemplateLM):
             remedy = f"is not available; known are {', '.join(sorted(_KNOWN))}"
             raise InputError("generation_kwargs", ", ".join(unknown), remedy)
         sampling, temperature = Sampling(), wanted.get("temperature", 1.0)
-        if wanted["do_sample"] and temperature > 0:
-            sampling = Sampling(temperature, wanted.get("top_k"), wanted.get("top_p"))
+        if wanted["do_sample"] and temperature != 0:
+            # As PyTorch models of the harness have it, a top_k of 0 or beyond the vocabulary keeps all tokens.
+            top_k = wanted.get("top_k") or None
+            sampling = Sampling(temperature, top_k and min(top_k, self.model.config.vocab_size), wanted.get("top_p"))
+        _check_generation(temperature, wanted["until"], wanted["max_gen_toks"])
         ids = self.tok_encode(context) or [self.prefix_token_id]
         return sampling, Prompt(ids, tuple(wanted["until"]), wanted["max_gen_toks"])
+
+
+def _check_generation(temperature: float, until: list[Any], max_tokens: int) -> None:
+    if not 0 <= temperature < math.inf:
+        raise InputError(
+            "generation_kwargs", f"temperature: {temperature}", "must be 0 (greedy) or positive, and finite"
+        )
+    if not all(stop is None or isinstance(stop, str) for stop in until):
+        raise InputError("generation_kwargs", f"until: {until}", "must be text, or a list of texts")
+    if max_tokens < 1:
+        raise InputError("generation_kwargs", f"max_gen_toks: {max_tokens}", "must be at least 1")

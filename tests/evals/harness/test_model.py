@@ -1,13 +1,18 @@
 """Answers to the harness's three questions against direct computations from the model's logits."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import CachingLM
+from lm_eval.api.model import CachingLM, TemplateLM
+from tokenizers import Tokenizer, models
 
 import mom_jax.evals.harness.answers as answers
 from mom_jax import generate
+from mom_jax.data.tokenizer_kinds import JsonTokenizer
 from mom_jax.errors import InputError
+from mom_jax.evals.harness.evaluate import fingerprint
 from mom_jax.evals.harness.likelihood import Pair, padded_length, score_pairs
 from mom_jax.evals.harness.model import HarnessModel, to_device
 
@@ -146,6 +151,117 @@ def test_sampling_is_seeded_and_unknown_options_are_refused(lm):
         lm.generate_until(asked("generate_until", ("the cat", {"num_beams": 4})))
     with pytest.raises(InputError, match="sequence_length=48: leaves no room for a prompt beside an answer of 48"):
         lm.generate_until(asked("generate_until", ("the cat", {"max_gen_toks": 48})))
+
+
+@pytest.fixture(scope="module")
+def merging(model):
+    """Twelve tokens, some of which a continuation makes of a context's last letter; characters beyond them vanish."""
+    letters = ["</s>", *"abcx .", "ab", " a", "abc", " ab", "  "]
+    merges = [("a", "b"), (" ", "a"), ("ab", "c"), (" ", "ab"), (" ", " ")]
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(letters)}, merges))
+    return HarnessModel(model, JsonTokenizer(backend, "merging", None), max_length=LENGTH, batch_size=4)
+
+
+@pytest.mark.parametrize("context", ["", " ", "x", "x ", "ab", "xa", "x a  ", "x\n"])
+@pytest.mark.parametrize("continuation", [" a", "a", "b", "bc", " ab x", "abcabc", ".", "zx"])
+def test_pairs_are_split_as_the_harness_does(merging, context, continuation):
+    """Where its split leaves something to score; elsewhere the context's last token is scored too."""
+    before, after = merging._encode_pair(context, continuation)
+    assert before and after
+    whole = merging.tok_encode(context + continuation)
+    theirs = TemplateLM._encode_pair(merging, context, continuation) if context else ([], whole)
+    if theirs[1]:
+        assert (before, after) == (theirs[0] or [merging.prefix_token_id], theirs[1])
+    else:
+        assert before + after == whole or before + after == [merging.prefix_token_id, *whole]
+
+
+def test_a_continuation_that_merges_with_its_context_is_scored(merging, log_probabilities):
+    """The token of both, after what precedes it."""
+    (found,) = merging.loglikelihood(asked("loglikelihood", ("xa", "b")), disable_tqdm=True)
+    x, ab = merging.tok_encode("xab")
+    assert found[0] == pytest.approx(log_probabilities([x])[0, ab], rel=1e-5) and found[0] < 0
+
+
+@pytest.mark.parametrize("pair", [("xa", ""), ("", ""), ("x", "zz"), (" ", "")])
+def test_a_continuation_without_tokens_is_refused(merging, pair):
+    """It would win every choice, with a likelihood of 1."""
+    if pair == (" ", ""):
+        assert merging._encode_pair(*pair) == ([merging.prefix_token_id], merging.tok_encode(" "))
+        return
+    with pytest.raises(InputError, match=r"continuation='.*': gives no token after '.*', so it has no likelihood"):
+        merging.loglikelihood(asked("loglikelihood", ("x", "a"), pair), disable_tqdm=True)
+
+
+def test_pairs_without_tokens_are_refused(model):
+    with pytest.raises(InputError, match="continuation or context without tokens"):
+        list(score_pairs(model, [Pair([1], [2]), Pair([1], [])], LENGTH, 4, to_device))
+
+
+def test_an_empty_text_has_likelihood_one(lm):
+    """Among others, and alone."""
+    found = lm.loglikelihood_rolling(asked("loglikelihood_rolling", ("z",), ("",)), disable_tqdm=True)
+    assert found[0] < 0 and found[1] == 0
+    assert lm.loglikelihood_rolling(asked("loglikelihood_rolling", ("",)), disable_tqdm=True) == [0]
+
+
+def test_rows_without_a_token_are_neither_greedy_nor_chosen(model, merging, log_probabilities):
+    """The model has 264 rows, the tokenizer twelve tokens."""
+    context = [1, 2, 3]
+    first, second = log_probabilities(context)[-1].argsort()[::-1][:2].tolist()
+    candidates = np.arange(264) != first
+    pairs = [Pair(context, [first]), Pair(context, [second])]
+    scores = {s.pair: s.is_greedy for s in score_pairs(model, pairs, LENGTH, 4, to_device, candidates)}
+    assert scores == {0: False, 1: True}
+    for options in ({}, {"do_sample": True, "temperature": 5.0, "top_k": 0}, {"do_sample": True, "top_k": 1000}):
+        (text,) = merging.generate_until(asked("generate_until", ("xab", {"max_gen_toks": 8, **options})))
+        assert set(text) <= set("abcx .")
+
+
+@pytest.mark.parametrize("until", [[], [""], [None], None, "", ["", "no such text"]])
+def test_empty_stops_stop_nothing(lm, until):
+    wanted = {"max_gen_toks": 8}
+    texts = lm.generate_until(
+        asked("generate_until", ("the cat", {**wanted, "until": until}), ("the cat", wanted)), disable_tqdm=True
+    )
+    assert texts[0] == texts[1] != ""
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"until": [5]}, r"until: \[5\]: must be text, or a list of texts"),
+        ({"max_gen_toks": 0}, "max_gen_toks: 0: must be at least 1"),
+        ({"do_sample": True, "temperature": float("nan")}, r"temperature: nan: must be 0 \(greedy\) or positive"),
+        ({"temperature": -1.0}, r"temperature: -1\.0: must be 0"),
+        ({"do_sample": True, "temperature": 1.0, "top_p": 0.0}, r"top_p=0\.0: must lie in"),
+    ],
+)
+def test_generation_that_makes_no_sense_is_refused(lm, options, message):
+    with pytest.raises(InputError, match=message):
+        lm.generate_until(asked("generate_until", ("the cat", {"max_gen_toks": 8, **options})), disable_tqdm=True)
+
+
+def test_a_model_of_nan_gives_no_scores(model, tokenizer):
+    """Each of the three questions says so, and so does the name under which answers would be kept."""
+    broken = nnx.clone(model)
+    broken.norm.weight[...] = jnp.full_like(broken.norm.weight[...], jnp.nan)
+    lm = HarnessModel(broken, tokenizer, max_length=LENGTH, batch_size=4)
+    questions = {
+        "log-likelihoods": lambda: lm.loglikelihood(asked("loglikelihood", ("a", "b")), disable_tqdm=True),
+        "log-likelihoods ": lambda: lm.loglikelihood_rolling(asked("rolling", ("a",)), disable_tqdm=True),
+        "logits": lambda: lm.generate_until(asked("generate_until", ("a", {"max_gen_toks": 2})), disable_tqdm=True),
+        "parameters": lambda: fingerprint(lm),
+    }
+    for what, ask in questions.items():
+        with pytest.raises(InputError, match=f"model=NaN: its {what.strip()} are not finite"):
+            ask()
+
+
+def test_a_tokenizer_beyond_the_model_is_refused(model, tokenizer):
+    tokenizer = type("Larger", (type(tokenizer),), {"vocab_size": 265, "ids": range(265)})()
+    with pytest.raises(InputError, match=r"tokenizer=bytes: has 265 tokens but the model 264 rows"):
+        HarnessModel(model, tokenizer, max_length=LENGTH, batch_size=4)
 
 
 class Killed(Exception):
