@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from mom_jax.layers.cache import AttentionCache
 from mom_jax.layers.linear import Linear
+from mom_jax.ops.documents import DocumentRuns, count_documents
 from mom_jax.ops.rotary import rotary
 from mom_jax.typing import Array, Bool, Float, Int
 
@@ -58,7 +59,7 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         attention_mask: Int[Array, "B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | DocumentRuns | None = None,
         cache: AttentionCache | None = None,
         layer: int | Array = 0,
     ) -> tuple[Float[Array, "B T D"], AttentionCache | None]:
@@ -67,7 +68,9 @@ class Attention(nnx.Module):
         Args:
             x: hidden states, float32 or bfloat16.
             attention_mask: 0 marks padding, anywhere in the row; its output is exactly 0.
-            segment_ids: document numbers; attention stays inside a document.
+            segment_ids: document numbers, or what `count_documents` made of them. Attention stays between two
+                changes of the number of a row's tokens, over calls too; a number that comes back is a new document.
+                None: all tokens have the number of the row's last token (0 in an empty cache).
             cache: keys and values of all layers, read and written at ``layer``.
 
         Returns:
@@ -80,15 +83,17 @@ class Attention(nnx.Module):
         before = 0 if cache is None else cache.length[layer][:, None]
         position = before + jnp.cumsum(keep, 1, dtype=jnp.int32) - 1
         q, k = (rotary(y, position, self.rope_theta) for y in (q, k))
-        document = jnp.zeros((batch, time), jnp.int32) if segment_ids is None else segment_ids
-        if cache is None and attention_mask is None and segment_ids is None:
+        documents = count_documents(segment_ids, attention_mask, None if cache is None else cache.document[layer])
+        if cache is None and attention_mask is None and documents is None:
             o = _attend(q, k, v, window=self.window)
         else:
-            new = _Keys(k, v, jnp.where(keep, position, -1), document)
+            new = _Keys(k, v, jnp.where(keep, position, -1), None if documents is None else documents.index)
             seen = new
             if cache is not None:
                 cache, seen = _remember(cache, layer, new)
-            o = _attend(q, seen.k, seen.v, mask=self._visible(position, document, seen))
+                if documents is not None:
+                    cache = dataclasses.replace(cache, document=cache.document.at[layer].set(documents.number))
+            o = _attend(q, seen.k, seen.v, mask=self._visible(position, new.document, seen))
         if cache is not None and self.window is None:
             o = jnp.where(jnp.any(position >= cache.keys.shape[2], 1)[:, None, None, None], jnp.nan, o)
         o = jnp.where(keep[..., None, None], o, 0).astype(x.dtype)
@@ -97,7 +102,8 @@ class Attention(nnx.Module):
     def _visible(self, position, document, seen) -> Bool[Array, "B T S"]:
         distance = position[:, :, None] - seen.position[:, None]
         visible = (seen.position[:, None] >= 0) & (distance >= 0)
-        visible &= document[:, :, None] == seen.document[:, None]
+        if seen.document is not None:
+            visible &= document[:, :, None] == seen.document[:, None]
         return visible if self.window is None else visible & (distance < self.window)
 
 
@@ -109,24 +115,30 @@ class _Keys:
     k: Float[Array, "B S heads K"]
     v: Float[Array, "B S heads K"]
     position: Int[Array, "B S"]  # -1 where there is none
-    document: Int[Array, "B S"]
+    document: Int[Array, "B S"] | None  # counted in this call; None: all of one
 
 
 def _remember(cache: AttentionCache, layer: int | Array, new: _Keys) -> tuple[AttentionCache, _Keys]:
     """Writes the new keys into the ring of slots; returns the cache and all keys that queries may see."""
     capacity, time = cache.keys.shape[2], new.position.shape[1]
-    old = _Keys(cache.keys[layer], cache.values[layer], cache.position[layer], cache.document[layer])
-    length = cache.length[layer] + jnp.sum(new.position >= 0, 1)
+    going_on = None if new.document is None else jnp.zeros_like(cache.position[layer])
+    old = _Keys(cache.keys[layer], cache.values[layer], cache.position[layer], going_on)
+    stays = new.position >= 0
+    length = cache.length[layer] + jnp.sum(stays, 1)
+    if new.document is not None:  # of a document that ends in this call no key stays
+        last = new.document[:, -1:]
+        stays &= new.document == last
+        kept = jnp.where(last == 0, old.position, -1)
+        cache = dataclasses.replace(cache, position=cache.position.at[layer].set(kept))
     # of two tokens for one slot the later one stays
-    stays = (new.position >= 0) & (new.position >= length[:, None] - capacity)
+    stays &= new.position >= length[:, None] - capacity
     slot = jnp.where(stays, new.position % capacity, capacity)
     row = jnp.arange(slot.shape[0])[:, None]
-    names = {"keys": new.k, "values": new.v, "position": new.position, "document": new.document}
     stored = {n: getattr(cache, n).at[layer, row, slot].set(y.astype(getattr(cache, n).dtype), mode="drop")
-              for n, y in names.items()}  # fmt: skip
+              for n, y in {"keys": new.k, "values": new.v, "position": new.position}.items()}  # fmt: skip
     cache = dataclasses.replace(cache, **stored, length=cache.length.at[layer].set(length))
-    if time == 1:  # the token it overwrote lies outside its window
-        return cache, _Keys(cache.keys[layer], cache.values[layer], cache.position[layer], cache.document[layer])
+    if time == 1:  # the token it overwrote lies outside its window, and what is left is of its own document
+        return cache, _Keys(cache.keys[layer], cache.values[layer], cache.position[layer], None)
     return cache, jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], 1), old, new)
 
 

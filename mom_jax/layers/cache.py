@@ -21,7 +21,7 @@ class MemoryCache:
 
     recurrent: Any  # float32 [L, G, B, *state] in the rule's own shape or shapes, e.g. [L, G, B, H, K, V]
     conv: dict[str, Float[Array, "L G B W-1 channels"]]  # last inputs of each convolution, oldest first
-    document: Int[Array, "L G B"]  # the document (segment id) that each memory holds
+    document: Int[Array, "L B"]  # segment id of each row's last token; memories hold its document and no other
     length: Int[Array, "L B"]  # tokens that each row has read
 
     @classmethod
@@ -45,7 +45,7 @@ class MemoryCache:
         return cls(
             recurrent=jax.tree.map(lambda s: jnp.zeros((*lead, *s.shape), s.dtype), state),
             conv={name: jnp.zeros((*lead, *shape), dtype) for name, shape in conv.items()},
-            document=jnp.zeros(lead, jnp.int32),
+            document=jnp.zeros((layers, batch), jnp.int32),
             length=jnp.zeros((layers, batch), jnp.int32),
         )
 
@@ -55,13 +55,14 @@ class MemoryCache:
 class AttentionCache:
     """Keys and values of all attention layers, in a ring of ``capacity`` slots for each of B rows.
 
-    A token at position p sits in slot ``p % capacity``; padding takes no slot.
+    A token at position p sits in slot ``p % capacity``; padding takes no slot, and a document that ended leaves
+    its slots empty.
     """
 
     keys: Float[Array, "L B capacity heads K"]
     values: Float[Array, "L B capacity heads K"]
     position: Int[Array, "L B capacity"]  # of the token in each slot; -1 where it is empty
-    document: Int[Array, "L B capacity"]  # its document (segment id)
+    document: Int[Array, "L B"]  # segment id of each row's last token
     length: Int[Array, "L B"]  # tokens read so far
 
     @classmethod
@@ -72,7 +73,7 @@ class AttentionCache:
             keys=jnp.zeros((*slots, heads, head_dim), dtype),
             values=jnp.zeros((*slots, heads, head_dim), dtype),
             position=jnp.full(slots, -1, jnp.int32),
-            document=jnp.zeros(slots, jnp.int32),
+            document=jnp.zeros((layers, batch), jnp.int32),
             length=jnp.zeros((layers, batch), jnp.int32),
         )
 
@@ -84,3 +85,9 @@ class Cache:
 
     memory: MemoryCache | None
     attention: AttentionCache | None
+
+    @property
+    def document(self) -> Int[Array, " B"]:
+        """Segment id of each row's last token, which all layers saw alike; 0 before the first."""
+        kind = self.attention if self.memory is None else self.memory
+        return kind.document[0]

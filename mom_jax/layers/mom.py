@@ -12,8 +12,9 @@ from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import Linear, mixer_init
 from mom_jax.layers.output import Output
 from mom_jax.layers.rules.rule import MemoryRule
+from mom_jax.ops.documents import DocumentRuns, count_documents
 from mom_jax.ops.routing import Routing, route
-from mom_jax.ops.segments import plan_packing, unpack_mix
+from mom_jax.ops.segments import Packing, plan_packing, unpack_mix
 from mom_jax.typing import Array, Float, Int
 
 
@@ -68,7 +69,7 @@ class MoM(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         attention_mask: Int[Array, "B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | DocumentRuns | None = None,
         cache: MemoryCache | None = None,
         layer: int | Array = 0,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T M"] | None, MemoryCache | None]:
@@ -78,7 +79,10 @@ class MoM(nnx.Module):
             x: hidden states, float32 or bfloat16.
             attention_mask: 0 marks padding, anywhere in the row: it goes to no memory and its
                 output is exactly 0.
-            segment_ids: document numbers; memories and convolutions forget at a change.
+            segment_ids: document numbers, or what `count_documents` made of them. Memories, convolutions and
+                token shift forget wherever the number of a row's tokens changes, also from the call before to this
+                one; a number that comes back is a new document. None: all tokens have the number of the row's
+                last token (0 in an empty cache).
             cache: memories of all layers, read and written at ``layer``.
 
         Returns:
@@ -94,28 +98,28 @@ class MoM(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         attention_mask: Int[Array, "B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | DocumentRuns | None = None,
         cache: MemoryCache | None = None,
         layer: int | Array = 0,
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T M"] | None, MemoryCache | None]:
         """As `__call__`, up to the mixed reads that the output module takes; on one device."""
         batch, time, _ = x.shape
         routing, logits = self._route(x)
-        documents = None if cache is None or segment_ids is None else cache.document[layer].reshape(-1)
+        last = None if cache is None else cache.document[layer]
+        documents = count_documents(segment_ids, attention_mask, last)
         packing = plan_packing(
             routing.memories,
             self.num_memories or 1,
             shared=self.shared,
             chunk_size=self.rule.chunk_rows(time),
             attention_mask=attention_mask,
-            segment_ids=segment_ids,
-            last_document=documents,
+            documents=documents,
         )
         o, cache = self.rule(x, packing, cache, layer)
         if cache is not None:
             cache = _note_tokens(cache, layer, attention_mask, time)
-        if documents is not None:
-            cache = _note_documents(cache, layer, documents, packing, segment_ids)
+            if documents is not None:
+                cache = _forget_earlier_documents(cache, layer, packing, documents)
         ones = jnp.ones((batch, time, 1 if self.shared else 0), jnp.float32)
         return unpack_mix(o, jnp.concatenate([routing.weights, ones], -1), packing), logits, cache
 
@@ -168,7 +172,7 @@ def _cache_specs(cache, rows, whole):
             lambda state: P(None, None, rows, *["tensor"] * (state.ndim > 3)), cache.recurrent
         ),
         "conv": {name: P(None, None, rows, None, None if name in whole else "tensor") for name in cache.conv},
-        "document": P(None, None, rows),
+        "document": P(None, rows),
         "length": P(None, rows),
     }
     return dataclasses.replace(cache, **specs)
@@ -180,9 +184,22 @@ def _note_tokens(cache, layer, attention_mask, time):
     return dataclasses.replace(cache, length=cache.length.at[layer].add(read))
 
 
-def _note_documents(cache, layer, documents, packing, segment_ids):
-    """Remembers which document each memory holds now."""
-    last = packing.assignment.at[packing.start + packing.length - 1].get(mode="clip") // packing.row.shape[-1]
-    current = segment_ids.reshape(-1).at[last].get(mode="clip")
-    current = jnp.where(packing.length > 0, current, documents).reshape(cache.document.shape[1:])
-    return dataclasses.replace(cache, document=cache.document.at[layer].set(current))
+def _forget_earlier_documents(
+    cache: MemoryCache, layer: int | Array, packing: Packing, documents: DocumentRuns
+) -> MemoryCache:
+    """Empties the memories that the row's last document did not write, so that the next call finds no other."""
+    written = packing.assignment.at[packing.start + packing.length - 1].get(mode="clip") // packing.row.shape[-1]
+    written = documents.index.reshape(-1).at[written].get(mode="clip")
+    written = jnp.where(packing.length > 0, written, 0).reshape(-1, documents.index.shape[0])
+    current = written == documents.index[:, -1]
+
+    def kept(states):
+        mask = current.reshape(current.shape + (1,) * (states.ndim - 3))
+        return states.at[layer].set(jnp.where(mask, states[layer], 0))
+
+    return dataclasses.replace(
+        cache,
+        recurrent=jax.tree.map(kept, cache.recurrent),
+        conv=jax.tree.map(kept, cache.conv),
+        document=cache.document.at[layer].set(documents.number),
+    )

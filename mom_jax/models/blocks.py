@@ -15,6 +15,7 @@ from mom_jax.layers.mlp import SwiGLU
 from mom_jax.layers.norm import RMSNorm
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.mixers import make_mixer
+from mom_jax.ops.documents import DocumentRuns
 from mom_jax.typing import Array, Float, Int
 
 REMAT_POLICIES = {
@@ -43,7 +44,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         attention_mask: Int[Array, "B T"] | None,
-        segment_ids: Int[Array, "B T"] | None,
+        documents: DocumentRuns | None,
         cache: Cache | None,
         layer: int | Array,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T M"] | None, Cache | None]:
@@ -52,7 +53,7 @@ class Block(nnx.Module):
         ``layer`` counts the layers of this block's kind.
         """
         own = None if cache is None else getattr(cache, self.kind)
-        mixed, *router_logits, own = self.attn(self.attn_norm(x), attention_mask, segment_ids, own, layer)
+        mixed, *router_logits, own = self.attn(self.attn_norm(x), attention_mask, documents, own, layer)
         if cache is not None:
             cache = dataclasses.replace(cache, **{self.kind: own})
         x = x + mixed
@@ -77,7 +78,7 @@ def run_blocks(
     stacks: dict[str, Block],
     x: Float[Array, "B T D"],
     attention_mask: Int[Array, "B T"] | None,
-    segment_ids: Int[Array, "B T"] | None,
+    documents: DocumentRuns | None,
     cache: Cache | None,
     remat: str,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "L B T M"] | None, Cache | None]:
@@ -100,7 +101,7 @@ def run_blocks(
         if params is None:
             params = jax.tree.map(lambda a: a[layer], split[kind][1])
         x, router_logits, cache = nnx.merge(split[kind][0], params)(
-            carry[0], attention_mask, segment_ids, carry[1], layer
+            carry[0], attention_mask, documents, carry[1], layer
         )
         return (x, cache), router_logits
 

@@ -16,6 +16,7 @@ from mom_jax.layers.linear import param
 from mom_jax.layers.norm import RMSNorm
 from mom_jax.models.blocks import REMAT_POLICIES, Block, run_blocks, stack_blocks
 from mom_jax.models.config import MoMConfig
+from mom_jax.ops.documents import count_documents
 from mom_jax.typing import Array, Float, Int
 
 _STACKS = {"memory": "layers", "attention": "attention_layers"}  # the attribute that holds each kind of block
@@ -73,12 +74,15 @@ class MoMForCausalLM(nnx.Module):
             input_ids: token ids.
             attention_mask: 1 for tokens, 0 for padding, left, right or anywhere; columns of
                 earlier calls may precede, the last T count.
-            segment_ids: document of each token in a packed row; memories never cross documents.
+            segment_ids: document numbers of packed rows. A document is a maximal run of one number along a
+                row's tokens, over padding and over calls; no layer looks into another one, and a number that comes
+                back is a new document. None: all tokens have the number of the row's last token (0 in an empty
+                cache), so the document goes on.
             cache: from `init_cache` or from the call before.
 
         Raises:
-            InputError: a token id outside the vocabulary (outside of ``jit``), or a mask of
-                another shape.
+            InputError: a token id outside the vocabulary or a document number outside int32 (both
+                outside of ``jit``), or a mask of another shape.
         """
         hidden, router_logits, cache = self.hidden_states(input_ids, attention_mask, segment_ids, cache)
         weight = self.output_embedding().astype(hidden.dtype)
@@ -111,13 +115,15 @@ class MoMForCausalLM(nnx.Module):
         remat: str = "none",
     ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T M"], ...], Cache | None]:
         """As `hidden_states`, of positions that are embedded already."""
-        attention_mask = _current_columns("attention_mask", attention_mask, x.shape[:2], at_least=True)
-        segment_ids = _current_columns("segment_ids", segment_ids, x.shape[:2], at_least=False)
+        attention_mask = _current_columns(attention_mask, x.shape[:2])
+        if segment_ids is not None and segment_ids.shape != x.shape[:2]:
+            raise InputError("segment_ids.shape", segment_ids.shape, f"expected {x.shape[:2]}, as input_ids")
+        documents = count_documents(segment_ids, attention_mask, None if cache is None else cache.document)
         if remat not in REMAT_POLICIES:
             raise InputError("remat", remat, f"choose one of {', '.join(REMAT_POLICIES)}")
         kinds = self.config.layer_kinds
         stacks = {kind: self.blocks(kind) for kind in set(kinds)}
-        x, router_logits, cache = run_blocks(kinds, stacks, x, attention_mask, segment_ids, cache, remat)
+        x, router_logits, cache = run_blocks(kinds, stacks, x, attention_mask, documents, cache, remat)
         return self.norm(x), () if router_logits is None else tuple(router_logits), cache
 
     def without_conv_leak(self) -> Self:
@@ -172,10 +178,9 @@ def _replicated(table):
     return table if mesh.empty else jax.lax.with_sharding_constraint(table, jax.sharding.PartitionSpec())
 
 
-def _current_columns(name, values, shape, at_least):
-    if values is None:
+def _current_columns(mask, shape):
+    if mask is None:
         return None
-    fits = values.shape[0] == shape[0] and (values.shape[1] >= shape[1] if at_least else values.shape[1] == shape[1])
-    if not fits:
-        raise InputError(f"{name}.shape", values.shape, f"expected {shape}, as input_ids")
-    return jnp.asarray(values)[:, -shape[1] :]
+    if mask.shape[0] != shape[0] or mask.shape[1] < shape[1]:
+        raise InputError("attention_mask.shape", mask.shape, f"expected {shape}, as input_ids")
+    return jnp.asarray(mask)[:, -shape[1] :]

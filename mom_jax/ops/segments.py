@@ -15,6 +15,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mom_jax.ops.documents import DocumentRuns
 from mom_jax.typing import Array, Bool, Float, Int
 
 
@@ -69,8 +70,7 @@ def plan_packing(
     shared: bool,
     chunk_size: int,
     attention_mask: Int[Array, "B T"] | None = None,
-    segment_ids: Int[Array, "B T"] | None = None,
-    last_document: Int[Array, " S"] | None = None,
+    documents: DocumentRuns | None = None,
 ) -> Packing:
     """Lays the tokens of every memory out as contiguous, chunk-aligned segments.
 
@@ -80,9 +80,8 @@ def plan_packing(
         shared: append the shared memory, index M, to every token's choices.
         chunk_size: alignment of segments, in rows.
         attention_mask: 0 marks tokens that go to no memory.
-        segment_ids: document numbers; a change between two neighbours in a memory's own
-            sequence forgets the state there.
-        last_document: the document that each segment's incoming state belongs to.
+        documents: the state is forgotten between two neighbours of a memory's own sequence that are of
+            different documents. Incoming states hold document 0.
     """
     batch, time, top_k = memories.shape
     if shared:
@@ -108,10 +107,9 @@ def plan_packing(
     segment = jnp.searchsorted(end_chunk, chunk, side="right").astype(jnp.int32)
     position = jnp.arange(rows) - jnp.repeat(start.at[segment].get(mode="clip"), chunk_size)
     reset = None
-    if segment_ids is not None:
-        document = segment_ids.reshape(-1).at[assignment // row.shape[-1]].get(mode="clip")
-        reset = _document_starts(document, position, jnp.repeat(segment, chunk_size), last_document)
-        reset &= assignment < row.size
+    if documents is not None:
+        index = documents.index.reshape(-1).at[assignment // row.shape[-1]].get(mode="clip")
+        reset = (index != jnp.where(position == 0, 0, jnp.roll(index, 1))) & (assignment < row.size)
     table = ChunkTable(
         segment=segment,
         first=chunk * chunk_size == start.at[segment].get(mode="clip"),
@@ -122,12 +120,6 @@ def plan_packing(
     )
     group_sizes = chunks.reshape(groups, batch).sum(-1) * chunk_size
     return Packing(row, assignment, start, length, position, group_sizes, table)
-
-
-def _document_starts(document, position, segment, last_document):
-    before = jnp.roll(document, 1)
-    incoming = document if last_document is None else last_document.at[segment].get(mode="clip")
-    return document != jnp.where(position == 0, incoming, before)
 
 
 @jax.custom_vjp

@@ -59,6 +59,16 @@ def test_masks_and_documents(make_layer, x):
     check(run, x, allowed(None, keep, documents))
 
 
+def test_a_memory_that_the_document_between_did_not_choose(make_layer, x):
+    """Numbers 1 2 1: memories without a token of document 2 carry nothing of the first into the third."""
+    layer = make_layer(shared=False, top_k=1)
+    numbers, runs = (np.repeat(n, [5, 2, 5])[None].repeat(ROWS, 0) for n in ([1, 2, 1], [0, 1, 2]))
+    memories = choose(layer.router.weight[...], x, 1)
+    skipped = [set(memories[b, :5, 0]) & set(memories[b, 7:, 0]) - set(memories[b, 5:7, 0]) for b in range(ROWS)]
+    assert any(skipped)
+    check(lambda x: layer(x, None, jnp.asarray(numbers))[0], x, allowed(memories, None, runs))
+
+
 def test_a_leak_is_seen(make_layer, x, monkeypatch):
     """A convolution that runs over all packed rows, blind to segments, is caught by the same check.
 

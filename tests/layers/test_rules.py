@@ -15,10 +15,12 @@ from support.parameters import randomised
 from mom_jax.layers.mom import MoM
 from mom_jax.models.config import MEMORY_RULES, MoMConfig
 from mom_jax.models.mixers import make_mixer
+from mom_jax.ops.documents import count_documents
 
 ROWS, TIME, D = 2, 11, 16
 MASK = jnp.ones((ROWS, TIME), jnp.int32).at[0, :3].set(0)
-DOCUMENTS = jnp.where(jnp.arange(TIME) < 7, 0, 1)[None].repeat(ROWS, 0)
+NUMBERS = np.array([[3, 3, 3, 3, 1, 1, 1, 3, 3, 3, 3], [0, 0, 0, 0, 2, 2, 2, 0, 0, 0, 0]])
+DOCUMENTS = count_documents(NUMBERS, MASK)
 OPTIONS = {
     "linear_attention": {"feature_map": "elu", "norm_feature_map": True},
     "gla": {"gate_low_rank_dim": 4, "gate_logit_normalizer": 2},
@@ -60,7 +62,7 @@ def memory_of(layer: MoM, single: MoM, memory: int) -> MoM:
 def full_pass(rule: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads [B, T, H, V] of the mixture in one pass, and how much they depend on each token: [B, T, B, T]."""
     layer = layer_of(rule)
-    read = lambda x: layer.read(x, MASK, DOCUMENTS, layer=1)[0].reshape(ROWS, TIME, -1)  # noqa: E731
+    read = lambda x: layer.read(x, MASK, NUMBERS, layer=1)[0].reshape(ROWS, TIME, -1)  # noqa: E731
     values, sizes = values_and_dependence(read, hidden())
     return values.reshape(ROWS, TIME, layer.rule.num_heads, -1), sizes
 
@@ -88,9 +90,9 @@ def check_splits(rule):
     layer, x = layer_of(rule), hidden()
     run = jax.jit(lambda layer, *arguments: layer.read(*arguments, layer=1))
     cache, begin, got = layer.empty_cache(3, ROWS, jnp.float32), 0, []
-    for n in (5, 1, 5):
+    for n in (5, 1, 5):  # the single step goes on with the document without its number
         now = slice(begin, begin + n)
-        y, _, cache = run(layer, x[:, now], MASK[:, now], DOCUMENTS[:, now], cache)
+        y, _, cache = run(layer, x[:, now], MASK[:, now], None if n == 1 else NUMBERS[:, now], cache)
         got.append(y)
         begin += n
     want = full_pass(rule)[0]
@@ -101,7 +103,7 @@ def check_splits(rule):
 def check_leaks(rule):
     """Exactly 0 from later tokens, other rows, other documents and padding; not 0 from the rest."""
     row, time = np.arange(ROWS), np.arange(TIME)
-    real, documents = np.asarray(MASK, bool), np.asarray(DOCUMENTS)
+    real, documents = np.asarray(MASK, bool), np.asarray(DOCUMENTS.index)
     may = (row[:, None, None, None] == row[:, None]) & (time[:, None, None] >= time)
     may = may & (documents[:, :, None, None] == documents) & real[:, :, None, None] & real
     sizes = full_pass(rule)[1]
@@ -110,7 +112,7 @@ def check_leaks(rule):
 
 @pytest.mark.parametrize("rule", MEMORY_RULES)
 def test_a_mixture(rule):
-    """Padding on the left of one row and two documents; one test, since the full pass compiles once for all checks."""
+    """Padding on the left of one row, three documents with two numbers; one test, for one compilation."""
     check_leaks(rule)
     check_splits(rule)
     if rule != "retnet":  # its positions count the row's time, which a memory alone does not see: next test

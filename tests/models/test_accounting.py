@@ -29,9 +29,7 @@ def test_parameters_and_state_that_exist(name):
     costs = total(account(config, 100))
     assert costs.parameters == sum(leaf.get_value().size for _, leaf in nnx.to_flat_state(nnx.state(model)))
     cache = jax.eval_shape(lambda: model.init_cache(1, 100))
-    documents = 0 if cache.memory is None else cache.memory.document.size
     assert costs.state_bytes == sum(leaf.size * 4 for leaf in jax.tree.leaves(cache))
-    assert documents <= 2 * (M + 1)
 
 
 def test_a_memory_layer_by_hand():
@@ -47,7 +45,7 @@ def test_a_memory_layer_by_hand():
     forward, backward = delta_rule_flops(32, K, V)
     assert layer.forward == pytest.approx(products + 3 * H * forward)
     assert layer.backward == pytest.approx(2 * products + 3 * H * backward)
-    assert layer.state_bytes == 4 * 5 * (H * K * V + (W - 1) * (2 * H * K + H * V) + 1) + 4
+    assert layer.state_bytes == 4 * 5 * (H * K * V + (W - 1) * (2 * H * K + H * V)) + 8
 
 
 def test_one_projection_for_all_memories():
@@ -67,7 +65,7 @@ def test_attention_by_hand(window, seen):
     assert layer.parameters == layer.activated == matrices + 2 * D
     assert layer.forward == pytest.approx(2 * matrices + 4 * D * seen)
     slots = min(window or 10, 100)
-    assert layer.state_bytes == 4 * (slots * (2 * D // 2 + 2) + 1)
+    assert layer.state_bytes == 4 * (slots * (2 * D // 2 + 1) + 2)
 
 
 def counted_flops(config, time):

@@ -35,7 +35,7 @@ def batches(draw):
     elif kind == "holes":
         mask = rng.integers(0, 2, (2, TIME)).astype(np.int32)
     documents = np.sort(rng.integers(0, draw(st.integers(1, 6)), (2, TIME)), -1).astype(np.int32)
-    return ids, mask, documents
+    return ids, mask, documents % 3  # numbers come back
 
 
 def in_pieces(call, cache, lengths, ids, mask, documents):

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.compare import assert_close
 
+from mom_jax.errors import InputError
+from mom_jax.ops.documents import count_documents
 from mom_jax.ops.segments import pack, packed_length, plan_packing, unpack_mix
 
 
@@ -127,27 +129,65 @@ def test_packed_length_is_the_worst_case(time, top_k, num_memories, chunk):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_resets(masked):
-    """A row resets where its document differs from that of the token before it in the same memory, or from the
-    document that the incoming state belongs to."""
+    """A row resets where its document is another than that of the token before it in the same memory, or, at first,
+    than the one that goes on from before the call; that a document's number comes back changes nothing."""
     rng = np.random.default_rng(3)
     memories = distinct_memories(rng, 2, 12, 4, 2)
-    documents = np.sort(rng.integers(0, 4, (2, 12)), -1).astype(np.int32)
+    numbers = np.array([[1, 1, 2, 1, 1, 1, 2, 2, 3, 1, 1, 1], [5, 5, 5, 0, 0, 0, 0, 5, 0, 5, 5, 5]], np.int32)
     mask = rng.integers(0, 2, (2, 12)) if masked else np.ones((2, 12), np.int64)
-    last = rng.integers(0, 3, 10).astype(np.int32)
-    segments = expected_segments(memories, 4, True, mask)
-    for incoming in (None, last):
-        packing = plan_packing(
-            jnp.asarray(memories), 4, shared=True, chunk_size=4, attention_mask=jnp.asarray(mask),
-            segment_ids=jnp.asarray(documents), last_document=None if incoming is None else jnp.asarray(incoming),
-        )  # fmt: skip
-        want = np.zeros(packing.assignment.shape[0], bool)
-        for s, chosen in enumerate(segments):
-            before = None if incoming is None else incoming[s]
-            for i, assignment in enumerate(chosen):
-                document = documents.reshape(-1)[assignment // 3]
-                want[int(packing.start[s]) + i] = before is not None and document != before
-                before = document
-        np.testing.assert_array_equal(packing.table.reset, want)
+    documents = count_documents(numbers, jnp.asarray(mask), jnp.array([1, 4]))
+    packing = plan_packing(
+        jnp.asarray(memories), 4, shared=True, chunk_size=4, attention_mask=jnp.asarray(mask), documents=documents
+    )
+    count, want = runs(numbers, mask, [1, 4])[0], np.zeros(packing.assignment.shape[0], bool)
+    for s, chosen in enumerate(expected_segments(memories, 4, True, mask)):
+        before = 0
+        for i, assignment in enumerate(chosen):
+            document = count.reshape(-1)[assignment // 3]
+            want[int(packing.start[s]) + i] = document != before
+            before = document
+    np.testing.assert_array_equal(packing.table.reset, want)
+
+
+def runs(numbers, mask, last):
+    """Documents begun at or before each token, and each row's last number, token by token."""
+    count, last = np.zeros(numbers.shape, int), list(last)
+    for b, t in np.ndindex(*numbers.shape):
+        count[b, t] = count[b, t - 1] if t else 0
+        if mask[b, t]:
+            count[b, t] += last[b] is not None and numbers[b, t] != last[b]
+            last[b] = numbers[b, t]
+    return count, last
+
+
+@pytest.mark.parametrize("before", [None, [2, 0]])
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int64, bool])
+def test_documents_are_runs(before, dtype):
+    """Any numbers of any integer type, padding anywhere and with any number, a number from the call before."""
+    rng = np.random.default_rng(1)
+    for mask in (None, rng.integers(0, 2, (2, 15)), np.eye(2, 15, 14, int)):
+        numbers = rng.integers(0, 2 if dtype is bool else 3, (2, 15)).astype(dtype)
+        got = count_documents(numbers, mask, None if before is None else jnp.array(before))
+        count, last = runs(numbers.astype(int), np.ones((2, 15)) if mask is None else mask, before or [None, None])
+        np.testing.assert_array_equal(got.index, count)
+        for b in range(2):
+            assert last[b] is None or int(got.number[b]) == last[b]
+        assert count_documents(got) is got
+    assert count_documents(None, mask) is None
+
+
+@pytest.mark.parametrize(
+    "numbers, message",
+    [
+        (np.array([[1, 2**32 + 1]]), r"segment_ids=4294967297: document numbers must fit int32"),
+        (np.array([[1, 2**31]], np.uint32), r"segment_ids=2147483648: document numbers must fit int32"),
+        (jnp.array([[1.2, 1.7]]), r"segment_ids\.dtype='?float32'?: document numbers are whole"),
+    ],
+)
+def test_numbers_that_would_be_mistaken(numbers, message):
+    """Nothing is cut off silently."""
+    with pytest.raises(InputError, match=message):
+        count_documents(numbers)
 
 
 @pytest.fixture(scope="module", params=["shared", "routed", "masked"])
