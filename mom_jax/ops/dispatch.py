@@ -1,13 +1,14 @@
 """Chooses an implementation of a primitive: by name, or by the device that a computation is compiled for.
 
-``auto`` takes the kernels of `pallas_kernels` on a TPU or a GPU, and XLA on a CPU, for primitives
-without a kernel, and for shapes that a kernel refuses. A named implementation that cannot run
-raises and says why.
+``auto`` takes the kernels of `pallas_kernels` on a TPU or a GPU, and XLA on a CPU, on GPUs that no kernel is
+made for, for primitives without a kernel, and for shapes that a kernel refuses. A named implementation that
+cannot run raises and says why.
 """
 
 import functools
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,6 +36,11 @@ class Target(NamedTuple):
     kind: str  # as JAX names the device
     generation: str | None = None  # of a GPU: sm_90, gfx942, ...
 
+    @property
+    def has_kernels(self) -> bool:
+        """Whether `pallas_kernels` has any for it."""
+        return self.platform in KERNELS and (self.platform != "gpu" or self.generation in _GENERATIONS)
+
 
 def target() -> Target:
     """The device of the mesh that is set (`jax.set_mesh`, also an abstract one), or else JAX's first."""
@@ -54,7 +60,7 @@ def _generation(device: Any) -> str | None:
 
 def uses_kernels(impl: str) -> bool:
     """Whether rows are to be laid out for kernels."""
-    return impl in KERNELS or (impl == "auto" and target().platform in KERNELS)
+    return impl in KERNELS or (impl == "auto" and target().has_kernels)
 
 
 def select(impl: str, implementations: Mapping[str, Callable], kernel: str | None = None) -> Callable:
@@ -75,7 +81,9 @@ def select(impl: str, implementations: Mapping[str, Callable], kernel: str | Non
     if impl not in known:
         raise InputError("impl", impl, f"choose one of {', '.join(known)}")
     device = target()
-    if kernel is None or (impl == "auto" and device.platform not in KERNELS):
+    if kernel is None or (impl == "auto" and not device.has_kernels):
+        if kernel is not None and device.platform == "gpu":
+            _warn_of_gpu(device.kind)
         return implementations["xla"]
     if impl not in ("auto", device.platform):
         remedy = f"needs a {impl.upper()}, and this is compiled for {device.kind}; use auto or xla"
@@ -107,9 +115,15 @@ def _check_gpu(device: Target) -> None:
     if importlib.util.find_spec("jax_triton") is None:
         remedy = "needs jax-triton: pip install 'mom-jax[gpu]' (Python 3.12 or later), or choose impl=xla"
         raise InputError("impl", "gpu", remedy)
-    if device.generation not in _GENERATIONS:
+    if not device.has_kernels:
         known = ", ".join(_GENERATIONS)
-        raise InputError("impl", "gpu", f"has kernels for {known}, not for {device.kind}; choose impl=xla")
+        raise InputError("impl", "gpu", f"has kernels for {known}, not for {device.kind}; use auto or xla")
+
+
+@functools.cache  # once for each kind
+def _warn_of_gpu(kind: str) -> None:
+    known = ", ".join(_GENERATIONS)
+    warnings.warn(f"impl=auto: the GPU kernels are made for {known}, not for {kind}; XLA runs instead", stacklevel=3)
 
 
 def _plain(argument: Any) -> Any:

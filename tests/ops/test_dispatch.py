@@ -70,11 +70,27 @@ def test_no_such_kernel():
             select("tpu", FORMS, "fast")(1)
 
 
-def test_missing_or_old(monkeypatch):
-    """Without jax-triton, or on a GPU without kernels, nothing falls back silently."""
-    with compiling_for("gpu", "Tesla V100"), pytest.raises(InputError, match=r"impl=gpu: .*not for Tesla V100"):
-        monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: object())
-        select("auto", FORMS, "delta_rule")(1)
+@pytest.mark.parametrize("kind", ["NVIDIA L4", "NVIDIA A10", "NVIDIA GeForce RTX 4090", "NVIDIA B300", "Tesla V100"])
+def test_gpus_without_kernels(monkeypatch, kind):
+    """XLA and one warning, rows laid out for XLA; an error where kernels are asked for by name."""
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: object())
+    dispatch._warn_of_gpu.cache_clear()
+    with compiling_for("gpu", kind):
+        with pytest.warns(UserWarning, match=f"the GPU kernels are made for sm_80.*, not for {kind}; XLA runs") as said:
+            assert [select("auto", FORMS, "delta_rule")(1) for _ in range(3)] == ["xla"] * 3
+        assert len(said) == 1 and not uses_kernels("auto")
+        with pytest.raises(InputError, match=rf"impl=gpu: .*not for {kind}; use auto or xla"):
+            select("gpu", FORMS, "delta_rule")(1)
+
+
+def test_a_gpu_of_another_generation():
+    """A device that tells its compute capability is known by it, whatever its name."""
+    (known, unknown) = (dispatch.Target("gpu", "NVIDIA X", generation) for generation in ("sm_90", "sm_89"))
+    assert known.has_kernels and not unknown.has_kernels
+
+
+def test_without_jax_triton(monkeypatch):
+    """Nothing falls back silently where kernels are a package away."""
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
     with compiling_for("gpu", "NVIDIA H200"), pytest.raises(InputError, match=r"impl=gpu: needs jax-triton"):
         select("auto", FORMS, "delta_rule")(1)
