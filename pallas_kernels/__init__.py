@@ -1,1 +1,12 @@
-"""Kernels on plain arrays, floor 0 of the house: Pallas for TPU and Triton for GPU. None is written yet."""
+"""Kernels for the recurrences of `mom_jax.ops`, on plain arrays: Pallas for TPU, Triton for GPU.
+
+    delta_rule       gated delta rule, delta rule            tpu, gpu
+    scalar_decay     simple GLA, RetNet, Mamba2              tpu, gpu
+    vector_decay     GLA, HGRN2, RWKV6                       tpu, gpu
+    rank_one_decay   DPLR: RWKV7, Kimi delta attention       tpu
+    grouped_matmul   products of row groups with weights     gpu
+
+A kernel is ``pallas_kernels.<platform>.<name>.<name>(q, k, v, g, ..., chunks, initial_state, scale)``: packed rows in
+chunks that belong to one segment each (`pallas_kernels.chunks`), differentiable in all its arrays. What it does not take
+it refuses with `Unsupported`. Beside each stands its table of configurations, ``CONFIGS`` (`pallas_kernels.configs`).
+"""

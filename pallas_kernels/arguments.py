@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 
 from pallas_kernels.chunks import Chunks, Unsupported
+from pallas_kernels.configs import AMD, NVIDIA
 
 FLOAT32 = ("float32",)
 Expected = tuple[jax.Array, tuple[int, ...], tuple[str, ...]]  # an argument, its shape, and the dtypes it may have
@@ -19,19 +20,25 @@ class Limits(NamedTuple):
     values: tuple[int, ...]  # V
     chunks: tuple[int, ...]  # C
     dtypes: tuple[str, ...]  # of rows
+    devices: tuple[str, ...]  # generations; empty: all
 
     def check(self, **chosen: int | str) -> None:
-        """Raises `Unsupported` for the first of K, V, chunk and dtype that is not among them."""
-        choices = {"K": self.keys, "V": self.values, "chunk": self.chunks, "dtype": self.dtypes}
+        """Raises `Unsupported` for the first of K, V, chunk, dtype and device that is not among them."""
+        choices = dict(zip(("K", "V", "chunk", "dtype", "device"), self[1:], strict=True))
         for name, value in chosen.items():
             if value not in choices[name]:
                 taken = ", ".join(map(str, choices[name]))
                 raise Unsupported(f"{name}={value}: the {self.platform} kernels take {taken}")
 
 
-TPU = Limits("TPU", (64, 128, 256), (64, 128, 256, 512), (16, 32, 64, 128), ("float32", "bfloat16"))
+TPU = Limits("TPU", (64, 128, 256), (64, 128, 256, 512), (16, 32, 64, 128), ("float32", "bfloat16"), ())
 GPU = Limits(
-    "GPU", (16, 32, 64, 128, 256), (16, 32, 64, 128, 256, 512), (16, 32, 64), ("float32", "bfloat16", "float16")
+    "GPU",
+    (16, 32, 64, 128, 256),
+    (16, 32, 64, 128, 256, 512),
+    (16, 32, 64),
+    ("float32", "bfloat16", "float16"),
+    (*NVIDIA, *AMD),
 )
 
 

@@ -217,7 +217,12 @@ def _prepare(rows, table):
     )
 
 
-_IMPLEMENTATIONS = {"reference": rank_one_decay_scan, "xla": rank_one_decay_chunked}
+def _in_kernel_order(form):
+    """The form with g before a and b, as kernels take their arguments."""
+    return lambda q, k, v, g, a, b, *others: form(q, k, v, a, b, g, *others)
+
+
+_IMPLEMENTATIONS = {"reference": _in_kernel_order(rank_one_decay_scan), "xla": _in_kernel_order(rank_one_decay_chunked)}
 
 
 def rank_one_decay(
@@ -253,7 +258,7 @@ def rank_one_decay(
         InputError: ``impl`` is unknown or cannot run here.
     """
     scale = k.shape[-1] ** -0.5 if scale is None else scale
-    return select(impl, _IMPLEMENTATIONS, "rank_one_decay")(q, k, v, a, b, g, table, initial_state, scale)
+    return select(impl, _IMPLEMENTATIONS, "rank_one_decay")(q, k, v, g, a, b, table, initial_state, scale)
 
 
 def kda_step(

@@ -22,18 +22,56 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.arguments import FLOAT32, GPU, check
+from pallas_kernels.arguments import FLOAT32, Expected
 from pallas_kernels.chunks import Chunks
-from pallas_kernels.gpu import delta_rule_kernels as kernels
-from pallas_kernels.gpu.launch import float32_precision, for_device, launch
+from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry
+from pallas_kernels.gpu.calls import checked_call, like
+from pallas_kernels.gpu.delta_rule_gradients import gradients_kernel
+from pallas_kernels.gpu.delta_rule_kernels import borders_kernel, forward_kernel, prepare_kernel, reverse_kernel
 
-
-class _Call(NamedTuple):
-    """What is no array."""
-
-    scale: float
-    interpret: bool
-    device: str
+# Of the kernels that keep a block of the state and run through the chunks of a segment. At K = V = 256 and C = 64 no
+# kernel of half-precision rows spills registers, and all fit in shared memory. Float32 ones spill on NVIDIA whatever
+# the blocks: tf32 parts of operands fill registers.
+_ALONG = [
+    Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=2), NVIDIA, itemsize=4),
+    Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=1), AMD, itemsize=4),
+    Entry(Config(block_k=256, block_v=32, num_warps=4, num_stages=2), HOPPER, itemsize=2),
+    Entry(Config(block_k=256, block_v=32, num_warps=4, num_stages=1), AMD, itemsize=2),
+]
+CONFIGS = {
+    "prepare": [
+        Entry(Config(block_k=32, num_warps=4, num_stages=2), NVIDIA, itemsize=4),
+        Entry(Config(block_k=64, num_warps=4, num_stages=2), NVIDIA, itemsize=2),
+        Entry(Config(block_k=64, num_warps=4, num_stages=1), AMD),
+    ],
+    "forward": [
+        Entry(Config(block_k=64, block_v=16, num_warps=8, num_stages=2), ("sm_80",), itemsize=2),
+        *_ALONG,
+    ],
+    "borders": [
+        Entry(Config(block_k=64, block_v=32, num_warps=8, num_stages=2), ("sm_80",), itemsize=2),
+        *_ALONG,
+    ],
+    "reverse": [
+        Entry(Config(block_k=64, block_v=32, num_warps=8, num_stages=1), ("sm_80",), itemsize=2),
+        *_ALONG,
+    ],
+    "gradients": [
+        Entry(Config(block_k=32, block_v=32, num_warps=8, num_stages=1), NVIDIA, itemsize=4),
+        Entry(Config(block_k=32, block_v=32, num_warps=4, num_stages=1), AMD, itemsize=4),
+        Entry(Config(block_k=32, block_v=32, num_warps=8, num_stages=2), ("sm_80",), itemsize=2),
+        Entry(Config(block_k=64, block_v=32, num_warps=8, num_stages=2), HOPPER, itemsize=2),
+        Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=1), AMD, itemsize=2),
+    ],
+}
+# Matrix products of a chunk and head by kernel: of C K V, C C K and C C V multiplications.
+_PRODUCTS = {
+    "prepare": (0, 2, 0),
+    "forward": (3, 0, 2),
+    "borders": (2, 0, 1),
+    "reverse": (3, 0, 2),
+    "gradients": (3, 4, 3),
+}
 
 
 def delta_rule(
@@ -46,8 +84,8 @@ def delta_rule(
     initial_state: jax.Array | None,
     scale: float,
     *,
-    interpret: bool = False,
     device: str = "sm_90",
+    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Outputs and final states of the gated delta rule (module docstring), differentiable.
 
@@ -59,8 +97,8 @@ def delta_rule(
         chunks: segments and documents of the rows.
         initial_state: [S, H, K, V] float32; None starts from 0.
         scale: of the output.
+        device: the generation to compile for, among those of `pallas_kernels.arguments.GPU`.
         interpret: run in Triton's interpreter on the host.
-        device: the generation to compile and tune for.
 
     Returns:
         Outputs [N, H, V] in ``v.dtype``, 0 in unused chunks; and the float32 state of every segment after its last row
@@ -70,16 +108,9 @@ def delta_rule(
         Unsupported: sizes or dtypes that the kernels do not run.
         ValueError: shapes that do not fit each other.
     """
-    _check(q, k, v, g, beta, chunks, initial_state, device)
-    return _delta_rule(q, k, v, g, beta, chunks, initial_state, _Call(float(scale), interpret, device))
-
-
-def _check(q, k, v, g, beta, chunks, initial_state, device):
-    rows, gates = (q.dtype.name,), q.shape[:2]
-    others = {"k": (k, q.shape, rows), "v": (v, (*gates, v.shape[-1]), rows)}
-    others |= {"g": (g, gates, FLOAT32), "beta": (beta, gates, FLOAT32)}
-    check(GPU, q, v, chunks, initial_state, others)
-    for_device(kernels.TUNING, device)
+    gates: dict[str, Expected] = {name: (x, q.shape[:2], FLOAT32) for name, x in (("g", g), ("beta", beta))}
+    call = checked_call(q, k, v, gates, chunks, initial_state, scale, device, interpret)
+    return _delta_rule(q, k, v, g, beta, chunks, initial_state, call)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
@@ -115,94 +146,63 @@ class _Prepared(NamedTuple):
 
 
 def _prepare(q, k, g, beta, chunks, call):
-    grid, C = _chunk_grid(k, chunks)
-    square = jax.ShapeDtypeStruct((*k.shape[:2], C), k.dtype)
-    gate = jax.ShapeDtypeStruct(g.shape, g.dtype)
-    document = chunks.segment if chunks.document is None else chunks.document
-    tuning = _tuning("prepare", k, call)
-    return _Prepared(*_launch(
-        "prepare", kernels.prepare_kernel, (q, k, g, beta, document), (square, square, gate, gate), grid, call,
-        SCALE=call.scale, DOCUMENTS=chunks.document is not None, HEADS=k.shape[1], K=k.shape[2], C=C,
-        BK=min(tuning.keys, k.shape[2]),
-    ))  # fmt: skip
+    square = jax.ShapeDtypeStruct((*k.shape[:2], call.rows), k.dtype)
+    inputs = (q, k, g, beta, chunks.segment if chunks.document is None else chunks.document)
+    outputs = (square, square, like(g), like(g))
+    return _Prepared(*_each("prepare", prepare_kernel, inputs, outputs, call))
 
 
 def _outputs(q, k, v, beta, prepared, chunks, initial_state, call):
-    outputs = (jax.ShapeDtypeStruct(v.shape, v.dtype), _like_states(initial_state))
+    outputs = (like(v), _like_states(initial_state))
     inputs = (q, k, v, beta, *prepared, *_runs(chunks, initial_state), _or_nothing(initial_state))
-    o, final = _along(
-        "forward", kernels.forward_kernel, inputs, outputs, k, v, chunks, initial_state, call, tail=1, SCALE=call.scale
-    )
+    o, final = _along("forward", forward_kernel, inputs, outputs, initial_state, call, tail=1)
     return o, None if initial_state is None else final
 
 
 def _borders(k, v, beta, prepared, chunks, initial_state, call):
     """The states that enter the chunks, and the residuals."""
-    outputs = (_like_borders(k, v, chunks), jax.ShapeDtypeStruct(v.shape, v.dtype))
     decays = (prepared.inverse, prepared.enter, prepared.leave)
     inputs = (k, v, beta, *decays, *_runs(chunks, initial_state), _or_nothing(initial_state))
-    return _along("borders", kernels.borders_kernel, inputs, outputs, k, v, chunks, initial_state, call)
+    return _along("borders", borders_kernel, inputs, (_like_borders(k, call), like(v)), initial_state, call)
 
 
 def _reverse(q, k, beta, prepared, chunks, do, dfinal, call):
     """Gradients of the states that leave the chunks, of what rows write, and of the initial states."""
-    outputs = (_like_borders(k, do, chunks), jax.ShapeDtypeStruct(do.shape, do.dtype), _like_states(dfinal))
+    outputs = (_like_borders(k, call), like(do), _like_states(dfinal))
     inputs = (q, k, beta, *prepared, *_runs(chunks, dfinal), do, _or_nothing(dfinal))
-    *borders, dinitial = _along(
-        "reverse", kernels.reverse_kernel, inputs, outputs, k, do, chunks, dfinal, call, SCALE=call.scale
-    )
+    *borders, dinitial = _along("reverse", reverse_kernel, inputs, outputs, dfinal, call)
     return *borders, None if dfinal is None else dinitial
 
 
 def _gradients(q, k, g, beta, prepared, chunks, border, residual, do, dborder, dwritten, call):
     """Gradients of q, k, v, g and beta."""
-    grid, C = _chunk_grid(k, chunks)
     document = chunks.segment if chunks.document is None else chunks.document
     inputs = (q, k, g, beta, document, *prepared, _used(chunks)[None], border, residual, do, dborder, dwritten)
-    outputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, do, g, beta)]
-    tuning = _tuning("gradients", k, call)
-    return _launch(
-        "gradients", kernels.gradients_kernel, inputs, outputs, grid, call,
-        SCALE=call.scale, DOCUMENTS=chunks.document is not None, HEADS=k.shape[1], K=k.shape[2], V=do.shape[2], C=C,
-        BK=min(tuning.keys, k.shape[2]), BV=min(tuning.values, do.shape[2]),
-    )  # fmt: skip
+    return _each("gradients", gradients_kernel, inputs, [like(x) for x in (q, k, do, g, beta)], call)
 
 
-def _along(name, kernel, inputs, outputs, k, v, chunks, states, call, tail=0, **constants):
+def _each(name, kernel, inputs, outputs, call):
+    """Runs a kernel that has a program for each chunk and head."""
+    config, grid = call.config(CONFIGS, name), (call.chunks, call.heads)
+    return call.run(kernel, config, *inputs, grid=grid, outputs=outputs, flops=_flops(name, call))
+
+
+def _along(name, kernel, inputs, outputs, states, call, tail=0):
     """Runs a kernel that keeps a block of the state and passes through the chunks of each run, the unused ones last."""
-    (number, heads), C = _chunk_grid(k, chunks)
-    tuning = _tuning(name, k, call)
-    block = min(tuning.values, v.shape[2])
-    runs = tail + (number if states is None else states.shape[0])
-    return _launch(
-        name, kernel, inputs, outputs, (v.shape[2] // block, heads, runs), call,
-        STATE=states is not None, HEADS=heads, K=k.shape[2], V=v.shape[2], C=C,
-        BK=min(tuning.keys, k.shape[2]), BV=block, **constants,
-    )  # fmt: skip
+    config = call.config(CONFIGS, name)
+    runs = tail + (call.chunks if states is None else states.shape[0])
+    grid = (call.values // config.block_v, call.heads, runs)
+    stated = states is not None
+    return call.run(kernel, config, *inputs, grid=grid, outputs=outputs, flops=_flops(name, call), STATE=stated)
 
 
-def _launch(name, kernel, inputs, outputs, grid, call, **constants):
-    rows = inputs[0]  # of all kernels, q or k
-    tuning = _tuning(name, rows, call)
-    return launch(
-        kernel, *inputs, grid=grid, outputs=outputs, interpret=call.interpret, device=call.device,
-        num_warps=tuning.num_warps, num_stages=tuning.num_stages, flops=_flops(name, rows, **constants),
-        PRECISION=float32_precision(call.device, call.interpret), **constants,
-    )  # fmt: skip
+def _flops(name, call):
+    (inside, scores, values), C, K, V = _PRODUCTS[name], call.rows, call.keys, call.values
+    return 2 * call.chunks * C * call.heads * (inside * K * V + scores * C * K + values * C * V)
 
 
-def _flops(name, rows, *, K, C, V=0, **constants):
-    inside, scores, values = kernels.PRODUCTS[name]
-    return 2 * rows.shape[0] * rows.shape[1] * (inside * K * V + scores * C * K + values * C * V)
-
-
-def _chunk_grid(k, chunks):
-    number = chunks.segment.shape[0]
-    return (number, k.shape[1]), k.shape[0] // number
-
-
-def _like_borders(k, v, chunks):
-    return jax.ShapeDtypeStruct((chunks.segment.shape[0], k.shape[1], k.shape[2], v.shape[2]), k.dtype)
+def _like_borders(k, call):
+    return jax.ShapeDtypeStruct((call.chunks, call.heads, call.keys, call.values), k.dtype)
 
 
 def _like_states(states):
@@ -233,7 +233,3 @@ def _runs(chunks, states):
         end = jnp.searchsorted(segment, jnp.arange(states.shape[0]), side="right")
     first, end = jnp.append(first, used), jnp.append(end, segment.shape[0])
     return first.astype(jnp.int32), (end - first).astype(jnp.int32)
-
-
-def _tuning(name, k, call):
-    return kernels.TUNING[call.device][k.dtype.itemsize][name]

@@ -7,7 +7,7 @@ loops over the rows of its group; nothing is added atomically.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,47 +17,30 @@ import triton.language as tl
 
 from pallas_kernels.arguments import GPU
 from pallas_kernels.chunks import Unsupported
-from pallas_kernels.gpu.launch import float32_precision, for_device, launch
+from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry, find
+from pallas_kernels.gpu.calls import like
+from pallas_kernels.gpu.launch import float32_precision, launch
+from pallas_kernels.gpu.tiles import tile
 
 TILES = (16, 32, 64, 128)
 NARROW = 64  # columns
 
 
-class Blocks(NamedTuple):
-    """Rows and columns of a program's result, what it sums at once, and how it is launched."""
-
-    rows: int
-    columns: int
-    inner: int
-    num_warps: int
-    num_stages: int
-
-
-class Kernels(NamedTuple):
-    """Blocks of the product and of the weights' gradient."""
-
-    product: Blocks
-    gradient: Blocks
-
-
-# By generation, then bytes of an element.
-TUNING = {
-    "sm_80": {
-        2: Kernels(Blocks(128, 128, 32, 4, 4), Blocks(128, 128, 32, 4, 4)),
-        4: Kernels(Blocks(64, 64, 32, 4, 3), Blocks(64, 64, 32, 4, 3)),
-    },
-    "sm_90": {
-        2: Kernels(Blocks(128, 256, 64, 8, 3), Blocks(128, 256, 64, 8, 3)),
-        4: Kernels(Blocks(64, 64, 32, 4, 3), Blocks(64, 64, 32, 4, 3)),
-    },
-    "sm_100": {
-        2: Kernels(Blocks(128, 256, 64, 8, 3), Blocks(128, 256, 64, 8, 3)),
-        4: Kernels(Blocks(128, 64, 32, 4, 3), Blocks(64, 64, 32, 4, 3)),
-    },
-    "gfx942": {
-        2: Kernels(Blocks(128, 128, 32, 4, 2), Blocks(128, 128, 32, 4, 2)),
-        4: Kernels(Blocks(64, 64, 32, 4, 2), Blocks(64, 64, 32, 4, 2)),
-    },
+_FLOAT32 = Config(block_m=64, block_n=64, block_k=32, num_warps=4)
+_HALF = Config(block_m=128, block_n=128, block_k=32, num_warps=4)
+_EACH = [
+    Entry(_FLOAT32._replace(num_stages=3), NVIDIA, itemsize=4),
+    Entry(_FLOAT32._replace(num_stages=2), AMD, itemsize=4),
+    Entry(_HALF._replace(num_stages=4), ("sm_80",), itemsize=2),
+    Entry(Config(block_m=128, block_n=256, block_k=64, num_warps=8, num_stages=3), HOPPER, itemsize=2),
+    Entry(_HALF._replace(num_stages=2), AMD, itemsize=2),
+]
+CONFIGS = {
+    "product": [
+        Entry(Config(block_m=128, block_n=64, block_k=32, num_warps=4, num_stages=3), ("sm_100",), itemsize=4),
+        *_EACH,
+    ],
+    "weight_gradient": [*_EACH],
 }
 
 
@@ -86,59 +69,56 @@ def tiles_of(group_sizes: jax.Array, rows: int, tile: int, block: int) -> Tiles:
 
 @triton.jit
 def product_kernel(
-    x, weight, group, first, end, y,
-    GROUPS: tl.constexpr, INNER: tl.constexpr, COLUMNS: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+    p_x, p_weight, p_group, p_first, p_end, p_y,
+    GROUPS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TRANSPOSED: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``y = x @ weight[g]`` for one tile and one block of columns; the weight has strides ``DOWN`` and ``ACROSS``."""
-    blocks = tl.cdiv(COLUMNS, BLOCK)
-    tile = tl.program_id(0) // blocks
-    column = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    g = tl.load(group + tile)
-    begin = tl.load(first + tile)
-    row = tl.arange(0, ROWS)
-    inside = (begin + row < tl.load(end + tile))[:, None]
+    """``y = x @ weight[g]`` for one tile of rows and one block of columns; weights are [N, K] if ``TRANSPOSED``."""
+    blocks = tl.cdiv(N, BN)
+    number = tl.program_id(0) // blocks
+    column = (tl.program_id(0) % blocks) * BN
+    n = column + tl.arange(0, BN)
+    g = tl.load(p_group + number).to(tl.int64)
+    row = tl.load(p_first + number).to(tl.int64)
+    inside = (row + tl.arange(0, BM) < tl.load(p_end + number))[:, None]
     if g <= GROUPS:
-        total = tl.zeros((ROWS, BLOCK), tl.float32)
+        total = tl.zeros((BM, BN), tl.float32)
         if g < GROUPS:
-            x += begin.to(tl.int64) * INNER
-            weight += g.to(tl.int64) * INNER * COLUMNS
-            for start in range(0, INNER, STEP):
-                i = start + tl.arange(0, STEP)
-                left = tl.load(x + row[:, None] * INNER + i[None, :], mask=inside & (i < INNER)[None, :], other=0.0)
-                at = i[:, None] * DOWN + column[None, :] * ACROSS
-                kept = (i < INNER)[:, None] & (column < COLUMNS)[None, :]
-                total = tl.dot(left, tl.load(weight + at, mask=kept, other=0.0), total, input_precision=PRECISION)
-        y += begin.to(tl.int64) * COLUMNS
-        kept = inside & (column < COLUMNS)[None, :]
-        tl.store(y + row[:, None] * COLUMNS + column[None, :], total.to(y.dtype.element_ty), mask=kept)
+            for start in range(0, K, BK):
+                k = start + tl.arange(0, BK)
+                b_x = tl.load(tile(p_x, row, 0, start, 1, K, BM, BK), mask=inside & (k < K)[None, :], other=0.0)
+                if TRANSPOSED:
+                    p_block, kept = tile(p_weight, g * N + column, 0, start, 1, K, BN, BK), (n < N)[:, None]
+                    b_weight = tl.trans(tl.load(p_block, mask=kept & (k < K)[None, :], other=0.0))
+                else:
+                    p_block, kept = tile(p_weight, g * K + start, 0, column, 1, N, BK, BN), (n < N)[None, :]
+                    b_weight = tl.load(p_block, mask=kept & (k < K)[:, None], other=0.0)
+                total = tl.dot(b_x, b_weight, total, input_precision=PRECISION)
+        p_block = tile(p_y, row, 0, column, 1, N, BM, BN)
+        tl.store(p_block, total.to(p_y.dtype.element_ty), mask=inside & (n < N)[None, :])
 
 
 @triton.jit
 def weight_gradient_kernel(
-    x, dy, start, dweight,
-    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+    p_x, p_dy, p_start, p_dweight,
+    M: tl.constexpr, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``dweight[g] = x_g^T @ dy_g`` for one block of one group; group g has the rows from ``start[g]``."""
-    blocks = tl.cdiv(OUTPUTS, BLOCK)
-    row = ((tl.program_id(0) // blocks) * ROWS + tl.arange(0, ROWS))[:, None]
-    column = ((tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    """``dweight[g] = x_g^T @ dy_g``, [M, N], for one block of one group; group g has the rows from ``start[g]``."""
+    blocks = tl.cdiv(N, BN)
+    row = (tl.program_id(0) // blocks) * BM
+    column = (tl.program_id(0) % blocks) * BN
     g = tl.program_id(1).to(tl.int64)
-    begin = tl.load(start + g)
-    x += begin.to(tl.int64) * INPUTS
-    dy += begin.to(tl.int64) * OUTPUTS
-    step = tl.arange(0, STEP)
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
-    for _ in range(begin, tl.load(start + g + 1), STEP):
-        left = tl.load(x + step[None, :] * INPUTS + row, mask=row < INPUTS, other=0.0)
-        right = tl.load(dy + step[:, None] * OUTPUTS + column, mask=column < OUTPUTS, other=0.0)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
-        x += STEP * INPUTS
-        dy += STEP * OUTPUTS
-    kept = (row < INPUTS) & (column < OUTPUTS)
-    at = g * INPUTS * OUTPUTS + row * OUTPUTS + column
-    tl.store(dweight + at, total.to(dweight.dtype.element_ty), mask=kept)
+    m = row + tl.arange(0, BM)[None, :]
+    n = column + tl.arange(0, BN)[None, :]
+    begin = tl.load(p_start + g).to(tl.int64)
+    total = tl.zeros((BM, BN), tl.float32)
+    for k in range(begin, tl.load(p_start + g + 1), BK):
+        b_x = tl.load(tile(p_x, k, 0, row, 1, M, BK, BM), mask=m < M, other=0.0)
+        b_dy = tl.load(tile(p_dy, k, 0, column, 1, N, BK, BN), mask=n < N, other=0.0)
+        total = tl.dot(tl.trans(b_x), b_dy, total, input_precision=PRECISION)
+    p_block = tile(p_dweight, g * M + row, 0, column, 1, N, BM, BN)
+    kept = (row + tl.arange(0, BM) < M)[:, None] & (n < N)
+    tl.store(p_block, total.to(p_dweight.dtype.element_ty), mask=kept)
 
 
 def grouped_matmul(
@@ -161,7 +141,7 @@ def grouped_matmul(
         group_sizes: [G] int32 rows of each group, each a multiple of ``tile`` and perhaps 0. Groups follow each
             other from row 0; rows behind the last one give 0.
         tile: 16, 32, 64 or 128.
-        device: the generation to compile for, a row of `TUNING`.
+        device: the generation to compile for, among those of `pallas_kernels.arguments.GPU`.
         interpret: run in Triton's interpreter on the host.
 
     Returns:
@@ -184,8 +164,7 @@ def grouped_matmul(
 
 
 def _check(x, weight, group_sizes, tile, device):
-    for_device(TUNING, device)
-    GPU.check(dtype=x.dtype.name)
+    GPU.check(device=device, dtype=x.dtype.name)
     if weight.dtype != x.dtype:
         raise Unsupported(f"weight is {weight.dtype}: the GPU kernels take {x.dtype} here, as x is")
     if tile not in TILES:
@@ -214,8 +193,15 @@ def _backward(tile, device, interpret, residuals, dy):
 _grouped_matmul.defvjp(_forward, _backward)
 
 
-def _launch(device: str, interpret: bool) -> dict[str, Any]:
-    return {"PRECISION": float32_precision(device, interpret), "device": device, "interpret": interpret}
+def _config(name: str, x: jax.Array, device: str) -> Config:
+    return find(CONFIGS[name], device, x.dtype.itemsize, x.shape[1])
+
+
+def _launch(kernel, config, *inputs, device, interpret, **options):
+    return launch(
+        kernel, *inputs, num_warps=config.num_warps, num_stages=config.num_stages,
+        device=device, interpret=interpret, PRECISION=float32_precision(device, interpret), **options,
+    )[0]  # fmt: skip
 
 
 def _width(block: int, size: int) -> int:
@@ -226,52 +212,30 @@ def _width(block: int, size: int) -> int:
 def _product(x, weight, group_sizes, tile, device, interpret, *, transposed):
     rows, inner = x.shape
     groups, columns = weight.shape[0], weight.shape[1 if transposed else 2]
-    blocks = TUNING[device][x.dtype.itemsize].product
-    height = min(blocks.rows, 1 << (rows - 1).bit_length())
-    width = _width(blocks.columns, columns)
+    config = _config("product", x, device)
+    height = min(config.block_m, 1 << (rows - 1).bit_length())
+    width = _width(config.block_n, columns)
     tiles = tiles_of(group_sizes, rows, tile, height)
-    return launch(
-        product_kernel,
-        x,
-        weight,
-        *tiles,
+    return _launch(
+        product_kernel, config, x, weight, *tiles,
         grid=(tiles.group.shape[0] * -(-columns // width),),
         outputs=[jax.ShapeDtypeStruct((rows, columns), x.dtype)],
-        num_warps=blocks.num_warps,
-        num_stages=blocks.num_stages,
         flops=2 * rows * inner * columns,
-        GROUPS=groups,
-        INNER=inner,
-        COLUMNS=columns,
-        DOWN=1 if transposed else columns,
-        ACROSS=inner if transposed else 1,
-        ROWS=height,
-        BLOCK=width,
-        STEP=_width(blocks.inner, inner),
-        **_launch(device, interpret),
-    )[0]
+        device=device, interpret=interpret, GROUPS=groups, N=columns, K=inner, TRANSPOSED=transposed,
+        BM=height, BN=width, BK=_width(config.block_k, inner),
+    )  # fmt: skip
 
 
 def _weight_gradient(x, dy, weight, group_sizes, tile, device, interpret):
     rows, inputs = x.shape
     outputs = dy.shape[1]
-    blocks = TUNING[device][x.dtype.itemsize].gradient
-    height, width = _width(blocks.rows, inputs), _width(blocks.columns, outputs)
+    config = _config("weight_gradient", x, device)
+    height, width = _width(config.block_m, inputs), _width(config.block_n, outputs)
     start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(group_sizes).astype(jnp.int32)])
-    return launch(
-        weight_gradient_kernel,
-        x,
-        dy,
-        start,
+    return _launch(
+        weight_gradient_kernel, config, x, dy, start,
         grid=(-(-inputs // height) * -(-outputs // width), weight.shape[0]),
-        outputs=[jax.ShapeDtypeStruct(weight.shape, weight.dtype)],
-        num_warps=blocks.num_warps,
-        num_stages=blocks.num_stages,
+        outputs=[like(weight)],
         flops=2 * rows * inputs * outputs,
-        INPUTS=inputs,
-        OUTPUTS=outputs,
-        ROWS=height,
-        BLOCK=width,
-        STEP=min(blocks.inner, tile),
-        **_launch(device, interpret),
-    )[0]
+        device=device, interpret=interpret, M=inputs, N=outputs, BM=height, BN=width, BK=min(config.block_k, tile),
+    )  # fmt: skip

@@ -6,17 +6,14 @@ started with ``TRITON_INTERPRET=1``; it works on NumPy arrays and needs no PyTor
 """
 
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.chunks import Unsupported
-
 Grid = tuple[int] | tuple[int, int] | tuple[int, int, int]
-T = TypeVar("T")
 
 
 def launch(
@@ -70,22 +67,6 @@ def launch(
 def float32_precision(device: str, interpret: bool) -> str:
     """How `tl.dot` multiplies float32: three products of tf32 where there are such, else float32 as it is."""
     return "ieee" if interpret or device.startswith("gfx") else "tf32x3"
-
-
-class Tuning(NamedTuple):
-    """How a kernel runs: channels of a block, and Triton's launch parameters."""
-
-    keys: int  # key channels of a block
-    values: int  # value channels of a block, where the kernel has such blocks
-    num_warps: int
-    num_stages: int
-
-
-def for_device(table: Mapping[str, T], device: str) -> T:
-    """The entry of a GPU generation in a table of parameters; `Unsupported` where there is none."""
-    if device not in table:
-        raise Unsupported(f"device={device}: the GPU kernels take {', '.join(table)}")
-    return table[device]
 
 
 _ONE_AT_A_TIME = threading.Lock()  # the interpreter swaps functions of triton.language while it runs

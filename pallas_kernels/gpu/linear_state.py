@@ -14,7 +14,6 @@ gradient of the states backward by the same kernel (``dS = across * dS' + (reads
 gradients for each chunk from the two.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -22,27 +21,23 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from pallas_kernels.arguments import GPU, Expected, check
 from pallas_kernels.chunks import Chunks
-from pallas_kernels.gpu.launch import Tuning, float32_precision, for_device, launch
+from pallas_kernels.configs import AMD, HOPPER, Config, Entry
+from pallas_kernels.gpu.calls import Call, like
+from pallas_kernels.gpu.states import load_state, store_state
+from pallas_kernels.gpu.tiles import per_row, place_of, tile
 
-
-class Kernels(NamedTuple):
-    """Blocks of each kernel."""
-
-    outputs: Tuning
-    borders: Tuning
-    value_gradient: Tuning
-
-
-_HALF = Kernels(Tuning(64, 32, 4, 2), Tuning(64, 64, 4, 2), Tuning(64, 64, 4, 2))
-_FULL = Kernels(Tuning(64, 16, 4, 1), Tuning(64, 32, 4, 1), Tuning(64, 32, 4, 1))
-# By generation, then bytes of an element.
-TUNING = {
-    "sm_80": {2: _HALF._replace(outputs=Tuning(64, 32, 8, 2)), 4: _FULL},
-    "sm_90": {2: _HALF, 4: _FULL},
-    "sm_100": {2: _HALF, 4: _FULL},
-    "gfx942": {2: _HALF._replace(outputs=Tuning(64, 32, 4, 1)), 4: _FULL},
+_FLOAT32 = Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=1), itemsize=4)
+_HALF = Entry(Config(block_k=64, block_v=64, num_warps=4, num_stages=2), itemsize=2)
+CONFIGS = {
+    "outputs": [
+        Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=1), itemsize=4),
+        Entry(Config(block_k=64, block_v=32, num_warps=8, num_stages=2), ("sm_80",), itemsize=2),
+        Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=2), HOPPER, itemsize=2),
+        Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=1), AMD, itemsize=2),
+    ],
+    "borders": [_FLOAT32, _HALF],
+    "value_gradient": [_FLOAT32, _HALF],
 }
 
 
@@ -58,161 +53,140 @@ class Rows(NamedTuple):
 
 
 @triton.jit
-def zero_blocks(COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """``COUNT`` float32 blocks of zeros."""
-    blocks = ()
-    for _ in tl.static_range(COUNT):  # pyright: ignore[reportGeneralTypeIssues]
-        blocks = blocks + (tl.zeros((ROWS, COLUMNS), tl.float32),)  # noqa: RUF005
-    return blocks
+def has_state(slot, slots):
+    """Whether a slot [segments + 1, HEADS] is not of the last segment, which is the unused chunks: [1, 1].
+
+    A block, because Triton's interpreter knows no scalar masks.
+    """
+    return tl.zeros((1, 1), tl.int64) + slot < slots
 
 
 @triton.jit
 def outputs_kernel(
-    reads, writes, read_factor, write_factor, across, scores, v, start, initial, o, final,
-    HEADS: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, FACTORS: tl.constexpr, VECTOR: tl.constexpr, STATES: tl.constexpr, PRECISION: tl.constexpr,
+    p_reads, p_writes, p_read_factor, p_write_factor, p_across, p_scores, p_v, p_start, p_initial, p_o, p_final,
+    HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    FACTORS: tl.constexpr, VECTOR: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Outputs and the final state of one segment, head and block of values."""
-    slot = (tl.program_id(0) // (VALUES // BV)).to(tl.int64)  # [segments + 1, H]
-    head, segment = slot % HEADS, slot // HEADS
-    row = tl.arange(0, C)
-    key = tl.arange(0, BK)
-    column = (tl.program_id(0) % (VALUES // BV)) * BV + tl.arange(0, BV)
-    place = slot * KEYS * VALUES + key[:, None] * VALUES + column[None, :]
-    slots = (tl.num_programs(0) // (VALUES // BV) - HEADS).to(tl.int64)  # the last segment is the unused chunks
-    real = place < slots * KEYS * VALUES
-    states = zero_blocks(KEYS // BK, BK, BV)
-    if STATES:
-        loaded = ()
-        for b in tl.static_range(KEYS // BK):  # pyright: ignore[reportGeneralTypeIssues]
-            loaded = loaded + (tl.load(initial + place + b * BK * VALUES, mask=real, other=0.0),)  # noqa: RUF005
-        states = loaded
-    begin = tl.load(start + segment).to(tl.int64)
-    for i in range((tl.load(start + segment + 1) - begin).to(tl.int32)):
+    number = tl.program_id(0) // (V // BV)  # [segments + 1, HEADS]
+    segment, head, slot = number // HEADS, number % HEADS, number.to(tl.int64)
+    column = (tl.program_id(0) % (V // BV)) * BV
+    kept = has_state(slot, tl.num_programs(0) // (V // BV) - HEADS)
+    state = load_state(p_initial, slot, column, kept, STATE, K, V, BK, BV)
+    begin = tl.load(p_start + segment).to(tl.int64)
+    for i in range((tl.load(p_start + segment + 1) - begin).to(tl.int32)):
+        row = (begin + i) * C
         at = (begin + i) * HEADS + head
-        first = (begin + i) * C * HEADS + head
-        rows = first * KEYS + row[:, None] * (HEADS * KEYS) + key[None, :]
-        here = first * VALUES + row[:, None] * (HEADS * VALUES) + column[None, :]
-        value = tl.load(v + here)
-        score = tl.load(scores + at * C * C + row[:, None] * C + row[None, :])
-        inside = tl.dot(score, value, input_precision=PRECISION)
+        b_v = tl.load(tile(p_v, row, head, column, HEADS, V, C, BV))
+        b_scores = tl.load(tile(p_scores, at * C, 0, 0, 1, C, C, C))
+        inside = tl.dot(b_scores, b_v, input_precision=PRECISION)
         entered = tl.zeros((C, BV), tl.float32)
         if FACTORS:
-            value = (value * tl.load(write_factor + at * C + row)[:, None]).to(value.dtype)
+            b_v = (b_v * tl.load(per_row(p_write_factor, at * C, 0, 1, C))[:, None]).to(b_v.dtype)
         new = ()
-        for b in tl.static_range(KEYS // BK):  # pyright: ignore[reportGeneralTypeIssues]
-            state = states[b]
-            read = tl.load(reads + rows + b * BK)
-            write = tl.load(writes + rows + b * BK)
-            entered = tl.dot(read, tl.cast(states[b], read.dtype), entered, input_precision=PRECISION)
+        for b in tl.static_range(K // BK):  # pyright: ignore[reportGeneralTypeIssues]
+            block = state[b]
+            b_reads = tl.load(tile(p_reads, row, head, b * BK, HEADS, K, C, BK))
+            b_writes = tl.load(tile(p_writes, row, head, b * BK, HEADS, K, C, BK))
+            entered = tl.dot(b_reads, tl.cast(state[b], b_reads.dtype), entered, input_precision=PRECISION)
             if VECTOR:
-                state *= tl.load(across + at * KEYS + b * BK + key)[:, None]
+                block *= tl.load(per_row(p_across, at * K + b * BK, 0, 1, BK))[:, None]
             else:
-                state *= tl.load(across + at)
-            new = new + (tl.dot(tl.trans(write), value, state, input_precision=PRECISION),)  # noqa: RUF005
-        states = new
+                block *= tl.load(p_across + at)
+            new = new + (tl.dot(tl.trans(b_writes), b_v, block, input_precision=PRECISION),)  # noqa: RUF005
+        state = new
         if FACTORS:
-            entered *= tl.load(read_factor + at * C + row)[:, None]
-        tl.store(o + here, (inside + entered).to(o.dtype.element_ty))
-    if STATES:
-        for b in tl.static_range(KEYS // BK):  # pyright: ignore[reportGeneralTypeIssues]
-            tl.store(final + place + b * BK * VALUES, states[b], mask=real)
+            entered *= tl.load(per_row(p_read_factor, at * C, 0, 1, C))[:, None]
+        tl.store(tile(p_o, row, head, column, HEADS, V, C, BV), (inside + entered).to(p_o.dtype.element_ty))
+    if STATE:
+        store_state(p_final, state, slot, column, kept, K, V, BK, BV)
 
 
 @triton.jit
 def borders_kernel(
-    rows, factor, across, v, start, initial, borders, final,
-    HEADS: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, FACTORS: tl.constexpr, VECTOR: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
-    REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    p_rows, p_factor, p_across, p_v, p_start, p_initial, p_borders, p_final,
+    HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    FACTORS: tl.constexpr, VECTOR: tl.constexpr, STATE: tl.constexpr, FINAL: tl.constexpr, REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """States before each chunk of one segment and head, a block of keys and values, from its end if ``REVERSE``."""
-    blocks: tl.constexpr = (KEYS // BK) * (VALUES // BV)
+    blocks: tl.constexpr = (K // BK) * (V // BV)
     block = tl.program_id(0) % blocks
-    slot = (tl.program_id(0) // blocks).to(tl.int64)
-    head, segment = slot % HEADS, slot // HEADS
-    row = tl.arange(0, C)
-    key = (block // (VALUES // BV)) * BK + tl.arange(0, BK)
-    column = (block % (VALUES // BV)) * BV + tl.arange(0, BV)
-    place = key[:, None] * VALUES + column[None, :]
-    slots = (tl.num_programs(0) // blocks - HEADS).to(tl.int64)
-    real = slot * KEYS * VALUES + place < slots * KEYS * VALUES
+    number = tl.program_id(0) // blocks
+    segment, head, slot = number // HEADS, number % HEADS, number.to(tl.int64)
+    key = (block // (V // BV)) * BK
+    column = (block % (V // BV)) * BV
+    kept = has_state(slot, tl.num_programs(0) // blocks - HEADS)
     state = tl.zeros((BK, BV), tl.float32)
-    if INITIAL:
-        state = tl.load(initial + slot * KEYS * VALUES + place, mask=real, other=0.0)
-    begin = tl.load(start + segment).to(tl.int64)
-    end = tl.load(start + segment + 1).to(tl.int64)
+    if STATE:
+        state = tl.load(tile(p_initial, slot * K + key, 0, column, 1, V, BK, BV), mask=kept, other=0.0)
+    begin = tl.load(p_start + segment).to(tl.int64)
+    end = tl.load(p_start + segment + 1).to(tl.int64)
     for i in range((end - begin).to(tl.int32)):
         chunk = begin + i
         if REVERSE:
             chunk = end - 1 - i
+        row = chunk * C
         at = chunk * HEADS + head
-        first = chunk * C * HEADS + head
-        tl.store(borders + at * KEYS * VALUES + place, state.to(borders.dtype.element_ty))
-        write = tl.load(rows + first * KEYS + row[:, None] * (HEADS * KEYS) + key[None, :])
-        value = tl.load(v + first * VALUES + row[:, None] * (HEADS * VALUES) + column[None, :])
+        tl.store(tile(p_borders, at * K + key, 0, column, 1, V, BK, BV), state.to(p_borders.dtype.element_ty))
+        b_rows = tl.load(tile(p_rows, row, head, key, HEADS, K, C, BK))
+        b_v = tl.load(tile(p_v, row, head, column, HEADS, V, C, BV))
         if FACTORS:
-            value = (value * tl.load(factor + at * C + row)[:, None]).to(value.dtype)
+            b_v = (b_v * tl.load(per_row(p_factor, at * C, 0, 1, C))[:, None]).to(b_v.dtype)
         if VECTOR:
-            state *= tl.load(across + at * KEYS + key)[:, None]
+            state *= tl.load(per_row(p_across, at * K + key, 0, 1, BK))[:, None]
         else:
-            state *= tl.load(across + at)
-        state = tl.dot(tl.trans(write), value, state, input_precision=PRECISION)
+            state *= tl.load(p_across + at)
+        state = tl.dot(tl.trans(b_rows), b_v, state, input_precision=PRECISION)
     if FINAL:
-        tl.store(final + slot * KEYS * VALUES + place, state, mask=real)
+        tl.store(tile(p_final, slot * K + key, 0, column, 1, V, BK, BV), state, mask=kept)
 
 
 @triton.jit
 def value_gradient_kernel(
-    scores, writes, factor, leaving, do, dv,
-    HEADS: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr,
+    p_scores, p_writes, p_factor, p_leaving, p_do, p_dv,
+    HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    FACTORS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``dv = scores^T do + (writes) dS'`` of one chunk and head, a block of values."""
-    at = (tl.program_id(0) // (VALUES // BV)).to(tl.int64)
-    first = (at // HEADS) * C * HEADS + at % HEADS
-    row = tl.arange(0, C)
-    key = tl.arange(0, BK)
-    column = (tl.program_id(0) % (VALUES // BV)) * BV + tl.arange(0, BV)
-    here = first * VALUES + row[:, None] * (HEADS * VALUES) + column[None, :]
-    total = tl.zeros((C, BV), tl.float32)
-    for begin in range(0, KEYS, BK):
-        write = tl.load(writes + first * KEYS + row[:, None] * (HEADS * KEYS) + begin + key[None, :])
-        state = tl.load(leaving + at * KEYS * VALUES + (begin + key)[:, None] * VALUES + column[None, :])
-        total = tl.dot(write, state, total, input_precision=PRECISION)
+    row, head, at = place_of(tl.program_id(0) // (V // BV), HEADS, C)
+    column = (tl.program_id(0) % (V // BV)) * BV
+    dv = tl.zeros((C, BV), tl.float32)
+    for key in range(0, K, BK):
+        b_writes = tl.load(tile(p_writes, row, head, key, HEADS, K, C, BK))
+        b_leaving = tl.load(tile(p_leaving, at * K + key, 0, column, 1, V, BK, BV))
+        dv = tl.dot(b_writes, b_leaving, dv, input_precision=PRECISION)
     if FACTORS:
-        total *= tl.load(factor + at * C + row)[:, None]
-    score = tl.load(scores + at * C * C + row[None, :] * C + row[:, None])
-    total = tl.dot(score, tl.load(do + here), total, input_precision=PRECISION)
-    tl.store(dv + here, total.to(dv.dtype.element_ty))
+        dv *= tl.load(per_row(p_factor, at * C, 0, 1, C))[:, None]
+    b_scores = tl.load(tile(p_scores, at * C, 0, 0, 1, C, C, C))
+    b_do = tl.load(tile(p_do, row, head, column, HEADS, V, C, BV))
+    dv = tl.dot(tl.trans(b_scores), b_do, dv, input_precision=PRECISION)
+    tl.store(tile(p_dv, row, head, column, HEADS, V, C, BV), dv.to(p_dv.dtype.element_ty))
 
 
 @triton.jit
 def row_gradients(
-    v, do, borders, leaving, at, key,
-    HEADS: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, PRECISION: tl.constexpr,
+    p_v, p_do, p_borders, p_leaving, row, head, at, key,
+    HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of scores [C, C], of reads and writes without their factors [C, BK] and of across [BK].
 
-    ``at`` numbers the chunk and head, ``key`` [BK] the key channels.
+    ``row`` and ``head`` are the chunk's, ``at`` numbers both, and ``key`` is the first of BK key channels.
     """
-    first = (at // HEADS) * C * HEADS + at % HEADS
-    row = tl.arange(0, C)
     dscores = tl.zeros((C, C), tl.float32)
     dreads = tl.zeros((C, BK), tl.float32)
     dwrites = tl.zeros((C, BK), tl.float32)
     dacross = tl.zeros((BK,), tl.float32)
-    for begin in range(0, VALUES, BV):
-        column = begin + tl.arange(0, BV)
-        here = first * VALUES + row[:, None] * (HEADS * VALUES) + column[None, :]
-        place = at * KEYS * VALUES + key[:, None] * VALUES + column[None, :]
-        value, dout = tl.load(v + here), tl.load(do + here)
-        state, dstate = tl.load(borders + place), tl.load(leaving + place)
-        dscores = tl.dot(dout, tl.trans(value), dscores, input_precision=PRECISION)
-        dreads = tl.dot(dout, tl.trans(state), dreads, input_precision=PRECISION)
-        dwrites = tl.dot(value, tl.trans(dstate), dwrites, input_precision=PRECISION)
-        dacross += tl.sum(state.to(tl.float32) * dstate.to(tl.float32), axis=1)
+    for column in range(0, V, BV):
+        b_v = tl.load(tile(p_v, row, head, column, HEADS, V, C, BV))
+        b_do = tl.load(tile(p_do, row, head, column, HEADS, V, C, BV))
+        b_border = tl.load(tile(p_borders, at * K + key, 0, column, 1, V, BK, BV))
+        b_leaving = tl.load(tile(p_leaving, at * K + key, 0, column, 1, V, BK, BV))
+        dscores = tl.dot(b_do, tl.trans(b_v), dscores, input_precision=PRECISION)
+        dreads = tl.dot(b_do, tl.trans(b_border), dreads, input_precision=PRECISION)
+        dwrites = tl.dot(b_v, tl.trans(b_leaving), dwrites, input_precision=PRECISION)
+        dacross += tl.sum(b_border.to(tl.float32) * b_leaving.to(tl.float32), axis=1)
     return dscores, dreads, dwrites, dacross
 
 
@@ -230,116 +204,43 @@ def segment_starts(chunks: Chunks, initial_state: jax.Array | None) -> jax.Array
     return jnp.searchsorted(segment, jnp.arange(count + 2, dtype=jnp.int32), side="left").astype(jnp.int32)
 
 
-class Sizes(NamedTuple):
-    """Sizes of a call."""
-
-    chunks: int
-    heads: int
-    keys: int
-    values: int
-    rows: int  # of a chunk
-
-    def constants(self, blocks: Tuning) -> dict[str, int]:
-        """Constants of a kernel with ``blocks``, and its launch parameters."""
-        return {
-            "HEADS": self.heads,
-            "KEYS": self.keys,
-            "VALUES": self.values,
-            "C": self.rows,
-            "BK": min(blocks.keys, self.keys),
-            "BV": min(blocks.values, self.values),
-            "num_warps": blocks.num_warps,
-            "num_stages": blocks.num_stages,
-        }
-
-
-def sizes_of(k: jax.Array, v: jax.Array, chunks: Chunks) -> Sizes:
-    """Sizes of rows in chunks."""
-    count = chunks.segment.shape[0]
-    return Sizes(count, k.shape[1], k.shape[2], v.shape[2], k.shape[0] // count)
-
-
 def _or(x: jax.Array | None, instead: jax.Array) -> jax.Array:
     """Something to point to where an argument is not read."""
     return instead if x is None else x
 
 
 def outputs(
-    rows: Rows, v: jax.Array, chunks: Chunks, initial_state: jax.Array | None, *, device: str, interpret: bool
+    rows: Rows, v: jax.Array, chunks: Chunks, initial_state: jax.Array | None, call: Call
 ) -> tuple[jax.Array, jax.Array | None]:
     """Outputs [N, H, V] in the values' dtype, and final states, None without initial ones."""
-    sizes = sizes_of(rows.reads, v, chunks)
-    constants = sizes.constants(TUNING[device][v.dtype.itemsize].outputs)
-    start = segment_starts(chunks, initial_state)
+    config, start = call.config(CONFIGS, "outputs"), segment_starts(chunks, initial_state)
     final = jax.ShapeDtypeStruct((1,) if initial_state is None else initial_state.shape, jnp.float32)
-    o, last = launch(
-        outputs_kernel,
-        rows.reads,
-        rows.writes,
-        _or(rows.read_factor, start),
-        _or(rows.write_factor, start),
-        rows.across,
-        rows.scores,
-        v,
-        start,
-        _or(initial_state, start),
-        grid=((start.shape[0] - 1) * sizes.heads * (sizes.values // constants["BV"]),),
-        outputs=[jax.ShapeDtypeStruct(v.shape, v.dtype), final],
-        interpret=interpret,
-        device=device,
-        flops=2 * v.size * (2 * sizes.keys + sizes.rows),
-        FACTORS=rows.read_factor is not None,
-        VECTOR=rows.across.ndim == 3,
-        STATES=initial_state is not None,
-        PRECISION=float32_precision(device, interpret),
-        **constants,
-    )
+    factors = _or(rows.read_factor, start), _or(rows.write_factor, start)
+    o, last = call.run(
+        outputs_kernel, config,
+        rows.reads, rows.writes, *factors, rows.across, rows.scores, v, start, _or(initial_state, start),
+        grid=((start.shape[0] - 1) * call.heads * (call.values // config.block_v),),
+        outputs=[like(v), final],
+        flops=2 * v.size * (2 * call.keys + call.rows),
+        FACTORS=rows.read_factor is not None, VECTOR=rows.across.ndim == 3, STATE=initial_state is not None,
+    )  # fmt: skip
     return o, None if initial_state is None else last
 
 
-def borders(
-    rows: jax.Array,
-    factor: jax.Array | None,
-    across: jax.Array,
-    v: jax.Array,
-    chunks: Chunks,
-    initial_state: jax.Array | None,
-    *,
-    reverse: bool,
-    device: str,
-    interpret: bool,
-) -> tuple[jax.Array, jax.Array | None]:
+def _borders(rows, factor, across, v, chunks, initial_state, call, *, reverse):
     """States before each chunk [chunks, H, K, V] in the values' dtype; in ``reverse`` also those at the other end."""
-    sizes = sizes_of(rows, v, chunks)
-    constants = sizes.constants(TUNING[device][v.dtype.itemsize].borders)
-    start = segment_starts(chunks, initial_state)
-    blocks = (sizes.keys // constants["BK"]) * (sizes.values // constants["BV"])
+    config, start = call.config(CONFIGS, "borders"), segment_starts(chunks, initial_state)
+    blocks = (call.keys // config.block_k) * (call.values // config.block_v)
     store = reverse and initial_state is not None
-    shape = sizes.chunks, sizes.heads, sizes.keys, sizes.values
-    states, final = launch(
-        borders_kernel,
-        rows,
-        _or(factor, start),
-        across,
-        v,
-        start,
-        _or(initial_state, start),
-        grid=((start.shape[0] - 1) * sizes.heads * blocks,),
-        outputs=[
-            jax.ShapeDtypeStruct(shape, v.dtype),
-            jax.ShapeDtypeStruct((1,) if initial_state is None or not store else initial_state.shape, jnp.float32),
-        ],
-        interpret=interpret,
-        device=device,
-        flops=2 * v.size * sizes.keys,
-        FACTORS=factor is not None,
-        VECTOR=across.ndim == 3,
-        INITIAL=initial_state is not None,
-        FINAL=store,
+    states = jax.ShapeDtypeStruct((call.chunks, call.heads, call.keys, call.values), v.dtype)
+    states, final = call.run(
+        borders_kernel, config, rows, _or(factor, start), across, v, start, _or(initial_state, start),
+        grid=((start.shape[0] - 1) * call.heads * blocks,),
+        outputs=[states, jax.ShapeDtypeStruct(initial_state.shape if store else (1,), jnp.float32)],
+        flops=2 * v.size * call.keys,
+        FACTORS=factor is not None, VECTOR=across.ndim == 3, STATE=initial_state is not None, FINAL=store,
         REVERSE=reverse,
-        PRECISION=float32_precision(device, interpret),
-        **constants,
-    )
+    )  # fmt: skip
     return states, final if store else None
 
 
@@ -358,56 +259,23 @@ def both_borders(
     chunks: Chunks,
     initial_state: jax.Array | None,
     dfinal: jax.Array | None,
-    *,
-    device: str,
-    interpret: bool,
+    call: Call,
 ) -> Borders:
     """What the gradients of each chunk need of the other chunks."""
-    options = {"device": device, "interpret": interpret}
-    states, _ = borders(
-        rows.writes, rows.write_factor, rows.across, v, chunks, initial_state, reverse=False, **options
-    )
-    leaving, dinitial = borders(
-        rows.reads, rows.read_factor, rows.across, do, chunks, dfinal, reverse=True, **options
-    )
+    states, _ = _borders(
+        rows.writes, rows.write_factor, rows.across, v, chunks, initial_state, call, reverse=False
+    )  # fmt: skip
+    leaving, dinitial = _borders(rows.reads, rows.read_factor, rows.across, do, chunks, dfinal, call, reverse=True)
     return Borders(states, leaving, dinitial)
 
 
-def value_gradient(
-    rows: Rows, v: jax.Array, do: jax.Array, leaving: jax.Array, chunks: Chunks, *, device: str, interpret: bool
-) -> jax.Array:
+def value_gradient(rows: Rows, v: jax.Array, do: jax.Array, leaving: jax.Array, call: Call) -> jax.Array:
     """The gradient of v, in its dtype."""
-    sizes = sizes_of(rows.writes, v, chunks)
-    constants = sizes.constants(TUNING[device][v.dtype.itemsize].value_gradient)
-    return launch(
-        value_gradient_kernel,
-        rows.scores,
-        rows.writes,
-        _or(rows.write_factor, rows.scores),
-        leaving,
-        do,
-        grid=(sizes.chunks * sizes.heads * (sizes.values // constants["BV"]),),
-        outputs=[jax.ShapeDtypeStruct(v.shape, v.dtype)],
-        interpret=interpret,
-        device=device,
-        flops=2 * v.size * (sizes.keys + sizes.rows),
+    config = call.config(CONFIGS, "value_gradient")
+    return call.run(
+        value_gradient_kernel, config, rows.scores, rows.writes, _or(rows.write_factor, rows.scores), leaving, do,
+        grid=(call.chunks * call.heads * (call.values // config.block_v),),
+        outputs=[like(v)],
+        flops=2 * v.size * (call.keys + call.rows),
         FACTORS=rows.write_factor is not None,
-        PRECISION=float32_precision(device, interpret),
-        **constants,
-    )[0]
-
-
-def check_rows(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    chunks: Chunks,
-    initial_state: jax.Array | None,
-    others: Mapping[str, Expected],
-    device: str,
-) -> None:
-    """`pallas_kernels.arguments.check` of rows that all have one dtype, and whether the device has kernels."""
-    rows = (q.dtype.name,)
-    alike = {"k": (k, q.shape, rows), "v": (v, (*q.shape[:2], v.shape[-1]), rows)}
-    check(GPU, q, v, chunks, initial_state, alike | dict(others))
-    for_device(TUNING, device)
+    )[0]  # fmt: skip

@@ -17,89 +17,85 @@ import triton.language as tl
 
 from pallas_kernels.arguments import FLOAT32, Expected
 from pallas_kernels.chunks import Chunks
-from pallas_kernels.gpu.launch import Tuning, float32_precision, launch
-from pallas_kernels.gpu.linear_state import (
-    Borders,
-    Rows,
-    both_borders,
-    check_rows,
-    outputs,
-    row_gradients,
-    sizes_of,
-    value_gradient,
-)
-from pallas_kernels.gpu.parts import decays_between
+from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry
+from pallas_kernels.gpu import linear_state
+from pallas_kernels.gpu.calls import checked_call, like
+from pallas_kernels.gpu.decays import decays_between, load_documents
+from pallas_kernels.gpu.linear_state import Borders, Rows, both_borders, outputs, row_gradients, value_gradient
+from pallas_kernels.gpu.tiles import per_row, place_of, tile
 
-# By generation, then bytes of an element: blocks of the scores and of the gradients.
-TUNING = {
-    "sm_80": {2: (Tuning(64, 64, 4, 2), Tuning(64, 32, 4, 2)), 4: (Tuning(64, 64, 4, 1), Tuning(32, 16, 8, 1))},
-    "sm_90": {2: (Tuning(64, 64, 4, 2), Tuning(64, 64, 4, 2)), 4: (Tuning(64, 64, 4, 1), Tuning(32, 32, 4, 1))},
-    "sm_100": {2: (Tuning(64, 64, 4, 2), Tuning(64, 64, 4, 2)), 4: (Tuning(64, 64, 4, 1), Tuning(32, 32, 4, 1))},
-    "gfx942": {2: (Tuning(64, 64, 4, 1), Tuning(64, 64, 4, 1)), 4: (Tuning(64, 64, 4, 1), Tuning(32, 32, 4, 1))},
+CONFIGS = linear_state.CONFIGS | {
+    "scores": [
+        Entry(Config(block_k=64, num_warps=4, num_stages=1), itemsize=4),
+        Entry(Config(block_k=64, num_warps=4, num_stages=2), NVIDIA, itemsize=2),
+        Entry(Config(block_k=64, num_warps=4, num_stages=1), AMD, itemsize=2),
+    ],
+    "gradients": [
+        Entry(Config(block_k=32, block_v=16, num_warps=8, num_stages=1), ("sm_80",), itemsize=4),
+        Entry(Config(block_k=32, block_v=32, num_warps=4, num_stages=1), itemsize=4),
+        Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=2), ("sm_80",), itemsize=2),
+        Entry(Config(block_k=64, block_v=64, num_warps=4, num_stages=2), HOPPER, itemsize=2),
+        Entry(Config(block_k=64, block_v=64, num_warps=4, num_stages=1), AMD, itemsize=2),
+    ],
 }
 
 
 @triton.jit
 def scores_kernel(
-    q, k, g, document, scores,
-    SCALE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
+    p_q, p_k, p_g, p_document, p_scores,
+    SCALE: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
+    DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Decayed and scaled products of the rows of one chunk and head."""
-    at = tl.program_id(0).to(tl.int64)
-    first = (at // HEADS) * C * HEADS + at % HEADS
-    row = tl.arange(0, C)
-    key = tl.arange(0, BK)
-    here = first * KEYS + row[:, None] * (HEADS * KEYS) + key[None, :]
-    total = tl.zeros((C, C), tl.float32)
-    for begin in range(0, KEYS, BK):
-        left, right = tl.load(q + here + begin), tl.load(k + here + begin)
-        total = tl.dot(left, tl.trans(right), total, input_precision=PRECISION)
-    number = row
-    if DOCUMENTS:
-        number = tl.load(document + (at // HEADS) * C + row)
-    total *= SCALE * decays_between(tl.load(g + at * C + row), number, DOCUMENTS, C)
-    tl.store(scores + at * C * C + row[:, None] * C + row[None, :], total.to(scores.dtype.element_ty))
+    row, head, at = place_of(tl.program_id(0), HEADS, C)
+    scores = tl.zeros((C, C), tl.float32)
+    for key in range(0, K, BK):
+        b_q = tl.load(tile(p_q, row, head, key, HEADS, K, C, BK))
+        b_k = tl.load(tile(p_k, row, head, key, HEADS, K, C, BK))
+        scores = tl.dot(b_q, tl.trans(b_k), scores, input_precision=PRECISION)
+    b_g = tl.load(per_row(p_g, at * C, 0, 1, C))
+    b_document = load_documents(p_document, row, DOCUMENTS, C)
+    scores *= SCALE * decays_between(b_g, b_document, DOCUMENTS, C)
+    tl.store(tile(p_scores, at * C, 0, 0, 1, C, C, C), scores.to(p_scores.dtype.element_ty))
 
 
 @triton.jit
 def gradients_kernel(
-    q, k, v, do, g, document, read_factor, write_factor, scores, borders, leaving,
-    dq, dk, dg, dread_factor, dwrite_factor, dacross,
-    SCALE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
+    p_q, p_k, p_v, p_do, p_g, p_document, p_read_factor, p_write_factor, p_scores, p_borders, p_leaving,
+    p_dq, p_dk, p_dg, p_dread_factor, p_dwrite_factor, p_dacross,
+    SCALE: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one chunk and head, a block of keys; those of gates and factors are parts to be summed."""
-    at = (tl.program_id(0) // (KEYS // BK)).to(tl.int64)
-    block = tl.program_id(0) % (KEYS // BK)
-    first = (at // HEADS) * C * HEADS + at % HEADS
-    row = tl.arange(0, C)
-    key = block * BK + tl.arange(0, BK)
-    dscores, dreads, dwrites, dstate = row_gradients(
-        v, do, borders, leaving, at, key, HEADS, KEYS, VALUES, C, BK, BV, PRECISION
+    row, head, at = place_of(tl.program_id(0) // (K // BK), HEADS, C)
+    block = tl.program_id(0) % (K // BK)
+    key = block * BK
+    dscores, dreads, dwrites, dacross = row_gradients(
+        p_v, p_do, p_borders, p_leaving, row, head, at, key, HEADS, K, V, C, BK, BV, PRECISION
     )
-    here = first * KEYS + row[:, None] * (HEADS * KEYS) + key[None, :]
-    left, right = tl.load(q + here), tl.load(k + here)
-    part = block * (tl.num_programs(0) // (KEYS // BK)) + at  # [key blocks, chunks, H]
-    tl.store(dread_factor + part * C + row, tl.sum(left.to(tl.float32) * dreads, axis=1))
-    tl.store(dwrite_factor + part * C + row, tl.sum(right.to(tl.float32) * dwrites, axis=1))
-    tl.store(dacross + part, tl.sum(dstate, axis=0))
+    b_q = tl.load(tile(p_q, row, head, key, HEADS, K, C, BK))
+    b_k = tl.load(tile(p_k, row, head, key, HEADS, K, C, BK))
+    part = block * (tl.num_programs(0) // (K // BK)) + at  # [key blocks, chunks, HEADS]
+    tl.store(per_row(p_dread_factor, part * C, 0, 1, C), tl.sum(b_q.to(tl.float32) * dreads, axis=1))
+    tl.store(per_row(p_dwrite_factor, part * C, 0, 1, C), tl.sum(b_k.to(tl.float32) * dwrites, axis=1))
+    tl.store(p_dacross + part, tl.sum(dacross, axis=0))
 
-    number = row
-    if DOCUMENTS:
-        number = tl.load(document + (at // HEADS) * C + row)
-    dproducts = (dscores * (SCALE * decays_between(tl.load(g + at * C + row), number, DOCUMENTS, C))).to(left.dtype)
-    dreads *= tl.load(read_factor + at * C + row)[:, None]
-    dwrites *= tl.load(write_factor + at * C + row)[:, None]
-    dreads = tl.dot(dproducts, right, dreads, input_precision=PRECISION)
-    dwrites = tl.dot(tl.trans(dproducts), left, dwrites, input_precision=PRECISION)
-    tl.store(dq + here, dreads.to(dq.dtype.element_ty))
-    tl.store(dk + here, dwrites.to(dk.dtype.element_ty))
+    b_g = tl.load(per_row(p_g, at * C, 0, 1, C))
+    b_document = load_documents(p_document, row, DOCUMENTS, C)
+    dproducts = (dscores * (SCALE * decays_between(b_g, b_document, DOCUMENTS, C))).to(b_q.dtype)
+    dreads *= tl.load(per_row(p_read_factor, at * C, 0, 1, C))[:, None]
+    dwrites *= tl.load(per_row(p_write_factor, at * C, 0, 1, C))[:, None]
+    dq = tl.dot(dproducts, b_k, dreads, input_precision=PRECISION)
+    dk = tl.dot(tl.trans(dproducts), b_q, dwrites, input_precision=PRECISION)
+    tl.store(tile(p_dq, row, head, key, HEADS, K, C, BK), dq.to(p_dq.dtype.element_ty))
+    tl.store(tile(p_dk, row, head, key, HEADS, K, C, BK), dk.to(p_dk.dtype.element_ty))
 
     if block == 0:  # the gates between row i and row t are those of rows i + 1 to t
-        score = tl.load(scores + at * C * C + row[:, None] * C + row[None, :])
-        later = tl.cumsum(dscores * score.to(tl.float32), axis=0, reverse=True)
-        tl.store(dg + at * C + row, tl.sum(tl.where(row[:, None] > row[None, :], later, 0.0), axis=1))
+        b_scores = tl.load(tile(p_scores, at * C, 0, 0, 1, C, C, C))
+        later = tl.cumsum(dscores * b_scores.to(tl.float32), axis=0, reverse=True)
+        t = tl.arange(0, C)[:, None]
+        i = tl.arange(0, C)[None, :]
+        tl.store(per_row(p_dg, at * C, 0, 1, C), tl.sum(tl.where(t > i, later, 0.0), axis=1))
 
 
 def scalar_decay(
@@ -123,7 +119,7 @@ def scalar_decay(
         chunks: segments and documents of the rows, in chunks of 16, 32 or 64 rows.
         initial_state: [S, H, K, V] float32; None starts from 0 and returns no state.
         scale: of the output.
-        device: the generation to compile for, a row of `TUNING`.
+        device: the generation to compile for, among those of `pallas_kernels.arguments.GPU`.
         interpret: run in Triton's interpreter on the host.
 
     Returns:
@@ -136,35 +132,34 @@ def scalar_decay(
         ValueError: arrays do not fit each other.
     """
     gates: dict[str, Expected] = {} if g is None else {"g": (g, q.shape[:2], FLOAT32)}
-    check_rows(q, k, v, chunks, initial_state, gates, device)
+    call = checked_call(q, k, v, gates, chunks, initial_state, scale, device, interpret)
     g = jnp.zeros(k.shape[:2], jnp.float32) if g is None else g
-    return _scalar_decay(q, k, v, g, chunks, initial_state, float(scale), device, interpret)
+    return _scalar_decay(q, k, v, g, chunks, initial_state, call)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
-def _scalar_decay(q, k, v, g, chunks, initial_state, scale, device, interpret):
-    return _forward(q, k, v, g, chunks, initial_state, scale, device, interpret)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _scalar_decay(q, k, v, g, chunks, initial_state, call):
+    return _forward(q, k, v, g, chunks, initial_state, call)[0]
 
 
-def _forward(q, k, v, g, chunks, initial_state, scale, device, interpret):
+def _forward(q, k, v, g, chunks, initial_state, call):
     g = _by_chunk(g, chunks)
-    scores = _scores(q, k, v, g, chunks, scale, device, interpret)
-    rows = Rows(q, k, *_row_decays(g, _documents(chunks), scale), scores)
-    o, final = outputs(rows, v, chunks, initial_state, device=device, interpret=interpret)
+    scores = _scores(q, k, g, chunks, call)
+    rows = Rows(q, k, *_row_decays(g, _documents(chunks), call.scale), scores)
+    o, final = outputs(rows, v, chunks, initial_state, call)
     return (o, final), (q, k, v, g, scores, chunks, initial_state)
 
 
-def _backward(scale, device, interpret, residuals, cotangents):
+def _backward(call, residuals, cotangents):
     q, k, v, g, scores, chunks, initial_state = residuals
     do, dfinal = cotangents
-    options = {"device": device, "interpret": interpret}
-    decays, pull = jax.vjp(lambda g: _row_decays(g, _documents(chunks), scale), g)
+    decays, pull = jax.vjp(lambda g: _row_decays(g, _documents(chunks), call.scale), g)
     rows = Rows(q, k, *decays, scores)
-    states = both_borders(rows, v, do, chunks, initial_state, dfinal, **options)
-    dq, dk, dg, ddecays = _gradients(q, k, v, do, g, decays, scores, states, chunks, scale, **options)
-    dv = value_gradient(rows, v, do, states.leaving, chunks, **options)
+    borders = both_borders(rows, v, do, chunks, initial_state, dfinal, call)
+    dq, dk, dg, ddecays = _gradients(q, k, v, do, g, decays, scores, borders, chunks, call)
+    dv = value_gradient(rows, v, do, borders.leaving, call)
     dg = jnp.swapaxes(dg + pull(ddecays)[0], 1, 2).reshape(q.shape[:2])
-    return dq, dk, dv, dg, None, states.dinitial
+    return dq, dk, dv, dg, None, borders.dinitial
 
 
 _scalar_decay.defvjp(_forward, _backward)
@@ -196,58 +191,25 @@ def _row_decays(g: jax.Array, document: jax.Array | None, scale: float) -> tuple
     return scale * enter, leave, across
 
 
-def _scores(q, k, v, g, chunks, scale, device, interpret):
-    sizes = sizes_of(k, v, chunks)
-    return launch(
-        scores_kernel,
-        q,
-        k,
-        g,
-        g if chunks.document is None else chunks.document,
-        grid=(sizes.chunks * sizes.heads,),
-        outputs=[jax.ShapeDtypeStruct((sizes.chunks, sizes.heads, sizes.rows, sizes.rows), v.dtype)],
-        interpret=interpret,
-        device=device,
-        flops=2 * k.size * sizes.rows,
-        SCALE=scale,
-        DOCUMENTS=chunks.document is not None,
-        PRECISION=float32_precision(device, interpret),
-        **sizes.constants(TUNING[device][v.dtype.itemsize][0]),
-    )[0]
+def _scores(q, k, g, chunks, call):
+    return call.run(
+        scores_kernel, call.config(CONFIGS, "scores"), q, k, g, g if chunks.document is None else chunks.document,
+        grid=(call.chunks * call.heads,),
+        outputs=[jax.ShapeDtypeStruct((call.chunks, call.heads, call.rows, call.rows), k.dtype)],
+        flops=2 * k.size * call.rows,
+    )[0]  # fmt: skip
 
 
-def _gradients(q, k, v, do, g, decays, scores, states: Borders, chunks, scale, device, interpret):
-    sizes = sizes_of(k, v, chunks)
-    constants = sizes.constants(TUNING[device][v.dtype.itemsize][1])
-    parts = sizes.keys // constants["BK"]
+def _gradients(q, k, v, do, g, decays, scores, borders: Borders, chunks, call):
+    config = call.config(CONFIGS, "gradients")
+    parts = call.keys // config.block_k
     float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    dq, dk, dg, *dfactors = launch(
-        gradients_kernel,
-        q,
-        k,
-        v,
-        do,
-        g,
-        g if chunks.document is None else chunks.document,
-        *decays[:2],
-        scores,
-        states.states,
-        states.leaving,
-        grid=(sizes.chunks * sizes.heads * parts,),
-        outputs=[
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct(k.shape, k.dtype),
-            float32(g.shape),
-            float32((parts, *g.shape)),
-            float32((parts, *g.shape)),
-            float32((parts, *g.shape[:2])),
-        ],
-        interpret=interpret,
-        device=device,
-        flops=2 * v.size * (2 * sizes.keys + sizes.rows * parts) + 4 * k.size * sizes.rows,
-        SCALE=scale,
-        DOCUMENTS=chunks.document is not None,
-        PRECISION=float32_precision(device, interpret),
-        **constants,
-    )
+    dq, dk, dg, *dfactors = call.run(
+        gradients_kernel, config,
+        q, k, v, do, g, g if chunks.document is None else chunks.document,
+        *decays[:2], scores, borders.states, borders.leaving,
+        grid=(call.chunks * call.heads * parts,),
+        outputs=[like(q), like(k), like(g), *map(float32, [(parts, *g.shape)] * 2), float32((parts, *g.shape[:2]))],
+        flops=2 * v.size * (2 * call.keys + call.rows * parts) + 4 * k.size * call.rows,
+    )  # fmt: skip
     return dq, dk, dg, tuple(x.sum(0) for x in dfactors)

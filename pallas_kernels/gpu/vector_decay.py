@@ -21,195 +21,135 @@ import triton.language as tl
 
 from pallas_kernels.arguments import FLOAT32, Expected
 from pallas_kernels.chunks import Chunks
-from pallas_kernels.gpu.launch import Tuning, float32_precision, launch
-from pallas_kernels.gpu.linear_state import (
-    Borders,
-    Rows,
-    both_borders,
-    check_rows,
-    outputs,
-    row_gradients,
-    sizes_of,
-    value_gradient,
-)
+from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry
+from pallas_kernels.gpu import linear_state
+from pallas_kernels.gpu.calls import checked_call, like
+from pallas_kernels.gpu.cuts import from_cut, masked_sums, parted, to_cut
+from pallas_kernels.gpu.decays import load_documents
+from pallas_kernels.gpu.linear_state import Borders, Rows, both_borders, outputs, row_gradients, value_gradient
+from pallas_kernels.gpu.tiles import per_row, place_of, tile
 
-# By generation, then bytes of an element: blocks of the preparation and of the gradients.
-TUNING = {
-    "sm_80": {2: (Tuning(16, 64, 8, 1), Tuning(16, 32, 8, 1)), 4: (Tuning(16, 64, 8, 1), Tuning(16, 16, 8, 1))},
-    "sm_90": {2: (Tuning(32, 64, 8, 1), Tuning(16, 32, 8, 1)), 4: (Tuning(16, 64, 8, 1), Tuning(16, 16, 8, 1))},
-    "sm_100": {2: (Tuning(32, 64, 8, 1), Tuning(16, 32, 8, 1)), 4: (Tuning(16, 64, 8, 1), Tuning(16, 16, 8, 1))},
-    "gfx942": {2: (Tuning(32, 64, 4, 1), Tuning(32, 64, 4, 1)), 4: (Tuning(16, 64, 4, 1), Tuning(16, 16, 4, 1))},
+CONFIGS = linear_state.CONFIGS | {
+    "prepare": [
+        Entry(Config(block_k=16, num_warps=8, num_stages=1), NVIDIA, itemsize=4),
+        Entry(Config(block_k=16, num_warps=4, num_stages=1), AMD, itemsize=4),
+        Entry(Config(block_k=16, num_warps=8, num_stages=1), ("sm_80",), itemsize=2),
+        Entry(Config(block_k=32, num_warps=8, num_stages=1), HOPPER, itemsize=2),
+        Entry(Config(block_k=32, num_warps=4, num_stages=1), AMD, itemsize=2),
+    ],
+    "gradients": [
+        Entry(Config(block_k=16, block_v=16, num_warps=8, num_stages=1), NVIDIA, itemsize=4),
+        Entry(Config(block_k=16, block_v=16, num_warps=4, num_stages=1), AMD, itemsize=4),
+        Entry(Config(block_k=16, block_v=32, num_warps=8, num_stages=1), NVIDIA, itemsize=2),
+        Entry(Config(block_k=32, block_v=64, num_warps=4, num_stages=1), AMD, itemsize=2),
+    ],
 }
 
 
 @triton.jit
-def between(first, end, C: tl.constexpr):
-    """Numbers from ``first`` to before ``end``, both [C], in 0 to C - 1: [C, C].
-
-    Every mask is made of bounds for its rows: comparisons of row and column would be kept in registers.
-    """
-    column = tl.arange(0, C)[None, :]
-    return (column >= first[:, None]) & (column < end[:, None])
-
-
-@triton.jit
-def to_cut(cut, C: tl.constexpr):
-    """Which gates lie between each row and its cut, in halves of ``2 ** cut`` rows: [C, C], row, gate.
-
-    A row of the second half is reached from the cut before its gate applies, a row of the first half reaches it
-    behind its gate.
-    """
-    row = tl.arange(0, C)
-    half = row >> cut
-    second = (half & 1) == 1
-    return between(tl.where(second, half << cut, row + 1), tl.where(second, row, (half + 1) << cut), C)
-
-
-@triton.jit
-def from_cut(cut, C: tl.constexpr):
-    """The same transposed: [C, C], gate, row."""
-    gate = tl.arange(0, C)
-    half = gate >> cut
-    second = (half & 1) == 1
-    return between(tl.where(second, gate + 1, half << cut), tl.where(second, (half + 1) << cut, gate), C)
-
-
-@triton.jit
-def parted(cut, C: tl.constexpr):
-    """Pairs of a later and an earlier row that the cuts between halves of ``2 ** cut`` rows part: [C, C]."""
-    half = tl.arange(0, C) >> cut
-    return between((half - 1) << cut, (half & -(half & 1)) << cut, C)
-
-
-@triton.jit
-def masked_sums(mask, x, PRECISION: tl.constexpr):
-    """Sums over the rows of float32 ``x`` [C, BK] that ``mask`` [C, C] names, by matrix products.
-
-    Without products of float32, three of bfloat16 parts give all 24 bits; ``mask`` is exact in any dtype.
-    """
-    if PRECISION == "ieee":
-        return tl.dot(tl.where(mask, 1.0, 0.0), x, input_precision="ieee")
-    ones = tl.where(mask, 1.0, 0.0).to(tl.bfloat16)
-    high = x.to(tl.bfloat16)
-    rest = x - high.to(tl.float32)
-    middle = rest.to(tl.bfloat16)
-    low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
-    return tl.dot(ones, high, tl.dot(ones, middle, tl.dot(ones, low)))
-
-
-@triton.jit
-def border_decays(gate, number, cuts, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr, C: tl.constexpr):
+def border_decays(b_g, b_document, cuts, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr, C: tl.constexpr):
     """Decays from the chunk's start to just before each row, from behind it to the end, [C, BK], and across [BK]."""
-    enter = tl.exp(masked_sums(from_cut(cuts, C), gate, PRECISION))  # the whole chunk is a first half
-    leave = tl.exp(masked_sums(to_cut(cuts, C), gate, PRECISION))
-    across = tl.exp(tl.sum(gate, axis=0))
+    enter = tl.exp(masked_sums(from_cut(cuts, C), b_g, PRECISION))  # the whole chunk is a first half
+    leave = tl.exp(masked_sums(to_cut(cuts, C), b_g, PRECISION))
+    across = tl.exp(tl.sum(b_g, axis=0))
     if DOCUMENTS:
-        last = tl.max(number, axis=0)
-        enter = tl.where((number == 0)[:, None], enter, 0.0)
-        leave = tl.where((number == last)[:, None], leave, 0.0)
+        last = tl.max(b_document, axis=0)
+        enter = tl.where((b_document == 0)[:, None], enter, 0.0)
+        leave = tl.where((b_document == last)[:, None], leave, 0.0)
         across = tl.where(last == 0, across, 0.0)
     return enter, leave, across
 
 
 @triton.jit
 def prepare_kernel(
-    q, k, g, bonus, document, scores, reads, writes, across, cuts,
-    SCALE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, BONUS: tl.constexpr, DOCUMENTS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    p_q, p_k, p_g, p_bonus, p_document, p_scores, p_reads, p_writes, p_across, cuts,
+    SCALE: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BONUS: tl.constexpr,
+    DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Scores of one chunk and head, what its rows read and write at its borders, and the decay across it."""
-    at = tl.program_id(0).to(tl.int64)
-    head = at % HEADS
-    first = (at // HEADS) * C * HEADS + head
-    row = tl.arange(0, C)
-    number = row
-    if DOCUMENTS:
-        number = tl.load(document + (at // HEADS) * C + row)
-    total = tl.zeros((C, C), tl.float32)
+    row, head, at = place_of(tl.program_id(0), HEADS, C)
+    t = tl.arange(0, C)[:, None]
+    i = tl.arange(0, C)[None, :]
+    b_document = load_documents(p_document, row, DOCUMENTS, C)
+    scores = tl.zeros((C, C), tl.float32)
     own = tl.zeros((C,), tl.float32)
-    for begin in range(0, KEYS, BK):
-        key = begin + tl.arange(0, BK)
-        here = first * KEYS + row[:, None] * (HEADS * KEYS) + key[None, :]
-        left = SCALE * tl.load(q + here).to(tl.float32)
-        right = tl.load(k + here).to(tl.float32)
-        gate = tl.load(g + here)
+    dtype = p_reads.dtype.element_ty
+    for key in range(0, K, BK):
+        b_q = SCALE * tl.load(tile(p_q, row, head, key, HEADS, K, C, BK)).to(tl.float32)
+        b_k = tl.load(tile(p_k, row, head, key, HEADS, K, C, BK)).to(tl.float32)
+        b_g = tl.load(tile(p_g, row, head, key, HEADS, K, C, BK))
         if BONUS:
-            own += tl.sum(left * right * tl.load(bonus + head * KEYS + key)[None, :], axis=1)
+            own += tl.sum(b_q * b_k * tl.load(per_row(p_bonus, head * K + key, 0, 1, BK))[None, :], axis=1)
         else:
-            own += tl.sum(left * right, axis=1)
-            left *= tl.exp(gate)
-        enter, leave, whole = border_decays(gate, number, cuts, DOCUMENTS, PRECISION, C)
-        tl.store(reads + here, (left * enter).to(reads.dtype.element_ty))
-        tl.store(writes + here, (right * leave).to(writes.dtype.element_ty))
-        tl.store(across + at * KEYS + key, whole)
+            own += tl.sum(b_q * b_k, axis=1)
+            b_q *= tl.exp(b_g)
+        enter, leave, across = border_decays(b_g, b_document, cuts, DOCUMENTS, PRECISION, C)
+        tl.store(tile(p_reads, row, head, key, HEADS, K, C, BK), (b_q * enter).to(dtype))
+        tl.store(tile(p_writes, row, head, key, HEADS, K, C, BK), (b_k * leave).to(dtype))
+        tl.store(per_row(p_across, at * K + key, 0, 1, BK), across)
         for cut in range(cuts):  # a bound that is no constant keeps the loop a loop, in fewer registers
-            decay = tl.exp(masked_sums(to_cut(cut, C), gate, PRECISION))
-            since, until = (left * decay).to(reads.dtype.element_ty), (right * decay).to(reads.dtype.element_ty)
+            decay = tl.exp(masked_sums(to_cut(cut, C), b_g, PRECISION))
+            since, until = (b_q * decay).to(dtype), (b_k * decay).to(dtype)
             products = tl.dot(since, tl.trans(until), input_precision=PRECISION)
-            total += tl.where(parted(cut, C), products, 0.0)
+            scores += tl.where(parted(cut, C), products, 0.0)
     if DOCUMENTS:
-        total = tl.where(number[:, None] == number[None, :], total, 0.0)
-    total += tl.where(row[:, None] == row[None, :], own[:, None], 0.0)
-    tl.store(scores + at * C * C + row[:, None] * C + row[None, :], total.to(scores.dtype.element_ty))
+        scores = tl.where(b_document[:, None] == b_document[None, :], scores, 0.0)
+    scores += tl.where(t == i, own[:, None], 0.0)
+    tl.store(tile(p_scores, at * C, 0, 0, 1, C, C, C), scores.to(p_scores.dtype.element_ty))
 
 
 @triton.jit
 def gradients_kernel(
-    q, k, v, do, g, bonus, document, borders, leaving, dq, dk, dg, dbonus, cuts,
-    SCALE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, BONUS: tl.constexpr, DOCUMENTS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    p_q, p_k, p_v, p_do, p_g, p_bonus, p_document, p_borders, p_leaving, p_dq, p_dk, p_dg, p_dbonus, cuts,
+    SCALE: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, BONUS: tl.constexpr, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one chunk and head, a block of keys; that of the bonus is a part to be summed over chunks."""
-    at = (tl.program_id(0) // (KEYS // BK)).to(tl.int64)
-    head = at % HEADS
-    first = (at // HEADS) * C * HEADS + head
-    row = tl.arange(0, C)
-    key = (tl.program_id(0) % (KEYS // BK)) * BK + tl.arange(0, BK)
+    row, head, at = place_of(tl.program_id(0) // (K // BK), HEADS, C)
+    key = (tl.program_id(0) % (K // BK)) * BK
+    t = tl.arange(0, C)[:, None]
+    i = tl.arange(0, C)[None, :]
     dscores, dreads, dwrites, dacross = row_gradients(
-        v, do, borders, leaving, at, key, HEADS, KEYS, VALUES, C, BK, BV, PRECISION
+        p_v, p_do, p_borders, p_leaving, row, head, at, key, HEADS, K, V, C, BK, BV, PRECISION
     )
-    number = row
-    down = tl.expand_dims(tl.sum(tl.where(row[:, None] == row[None, :], dscores, 0.0), axis=1), 1)
+    weight = tl.expand_dims(tl.sum(tl.where(t == i, dscores, 0.0), axis=1), 1)  # of a row's product with itself
+    b_document = load_documents(p_document, row, DOCUMENTS, C)
     if DOCUMENTS:
-        number = tl.load(document + (at // HEADS) * C + row)
-        dscores = tl.where(number[:, None] == number[None, :], dscores, 0.0)
-    here = first * KEYS + row[:, None] * (HEADS * KEYS) + key[None, :]
-    left = SCALE * tl.load(q + here).to(tl.float32)
-    right = tl.load(k + here).to(tl.float32)
-    gate = tl.load(g + here)
-    weight = down
+        dscores = tl.where(b_document[:, None] == b_document[None, :], dscores, 0.0)
+    b_q = SCALE * tl.load(tile(p_q, row, head, key, HEADS, K, C, BK)).to(tl.float32)
+    b_k = tl.load(tile(p_k, row, head, key, HEADS, K, C, BK)).to(tl.float32)
+    b_g = tl.load(tile(p_g, row, head, key, HEADS, K, C, BK))
     if BONUS:
-        weight = down * tl.load(bonus + head * KEYS + key)[None, :]
-        tl.store(dbonus + at * KEYS + key, tl.sum(down * left * right, axis=0))
-        decayed = left
+        tl.store(per_row(p_dbonus, at * K + key, 0, 1, BK), tl.sum(weight * b_q * b_k, axis=0))
+        weight *= tl.load(per_row(p_bonus, head * K + key, 0, 1, BK))[None, :]
+        decayed = b_q
     else:
-        decayed = left * tl.exp(gate)
+        decayed = b_q * tl.exp(b_g)
 
-    enter, leave, whole = border_decays(gate, number, cuts, DOCUMENTS, PRECISION, C)
+    enter, leave, across = border_decays(b_g, b_document, cuts, DOCUMENTS, PRECISION, C)
     dreads *= enter
     dwrites *= leave
-    dgate = (whole * dacross)[None, :] + masked_sums(to_cut(cuts, C), decayed * dreads, PRECISION)
-    dgate += masked_sums(from_cut(cuts, C), right * dwrites, PRECISION)
+    dg = (across * dacross)[None, :] + masked_sums(to_cut(cuts, C), decayed * dreads, PRECISION)
+    dg += masked_sums(from_cut(cuts, C), b_k * dwrites, PRECISION)
+    dtype = p_q.dtype.element_ty
     for cut in range(cuts):  # a bound that is no constant keeps the loop a loop, in fewer registers
-        decay = tl.exp(masked_sums(to_cut(cut, C), gate, PRECISION))
-        since, until = (decayed * decay).to(q.dtype.element_ty), (right * decay).to(q.dtype.element_ty)
-        dproducts = tl.where(parted(cut, C), dscores, 0.0).to(q.dtype.element_ty)
+        decay = tl.exp(masked_sums(to_cut(cut, C), b_g, PRECISION))
+        since, until = (decayed * decay).to(dtype), (b_k * decay).to(dtype)
+        dproducts = tl.where(parted(cut, C), dscores, 0.0).to(dtype)
         dsince = decay * tl.dot(dproducts, until, input_precision=PRECISION)
         duntil = decay * tl.dot(tl.trans(dproducts), since, input_precision=PRECISION)
         dreads += dsince
         dwrites += duntil
-        dgate += masked_sums(from_cut(cut, C), decayed * dsince + right * duntil, PRECISION)
+        dg += masked_sums(from_cut(cut, C), decayed * dsince + b_k * duntil, PRECISION)
 
     if BONUS:
-        dleft = dreads
+        dq = dreads
     else:
-        dleft = tl.exp(gate) * dreads
-        dgate += decayed * dreads
-    tl.store(dq + here, (SCALE * (dleft + weight * right)).to(dq.dtype.element_ty))
-    tl.store(dk + here, (dwrites + weight * left).to(dk.dtype.element_ty))
-    tl.store(dg + here, dgate)
+        dq = tl.exp(b_g) * dreads
+        dg += decayed * dreads
+    tl.store(tile(p_dq, row, head, key, HEADS, K, C, BK), (SCALE * (dq + weight * b_k)).to(dtype))
+    tl.store(tile(p_dk, row, head, key, HEADS, K, C, BK), (dwrites + weight * b_q).to(dtype))
+    tl.store(tile(p_dg, row, head, key, HEADS, K, C, BK), dg)
 
 
 def vector_decay(
@@ -237,7 +177,7 @@ def vector_decay(
         chunks: segments and documents of the rows, in chunks of 16, 32 or 64 rows.
         initial_state: [S, H, K, V] float32; None starts from 0 and returns no state.
         scale: of the output.
-        device: the generation to compile for, a row of `TUNING`.
+        device: the generation to compile for, among those of `pallas_kernels.arguments.GPU`.
         interpret: run in Triton's interpreter on the host.
 
     Returns:
@@ -249,101 +189,66 @@ def vector_decay(
         Unsupported: a size or dtype that the kernels do not take.
         ValueError: arrays do not fit each other.
     """
-    others: dict[str, Expected] = {"g": (g, q.shape, FLOAT32)}
+    gates: dict[str, Expected] = {"g": (g, q.shape, FLOAT32)}
     if bonus is not None:
-        others["bonus"] = (bonus, q.shape[1:], FLOAT32)
-    check_rows(q, k, v, chunks, initial_state, others, device)
-    return _vector_decay(q, k, v, g, bonus, chunks, initial_state, float(scale), device, interpret)
+        gates["bonus"] = (bonus, q.shape[1:], FLOAT32)
+    call = checked_call(q, k, v, gates, chunks, initial_state, scale, device, interpret)
+    return _vector_decay(q, k, v, g, bonus, chunks, initial_state, call)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
-def _vector_decay(q, k, v, g, bonus, chunks, initial_state, scale, device, interpret):
-    return _forward(q, k, v, g, bonus, chunks, initial_state, scale, device, interpret)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def _vector_decay(q, k, v, g, bonus, chunks, initial_state, call):
+    return _forward(q, k, v, g, bonus, chunks, initial_state, call)[0]
 
 
-def _forward(q, k, v, g, bonus, chunks, initial_state, scale, device, interpret):
-    rows = _prepare(q, k, v, g, bonus, chunks, scale, device, interpret)
-    o, final = outputs(rows, v, chunks, initial_state, device=device, interpret=interpret)
+def _forward(q, k, v, g, bonus, chunks, initial_state, call):
+    rows = _prepare(q, k, g, bonus, chunks, call)
+    o, final = outputs(rows, v, chunks, initial_state, call)
     return (o, final), (q, k, v, g, bonus, rows, chunks, initial_state)
 
 
-def _backward(scale, device, interpret, residuals, cotangents):
+def _backward(call, residuals, cotangents):
     q, k, v, g, bonus, rows, chunks, initial_state = residuals
     do, dfinal = cotangents
-    options = {"device": device, "interpret": interpret}
-    states = both_borders(rows, v, do, chunks, initial_state, dfinal, **options)
-    dq, dk, dg, dbonus = _gradients(q, k, v, do, g, bonus, states, chunks, scale, **options)
-    dv = value_gradient(rows, v, do, states.leaving, chunks, **options)
-    return dq, dk, dv, dg, dbonus, None, states.dinitial
+    borders = both_borders(rows, v, do, chunks, initial_state, dfinal, call)
+    dq, dk, dg, dbonus = _gradients(q, k, v, do, g, bonus, borders, chunks, call)
+    dv = value_gradient(rows, v, do, borders.leaving, call)
+    return dq, dk, dv, dg, dbonus, None, borders.dinitial
 
 
 _vector_decay.defvjp(_forward, _backward)
 
 
-def _options(bonus, chunks: Chunks, rows: int, scale: float) -> dict[str, int | float | bool]:
-    """Constants of both kernels."""
-    return {
-        "SCALE": scale,
-        "cuts": rows.bit_length() - 1,
-        "BONUS": bonus is not None,
-        "DOCUMENTS": chunks.document is not None,
-    }
+def _cuts(call):
+    """How often a chunk can be halved."""
+    return call.rows.bit_length() - 1
 
 
-def _prepare(q, k, v, g, bonus, chunks, scale, device, interpret) -> Rows:
-    sizes = sizes_of(k, v, chunks)
-    scores, reads, writes, across = launch(
-        prepare_kernel,
-        q,
-        k,
-        g,
-        g if bonus is None else bonus,
-        g if chunks.document is None else chunks.document,
-        grid=(sizes.chunks * sizes.heads,),
-        outputs=[
-            jax.ShapeDtypeStruct((sizes.chunks, sizes.heads, sizes.rows, sizes.rows), v.dtype),
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct(k.shape, k.dtype),
-            jax.ShapeDtypeStruct((sizes.chunks, sizes.heads, sizes.keys), jnp.float32),
-        ],
-        interpret=interpret,
-        device=device,
-        flops=4 * k.size * sizes.rows * sizes.rows.bit_length(),
-        PRECISION=float32_precision(device, interpret),
-        **_options(bonus, chunks, sizes.rows, scale),
-        **sizes.constants(TUNING[device][v.dtype.itemsize][0]),
-    )
+def _prepare(q, k, g, bonus, chunks, call) -> Rows:
+    square = jax.ShapeDtypeStruct((call.chunks, call.heads, call.rows, call.rows), k.dtype)
+    across = jax.ShapeDtypeStruct((call.chunks, call.heads, call.keys), jnp.float32)
+    scores, reads, writes, across = call.run(
+        prepare_kernel, call.config(CONFIGS, "prepare"),
+        q, k, g, g if bonus is None else bonus, g if chunks.document is None else chunks.document,
+        grid=(call.chunks * call.heads,),
+        outputs=[square, like(q), like(k), across],
+        flops=4 * k.size * call.rows * (_cuts(call) + 1),
+        BONUS=bonus is not None, cuts=_cuts(call),
+    )  # fmt: skip
     return Rows(reads, writes, None, None, across, scores)
 
 
-def _gradients(q, k, v, do, g, bonus, states: Borders, chunks, scale, device, interpret):
-    sizes = sizes_of(k, v, chunks)
-    constants = sizes.constants(TUNING[device][v.dtype.itemsize][1])
-    parts = sizes.keys // constants["BK"]
-    shape = (1,) if bonus is None else (sizes.chunks, sizes.heads, sizes.keys)
-    dq, dk, dg, dbonus = launch(
-        gradients_kernel,
-        q,
-        k,
-        v,
-        do,
-        g,
-        g if bonus is None else bonus,
-        g if chunks.document is None else chunks.document,
-        states.states,
-        states.leaving,
-        grid=(sizes.chunks * sizes.heads * parts,),
-        outputs=[
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct(k.shape, k.dtype),
-            jax.ShapeDtypeStruct(g.shape, jnp.float32),
-            jax.ShapeDtypeStruct(shape, jnp.float32),
-        ],
-        interpret=interpret,
-        device=device,
-        flops=2 * v.size * (2 * sizes.keys + sizes.rows * parts) + 8 * k.size * sizes.rows * sizes.rows.bit_length(),
-        PRECISION=float32_precision(device, interpret),
-        **_options(bonus, chunks, sizes.rows, scale),
-        **constants,
-    )
+def _gradients(q, k, v, do, g, bonus, borders: Borders, chunks, call):
+    config = call.config(CONFIGS, "gradients")
+    parts = call.keys // config.block_k
+    of_bonus = jax.ShapeDtypeStruct((1,) if bonus is None else (call.chunks, call.heads, call.keys), jnp.float32)
+    dq, dk, dg, dbonus = call.run(
+        gradients_kernel, config,
+        q, k, v, do, g, g if bonus is None else bonus, g if chunks.document is None else chunks.document,
+        borders.states, borders.leaving,
+        grid=(call.chunks * call.heads * parts,),
+        outputs=[like(q), like(k), like(g), of_bonus],
+        flops=2 * v.size * (2 * call.keys + call.rows * parts) + 8 * k.size * call.rows * (_cuts(call) + 1),
+        BONUS=bonus is not None, cuts=_cuts(call),
+    )  # fmt: skip
     return dq, dk, dg, None if bonus is None else dbonus.sum(0)

@@ -28,20 +28,10 @@ import jax.numpy as jnp
 
 from pallas_kernels.arguments import FLOAT32, TPU, check
 from pallas_kernels.chunks import Chunks
-from pallas_kernels.tpu.delta_rule_calls import (
-    BORDER_STATES,
-    FORWARD,
-    KERNELS,
-    REVERSE,
-    Sizes,
-    heads_per_block,
-    run,
-    vmem_bytes,
-)
-from pallas_kernels.tpu.parts import (
-    Interpret,
-    check_vmem,
-    device,
+from pallas_kernels.tpu import calls
+from pallas_kernels.tpu.calls import Interpret
+from pallas_kernels.tpu.delta_rule_calls import CONFIGS, KERNELS, Sizes, heads_per_block, run, vmem_bytes
+from pallas_kernels.tpu.layout import (
     heads_first,
     pack_documents,
     pack_gates,
@@ -50,6 +40,8 @@ from pallas_kernels.tpu.parts import (
     unpack_gates,
     visited,
 )
+
+__all__ = ["CONFIGS", "delta_rule"]
 
 
 def delta_rule(
@@ -102,7 +94,7 @@ def _rule_fwd(q, k, v, g, beta, chunks, initial_state, scale, interpret):
 def _forward(q, k, v, g, beta, chunks, initial, scale, interpret, *, wanted):
     sizes, inputs = _sizes(q, v, chunks, initial), _inputs(q, k, v, g, beta, chunks) | {"initial": initial}
     wanted = [name for name in wanted if name != "final" or initial is not None]
-    got = run(FORWARD, sizes, pack_table(chunks), inputs, wanted, interpret, scale=scale)
+    got = run("forward", sizes, pack_table(chunks), inputs, wanted, interpret, scale=scale)
     return (rows_first(got["o"]), _states(got, "final", initial, chunks)), got.get("inverse")
 
 
@@ -131,10 +123,10 @@ def _rule_bwd(scale, interpret, residuals, cotangents):
     do, dfinal = cotangents
     sizes, table = _sizes(q, v, chunks, initial), pack_table(chunks)
     inputs = _inputs(q, k, v, g, beta, chunks) | {"inverse": inverse}
-    states = run(BORDER_STATES, sizes, table, inputs | {"initial": initial}, ("states",), interpret)["states"]
+    states = run("borders", sizes, table, inputs | {"initial": initial}, ("states",), interpret)["states"]
     inputs |= {"states": states, "do": heads_first(do), "dfinal": dfinal}
-    wanted = [name for name in REVERSE.outputs if name != "dinitial" or initial is not None]
-    got = run(REVERSE, sizes, table, inputs, wanted, interpret, scale=scale)
+    wanted = [name for name in KERNELS["reverse"].outputs if name != "dinitial" or initial is not None]
+    got = run("reverse", sizes, table, inputs, wanted, interpret, scale=scale)
     rows = (rows_first(got[name]) for name in ("dq", "dk", "dv"))
     gates = (unpack_gates(got[name]) for name in ("dg", "dbeta"))
     return *rows, *gates, None, _states(got, "dinitial", dfinal, chunks)
@@ -148,7 +140,6 @@ def _check(q, k, v, g, beta, chunks, initial):
     others = {"k": (k, q.shape, rows), "v": (v, (*gates, v.shape[-1]), rows)}
     others |= {"g": (g, gates, FLOAT32), "beta": (beta, gates, FLOAT32)}
     chunk = check(TPU, q, v, chunks, initial, others)
-    sizes = Sizes(q.shape[1], 1, chunk, q.shape[-1], v.shape[-1], 1, q.dtype.name)
-    heads = heads_per_block(sizes, device().generation)
-    need = max(vmem_bytes(kernel, sizes, heads) for kernel in KERNELS)
-    check_vmem(need, f"K={sizes.keys}, V={sizes.values}, chunk={chunk} in {sizes.dtype}")
+    sizes, generation = _sizes(q, v, chunks, initial), calls.device().generation
+    need = max(vmem_bytes(name, sizes, heads_per_block(name, sizes, generation)) for name in KERNELS)
+    calls.check_vmem(need, f"K={sizes.keys}, V={sizes.values}, chunk={chunk} in {sizes.dtype}")

@@ -5,9 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from pallas_kernels.configs import Config, Entry, find
+from pallas_kernels.tpu import calls
 from pallas_kernels.tpu import delta_rule_kernels as bodies
-from pallas_kernels.tpu.parts import LANES, Blocks, Interpret, Operand, Operands, device, launch, operand_bytes
+from pallas_kernels.tpu.calls import LANES, LARGE_VMEM, Interpret, Operand, Operands
+from pallas_kernels.tpu.layout import Blocks
 
 
 class Sizes(NamedTuple):
@@ -69,56 +73,64 @@ class Kernel(NamedTuple):
 
 
 _ROWS = ("k", "v", "g", "beta", "document")
-FORWARD = Kernel(
-    bodies.forward,
-    inputs=(*_ROWS, "q", "initial"),
-    outputs=("o", "final", "inverse"),
-    products=(3, 2, 2),
-    spilled={"bfloat16": (1, 2, 8), "float32": (4, 8, 16)},
-)
-BORDER_STATES = Kernel(
-    bodies.border_states,
-    inputs=(*_ROWS, "inverse", "initial"),
-    outputs=("states",),
-    products=(2, 0, 1),
-    spilled={"bfloat16": (1, 1, 2), "float32": (2, 2, 4)},
-)
-REVERSE = Kernel(
-    bodies.reverse,
-    inputs=(*_ROWS, "q", "inverse", "states", "do", "dfinal"),
-    outputs=("dq", "dk", "dv", "dg", "dbeta", "dinitial"),
-    products=(7, 5, 5),
-    spilled={"bfloat16": (5, 6, 12), "float32": (14, 24, 28)},
-    reverse=True,
-)
-KERNELS = (FORWARD, BORDER_STATES, REVERSE)
+KERNELS = {
+    "forward": Kernel(
+        bodies.forward,
+        inputs=(*_ROWS, "q", "initial"),
+        outputs=("o", "final", "inverse"),
+        products=(3, 2, 2),
+        spilled={"bfloat16": (1, 2, 8), "float32": (4, 8, 16)},
+    ),
+    "borders": Kernel(
+        bodies.borders,
+        inputs=(*_ROWS, "inverse", "initial"),
+        outputs=("states",),
+        products=(2, 0, 1),
+        spilled={"bfloat16": (1, 1, 2), "float32": (2, 2, 4)},
+    ),
+    "reverse": Kernel(
+        bodies.reverse,
+        inputs=(*_ROWS, "q", "inverse", "states", "do", "dfinal"),
+        outputs=("dq", "dk", "dv", "dg", "dbeta", "dinitial"),
+        products=(7, 5, 5),
+        spilled={"bfloat16": (5, 6, 12), "float32": (14, 24, 28)},
+        reverse=True,
+    ),
+}
 
-# Heads of a block, at most, by dtype and the wider of K and V. More heads fill the gaps of each other's
-# dependent steps: bfloat16 at K = V = 256 and C = 128 takes 2360 bundles for one head and 6600 for four.
-# Float32 products leave few gaps, and several heads spill many registers.
-_LARGE = {"bfloat16": {64: 4, 128: 4, 256: 4, 512: 2}, "float32": {64: 4, 128: 2, 256: 1, 512: 1}}
-_SMALL = {"bfloat16": {64: 4, 128: 4, 256: 1, 512: 1}, "float32": {64: 2, 128: 1, 256: 1, 512: 1}}
-HEADS = {"v5e": _LARGE, "v5p": _LARGE, "v6e": _LARGE, "7x": _LARGE}  # others have 16 MiB of VMEM: the small ones
+# More heads in a block fill the gaps of each other's dependent steps: bfloat16 at K = V = 256 and C = 128 takes 2360
+# bundles for one head and 6600 for four. Float32 products leave few gaps, and several heads spill many registers.
+_EACH = [
+    Entry(Config(block_h=4), LARGE_VMEM, itemsize=2, size=256),
+    Entry(Config(block_h=2), LARGE_VMEM, itemsize=2),
+    Entry(Config(block_h=4), LARGE_VMEM, itemsize=4, size=64),
+    Entry(Config(block_h=2), LARGE_VMEM, itemsize=4, size=128),
+    Entry(Config(block_h=4), itemsize=2, size=128),
+    Entry(Config(block_h=2), itemsize=4, size=64),
+    Entry(Config(block_h=1)),
+]
+CONFIGS = {name: list(_EACH) for name in KERNELS}
 
 
-def heads_per_block(sizes: Sizes, generation: str) -> int:
-    """The largest divisor of H that `HEADS` allows."""
-    most = HEADS.get(generation, _SMALL)[sizes.dtype][max(sizes.keys, sizes.values)]
+def heads_per_block(name: str, sizes: Sizes, generation: str) -> int:
+    """The largest divisor of H that the kernel's configuration allows."""
+    size, itemsize = max(sizes.keys, sizes.values), jnp.dtype(sizes.dtype).itemsize
+    most = find(CONFIGS[name], generation, itemsize, size).block_h or 1
     return max(n for n in range(1, most + 1) if sizes.heads % n == 0)
 
 
-def vmem_bytes(kernel: Kernel, sizes: Sizes, heads: int) -> int:
-    """Bytes of VMEM that a kernel needs with ``heads`` in a block: blocks twice, the state, and spilled registers."""
-    arrays, specs = sizes.arrays(), sizes.specs(Blocks(heads, sizes.rows, sizes.chunks))
-    blocks = operand_bytes({name: Operand(arrays[name], specs[name]) for name in (*kernel.inputs, *kernel.outputs)})
+def vmem_bytes(name: str, sizes: Sizes, heads: int) -> int:
+    """Bytes of VMEM that a kernel needs with ``heads`` in a block, spilled registers included."""
+    kernel, arrays, specs = KERNELS[name], sizes.arrays(), sizes.specs(Blocks(heads, sizes.rows, sizes.chunks))
+    operands = {n: Operand(arrays[n], specs[n]) for n in (*kernel.inputs, *kernel.outputs)}
     rows, keys, values = sizes.rows, max(sizes.keys, LANES), max(sizes.values, LANES)
     a, b, c = kernel.spilled[sizes.dtype]
     spilled = a * keys * values + b * rows * (keys + values) // 2 + c * rows * max(rows, LANES)
-    return blocks + 4 * heads * (sizes.keys * values + spilled)
+    return calls.vmem_bytes(operands, (heads, sizes.keys, sizes.values), 4 * heads * spilled)
 
 
 def run(
-    kernel: Kernel,
+    name: str,
     sizes: Sizes,
     table: jax.Array,
     given: Mapping[str, jax.Array | None],
@@ -127,20 +139,20 @@ def run(
     **constants: float,
 ) -> dict[str, jax.Array]:
     """The outputs of a kernel that are ``wanted``, by name."""
-    target = device()
-    heads = heads_per_block(sizes, target.generation)
+    kernel, target = KERNELS[name], calls.device()
+    heads = heads_per_block(name, sizes, target.generation)
     blocks = Blocks(heads, sizes.rows, sizes.chunks, kernel.reverse)
     arrays, specs = sizes.arrays(), sizes.specs(blocks)
-    inputs: Operands = {name: None if (x := given[name]) is None else Operand(x, specs[name]) for name in kernel.inputs}
-    outputs = {name: Operand(arrays[name], specs[name]) if name in wanted else None for name in kernel.outputs}
-    return launch(
+    inputs: Operands = {n: None if (x := given[n]) is None else Operand(x, specs[n]) for n in kernel.inputs}
+    outputs = {n: Operand(arrays[n], specs[n]) if n in wanted else None for n in kernel.outputs}
+    return calls.launch(
         functools.partial(kernel.body, blocks=blocks, **constants),
         table,
         inputs,
         outputs,
         state=(heads, sizes.keys, sizes.values),
         blocks=blocks,
-        vmem=min(vmem_bytes(kernel, sizes, heads) * 5 // 4, target.vmem),  # compilers differ
+        vmem=min(vmem_bytes(name, sizes, heads) * 5 // 4, target.vmem),  # compilers differ
         flops=_flops(kernel, sizes),
         interpret=interpret,
     )

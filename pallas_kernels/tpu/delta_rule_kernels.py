@@ -1,32 +1,19 @@
 """Bodies of the gated delta rule's TPU kernels; `delta_rule` calls them and has the equations.
 
-Each runs on the grid of `parts`, for MB heads and one chunk at a time. References without an
+Each runs on the grid of `layout`, for MB heads and one chunk at a time. References without an
 array (no documents, no states, no inverse) are None.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
-from pallas_kernels.tpu.parts import (
-    Blocks,
-    Decays,
-    column_index,
-    documents,
-    head_decays,
-    head_gate_gradients,
-    is_first,
-    is_last,
-    product,
-    row_index,
-    to_column,
-    to_row,
-)
+from pallas_kernels.tpu.decays import Decays, documents, head_decays, head_gate_gradients
+from pallas_kernels.tpu.layout import Blocks
+from pallas_kernels.tpu.products import column_index, product, row_index, to_column, to_row
+from pallas_kernels.tpu.states import Ref, load_state, store_state
 from pallas_kernels.tpu.triangular import unit_lower_inverse
-
-Ref = Any
 
 
 class _Chunk(NamedTuple):
@@ -56,22 +43,22 @@ def forward(
     scale: float,
 ) -> None:
     """Outputs, final states and, where asked for, the inverses."""
-    entry = _enter(table, blocks, state, initial, at=is_first)
+    entry = load_state(table, blocks, initial, state)
     chunk = _read(k, v, g, beta, document)
     solve = unit_lower_inverse(_strict(chunk), exact=chunk.k.dtype == jnp.float32)
     if inverse is not None:
         inverse[...] = solve
     queries, entering = q[...], state[...]
-    scores = chunk.decays.between * product(queries, chunk.k, b_by=-1)
+    scores = chunk.decays.between * product(queries, chunk.k, "nt")
     update = _update(chunk, solve, _residual(chunk, entering))
     read = chunk.decays.enter * _times_state(queries, entering)
     own = product(_operand(scores, queries), _operand(update, queries))
     o[...] = (scale * (read + own)).astype(o.dtype)
     state[...] = _advance(chunk, entering, update)
-    _leave(entry, state, final, at=is_last)
+    store_state(entry, blocks, final, state)
 
 
-def border_states(
+def borders(
     table: Ref,
     *,
     k: Ref,
@@ -86,7 +73,7 @@ def border_states(
     blocks: Blocks,
 ) -> None:
     """The state that enters each chunk."""
-    _enter(table, blocks, state, initial, at=is_first)
+    load_state(table, blocks, initial, state)
     chunk, entering = _read(k, v, g, beta, document), state[...]
     states[...] = entering
     update = _update(chunk, inverse[...], _residual(chunk, entering))
@@ -117,29 +104,29 @@ def reverse(
     scale: float,
 ) -> None:
     """All gradients, from the last chunk to the first."""
-    entry = _enter(table, blocks, state, dfinal, at=is_last)
+    entry = load_state(table, blocks, dfinal, state)
     chunk = _read(k, v, g, beta, document)
     keys, decays, like = chunk.k, chunk.decays, chunk.k
     queries, dout, entering, dleaving = q[...], do[...], states[...], state[...]
-    gram = decays.between * product(keys, keys, b_by=-1)
-    scores = decays.between * product(queries, keys, b_by=-1)
+    gram = decays.between * product(keys, keys, "nt")
+    scores = decays.between * product(queries, keys, "nt")
     residual = _residual(chunk, entering)
     update = _update(chunk, inverse[...], residual)
 
-    dupdate = scale * product(_operand(scores, like), dout, a_by=-2)
+    dupdate = scale * product(_operand(scores, like), dout, "tn")
     dupdate += decays.leave * _times_state(keys, dleaving)
-    dwritten = product(_operand(inverse[...], like), _operand(dupdate, like), a_by=-2)
+    dwritten = product(_operand(inverse[...], like), _operand(dupdate, like), "tn")
     dvalue = chunk.beta * dwritten
     dv[...] = dvalue.astype(dv.dtype)
     dread_k = _operand(-decays.enter * dvalue, like)
     dread_q = _operand(scale * decays.enter * dout.astype(jnp.float32), like)
-    state[...] = decays.across * dleaving + product(keys, dread_k, a_by=-2) + product(queries, dread_q, a_by=-2)
-    _leave(entry, state, dinitial, at=is_first)
+    state[...] = decays.across * dleaving + product(keys, dread_k, "tn") + product(queries, dread_q, "tn")
+    store_state(entry, blocks, dinitial, state)
 
     update = _operand(update, like)
-    dscores = scale * product(dout, update, b_by=-1)
+    dscores = scale * product(dout, update, "nt")
     strict = row_index(gram.shape) > column_index(gram.shape)
-    dstrict = jnp.where(strict, -product(_operand(dwritten, like), update, b_by=-1), 0.0)
+    dstrict = jnp.where(strict, -product(_operand(dwritten, like), update, "nt"), 0.0)
     dgram = dstrict * gram
     dbeta[...] = to_row(jnp.sum(dwritten * residual, -1, keepdims=True) + jnp.sum(dgram, -1, keepdims=True))
 
@@ -156,34 +143,8 @@ def reverse(
     dstrict = chunk.beta * decays.between * dstrict
     dstrict = _operand(dstrict + jnp.swapaxes(dstrict, 1, 2), like)
     dq[...] = (of_queries + product(dscores, keys)).astype(dq.dtype)
-    inside = product(dscores, queries, a_by=-2) + product(dstrict, keys)
+    inside = product(dscores, queries, "tn") + product(dstrict, keys)
     dk[...] = (from_state + to_state + inside).astype(dk.dtype)
-
-
-def _enter(table, blocks, state, source, *, at):
-    """Loads the state where a segment begins (in reverse: ends); returns the chunk's entry of the table."""
-    step = pl.program_id(1)
-    entry = table[blocks.place(step)]
-
-    @pl.when((step == 0) | at(entry) if source is None else step == 0)
-    def _():
-        state[...] = jnp.zeros_like(state)
-
-    if source is not None:
-
-        @pl.when(at(entry))
-        def _():
-            state[...] = source[...]
-
-    return entry
-
-
-def _leave(entry, state, target, *, at):
-    if target is not None:
-
-        @pl.when(at(entry))
-        def _():
-            target[...] = state[...]
 
 
 def _read(k, v, g, beta, document):
@@ -197,11 +158,11 @@ def _operand(x, like):
 
 
 def _times_state(x, state, transposed=False):
-    return product(x, _operand(state, x), b_by=-1 if transposed else -2)
+    return product(x, _operand(state, x), "nt" if transposed else "nn")
 
 
 def _strict(chunk):
-    gram = chunk.beta * chunk.decays.between * product(chunk.k, chunk.k, b_by=-1)
+    gram = chunk.beta * chunk.decays.between * product(chunk.k, chunk.k, "nt")
     return jnp.where(row_index(gram.shape) > column_index(gram.shape), gram, 0.0)
 
 
@@ -216,4 +177,4 @@ def _update(chunk, inverse, residual):
 
 def _advance(chunk, state, update):
     written = _operand(chunk.decays.leave * update, chunk.k)
-    return chunk.decays.across * state + product(chunk.k, written, a_by=-2)
+    return chunk.decays.across * state + product(chunk.k, written, "tn")

@@ -20,14 +20,19 @@ import jax.numpy as jnp
 
 from pallas_kernels.arguments import FLOAT32, TPU, Expected, check
 from pallas_kernels.chunks import Chunks
-from pallas_kernels.tpu import inside as within
-from pallas_kernels.tpu import parts, recurrence
+from pallas_kernels.configs import Config, Entry
+from pallas_kernels.tpu import recurrence
+from pallas_kernels.tpu.calls import Interpret
+from pallas_kernels.tpu.cuts import channel_decays, cut_masks, decayed_scores
+from pallas_kernels.tpu.layout import heads_first
+from pallas_kernels.tpu.products import diagonal, rounded_product
 from pallas_kernels.tpu.triangular import unit_lower_inverse
 
-TUNING = recurrence.Tuning(
-    heads={"v4": (1, 1), "v5e": (2, 1), "v5p": (2, 1), "v6e": (2, 1), "7x": (2, 1)},
-    values=(128, 160),
-)
+CONFIGS = {
+    "forward": [Entry(Config(block_h=1), ("v4",)), Entry(Config(block_h=2))],
+    "backward": [Entry(Config(block_h=1))],
+}
+_INSIDE = (128, 160)  # as `recurrence.apply` takes it
 
 
 def _solved(strict: jax.Array, x: jax.Array, dtype: Any) -> jax.Array:
@@ -40,14 +45,14 @@ _solve = jax.custom_vjp(_solved, nondiff_argnums=(2,))
 
 def _solve_fwd(strict, x, dtype):
     inverse = unit_lower_inverse(-strict, exact=dtype == "float32")
-    solved = within.product(inverse, x, "nn", dtype)
+    solved = rounded_product(inverse, x, "nn", dtype)
     return solved, (inverse, solved)
 
 
 def _solve_bwd(dtype, residuals, d):
     inverse, solved = residuals
-    dx = within.product(inverse, d, "tn", dtype)
-    return within.product(dx, solved, "nt", dtype), dx
+    dx = rounded_product(inverse, d, "tn", dtype)
+    return rounded_product(dx, solved, "nt", dtype), dx
 
 
 _solve.defvjp(_solve_fwd, _solve_bwd)
@@ -61,21 +66,21 @@ class _Chunk:
     dtype: str
 
     def __call__(self, x, state, inside):
-        q, k, v, a, b, g = (x[name] for name in "qkvabg")
+        q, k, v, g, a, b = (x[name] for name in "qkvgab")
         size = q.shape[1]
-        decays = within.channel_decays(g, inside)
+        decays = channel_decays(g, inside)
         reads = jnp.concatenate([a, jnp.exp(g) * q], 1)  # q reads after its row's decay, a before it
-        masks = within.cut_masks(size, inside, copies=2)
-        to_b, to_k = (within.decayed_scores(reads, writes, decays, masks, self.dtype) for writes in (b, k))
-        to_own = (within.diagonal(jnp.sum(q * writes, -1, keepdims=True)) for writes in (b, k))
+        masks = cut_masks(size, inside, copies=2)
+        to_b, to_k = (decayed_scores(reads, writes, decays, masks, self.dtype) for writes in (b, k))
+        to_own = (diagonal(jnp.sum(q * writes, -1, keepdims=True)) for writes in (b, k))
         qb, qk = (scores[:, size:] + own for scores, own in zip((to_b, to_k), to_own, strict=True))
 
         enter = jnp.concatenate([decays.enter, decays.enter], 1)
-        read = within.product(enter * reads, state, "nn", self.dtype)
-        u = _solve(to_b[:, :size], read[:, :size] + within.product(to_k[:, :size], v, "nn", self.dtype), self.dtype)
-        o = read[:, size:] + within.product(qb, u, "nn", self.dtype) + within.product(qk, v, "nn", self.dtype)
-        written = within.product(decays.leave * b, u, "tn", self.dtype)
-        written += within.product(decays.leave * k, v, "tn", self.dtype)
+        read = rounded_product(enter * reads, state, "nn", self.dtype)
+        u = _solve(to_b[:, :size], read[:, :size] + rounded_product(to_k[:, :size], v, "nn", self.dtype), self.dtype)
+        o = read[:, size:] + rounded_product(qb, u, "nn", self.dtype) + rounded_product(qk, v, "nn", self.dtype)
+        written = rounded_product(decays.leave * b, u, "tn", self.dtype)
+        written += rounded_product(decays.leave * k, v, "tn", self.dtype)
         return self.scale * o, decays.across * state + written
 
 
@@ -83,22 +88,22 @@ def rank_one_decay(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
+    g: jax.Array,
     a: jax.Array,
     b: jax.Array,
-    g: jax.Array,
     chunks: Chunks,
     initial_state: jax.Array | None,
     scale: float,
     *,
-    interpret: parts.Interpret = False,
+    interpret: Interpret = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Diagonal plus rank one over packed rows (module docstring), with its gradients.
 
     Args:
         q, k: [N, H, K], float32 or bfloat16.
         v: [N, H, V], float32 or bfloat16; k or v is 0 on padding rows.
-        a, b: [N, H, K], float32 or bfloat16; a meets the state before it decays. a or b is 0 on padding rows.
         g: [N, H, K] float32 log decay, at most 0; 0 on padding rows.
+        a, b: [N, H, K], float32 or bfloat16; a meets the state before it decays. a or b is 0 on padding rows.
         chunks: segments and documents of the rows, in chunks of C = N / chunks rows.
         initial_state: [S, H, K, V] float32; None starts from 0 and returns no state.
         scale: of the output.
@@ -116,18 +121,12 @@ def rank_one_decay(
         name: (x, q.shape, TPU.dtypes) for name, x in zip("kab", (k, a, b), strict=True)
     }
     chunk = check(TPU, q, v, chunks, initial_state, others | {"g": (g, q.shape, FLOAT32)})
-    inputs = {name: parts.heads_first(x) for name, x in zip("qkvabg", (q, k, v, a, b, g), strict=True)}
+    inputs = {name: heads_first(x) for name, x in zip("qkvgab", (q, k, v, g, a, b), strict=True)}
     keys, values = q.shape[-1], v.shape[-1]
     levels = chunk.bit_length() - 1
     inverse = 2 * (levels - 4) * chunk * chunk  # a merge of blocks of 16 rows and more takes two products
     flops = 2 * chunk * (4 * keys * values + chunk * (4 * levels * keys + 4 * values) + inverse)
     body = _Chunk(scale, q.dtype.name)
-    return recurrence.apply(body, inputs, chunks, initial_state, flops=flops, tuning=TUNING, interpret=interpret)
-
-
-def vmem_bytes(keys: int, values: int, dtype: jax.typing.DTypeLike, chunk: int, heads: int = 1) -> tuple[int, int]:
-    """Bytes of VMEM of the forward and the backward kernels with ``heads`` heads in a program."""
-    channels = {"q": (keys, dtype), "k": (keys, dtype), "v": (values, dtype)}
-    channels |= dict.fromkeys("abg", (keys, jnp.float32))
-    inputs = {name: jax.ShapeDtypeStruct((heads, chunk, n), kind) for name, (n, kind) in channels.items()}
-    return recurrence.vmem_bytes(inputs, chunk, heads, TUNING)
+    return recurrence.apply(
+        body, inputs, chunks, initial_state, configs=CONFIGS, inside=_INSIDE, flops=flops, interpret=interpret
+    )

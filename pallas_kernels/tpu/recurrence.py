@@ -10,24 +10,22 @@ chunks in reverse, with the gradient of the state in VMEM and the gradient of ``
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.chunks import Chunks
-from pallas_kernels.tpu import parts
+from pallas_kernels.configs import Configs, find
+from pallas_kernels.tpu import calls
+from pallas_kernels.tpu.calls import Interpret, Operand
+from pallas_kernels.tpu.decays import Documents, documents
+from pallas_kernels.tpu.layout import Blocks, pack_documents, pack_table, rows_first, visited
+from pallas_kernels.tpu.states import load_state, store_state
 
 Arrays = Mapping[str, Any]  # by name: rows [H, N, K] or [H, N, V], gates [H, chunks, 1, C], a bonus [H, 1, K]
-Body = Callable[[Arrays, jax.Array, parts.Documents], tuple[jax.Array, jax.Array]]
-
-
-class Tuning(NamedTuple):
-    """Parameters of a recurrence's kernels, forward and backward."""
-
-    heads: Mapping[str, tuple[int, int]]  # most heads of one program, by device generation; "v5e" for others
-    values: tuple[int, int]  # VMEM beside the blocks: float32 arrays [C, max(K, V)] for each head of a program
+Body = Callable[[Arrays, jax.Array, Documents], tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +34,10 @@ class Recurrence:
 
     body: Body  # ({name: [MB, C, K], [MB, 1, C] or [MB, 1, K]}, [MB, K, V], documents) -> [MB, C, V], [MB, K, V]
     heads: tuple[int, int]  # MB, heads of one program, forward and backward
-    values: tuple[int, int]  # as in `Tuning`
+    inside: tuple[int, int]  # as in `apply`, forward and backward
     chunk: int  # C
     flops: int  # of one chunk and head, forward
-    interpret: parts.Interpret
+    interpret: Interpret
 
 
 def apply(
@@ -48,41 +46,51 @@ def apply(
     chunks: Chunks,
     initial_state: jax.Array | None,
     *,
+    configs: Configs,
+    inside: tuple[int, int],
     flops: int,
-    tuning: Tuning,
-    interpret: parts.Interpret,
+    interpret: Interpret,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Outputs [N, H, V] and final states of a recurrence, with gradients of inputs and initial state.
 
-    A program gets as many heads as `Tuning` allows, divide H and fit the device's VMEM. ``flops`` is
-    the work of ``body`` for one chunk and head.
+    Args:
+        body: one chunk (module docstring).
+        inputs: by name; q and v are among them.
+        chunks: of the rows.
+        initial_state: [S, H, K, V] float32 or None.
+        configs: of ``forward`` and ``backward``: a program gets as many heads as ``block_h`` allows, divide H and fit
+            the device's VMEM.
+        inside: float32 arrays [C, max(K, V)] that each head needs in VMEM beside the blocks, forward and backward.
+        flops: the work of ``body`` for one chunk and head.
+        interpret: run on the host.
     """
-    heads, rows = inputs["q"].shape[:2]
-    chunk, target = rows // chunks.segment.shape[0], parts.device()
-    most = tuning.heads.get(target.generation, tuning.heads["v5e"])
+    q, v = inputs["q"], inputs["v"]
+    chunk, target = q.shape[1] // chunks.segment.shape[0], calls.device()
+    sizes = f"K={q.shape[-1]}, V={v.shape[-1]}, chunk={chunk} in {q.dtype}"
+    calls.check_vmem(max(vmem_bytes(inputs, chunk, 1, inside)), sizes)
 
-    def fits(n, way):
-        return heads % n == 0 and vmem_bytes(inputs, chunk, n, tuning)[way] <= target.vmem
+    def most(way, name):
+        size = max(q.shape[-1], v.shape[-1])
+        limit = find(configs[name], target.generation, q.dtype.itemsize, size).block_h or 1
+        divisors = (n for n in range(1, limit + 1) if q.shape[0] % n == 0)
+        return max(n for n in divisors if vmem_bytes(inputs, chunk, n, inside)[way] <= target.vmem)
 
-    sizes = f"K={inputs['q'].shape[-1]}, V={inputs['v'].shape[-1]}, chunk={chunk} in {inputs['q'].dtype}"
-    parts.check_vmem(max(vmem_bytes(inputs, chunk, 1, tuning)), sizes)
-    forward, backward = (max(n for n in range(1, most[way] + 1) if fits(n, way)) for way in (0, 1))
-    form = Recurrence(body, (forward, backward), tuning.values, chunk, flops, interpret)
-    o, final = run(form, inputs, chunks, initial_state)
-    return parts.rows_first(o), final
+    heads = most(0, "forward"), most(1, "backward")
+    o, final = run(Recurrence(body, heads, inside, chunk, flops, interpret), inputs, chunks, initial_state)
+    return rows_first(o), final
 
 
-def vmem_bytes(inputs: Arrays, chunk: int, heads: int, tuning: Tuning) -> tuple[int, int]:
+def vmem_bytes(inputs: Arrays, chunk: int, heads: int, inside: tuple[int, int]) -> tuple[int, int]:
     """Bytes of VMEM that the forward and the backward kernels need with ``heads`` in a program."""
     q, v = inputs["q"], inputs["v"]
     state = (1, heads, q.shape[-1], v.shape[-1])
     loaded, document = jax.ShapeDtypeStruct(state, jnp.float32), jax.ShapeDtypeStruct((1, 1, chunk), jnp.int32)
-    blocks = parts.Blocks(heads, chunk, 1)
+    blocks = Blocks(heads, chunk, 1)
     backward = dict(inputs) | {"do": v, "states": jax.ShapeDtypeStruct(state, q.dtype)}
     ways = (inputs, {"o": v}), (backward, {f"d{name}": x for name, x in inputs.items()})
     forward, backward = (
-        _vmem(blocks, given, _operands(blocks, given, wanted, document, loaded, store=True), values)
-        for (given, wanted), values in zip(ways, tuning.values, strict=True)
+        _vmem(blocks, given, _operands(blocks, given, wanted, document, loaded, store=True), arrays)
+        for (given, wanted), arrays in zip(ways, inside, strict=True)
     )
     return forward, backward
 
@@ -124,28 +132,28 @@ def _stored(got, chunks, otherwise):
     """The states a kernel stored; those of segments without a chunk, which it never saw, are ``otherwise``."""
     if otherwise is None:
         return None
-    return jnp.where(parts.visited(chunks, otherwise.shape[0]), got["stored"][:-1], otherwise.astype(jnp.float32))
+    return jnp.where(visited(chunks, otherwise.shape[0]), got["stored"][:-1], otherwise.astype(jnp.float32))
 
 
 # Kernels. What segments load and store is the state, or in reverse its gradient.
 
 
 def _forward_kernel(table, *, body, blocks, state, document, loaded, o, stored, **inputs):
-    entry = _load(table, blocks, loaded, state)
+    entry = load_state(table, blocks, loaded, state)
     outputs, state[...] = body(_values(inputs), state[...], _documents(document))
     o[...] = outputs.astype(o.dtype)
-    _store(entry, blocks, stored, state)
+    store_state(entry, blocks, stored, state)
 
 
 def _states_kernel(table, *, body, blocks, state, document, loaded, states, stored, **inputs):
-    _load(table, blocks, loaded, state)
+    load_state(table, blocks, loaded, state)
     entering = state[...]
     states[...] = entering.astype(states.dtype)
     _, state[...] = body(_values(inputs), entering, _documents(document))
 
 
 def _backward_kernel(table, *, body, blocks, state, document, loaded, states, do, stored, **refs):
-    entry = _load(table, blocks, loaded, state)
+    entry = load_state(table, blocks, loaded, state)
     inside = _documents(document)
     inputs = {name: ref for name, ref in refs.items() if f"d{name}" in refs}
     entering = states[...].astype(jnp.float32)
@@ -157,34 +165,7 @@ def _backward_kernel(table, *, body, blocks, state, document, loaded, states, do
             _accumulate(ref, gradient)
         else:
             ref[...] = gradient.astype(ref.dtype)
-    _store(entry, blocks, stored, state)
-
-
-def _load(table, blocks, loaded, state):
-    """Loads the state where a segment begins, and returns the chunk's entry of the table.
-
-    Unused chunks have a state as well: it begins with 0 to stay finite.
-    """
-    entry = table[blocks.place(pl.program_id(1))]
-
-    @pl.when(pl.program_id(1) == 0)
-    def _():
-        state[...] = jnp.zeros_like(state)
-
-    @pl.when(parts.is_last(entry) if blocks.reverse else parts.is_first(entry))
-    def _():
-        state[...] = jnp.zeros_like(state) if loaded is None else loaded[...].astype(jnp.float32)
-
-    return entry
-
-
-def _store(entry, blocks, stored, state):
-    if stored is None:
-        return
-
-    @pl.when(parts.is_first(entry) if blocks.reverse else parts.is_last(entry))
-    def _():
-        stored[...] = state[...]
+    store_state(entry, blocks, stored, state)
 
 
 def _accumulate(total, gradient):
@@ -200,7 +181,7 @@ def _values(refs):
 
 
 def _documents(ref):
-    return parts.documents(None if ref is None else ref[...])
+    return documents(None if ref is None else ref[...])
 
 
 # Calls.
@@ -208,35 +189,35 @@ def _documents(ref):
 
 def _launch(form, kernel, given, wanted, chunks, loaded, *, store=True, reverse=False):
     """Runs a kernel: arrays ``given`` and ``wanted`` by name, and the states that segments load and store."""
-    blocks = parts.Blocks(form.heads[reverse], form.chunk, chunks.segment.shape[0], reverse)
-    operands = _operands(blocks, given, wanted, parts.pack_documents(chunks), loaded, store)
-    return parts.launch(
+    blocks = Blocks(form.heads[reverse], form.chunk, chunks.segment.shape[0], reverse)
+    operands = _operands(blocks, given, wanted, pack_documents(chunks), loaded, store)
+    return calls.launch(
         functools.partial(kernel, body=form.body, blocks=blocks),
-        parts.pack_table(chunks),
+        pack_table(chunks),
         *operands,
         state=_state_block(blocks, given),
         blocks=blocks,
         # half as much again, for compilers differ in what they spill
-        vmem=min(_vmem(blocks, given, operands, form.values[reverse]) * 3 // 2, parts.device().vmem),
+        vmem=min(_vmem(blocks, given, operands, form.inside[reverse]) * 3 // 2, calls.device().vmem),
         flops=form.flops * given["q"].shape[0] * blocks.chunks * (3 if reverse else 1),
         interpret=form.interpret,
     )
 
 
 def _operands(blocks, given, wanted, document, loaded, store):
-    inputs: dict[str, parts.Operand | None] = {
-        name: parts.Operand(x, _spec(blocks, name, x)) for name, x in given.items()
+    inputs: dict[str, Operand | None] = {
+        name: Operand(x, _spec(blocks, name, x)) for name, x in given.items()
     }
-    outputs: dict[str, parts.Operand | None] = {
-        name: parts.Operand(_like(x), _spec(blocks, name, x)) for name, x in wanted.items()
+    outputs: dict[str, Operand | None] = {
+        name: Operand(_like(x), _spec(blocks, name, x)) for name, x in wanted.items()
     }
-    inputs["document"] = None if document is None else parts.Operand(document, blocks.documents())
+    inputs["document"] = None if document is None else Operand(document, blocks.documents())
     inputs["loaded"] = outputs["stored"] = None
     if loaded is not None:
         segments, _, *state = loaded.shape
-        inputs["loaded"] = parts.Operand(loaded, blocks.loaded(segments, *state))
+        inputs["loaded"] = Operand(loaded, blocks.loaded(segments, *state))
         after = jax.ShapeDtypeStruct((segments + 1, *loaded.shape[1:]), jnp.float32)
-        outputs["stored"] = parts.Operand(after, blocks.stored(*state)) if store else None
+        outputs["stored"] = Operand(after, blocks.stored(*state)) if store else None
     return inputs, outputs
 
 
@@ -256,8 +237,8 @@ def _state_block(blocks, given):
     return blocks.heads, given["q"].shape[-1], given["v"].shape[-1]
 
 
-def _vmem(blocks, given, operands, values):
-    heads, keys, width = _state_block(blocks, given)
-    inside = values * heads * blocks.size * max(keys, width, parts.LANES) * 4
-    blocks_twice = sum(parts.operand_bytes(x) for x in operands)
-    return blocks_twice + parts.tile_bytes((heads, keys, width), jnp.float32) + inside
+def _vmem(blocks, given, operands, arrays):
+    state = heads, keys, values = _state_block(blocks, given)
+    inside = 4 * arrays * heads * blocks.size * max(keys, values, calls.LANES)
+    inputs, outputs = operands
+    return calls.vmem_bytes({**inputs, **outputs}, state, inside)

@@ -13,17 +13,21 @@ to bfloat16 as operands of a product, while gates, states and sums stay float32.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from pallas_kernels.arguments import FLOAT32, TPU, Expected, check
 from pallas_kernels.chunks import Chunks
-from pallas_kernels.tpu import inside as within
-from pallas_kernels.tpu import parts, recurrence
+from pallas_kernels.configs import Config, Entry
+from pallas_kernels.tpu import recurrence
+from pallas_kernels.tpu.calls import Interpret
+from pallas_kernels.tpu.decays import head_decays, no_decays, times
+from pallas_kernels.tpu.layout import heads_first, pack_gates
+from pallas_kernels.tpu.products import rounded_product
 
-TUNING = recurrence.Tuning(
-    heads={"v4": (4, 2), "v5e": (8, 4), "v5p": (8, 4), "v6e": (8, 4), "7x": (8, 4)},
-    values=(4, 48),
-)
+CONFIGS = {
+    "forward": [Entry(Config(block_h=4), ("v4",)), Entry(Config(block_h=8))],
+    "backward": [Entry(Config(block_h=2), ("v4",)), Entry(Config(block_h=4))],
+}
+_INSIDE = (4, 48)  # as `recurrence.apply` takes it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +39,13 @@ class _Chunk:
 
     def __call__(self, x, state, inside):
         q, k, v = x["q"], x["k"], x["v"]
-        decays = within.head_decays(x["g"], inside) if "g" in x else within.no_decays(q.shape[1], inside)
+        decays = head_decays(x["g"], inside) if "g" in x else no_decays(q.shape[1], inside)
         between, enter, leave, across = decays
-        scores = between * within.product(q, k, "nt", self.dtype)
-        o = within.product(scores, v, "nn", self.dtype)
-        o += within.times(within.product(q, state, "nn", self.dtype), enter)
-        written = within.product(within.times(k, leave), v, "tn", self.dtype)
-        return self.scale * o, within.times(state, across) + written
+        scores = between * rounded_product(q, k, "nt", self.dtype)
+        o = rounded_product(scores, v, "nn", self.dtype)
+        o += times(rounded_product(q, state, "nn", self.dtype), enter)
+        written = rounded_product(times(k, leave), v, "tn", self.dtype)
+        return self.scale * o, times(state, across) + written
 
 
 def scalar_decay(
@@ -53,7 +57,7 @@ def scalar_decay(
     initial_state: jax.Array | None,
     scale: float,
     *,
-    interpret: parts.Interpret = False,
+    interpret: Interpret = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Linear attention with a decay for each head over packed rows (module docstring), with its gradients.
 
@@ -78,18 +82,12 @@ def scalar_decay(
     if g is not None:
         others["g"] = (g, q.shape[:2], FLOAT32)
     chunk = check(TPU, q, v, chunks, initial_state, others)
-    inputs = {"q": parts.heads_first(q), "k": parts.heads_first(k), "v": parts.heads_first(v)}
+    inputs = {"q": heads_first(q), "k": heads_first(k), "v": heads_first(v)}
     if g is not None:
-        inputs["g"] = parts.pack_gates(g, chunk)
+        inputs["g"] = pack_gates(g, chunk)
     keys, values = q.shape[-1], v.shape[-1]
     flops = 2 * chunk * (2 * keys * values + chunk * (keys + values))
     body = _Chunk(scale, q.dtype.name)
-    return recurrence.apply(body, inputs, chunks, initial_state, flops=flops, tuning=TUNING, interpret=interpret)
-
-
-def vmem_bytes(keys: int, values: int, dtype: jax.typing.DTypeLike, chunk: int, heads: int = 1) -> tuple[int, int]:
-    """Bytes of VMEM of the forward and the backward kernels with ``heads`` heads in a program."""
-    shapes = {"q": (keys, dtype), "k": (keys, dtype), "v": (values, dtype)}
-    inputs = {name: jax.ShapeDtypeStruct((heads, chunk, n), kind) for name, (n, kind) in shapes.items()}
-    inputs["g"] = jax.ShapeDtypeStruct((heads, 1, 1, chunk), jnp.float32)
-    return recurrence.vmem_bytes(inputs, chunk, heads, TUNING)
+    return recurrence.apply(
+        body, inputs, chunks, initial_state, configs=CONFIGS, inside=_INSIDE, flops=flops, interpret=interpret
+    )

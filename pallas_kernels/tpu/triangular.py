@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.tpu.parts import column_index, product, row_index, split_product
+from pallas_kernels.tpu.products import column_index, product, row_index, split_product
 
 _BLOCK = 16
 

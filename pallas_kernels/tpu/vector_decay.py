@@ -5,7 +5,7 @@ Per head, with a float32 state S [K, V]: ``S_t = diag(exp(g_t)) S_{t-1} + k_t v_
 written, ``o_t = scale (S_{t-1} + diag(u) k_t v_t^T)^T q_t`` (RWKV6, arXiv 2404.05892, section 4.2).
 
 Both readings are one: ``S_t^T q_t`` is ``S_{t-1}^T (e^g q_t) + (q_t.k_t) v_t``. Scores between the rows of a
-chunk come from halving it again and again (`inside.channel_decays`), so gates of any strength are exact.
+chunk come from halving it again and again (`cuts.channel_decays`), so gates of any strength are exact.
 
 The kernels and what the backward pass keeps: `recurrence`. Products of float32 rows are exact to
 float32. With bfloat16 rows, decayed rows, states and scores are rounded to bfloat16 as operands of a
@@ -19,13 +19,18 @@ import jax.numpy as jnp
 
 from pallas_kernels.arguments import FLOAT32, TPU, Expected, check
 from pallas_kernels.chunks import Chunks
-from pallas_kernels.tpu import inside as within
-from pallas_kernels.tpu import parts, recurrence
+from pallas_kernels.configs import Config, Entry
+from pallas_kernels.tpu import recurrence
+from pallas_kernels.tpu.calls import Interpret
+from pallas_kernels.tpu.cuts import channel_decays, cut_masks, decayed_scores
+from pallas_kernels.tpu.layout import heads_first
+from pallas_kernels.tpu.products import diagonal, rounded_product
 
-TUNING = recurrence.Tuning(
-    heads={"v4": (2, 1), "v5e": (4, 2), "v5p": (4, 2), "v6e": (4, 2), "7x": (4, 2)},
-    values=(16, 128),
-)
+CONFIGS = {
+    "forward": [Entry(Config(block_h=2), ("v4",)), Entry(Config(block_h=4))],
+    "backward": [Entry(Config(block_h=1), ("v4",)), Entry(Config(block_h=2))],
+}
+_INSIDE = (16, 128)  # as `recurrence.apply` takes it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +42,13 @@ class _Chunk:
 
     def __call__(self, x, state, inside):
         q, k, v, g = x["q"], x["k"], x["v"], x["g"]
-        decays = within.channel_decays(g, inside)
+        decays = channel_decays(g, inside)
         reads, own = (q, q * k * x["bonus"]) if "bonus" in x else (jnp.exp(g) * q, q * k)
-        scores = within.decayed_scores(reads, k, decays, within.cut_masks(q.shape[1], inside), self.dtype)
-        scores += within.diagonal(jnp.sum(own, -1, keepdims=True))
-        o = within.product(scores, v, "nn", self.dtype) + within.product(decays.enter * reads, state, "nn", self.dtype)
-        written = within.product(decays.leave * k, v, "tn", self.dtype)
+        scores = decayed_scores(reads, k, decays, cut_masks(q.shape[1], inside), self.dtype)
+        scores += diagonal(jnp.sum(own, -1, keepdims=True))
+        o = rounded_product(scores, v, "nn", self.dtype)
+        o += rounded_product(decays.enter * reads, state, "nn", self.dtype)
+        written = rounded_product(decays.leave * k, v, "tn", self.dtype)
         return self.scale * o, decays.across * state + written
 
 
@@ -56,7 +62,7 @@ def vector_decay(
     initial_state: jax.Array | None,
     scale: float,
     *,
-    interpret: parts.Interpret = False,
+    interpret: Interpret = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Linear attention with a decay for each key channel over packed rows (module docstring), with its gradients.
 
@@ -82,19 +88,13 @@ def vector_decay(
     if bonus is not None:
         others["bonus"] = (bonus, q.shape[1:], FLOAT32)
     chunk = check(TPU, q, v, chunks, initial_state, others)
-    inputs = {name: parts.heads_first(x) for name, x in zip("qkvg", (q, k, v, g), strict=True)}
+    inputs = {name: heads_first(x) for name, x in zip("qkvg", (q, k, v, g), strict=True)}
     if bonus is not None:
         inputs["bonus"] = bonus[:, None]
     keys, values = q.shape[-1], v.shape[-1]
     levels = chunk.bit_length() - 1
     flops = 2 * chunk * (2 * keys * values + chunk * (levels * keys + values))
     body = _Chunk(scale, q.dtype.name)
-    return recurrence.apply(body, inputs, chunks, initial_state, flops=flops, tuning=TUNING, interpret=interpret)
-
-
-def vmem_bytes(keys: int, values: int, dtype: jax.typing.DTypeLike, chunk: int, heads: int = 1) -> tuple[int, int]:
-    """Bytes of VMEM of the forward and the backward kernels with ``heads`` heads in a program."""
-    shapes = {"q": (keys, dtype), "k": (keys, dtype), "v": (values, dtype), "g": (keys, jnp.float32)}
-    inputs = {name: jax.ShapeDtypeStruct((heads, chunk, n), kind) for name, (n, kind) in shapes.items()}
-    inputs["bonus"] = jax.ShapeDtypeStruct((heads, 1, keys), jnp.float32)
-    return recurrence.vmem_bytes(inputs, chunk, heads, TUNING)
+    return recurrence.apply(
+        body, inputs, chunks, initial_state, configs=CONFIGS, inside=_INSIDE, flops=flops, interpret=interpret
+    )

@@ -11,7 +11,7 @@ from pallas_kernels.chunks import Unsupported
 from pallas_kernels.gpu.delta_rule import delta_rule as gpu_delta_rule
 from pallas_kernels.gpu.scalar_decay import scalar_decay as gpu_scalar_decay
 from pallas_kernels.gpu.vector_decay import vector_decay as gpu_vector_decay
-from pallas_kernels.tpu import parts
+from pallas_kernels.tpu import calls
 from pallas_kernels.tpu.delta_rule import delta_rule
 from pallas_kernels.tpu.rank_one_decay import rank_one_decay
 from pallas_kernels.tpu.scalar_decay import scalar_decay
@@ -22,7 +22,7 @@ OPERATORS = {
     "tpu delta": (delta_rule, ("gate", "gate")),
     "tpu scalar": (scalar_decay, ("gate",)),
     "tpu vector": (vector_decay, ("gates", "bonus")),
-    "tpu rank one": (rank_one_decay, ("k", "k", "gates")),
+    "tpu rank one": (rank_one_decay, ("gates", "k", "k")),
     "gpu delta": (gpu_delta_rule, ("gate", "gate")),
     "gpu scalar": (gpu_scalar_decay, ("gate",)),
     "gpu vector": (gpu_vector_decay, ("gates", "bonus")),
@@ -88,8 +88,7 @@ def test_other_gpus(name):
 @pytest.mark.parametrize("name", [name for name in OPERATORS if name.startswith("tpu")])
 def test_memory_of_the_device(name, monkeypatch):
     """A TPU with too little VMEM is told how much is needed."""
-    monkeypatch.setattr(parts, "device", lambda: parts.Device("small", 1 << 18))
-    monkeypatch.setattr(delta_rule.__module__ + ".device", parts.device)
+    monkeypatch.setattr(calls, "device", lambda: calls.Device("small", 1 << 18))
     message = re.compile(r"^K=64, V=64, chunk=16 in float32 need \d+ MiB of VMEM, of which small has 0: take smaller")
     with pytest.raises(Unsupported, match=message):
         call(name, {}, interpret=True)

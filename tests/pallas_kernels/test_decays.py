@@ -54,6 +54,8 @@ def run(platform, name, rows, shared, table, state):
     arguments, scale = tuple(given[n] for n in names), rows["q"].shape[-1] ** -0.5
     if platform is None:
         return scan(*arguments, table, state, scale)
+    if name == "rank one":
+        arguments = tuple(given[n] for n in "qkvgab")
     return KERNELS[platform, name](*arguments, as_chunks(table), state, scale, interpret=True)
 
 

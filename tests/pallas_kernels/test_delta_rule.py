@@ -17,7 +17,7 @@ from support.packed import Layout
 from mom_jax.ops.dispatch import as_chunks
 from pallas_kernels.gpu import delta_rule as gpu
 from pallas_kernels.tpu import delta_rule as tpu
-from pallas_kernels.tpu.delta_rule_calls import KERNELS, REVERSE, Sizes, vmem_bytes
+from pallas_kernels.tpu.delta_rule_calls import KERNELS, Sizes, vmem_bytes
 
 TOLERANCE = 1e-5  # of the largest value of each array, in float32
 
@@ -159,4 +159,4 @@ def test_vmem_grows_with_heads():
     for kernel in KERNELS:
         assert vmem_bytes(kernel, sizes, 4) == 4 * vmem_bytes(kernel, sizes, 1) - 3 * 2 * 4096
     state = 4 * 256 * 256
-    assert vmem_bytes(REVERSE, sizes, 1) > 2 * (7 * 2 * 128 * 256 + 3 * state) + state
+    assert vmem_bytes("reverse", sizes, 1) > 2 * (7 * 2 * 128 * 256 + 3 * state) + state

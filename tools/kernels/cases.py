@@ -76,7 +76,7 @@ def _vector(case, chunks):
 
 def _rank_one(case, chunks):
     (*wide, gate), (_, table) = _vector(case, chunks)
-    return (*wide, *wide[:2], gate), (table,)
+    return (*wide, gate, *wide[:2]), (table,)
 
 
 def _grouped(case, chunks):

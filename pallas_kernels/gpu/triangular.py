@@ -1,26 +1,10 @@
-"""What several Triton kernels compute inside a chunk: decays between rows, and the inverse of a triangle."""
+"""Inverse of a unit lower triangular matrix inside a Triton kernel."""
 
 # Triton's annotations describe neither what its compiler accepts for constexpr nor its loops.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def decays_between(g, document, DOCUMENTS: tl.constexpr, C: tl.constexpr):
-    """``exp(sum of g_j over i < j <= t)`` for rows i <= t of one document, else 0: float32 [C, C], row t, column i.
-
-    ``g`` is float32 [C], ``document`` int32 [C], read if ``DOCUMENTS``. Each sum runs over just the gates between
-    two rows, so that a very strong gate costs the others no digits.
-    """
-    row = tl.arange(0, C)[:, None]
-    column = tl.arange(0, C)[None, :]
-    passed = tl.cumsum(tl.where(row > column, g[:, None], 0.0), axis=0)
-    seen = row >= column
-    if DOCUMENTS:
-        seen = seen & (document[:, None] == document[None, :])
-    return tl.exp(tl.where(seen, passed, float("-inf")))
 
 
 @triton.jit

@@ -1,0 +1,62 @@
+"""Which gates lie between a row and a cut that halves its chunk, inside a Triton kernel; `vector_decay` says why."""
+
+# Triton's annotations describe neither what its compiler accepts for constexpr nor its loops.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def between(first, end, C: tl.constexpr):
+    """Numbers from ``first`` to before ``end``, both [C], in 0 to C - 1: [C, C].
+
+    Every mask is made of bounds for its rows: comparisons of row and column would be kept in registers.
+    """
+    column = tl.arange(0, C)[None, :]
+    return (column >= first[:, None]) & (column < end[:, None])
+
+
+@triton.jit
+def to_cut(cut, C: tl.constexpr):
+    """Which gates lie between each row and its cut, in halves of ``2 ** cut`` rows: [C, C], row, gate.
+
+    A row of the second half is reached from the cut before its gate applies, a row of the first half reaches it
+    behind its gate.
+    """
+    row = tl.arange(0, C)
+    half = row >> cut
+    second = (half & 1) == 1
+    return between(tl.where(second, half << cut, row + 1), tl.where(second, row, (half + 1) << cut), C)
+
+
+@triton.jit
+def from_cut(cut, C: tl.constexpr):
+    """The same transposed: [C, C], gate, row."""
+    gate = tl.arange(0, C)
+    half = gate >> cut
+    second = (half & 1) == 1
+    return between(tl.where(second, gate + 1, half << cut), tl.where(second, (half + 1) << cut, gate), C)
+
+
+@triton.jit
+def parted(cut, C: tl.constexpr):
+    """Pairs of a later and an earlier row that the cuts between halves of ``2 ** cut`` rows part: [C, C]."""
+    half = tl.arange(0, C) >> cut
+    return between((half - 1) << cut, (half & -(half & 1)) << cut, C)
+
+
+@triton.jit
+def masked_sums(mask, x, PRECISION: tl.constexpr):
+    """Sums over the rows of float32 ``x`` [C, BK] that ``mask`` [C, C] names, by matrix products.
+
+    Without products of float32, three of bfloat16 parts give all 24 bits; ``mask`` is exact in any dtype.
+    """
+    if PRECISION == "ieee":
+        return tl.dot(tl.where(mask, 1.0, 0.0), x, input_precision="ieee")
+    ones = tl.where(mask, 1.0, 0.0).to(tl.bfloat16)
+    high = x.to(tl.bfloat16)
+    rest = x - high.to(tl.float32)
+    middle = rest.to(tl.bfloat16)
+    low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+    return tl.dot(ones, high, tl.dot(ones, middle, tl.dot(ones, low)))

@@ -1,0 +1,130 @@
+"""Calling a TPU kernel: its operands, the device, and the VMEM that it needs."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.chunks import Unsupported
+from pallas_kernels.tpu.layout import Blocks
+
+LANES = 128
+DEFAULT_SCOPE = 16 * 2**20  # bytes of VMEM that a kernel gets unless it asks for more
+LARGE_VMEM = ("v5e", "v5p", "v6e", "7x")  # generations with more than those
+
+Interpret = bool | pltpu.InterpretParams
+
+
+class Device(NamedTuple):
+    """What a kernel is built for."""
+
+    generation: str  # "v5e", "v6e", ...
+    vmem: int  # bytes of VMEM of a core
+
+
+def device() -> Device:
+    """The TPU that the program being traced is for; v5e where there is none."""
+    if not pltpu.is_tpu_device():
+        return Device("v5e", 128 * 2**20)
+    info = pltpu.get_tpu_info()
+    return Device(str(info.chip_version), info.vmem_capacity_bytes)
+
+
+def check_vmem(need: int, sizes: str) -> None:
+    """Raises `Unsupported` where kernels for ``sizes``, as they are told to the user, need more VMEM than there is."""
+    target = device()
+    if need > target.vmem:
+        missing = f"{need / 2**20:.0f} MiB of VMEM, of which {target.generation} has {target.vmem / 2**20:.0f}"
+        raise Unsupported(f"{sizes} need {missing}: take smaller chunks")
+
+
+class Operand(NamedTuple):
+    """An input or output in memory, and its blocks."""
+
+    array: jax.Array | jax.ShapeDtypeStruct
+    spec: pl.BlockSpec
+
+
+Operands = Mapping[str, Operand | None]
+
+
+def launch(
+    body: Callable[..., None],
+    table: jax.Array,
+    inputs: Operands,
+    outputs: Operands,
+    *,
+    state: tuple[int, ...],
+    blocks: Blocks,
+    vmem: int,
+    flops: int,
+    interpret: Interpret,
+) -> dict[str, jax.Array]:
+    """Runs ``body(table, state=..., **inputs, **outputs)`` on the grid (heads / MB, chunks).
+
+    Args:
+        body: takes references by name; None for an operand that is None.
+        table: `pack_table`, prefetched.
+        state: shape of the float32 scratch that stays from chunk to chunk.
+        vmem: bytes of VMEM that the kernel may use; below 16 MiB it may use those.
+        flops: of the whole call, for profilers.
+        interpret: run on the host.
+
+    Returns:
+        The outputs by name, without those that are None.
+    """
+    given = {name: x for name, x in inputs.items() if x is not None}
+    asked = {name: x for name, x in outputs.items() if x is not None}
+    absent = dict.fromkeys(name for name, x in (*inputs.items(), *outputs.items()) if x is None)
+
+    def kernel(table, *refs):
+        body(table, **dict(zip((*given, *asked, "state"), refs, strict=True)), **absent)
+
+    heads = next(iter(given.values())).array.shape[0]
+    results = pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(heads // blocks.heads, blocks.chunks),
+            in_specs=[x.spec for x in given.values()],
+            out_specs=[x.spec for x in asked.values()],
+            scratch_shapes=[pltpu.VMEM(state, jnp.float32)],
+        ),
+        out_shape=[x.array for x in asked.values()],
+        # heads in any order (on two cores at once where a chip has them), chunks one after the other
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=max(vmem, DEFAULT_SCOPE)
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=flops,
+            transcendentals=0,
+            bytes_accessed=sum(x.array.size * x.array.dtype.itemsize for x in (*given.values(), *asked.values())),
+        ),
+        interpret=interpret,
+    )(table, *(x.array for x in given.values()))
+    return dict(zip(asked, results, strict=True))
+
+
+def vmem_bytes(operands: Operands, state: tuple[int, ...], inside: int) -> int:
+    """Bytes of VMEM of a kernel.
+
+    Args:
+        operands: inputs and outputs; two blocks of each are there at a time.
+        state: shape of the float32 scratch.
+        inside: bytes of what the kernel computes with, where registers do not hold it.
+    """
+    present = (x for x in operands.values() if x is not None)
+    blocks = 2 * sum(tile_bytes(x.spec.block_shape or (), x.array.dtype) for x in present)
+    return blocks + tile_bytes(state, jnp.float32) + inside
+
+
+def tile_bytes(shape: Sequence[Any], dtype: jax.typing.DTypeLike) -> int:
+    """Bytes of a block in VMEM: its last two axes fill tiles of 8 x 128 words."""
+    *outer, rows, columns = (n for n in shape if n is not None)
+    size = jnp.dtype(dtype).itemsize
+    tile = 8 * 4 // size if rows > 8 else 8
+    return math.prod(outer) * -(-rows // tile) * tile * -(-columns // LANES) * LANES * size
