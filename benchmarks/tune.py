@@ -1,88 +1,94 @@
-"""``python -m benchmarks.tune``: better parameters for the kernels of this machine's GPU or TPU, one change at a time.
+"""``python -m benchmarks.tune``: better configurations for the kernels of this machine's GPU or TPU, change by change.
 
     python -m benchmarks.tune delta_rule --size 256 --dtype bfloat16
 
-Doubles and halves each number of an operator's parameter table (blocks, warps, stages; heads of a block) and keeps what
-makes a forward and backward pass at the published sizes faster, until nothing does. Prints the entry to write into the
-table beside the kernel. Numbers that do not compile or do not fit are passed over.
+Doubles and halves each number of the configurations (`pallas_kernels.configs`) that an operator's kernels have here,
+and keeps what makes a forward and backward pass at the published sizes faster, until nothing does. Prints the entries
+to write into the operator's ``CONFIGS``. Numbers that do not compile or do not fit are passed over.
 """
 
 import argparse
-import importlib
+import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from rich.progress import Progress
 
+from benchmarks.kernel_passes import DTYPES, OPERATORS, SIZES, Case, kernel, training
 from benchmarks.timing import interleaved_seconds, machine
 from mom_jax.errors import InputError
 from mom_jax.ops.dispatch import target
-from pallas_kernels.tpu import parts
-from tools.kernels.cases import DTYPES, OPERATORS, SIZES, Case, training
+from pallas_kernels.configs import Config, Configs, Entry, find
+from pallas_kernels.tpu import calls
 
 CHUNKS = 768  # 49,152 rows: a batch of 16,384 tokens, each in three memories
 GAIN = 0.99  # a change counts when it takes less than this share of the time
+Choice = dict[str, Config]  # by kernel
 
 
 class Found(NamedTuple):
-    """The best entries and their time."""
+    """The best configurations and their time."""
 
-    entries: list[Any]
+    choice: Choice
     seconds: float
 
 
-def tables(case: Case) -> list[tuple[Any, Any]]:
-    """Dictionaries with the parameters of an operator's kernels, and the key of the entry that this device uses."""
-    if case.platform == "gpu":
-        names = {"delta_rule": ["delta_rule_kernels"], "grouped_matmul": ["grouped_matmul"]}
-        names = names.get(case.operator, ["linear_state", case.operator])
-        modules = [importlib.import_module(f"pallas_kernels.gpu.{name}") for name in names]
-        return [(module.TUNING[target().generation], jnp.dtype(case.dtype).itemsize) for module in modules]
-    generation = parts.device().generation
-    if case.operator == "delta_rule":
-        heads = importlib.import_module("pallas_kernels.tpu.delta_rule_calls").HEADS
-        return [(heads[generation], case.dtype)]
-    return [(importlib.import_module(f"pallas_kernels.tpu.{case.operator}").TUNING.heads, generation)]
+def generation() -> str:
+    """Of this machine's device, as tables of configurations name it."""
+    return target().generation or calls.device().generation
 
 
-def neighbours(entry: Any) -> list[Any]:
-    """The entry with one of its numbers doubled or halved."""
-    numbers, structure = jax.tree.flatten(entry)
-    changed = []
-    for place, number in enumerate(numbers):
-        for other in {number * 2, max(1, number // 2)} - {number}:
-            changed.append(jax.tree.unflatten(structure, [*numbers[:place], other, *numbers[place + 1 :]]))
-    return changed
+def configs(case: Case) -> Configs:
+    """The table of an operator's kernels."""
+    return sys.modules[kernel(case).__module__].CONFIGS
 
 
-def search(start: list[Any], seconds: Callable[[list[Any]], float]) -> Found:
-    """Follows the changes that make ``seconds`` less; infinite for entries that cannot run."""
+def chosen(case: Case, device: str) -> Choice:
+    """The configurations that a case runs with on a device."""
+    itemsize = jnp.dtype(case.dtype).itemsize
+    return {name: find(entries, device, itemsize, case.size) for name, entries in configs(case).items()}
+
+
+def neighbours(config: Config) -> list[Config]:
+    """The configuration with one of its numbers doubled or halved."""
+    given = {name: number for name, number in config._asdict().items() if number is not None}
+    others = [(name, other) for name, n in given.items() for other in sorted({2 * n, max(1, n // 2)} - {n})]
+    return [config._replace(**{name: other}) for name, other in others]
+
+
+def search(start: Choice, seconds: Callable[[Choice], float]) -> Found:
+    """Follows the changes that make ``seconds`` less; infinite for configurations that cannot run."""
     best, tried = Found(start, seconds(start)), [start]
     while (better := _better(best, seconds, tried)) is not None:
         best = better
     return best
 
 
-def _better(best: Found, seconds: Callable[[list[Any]], float], tried: list[Any]) -> Found | None:
+def _better(best: Found, seconds: Callable[[Choice], float], tried: list[Choice]) -> Found | None:
     """The first change that helps, if any does."""
-    for place, entry in enumerate(best.entries):
-        for other in neighbours(entry):
-            entries = [*best.entries[:place], other, *best.entries[place + 1 :]]
-            if entries in tried:
+    for name, config in best.choice.items():
+        for other in neighbours(config):
+            choice = best.choice | {name: other}
+            if choice in tried:
                 continue
-            tried.append(entries)
-            found = Found(entries, seconds(entries))
+            tried.append(choice)
+            found = Found(choice, seconds(choice))
             if found.seconds < GAIN * best.seconds:
                 return found
     return None
 
 
-def measure(case: Case, places: list[tuple[Any, Any]], entries: list[Any]) -> float:
-    """Seconds of a forward and backward pass with these entries; infinite where they cannot run."""
-    for (table, key), entry in zip(places, entries, strict=True):
-        table[key] = entry
+def choose(case: Case, choice: Choice) -> None:
+    """Puts configurations before all others in the operator's table."""
+    for name, config in choice.items():
+        configs(case)[name].insert(0, Entry(config))
+
+
+def measure(case: Case, choice: Choice) -> float:
+    """Seconds of a forward and backward pass with these configurations; infinite where they cannot run."""
+    choose(case, choice)
     options = {"device": target().generation} if case.platform == "gpu" else {}
     function, shapes = training(case, chunks=CHUNKS, **options)
     jax.clear_caches()
@@ -99,24 +105,24 @@ def main() -> None:
     parser.add_argument("operator", choices=sorted({name for names in OPERATORS.values() for name in names}))
     parser.add_argument("--size", type=int, choices=SIZES, default=256, help="K = V")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the rows")
-    chosen, platform = parser.parse_args(), target().platform
-    if chosen.operator not in OPERATORS.get(platform, ()):
-        parser.error(str(InputError("operator", chosen.operator, f"has no kernel for {target().kind} to tune")))
-    case = Case(platform, chosen.operator, chosen.size, chosen.dtype)
-    places = tables(case)
-    start = [table[key] for table, key in places]
+    given, platform = parser.parse_args(), target().platform
+    if given.operator not in OPERATORS.get(platform, ()):
+        parser.error(str(InputError("operator", given.operator, f"has no kernel for {target().kind} to tune")))
+    case = Case(platform, given.operator, given.size, given.dtype)
+    start = chosen(case, generation())
     print(machine())
     with Progress() as progress:
         task = progress.add_task("measuring", total=None)
 
-        def seconds(entries: list[Any]) -> float:
+        def seconds(choice: Choice) -> float:
             progress.advance(task)
-            return measure(case, places, entries)
+            return measure(case, choice)
 
         before, best = seconds(start), search(start, seconds)
     print(f"{1e3 * before:.2f} ms before, {1e3 * best.seconds:.2f} ms with")
-    for (_, key), entry in zip(places, best.entries, strict=True):
-        print(f"  {key}: {entry}")
+    itemsize = jnp.dtype(case.dtype).itemsize
+    for name, config in best.choice.items():
+        print(f"  {name}: Entry({config}, ({generation()!r},), itemsize={itemsize}, size={case.size})")
 
 
 if __name__ == "__main__":

@@ -1,33 +1,63 @@
-"""The search for kernel parameters, on times that are known."""
+"""The search for kernel configurations, on times that are known, and that it changes what kernels run with."""
 
-from typing import NamedTuple
+import pytest
 
-from benchmarks.tune import neighbours, search
+from benchmarks.kernel_passes import OPERATORS, Case
+from benchmarks.tune import choose, chosen, configs, neighbours, search
+from pallas_kernels.configs import Config, find
+from pallas_kernels.gpu import linear_state
 
-
-class Blocks(NamedTuple):
-    """An entry of a table."""
-
-    rows: int
-    warps: int
+DEVICES = {"gpu": ("sm_80", "sm_90", "sm_100", "gfx942"), "tpu": ("v4", "v5e", "v6e", "v99")}
+CASES = [Case(platform, name, 128, "bfloat16") for platform, names in OPERATORS.items() for name in names]
 
 
 def test_neighbours():
-    """One number is doubled or halved, and none falls below 1."""
-    assert set(neighbours(Blocks(64, 1))) == {Blocks(128, 1), Blocks(32, 1), Blocks(64, 2)}
+    """One number is doubled or halved, none falls below 1, and what a kernel does not have stays away."""
+    assert set(neighbours(Config(block_k=64, num_warps=1))) == {
+        Config(block_k=128, num_warps=1), Config(block_k=32, num_warps=1), Config(block_k=64, num_warps=2),
+    }  # fmt: skip
 
 
 def test_search_finds_the_fastest():
     """It changes one number after the other, passes over what cannot run, and tries nothing twice."""
     tried = []
 
-    def seconds(entries):
-        (first, other), second = entries
-        tried.append(entries)
-        if first.rows > 128:
+    def seconds(choice):
+        first, second = choice["forward"], choice["backward"]
+        tried.append(choice)
+        if first.block_k > 128:
             return float("inf")
-        return abs(first.rows - 128) + abs(first.warps - 8) + abs(other - 4) + abs(second - 2) + 1.0
+        return abs(first.block_k - 128) + abs(first.num_warps - 8) + abs(second.block_h - 2) + 1.0
 
-    found = search([(Blocks(16, 4), 16), 2], seconds)
-    assert found == ([(Blocks(128, 8), 4), 2], 1.0)
+    found = search({"forward": Config(block_k=16, num_warps=4), "backward": Config(block_h=16)}, seconds)
+    assert found == ({"forward": Config(block_k=128, num_warps=8), "backward": Config(block_h=2)}, 1.0)
     assert len(tried) == len({str(x) for x in tried})
+
+
+@pytest.fixture
+def restored():
+    """Gives a table back as it was."""
+    saved = []
+
+    def keep(table):
+        saved.extend((entries, list(entries)) for entries in table.values())
+        return table
+
+    yield keep
+    for entries, before in saved:
+        entries[:] = before
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.platform}-{case.operator}")
+def test_every_operator_has_a_table(case, restored):
+    """Each kernel has a configuration for every device and dtype, and takes one that is chosen over it."""
+    for device in DEVICES[case.platform]:
+        for dtype in ("float32", "bfloat16"):
+            assert all(any(config) for config in chosen(case._replace(dtype=dtype), device).values())
+    device, table = DEVICES[case.platform][0], restored(configs(case))
+    other = {name: neighbours(config)[0] for name, config in chosen(case, device).items()}
+    choose(case, other)
+    assert chosen(case, device) == other
+    shared = table.keys() & linear_state.CONFIGS.keys() if case.operator in ("scalar_decay", "vector_decay") else ()
+    for name in shared if case.platform == "gpu" else ():
+        assert find(linear_state.CONFIGS[name], device, 2, 128) == other[name]

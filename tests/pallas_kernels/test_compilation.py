@@ -17,7 +17,7 @@ DEVICES = ("sm_90",)
 GPU = f"""
 import dataclasses, json
 from tools.kernels import gpu
-from tools.kernels.cases import OPERATORS, Case, training
+from benchmarks.kernel_passes import OPERATORS, Case, training
 for operator in OPERATORS["gpu"]:
     for device in {DEVICES}:
         function, arguments = training(Case("gpu", operator, {SIZE}, "{DTYPE}"), device=device)
@@ -28,7 +28,7 @@ for operator in OPERATORS["gpu"]:
 
 TPU = f"""
 from tools.kernels import tpu
-from tools.kernels.cases import OPERATORS, Case, training
+from benchmarks.kernel_passes import OPERATORS, Case, training
 for operator in OPERATORS["tpu"]:
     function, arguments = training(Case("tpu", operator, {SIZE}, "{DTYPE}"))
     print(tpu.compiled(tpu.mesh("v5e"), function, *arguments).as_text().count("tpu_custom_call"))
@@ -36,7 +36,7 @@ for operator in OPERATORS["tpu"]:
 
 CUDA = f"""
 import jax
-from tools.kernels.cases import OPERATORS, Case, training
+from benchmarks.kernel_passes import OPERATORS, Case, training
 for operator in OPERATORS["gpu"]:
     function, arguments = training(Case("gpu", operator, 64, "{DTYPE}"))
     text = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()

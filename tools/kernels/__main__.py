@@ -29,8 +29,9 @@ sys.path.append(str(FOLDER))  # before JAX looks for what lowers to CUDA
 import jax
 from rich.progress import track
 
+from benchmarks.kernel_passes import CHUNK, CHUNKS, DTYPES, HEADS, OPERATORS, SIZES, Case, training
 from tools.kernels import gpu, tpu, train_step
-from tools.kernels.cases import CHUNK, CHUNKS, DTYPES, HEADS, OPERATORS, SIZES, Case, calls, moved_bytes, training
+from tools.kernels.equations import calls, moved_bytes
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/kernels.md"
 

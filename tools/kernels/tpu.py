@@ -9,7 +9,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tools.kernels.cases import calls
+from tools.kernels.equations import calls
 
 # A topology of each generation, and what JAX calls its devices.
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1"}

@@ -1,0 +1,33 @@
+"""The kernels inside a program, as equations of its jaxpr."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.extend.core
+
+
+def calls(primitive: str, function: Callable, *arguments: Any) -> Iterator[Any]:
+    """The equations of a primitive in the program of ``function``, in order."""
+    return _equations(primitive, jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _equations(primitive: str, jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == primitive:
+            yield equation
+            continue
+        for part in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr):
+            if _is_jaxpr(part):
+                yield from _equations(primitive, getattr(part, "jaxpr", part))
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return isinstance(x, jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr)
+
+
+def moved_bytes(equation: Any) -> int:
+    """Bytes of a kernel's inputs and outputs, each counted once."""
+    arrays = [v.aval for v in (*equation.invars, *equation.outvars)]
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)
