@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import os
+import typing
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +23,7 @@ from mom_jax.cli.plan import Plan
 from mom_jax.cli.train import TrainArguments, parse_train
 from mom_jax.data.config import DataConfig
 from mom_jax.errors import InputError
-from mom_jax.fields import Name, Range, Seed, checked
+from mom_jax.fields import Name, Range, Seed, alternatives, checked, field_types
 from mom_jax.models.config import AttentionConfig, MoMConfig
 from mom_jax.training.config import (
     CheckpointConfig,
@@ -61,53 +62,32 @@ def names(text):
     return text.split()
 
 
-SWITCHES = names("""
-shared_mem single_kv_proj use_output_gate use_short_conv tie_word_embeddings mixture allow_neg_eigval norm_feature_map
-reference_conv_leak qkv_bias list plot
-""")
-TEXTS = names("""
-path held_out_path tokenizer text_field cache_dir run_dir run prompt tasks include_path reference text out src dst
-shard tokens coordinator name preset
-""")
-CHOICES = names("""
-memory_rule compute_dtype impl feature_map router_balance schedule remat dtype kernels scale
-""")
-SECTIONS = names("model data optimizer mesh checkpoint processes attn")
-LISTS = names("layers beside paths")
-# Where a value that is a mistake elsewhere makes sense.
-ZERO = names("""
-intermediate_size pad_token_id bos_token_id eos_token_id aux_loss_scale seed warmup_steps min_learning_rate_ratio
-decay_fraction beta1 beta2 weight_decay max_minutes temperature new_tokens index
-""")
-NONE = names("""
-intermediate_size pad_token_id bos_token_id eos_token_id num_kv_heads window_size held_out_path max_minutes top_k
-top_p sequence_length batch_size max_windows tasks include_path limit text tokenizer tolerance out workers
-""")
-LARGE = names("seed shard_bytes max_shard_bytes clip_norm tolerance rope_theta")  # 2**31
-ENORMOUS = names("clip_norm tolerance")  # 2**64
+# Numbers that are a mistake in most fields and make sense in these.
+NUMBERS = {
+    0: names("""
+        intermediate_size pad_token_id bos_token_id eos_token_id aux_loss_scale seed warmup_steps decay_fraction
+        min_learning_rate_ratio beta1 beta2 weight_decay max_minutes temperature new_tokens index
+    """),
+    -1: names("data fsdp tensor"),
+    2**31: names("seed shard_bytes max_shard_bytes clip_norm tolerance rope_theta"),
+    2**64: names("clip_norm tolerance"),
+}
+OF_A_FORM = names("shard tokens coordinator name include_path")  # texts that abc does not fit
+NEEDED = names("hidden_ratio coordinator count index")  # may be None, but not beside the other fields here
 
 
 def makes_sense(cls, field, value):
-    """Whether a value is one that the field may have, by the tables above."""
-    if field in (*SECTIONS, *CHOICES) and cls is not MeshConfig:
-        return False
-    if field in SWITCHES:
-        return value is True and (cls, field) != (ExperimentConfig, "list")
+    """Whether a value is one that the field may have: its kind by the annotation, numbers by the tables above."""
+    kinds = [typing.get_origin(kind) or kind for kind, _ in alternatives(field_types(cls)[field])]
     if value is None:
-        mandatory = {(DataConfig, "tokenizer"), (DataConfig, "sequence_length"), (DataConfig, "batch_size")}
-        return field in NONE and (cls, field) not in {*mandatory, (PrepareConfig, "out"), (ExperimentConfig, "out")}
-    if field in LISTS:
-        return value == [] and isinstance(value, list) and cls is not ReportConfig
+        return type(None) in kinds and field not in NEEDED
     if isinstance(value, bool):
-        return False
-    if field in TEXTS:
-        return value in ("abc", "3") and field not in ("shard", "tokens", "coordinator", "name", "include_path")
-    if field == "eos_token_id" and value == []:
-        return True
-    if not isinstance(value, int):
-        return False
-    whole = {0: ZERO, -1: ("data", "fsdp", "tensor"), 2**31: LARGE, 2**64: ENORMOUS}
-    return field in whole.get(value, ()) and not (cls is MeshConfig and value != -1)
+        return bool in kinds and field != "list"
+    if isinstance(value, str):
+        return str in kinds and value in ("abc", "3") and field not in OF_A_FORM
+    if isinstance(value, list):
+        return tuple in kinds and not value and cls is not ReportConfig
+    return isinstance(value, int) and not {int, float}.isdisjoint(kinds) and field in NUMBERS.get(value, ())
 
 
 VALUES = [math.nan, math.inf, -math.inf, -1, 0, 2**31, 2**64, 10**5000, -(10**5000), 1e308, 1e-320, -0.5]

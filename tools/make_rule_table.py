@@ -29,10 +29,10 @@ from support.compare import relative_error  # noqa: E402
 from support.parameters import randomised  # noqa: E402
 from support.stored_operators import run_stored  # noqa: E402
 
+from mom_jax.interop.publish import SINGLE_MEMORIES  # noqa: E402
 from mom_jax.layers.mom import MoM  # noqa: E402
 from mom_jax.models.config import MEMORY_RULES  # noqa: E402
 from mom_jax.models.mixers import MEMORY_LAYERS, make_mixer  # noqa: E402
-from mom_jax.models.model_types import SINGLE_MEMORIES  # noqa: E402
 from mom_jax.models.presets import get_preset  # noqa: E402
 
 README = ROOT / "README.md"

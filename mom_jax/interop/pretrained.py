@@ -18,11 +18,11 @@ from mom_jax import terminal
 from mom_jax.errors import InputError
 from mom_jax.interop.folders import check_empty, in_place_of
 from mom_jax.interop.keys import Index, Piece, model_tensor, pieces, without_effect
+from mom_jax.interop.publish import in_their_words
 from mom_jax.interop.published import CONFIG_FILE, read_config, write_config
 from mom_jax.interop.tensors import DTYPES, StoredTensors, Tensor, write_tensors
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.models.model_types import in_their_words
 from mom_jax.models.parts import dotted, model_parts, param_shardings
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -35,7 +35,7 @@ _OUTPUT = "lm_head.weight"
 def load_pretrained(directory: str | Path) -> MoMForCausalLM:
     """The model in a folder that the PyTorch library (or `save_pretrained`) wrote.
 
-    Reads ``config.json`` of a model type in `mom_jax.models.model_types`, and
+    Reads ``config.json`` of a model type in `mom_jax.interop.model_types`, and
     ``model.safetensors`` or the files of ``model.safetensors.index.json``, in float32, bfloat16
     or float16; parameters become float32. Tensors are read slice by slice from memory maps: the
     host holds at most one of our parameters besides the model. Under a mesh that is set with

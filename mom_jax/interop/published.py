@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mom_jax.errors import InputError
+from mom_jax.interop.publish import in_their_words
 from mom_jax.models.config import MoMConfig
-from mom_jax.models.model_types import in_their_words
 
 CONFIG_FILE = "config.json"
 # What the reference's configurations have besides our fields; nothing here changes what a model computes.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from mom_jax.errors import InputError
 from mom_jax.fields import Range, check_fields, checked
 from mom_jax.files import read_json
-from mom_jax.models.model_types import in_our_words
+from mom_jax.interop.model_types import in_our_words
 
 MemoryRuleName = Literal[
     "gated_deltanet",
@@ -99,7 +99,7 @@ class MoMConfig:
     """Sets intermediate_size when that is None."""
     intermediate_size: Annotated[int, Range(least=0, most=2**22)] | None = None
     """Width of the SwiGLU; 0 leaves it out of the blocks."""
-    num_memories: Annotated[int, Range(least=1, most=2**14)] = 4
+    num_memories: Annotated[int, Range(least=1, most=2**10)] = 4
     """Routed memories, M."""
     topk: int = 2
     """Memories that each token is written to and read from, k."""
@@ -111,7 +111,7 @@ class MoMConfig:
     """Gate what was read; kda and rwkv always have their own gate, hgrn2 and gsa have none."""
     use_short_conv: bool = True
     """Short convolutions of queries, keys and values; rwkv has none."""
-    conv_size: Annotated[int, Range(least=1, most=2**10)] = 4
+    conv_size: Annotated[int, Range(least=1, most=2**8)] = 4
     """Taps of the short convolutions, W."""
     norm_eps: Annotated[float, Range(least=1e-15, most=1)] = 1e-6
     """Added to the mean square in the norms."""
@@ -251,7 +251,7 @@ class MoMConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Builds a config from a published ``config.json`` of any model type in `mom_jax.models.model_types`.
+        """Builds a config from a published ``config.json`` of any model type in `mom_jax.interop.model_types`.
 
         Published files have many fields that say nothing about the model; those are left out.
 
