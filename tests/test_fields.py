@@ -50,7 +50,7 @@ SOUND = {
     CompareConfig: {"reference": "r"},
     PrepareConfig: {"out": "o"},
     ConvertConfig: {"src": "s", "dst": "d"},
-    Plan: {"preset": "mom-tiny"},
+    Plan: {},
     ExperimentConfig: {"name": "mqar"},
     ReportConfig: {"paths": ("p",)},
 }

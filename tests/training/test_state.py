@@ -1,0 +1,26 @@
+"""What no machine holds is refused before a byte of it is allocated."""
+
+import dataclasses
+
+import pytest
+
+from mom_jax.errors import InputError
+from mom_jax.training.config import MeshConfig, get_train_preset
+from mom_jax.training.sharding import make_mesh
+from mom_jax.training.state import init_state
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [({"hidden_size": 2**20}, {}), ({}, {"batch_size": 2**20, "sequence_length": 2**20})],
+    ids=["parameters", "activations"],
+)
+def test_more_than_the_memory(model, data):
+    """Parameters and moments by themselves, or one layer's input."""
+    tiny = get_train_preset("mom-tiny")
+    config = dataclasses.replace(
+        tiny, model=dataclasses.replace(tiny.model, **model), data=dataclasses.replace(tiny.data, **data)
+    )
+    with pytest.raises(InputError, match=r"^memory=[0-9,.]+ GiB: are needed on each device at least") as caught:
+        init_state(config, make_mesh(MeshConfig()))
+    assert "\n" not in str(caught.value)
