@@ -42,6 +42,7 @@ _RESISTING = {
 
 
 def renamed(fields: Fields, defaults: Fields, names: dict[str, str]) -> Fields:
+    """``fields`` over ``defaults``, under other ``names``."""
     return {names.get(name, name): value for name, value in (defaults | fields).items()}
 
 
@@ -211,4 +212,5 @@ def in_our_words(fields: Fields) -> Fields:
 
 
 def without(fields: Fields, *names: str) -> Fields:
+    """``fields`` but those of these ``names``."""
     return {name: value for name, value in fields.items() if name not in names}

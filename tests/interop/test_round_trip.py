@@ -140,7 +140,7 @@ def test_a_bar_for_large_models(saved, monkeypatch, capsys):
     load_pretrained(saved)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("mom_jax.interop.pretrained._PROGRESS_BYTES", 0)
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("mom_jax.terminal.is_live", lambda stream: True)
     monkeypatch.setenv("TERM", "xterm")
     load_pretrained(saved)
     assert "loading saved" in capsys.readouterr().err
