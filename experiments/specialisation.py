@@ -22,7 +22,7 @@ from experiments.comparison import training_facts
 from experiments.recall import MODELS
 from experiments.registry import Experiment, Point, Record
 from experiments.text import recipe
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, install
 
 _SIZES = {"tiny": "tiny", "paper": "mom-340m"}
 _DRAWN = 2000  # tokens of a picture
@@ -45,7 +45,7 @@ def run(point: Point, models: Path) -> dict[str, Any]:
         InputError: umap-learn is missing.
     """
     if importlib.util.find_spec("umap") is None:
-        raise InputError("experiment", "specialisation", "needs umap-learn: pip install 'mom-jax[experiments]'")
+        raise InputError("experiment", "specialisation", f"needs umap-learn: {install('experiments')}")
     from experiments.text import trained
 
     run_dir = trained(recipe(point["size"], MODELS["MoM"].rule, MODELS["MoM"].change, point["seed"]), models)

@@ -2,6 +2,9 @@
 
 import os
 import reprlib
+import shlex
+import sys
+from pathlib import Path
 
 _LONGEST = 400  # characters of a value that are shown
 
@@ -45,3 +48,14 @@ def _shown(value: object) -> str:
     text = str(value) if isinstance(value, str | os.PathLike) else _Short().repr(value)
     text = " ".join(text.splitlines()) or "''"
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+
+
+def install(extra: str) -> str:
+    """The remedy for a package that is missing: the command that installs one of this project's extras beside it.
+
+    It installs from the source folder that this code runs from, as the project is on no package index.
+    """
+    source = Path(__file__).resolve().parents[1]
+    if not (source / "pyproject.toml").is_file():
+        return f"in the source folder of mom-jax run pip install -e '.[{extra}]'"
+    return f"{shlex.quote(sys.executable or 'python')} -m pip install -e {shlex.quote(f'{source}[{extra}]')}"

@@ -1,9 +1,11 @@
 """The package as a stranger meets it: README, metadata, start-up, the interpreter finder."""
 
 import importlib.metadata
+import itertools
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -12,6 +14,9 @@ from pathlib import Path
 import pytest
 
 import mom_jax
+from mom_jax.cli.main import VERBS, dispatch
+from mom_jax.cli.parsing import parse
+from mom_jax.errors import install
 from mom_jax.models.config import MEMORY_RULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +63,67 @@ def test_readme_tree_and_links_exist():
         links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
         missing += [f"{page.name}: {link}" for link in links if not (page.parent / link).exists()]
     assert missing == []
+
+
+VERB = re.compile(r"\bmom-jax [a-z].*")
+
+
+def shown_commands(page: Path) -> list[list[str]]:
+    """The words of every ``mom-jax`` command in a page's shell examples."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = (VERB.search(line) for block in blocks for line in block.replace("\\\n", " ").splitlines())
+    return [shlex.split(match[0], comments=True)[1:] for match in found if match]
+
+
+class Parsed(Exception):
+    """A verb's arguments are good; nothing ran."""
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_that_is_shown_can_be_pasted(page, monkeypatch):
+    def only_parse(cls, args, **kwargs):
+        parse(cls, args, **kwargs)
+        raise Parsed
+
+    for module, _ in VERBS.values():
+        monkeypatch.setattr(f"{module}.parse", only_parse, raising=False)
+    for words in shown_commands(page):
+        if words[0] != "help" and not words[0].startswith("-"):
+            with pytest.raises(Parsed):
+                dispatch(words)
+
+
+def test_readme_commands_follow_from_each_other():
+    """Each takes text that every machine has, or what one before it has written."""
+    commands, made = shown_commands(ROOT / "README.md"), {"stdlib"}
+    assert len(commands) > 6
+    for verb, *words in commands:
+        paths = [after for word, after in itertools.pairwise(words) if word == "--data.path"]
+        paths += words[:1] if verb in ("eval", "report", "generate", "convert") else []
+        assert set(paths) <= made, (verb, words)
+        made |= {after for word, after in itertools.pairwise(words) if word in ("--run-dir", "prepare")}
+
+
+def test_what_is_installed_comes_from_the_source_folder():
+    """No remedy and no page asks an index for this project, and every extra that one names exists."""
+    files = [file for file in tree_files() if file.suffix in (".py", ".md", "") and "tests" not in file.parts]
+    texts = {file: file.read_text(encoding="utf-8", errors="ignore") for file in files}
+    asked = r"install(?: -\S+)* [\"']?mom-jax"
+    assert [file for file, text in texts.items() if re.search(asked, text)] == []
+    extras = re.findall(r"-e '?\.\[([\w,]+)\]|install\([\"'](\w+)[\"']\)", "\n".join(texts.values()))
+    named = {extra for found in extras for extra in "".join(found).split(",")}
+    assert {"eval", "gpu", "tpu", "hf", "mistral", "parity", "experiments"} <= named
+    assert named <= set(PROJECT["optional-dependencies"])
+
+
+def test_the_remedy_for_a_missing_package_can_be_pasted(tmp_path, monkeypatch):
+    words = shlex.split(install("eval"))
+    assert words[1:] == ["-m", "pip", "install", "-e", f"{ROOT}[eval]"] and Path(words[0]).is_file()
+    monkeypatch.setattr("mom_jax.errors.__file__", str(tmp_path / "mom_jax/errors.py"))
+    assert install("eval") == "in the source folder of mom-jax run pip install -e '.[eval]'"
 
 
 def test_metadata():

@@ -1,7 +1,7 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """Measures what is wrong in the PyTorch reference of MoM, beside this library on the same weights.
 
-    pip install 'mom-jax[parity]'
+    pip install -e '.[parity]'
     python tools/demonstrate_reference_defects.py [--kernels interpreter|naive]
 
 Prints the tables of docs/parity.md as Markdown, on a CPU in about ten minutes. The models are random and small; each

@@ -1,6 +1,6 @@
 """Measures the tables of docs/parity.md: models of every kind beside the PyTorch reference, and the budget of bfloat16.
 
-    pip install 'mom-jax[parity]'
+    pip install -e '.[parity]'
     python tools/measure_parity.py [--only NAME,...] [--kernels interpreter]
 
 Each model is random, with parameters of the size that training leads to, saved here and loaded there. The reference

@@ -16,7 +16,7 @@ from mom_jax.fields import Count, Name, Range, Seed, check_fields
 DESCRIPTION = """Runs a checkpoint in the PyTorch reference (flash-linear-attention) and here, on the same tokens, and
 prints by how much they differ: hidden states, router logits and memory choices by layer, logits, losses, the gradient
 of every parameter, decoding, a greedy continuation. Ends with status 1 if something lies above its tolerance. Needs
-pip install 'mom-jax[parity]'; docs/parity.md explains the tables.
+the extra parity (pip install -e '.[parity]' in the source folder); docs/parity.md explains the tables.
 
 Example: mom-jax compare --reference checkpoints/mom-340m --tokens 2x128 --out runs/parity"""
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from mom_jax.cli.parsing import parse
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, install
 from mom_jax.fields import Count, Name, Range, check_fields
 
 DESCRIPTION = """Scores the newest checkpoint of a run on held-out text: loss, perplexity, bits per byte,
@@ -84,7 +84,7 @@ def main(args: Sequence[str]) -> int:
 
 def _run_tasks(wanted: EvalConfig) -> int:
     if importlib.util.find_spec("lm_eval") is None:
-        raise InputError("tasks", wanted.tasks, "needs lm-evaluation-harness: pip install 'mom-jax[eval]'")
+        raise InputError("tasks", wanted.tasks, f"needs lm-evaluation-harness: {install('eval')}")
     from mom_jax.cli.runs import console
     from mom_jax.cli.tasks import print_results
     from mom_jax.runs import TASKS_FILE, evaluate_run_on_tasks

@@ -1,6 +1,7 @@
 """``mom-jax train PRESET``."""
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -32,14 +33,27 @@ class TrainArguments(TrainConfig):
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, trains, writes the report."""
     arguments = parse_train(args)
+    named = any(re.match("--data.tokenizer(=|$)", word) for word in args)
+    run = arguments.run if named else with_own_tokenizer(arguments.run)
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.runs import console
     from mom_jax.runs import train_and_report
     from mom_jax.training.processes import join
 
     join(arguments.processes)
-    train_and_report(arguments.run, console())
+    out = console()
+    if run != arguments.run:
+        ours, theirs = arguments.data.tokenizer, run.data.tokenizer
+        out.print(f"{run.data.path} was prepared with the tokenizer {theirs}, which is used in place of {ours}")
+    train_and_report(run, out)
     return 0
+
+
+def with_own_tokenizer(run: TrainConfig) -> TrainConfig:
+    """``run`` with the tokenizer of its data where that is prepared already: a preset's is only a proposal."""
+    from mom_jax.data.prepare import own_tokenizer
+
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, tokenizer=own_tokenizer(run.data)))
 
 
 def parse_train(args: Sequence[str]) -> TrainArguments:

@@ -135,6 +135,25 @@ def prepared(config: DataConfig, *, workers: int | None = None, progress: bool =
     return data
 
 
+def own_tokenizer(config: DataConfig) -> str:
+    """The tokenizer that ``config.path`` was prepared with, if it is prepared and finds its tokenizer by name.
+
+    Otherwise that of ``config``, whether it fits or not.
+
+    Raises:
+        InputError: a damaged index.
+    """
+    folder = Path(os.path.expanduser(config.path))
+    if config.path == "stdlib" or not is_prepared(folder):
+        return config.tokenizer
+    index = read_index(folder)
+    try:
+        found = load_tokenizer(index["tokenizer"])
+    except InputError:  # a file's name, which says nothing of its folder
+        return config.tokenizer
+    return index["tokenizer"] if found.fingerprint == index["tokenizer_fingerprint"] else config.tokenizer
+
+
 def _index(units: list[Unit], keys: dict[str, str], tokenizer: Tokenizer) -> Index:
     def named(split: str) -> list[ShardName]:
         return [{"name": u.name, "key": keys[u.name]} for u in units if u.name.rpartition("-")[0] == split]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from mom_jax.data.documents import read_documents
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, install
 
 # What a folder contributes; not .json, which in folders is rarely text. A file or glob may name any suffix.
 TEXT_SUFFIXES = [
@@ -216,7 +216,7 @@ def _is_utf8(path: Path) -> bool:
 
 def _hub(spec: str, field: str) -> list[Source]:
     if importlib.util.find_spec("datasets") is None:
-        raise InputError(field, spec, "Hugging Face datasets need a package: pip install 'mom-jax[hf]'")
+        raise InputError(field, spec, f"Hugging Face datasets need a package: {install('hf')}")
     dataset, subset, split, *rest = [*spec.split(":"), "", ""]
     if not dataset or any(rest):
         raise InputError(field, f"hf:{spec}", "is written hf:NAME[:config][:split]")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, install
 from mom_jax.ops.segments import ChunkTable
 from pallas_kernels.chunks import Chunks, Unsupported
 
@@ -113,7 +113,7 @@ def _load(device: Target, kernel: str) -> Callable:
 
 def _check_gpu(device: Target) -> None:
     if importlib.util.find_spec("jax_triton") is None:
-        remedy = "needs jax-triton: pip install 'mom-jax[gpu]' (Python 3.12 or later), or choose impl=xla"
+        remedy = f"needs jax-triton: {install('gpu')} (Python 3.12 or later), or choose impl=xla"
         raise InputError("impl", "gpu", remedy)
     if not device.has_kernels:
         known = ", ".join(_GENERATIONS)

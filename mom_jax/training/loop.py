@@ -73,8 +73,8 @@ class Outcome:
 
 
 def check_vocabulary(config: TrainConfig, data: PreparedData) -> None:
-    """Raises `InputError` when the tokenizer and the model count different tokens."""
-    if data.vocab_size != config.model.vocab_size:
+    """Raises `InputError` when the tokenizer has more tokens than the model has rows for."""
+    if data.vocab_size > config.model.vocab_size:
         raise InputError(
             "data.tokenizer",
             data.tokenizer,

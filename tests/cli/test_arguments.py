@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mom_jax.cli.main import VERBS, main
-from mom_jax.cli.train import parse_train
+from mom_jax.cli.train import parse_train, with_own_tokenizer
 
 BAD = [
     ("trian", "verb=trian: unknown; did you mean train?"),
@@ -107,6 +107,17 @@ def test_overrides_reach_their_fields():
     assert (config.steps, config.model.shared_mem, config.data.path) == (7, False, "x.txt")
     assert (config.optimizer.schedule, config.max_minutes, config.mesh.data) == ("wsd", 1.5, 2)
     assert config.model.hidden_size == 128  # the preset's
+
+
+def test_prepared_data_brings_its_own_tokenizer(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(4):
+        (tmp_path / "texts" / f"{number}.txt").write_text("some words of a text\n" * 20, encoding="utf-8")
+    shards, text = str(tmp_path / "shards"), str(tmp_path / "texts")
+    command = ["data", "prepare", shards, "--data.path", text, "--data.held-out-fraction", "0.3", "--workers", "1"]
+    assert main(command) == 0
+    assert with_own_tokenizer(parse_train(["mom-340m", "--data.path", shards]).run).data.tokenizer == "bytes"
+    assert with_own_tokenizer(parse_train(["mom-340m", "--data.path", text]).run).data.tokenizer == "mistral"
 
 
 START_UP = [

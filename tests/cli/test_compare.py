@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support.stand_in import StandIn, tokens
 
+from mom_jax import errors
 from mom_jax.cli import compare as verb
 from mom_jax.cli.main import main
 from mom_jax.evals.compare import tokens as token_sources
@@ -32,7 +33,7 @@ def test_without_the_packages(monkeypatch, capsys):
     monkeypatch.setattr(install, "PACKAGES", ("no-such-package",))
     assert main(["compare", "--reference", "anywhere"]) == 2
     error = capsys.readouterr().err
-    assert "no-such-package=not installed" in error and "mom-jax[parity]" in error and error.count("\n") == 1
+    assert "no-such-package=not installed" in error and errors.install("parity") in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

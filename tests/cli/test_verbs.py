@@ -11,6 +11,7 @@ import pytest
 
 from mom_jax.cli.demo import comparison
 from mom_jax.cli.main import main
+from mom_jax.errors import install
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.log import read_metrics
 
@@ -104,7 +105,7 @@ def test_eval_without_the_harness_or_a_checkpoint(tmp_path, capsys, monkeypatch)
     assert capsys.readouterr().err.startswith(f"mom-jax: run={tmp_path}: holds no checkpoint")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["eval", str(tmp_path), "--tasks", "recall_fda"]) == 2
-    assert "needs lm-evaluation-harness: pip install 'mom-jax[eval]'" in capsys.readouterr().err
+    assert f"needs lm-evaluation-harness: {install('eval')}" in capsys.readouterr().err
 
 
 def test_generate_streams_the_same_text_for_the_same_seed(trained, capsys):

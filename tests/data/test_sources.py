@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mom_jax.data.sources import resolve
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, install
 
 DOCUMENTS = ["first\nof two lines", "naïve 漢字 🎉", "", "last"]
 TEXT = st.text(st.characters(codec="utf-8"))
@@ -284,7 +284,7 @@ def test_a_stream_that_breaks(hub):
 
 def test_hub_without_the_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    _fails("hf:org/name", "pip install 'mom-jax[hf]'")
+    _fails("hf:org/name", install("hf"))
 
 
 def test_a_missing_path_is_never_a_hub_name(hub, tmp_path, monkeypatch):

@@ -5,10 +5,10 @@ import importlib.util
 import re
 from typing import Literal
 
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, install
 
 RELEASE = "0.6.0"  # of flash-linear-attention, the release that the comparison is written for
-REMEDY = "pip install 'mom-jax[parity]'"
+REMEDY = install("parity")
 PACKAGES = ("flash-linear-attention", "torch", "transformers")
 
 Kernels = Literal["triton", "interpreter", "naive"]

@@ -5,7 +5,7 @@ import importlib.util
 
 import pytest
 
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, install
 from mom_jax.evals.reference.install import choose_kernels, installed_versions
 
 
@@ -35,7 +35,7 @@ def test_an_older_one_does_not(monkeypatch, release):
         installed_versions()
     message = str(error.value)
     assert message.startswith(f"flash-linear-attention={release}: is older than 0.6.0")
-    assert message.endswith("pip install 'mom-jax[parity]'")
+    assert message.endswith(install("parity"))
 
 
 @pytest.mark.parametrize("missing", ["flash-linear-attention", "torch", "transformers"])
@@ -45,7 +45,7 @@ def test_a_missing_one_is_named(monkeypatch, missing):
     pretend(monkeypatch, **versions)
     with pytest.raises(InputError) as error:
         installed_versions()
-    assert str(error.value) == f"{missing}=not installed: a comparison runs it; pip install 'mom-jax[parity]'"
+    assert str(error.value) == f"{missing}=not installed: a comparison runs it; {install('parity')}"
 
 
 def test_triton_goes_by_its_module(monkeypatch):
