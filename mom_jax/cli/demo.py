@@ -26,7 +26,8 @@ def main(args: Sequence[str]) -> int:
             "data.tokenizer", config.data.tokenizer, "the demo compares with byte models; leave it at bytes"
         )
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import complete, console, print_evaluation
+    from mom_jax.cli.completion import Choices, complete
+    from mom_jax.cli.runs import console, print_evaluation
     from mom_jax.evals.ngram import ngram_bits_per_byte
     from mom_jax.reports.markdown import write_report
     from mom_jax.runs import evaluate_run, one_device, opened_run, train_and_report
@@ -41,7 +42,7 @@ def main(args: Sequence[str]) -> int:
     print_table(_table(rows), out)
     out.print("a completion, sampled at temperature 0.7:", style="bold")
     with opened_run(config.run_dir, one_device()) as (_, model, _step):
-        complete(config, model, PROMPT, 200, _write, temperature=0.7, seed=0)
+        complete(config, model, PROMPT, 200, _write, Choices(temperature=0.7))
     report = write_report(config.run_dir, evaluation, extra=_markdown(rows))
     out.print(f"\n\nreport: {report}")
     return 0

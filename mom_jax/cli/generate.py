@@ -3,16 +3,33 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
 from mom_jax.cli.parsing import parse
+from mom_jax.errors import InputError
 from mom_jax.fields import Count, Name, Range, Seed, check_fields
+from mom_jax.files import read_text
 
 DESCRIPTION = """Continues a prompt with the newest checkpoint of a run, token by token on the terminal.
 
-Example: mom-jax generate runs/mom-tiny --prompt 'def main(' --max-new-tokens 200 --temperature 0.7"""
+Example: mom-jax generate runs/mom-tiny --prompt 'def main(' --max-new-tokens 200 --temperature 0.7
+"""
+
+_STDIN = "-"
+
+
+def _optional(metavar: str) -> Any:
+    """Text that may be left away; what is given is meant literally, the word None too."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda args: args[0],
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: ["none" if value is None else value],
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +38,16 @@ class GenerateConfig:
 
     run: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or of a published model."""
-    prompt: Name
-    """Text to continue."""
+    prompt: Annotated[Name | None, _optional("TEXT")] = None
+    """Text to continue; - reads it from standard input, to its end."""
+    prompt_file: Annotated[Name | None, _optional("FILE")] = None
+    """File of the text to continue (UTF-8, taken as it is, the newline at its end included), instead of --prompt."""
     max_new_tokens: Annotated[int, Range(least=1, most=2**24)] = 200
     """Tokens to add at most; a document's end stops earlier."""
+    stop: Annotated[tuple[Name, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT")] = ()
+    """A text that ends the continuation and is not shown; may be given several times."""
+    num_samples: Count = 1
+    """Continuations to make, one after the other."""
     temperature: Annotated[float, Range(least=0, most=1e6)] = 0.8
     """0 takes the likeliest token; higher is more varied."""
     top_k: Count | None = None
@@ -36,30 +59,70 @@ class GenerateConfig:
 
     def __post_init__(self):
         check_fields(self)
+        if self.prompt is None and self.prompt_file is None:
+            remedy = "is missing; give --prompt TEXT, --prompt - to read standard input, or --prompt-file FILE"
+            raise InputError("--prompt", "''", remedy)
+        if self.prompt is not None and self.prompt_file is not None:
+            raise InputError("prompt_file", self.prompt_file, "leave it away, or --prompt")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise InputError("num_samples", self.num_samples, "would all be the same at --temperature 0; raise that")
 
 
 def main(args: Sequence[str]) -> int:
     """Parses the arguments and streams the continuation to stdout."""
     wanted = parse(GenerateConfig, args, prog="mom-jax generate", description=DESCRIPTION)
+    prompt = read_prompt(wanted)
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import complete, console
+    from mom_jax.cli.completion import Choices, complete
+    from mom_jax.cli.runs import console
     from mom_jax.runs import one_device, opened_run
 
     console()
+    choices = Choices(wanted.temperature, wanted.top_k, wanted.top_p, wanted.seed)
     with opened_run(wanted.run, one_device()) as (config, model, _):
         complete(
             config,
             model,
-            wanted.prompt,
+            prompt,
             wanted.max_new_tokens,
             _write,
-            temperature=wanted.temperature,
-            top_k=wanted.top_k,
-            top_p=wanted.top_p,
-            seed=wanted.seed,
+            choices,
+            stops=wanted.stop,
+            samples=wanted.num_samples,
         )
     _write("\n")
     return 0
+
+
+def read_prompt(wanted: GenerateConfig) -> str:
+    """The text to continue, from wherever it comes.
+
+    Raises:
+        InputError: there is none, or it is not UTF-8.
+    """
+    if wanted.prompt_file is not None:
+        field, place = "prompt_file", wanted.prompt_file
+        text = read_text(Path(place).expanduser(), "give a file of UTF-8 text", field)
+    elif wanted.prompt == _STDIN:
+        field, place, text = "prompt", "- (standard input)", _standard_input()
+    else:
+        field, place, text = "prompt", wanted.prompt, wanted.prompt or ""
+    if not text:
+        raise InputError(field, place, "holds no text to continue")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes of the command line that are no characters
+        raise InputError(field, repr(text[:40]), f"is not UTF-8 (character {error.start}); pass UTF-8") from error
+    return text
+
+
+def _standard_input() -> str:
+    try:
+        content = sys.stdin.buffer.read() if sys.stdin else b""
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        remedy = f"is not UTF-8 (byte {error.start}); pass UTF-8, as `iconv -t utf-8` makes it"
+        raise InputError("prompt", "- (standard input)", remedy) from error
 
 
 def _write(text: str) -> None:

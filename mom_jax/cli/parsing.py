@@ -97,12 +97,17 @@ def _joined(args: Sequence[str], types_by_option: dict[str, Any]) -> list[str]:
     joined: list[str] = []
     for argument in args:
         before = joined[-1] if joined and "=" not in joined[-1] else ""
-        is_text = str in (kind for kind, _ in alternatives(types_by_option.get(_field(before))))
+        kinds = (kind for kind, _ in alternatives(types_by_option.get(_field(before))))
+        is_text = any(kind is str or _is_texts(kind) for kind in kinds)
         if is_text and before.startswith("--") and re.match(r"-[^-]|-$", argument) and argument != "-h":
             joined[-1] = f"{before}={argument}"
         else:
             joined.append(argument)
     return joined
+
+
+def _is_texts(kind: Any) -> bool:
+    return typing.get_origin(kind) is tuple and str in (item for item, _ in alternatives(typing.get_args(kind)[0]))
 
 
 def _check_names(args: Sequence[str], types_by_option: dict[str, Any]) -> None:

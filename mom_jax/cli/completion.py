@@ -1,0 +1,112 @@
+"""Continues a prompt with a model, piece by piece; imports JAX."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mom_jax.data.tokenizers import StreamDecoder, Tokenizer, load_tokenizer, token_rows
+from mom_jax.decoding import generate_blocks
+from mom_jax.errors import InputError
+from mom_jax.models.config import MoMConfig
+from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.training.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """How tokens are chosen, as `mom_jax.generate` has it; each sample of a seed is another."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+
+def complete(
+    config: TrainConfig,
+    model: MoMForCausalLM,
+    prompt: str,
+    max_new_tokens: int,
+    write: Callable[[str], None],
+    choices: Choices,
+    *,
+    stops: Sequence[str] = (),
+    samples: int = 1,
+) -> None:
+    """Writes the prompt and its continuation, as tokens come, up to the document's end or the first of ``stops``.
+
+    Several samples follow each other, each under a line with its number.
+
+    Raises:
+        InputError: the prompt holds no token, the tokenizer has more tokens than the model rows, or an option is out
+            of its range, before anything is written; or the model gives NaN.
+    """
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    rows = token_rows(tokenizer, config.model.vocab_size, "put the tokenizer of the training back")
+    ids = tokenizer.encode(prompt)
+    if len(ids) == 0:
+        raise InputError("prompt", repr(prompt[:40]), "holds no token")
+    ends = _ends(tokenizer, config.model)
+    for sample in range(samples):
+        new = _new_ids(model, ids, max_new_tokens, choices, sample, ends, rows)
+        texts = _until_stop(_texts(tokenizer, ids, new), stops)
+        first = next(texts, "")  # here all that may be wrong with the options shows
+        header = f"--- sample {sample + 1} of {samples} ---\n" if samples > 1 else ""
+        for text in itertools.chain(["\n" if sample else "", header, prompt, first], texts):
+            write(text)
+
+
+def _ends(tokenizer: Tokenizer, config: MoMConfig) -> list[int]:
+    """The tokenizer's end token, and those of a published configuration that lists several."""
+    listed = config.eos_token_id if isinstance(config.eos_token_id, tuple) else ()
+    return [tokenizer.eos_id, *listed]
+
+
+def _new_ids(
+    model: MoMForCausalLM,
+    ids: np.ndarray,
+    max_new_tokens: int,
+    choices: Choices,
+    sample: int,
+    ends: list[int],
+    rows: np.ndarray | None,
+) -> Iterator[int]:
+    blocks = generate_blocks(
+        model,
+        jnp.asarray(ids)[None],
+        max_new_tokens,
+        block=1,
+        temperature=choices.temperature,
+        top_k=choices.top_k,
+        top_p=choices.top_p,
+        rng=jax.random.fold_in(jax.random.key(choices.seed), sample),
+        eos_token_id=ends,
+        allowed=rows,
+    )
+    return itertools.takewhile(lambda token: token not in ends, (int(block[0, 0]) for block in blocks))
+
+
+def _texts(tokenizer: Tokenizer, prompt: np.ndarray, new: Iterable[int]) -> Iterator[str]:
+    decoder = StreamDecoder(tokenizer, prompt)
+    for token in new:
+        yield decoder.feed(token)
+    yield decoder.flush()
+
+
+def _until_stop(texts: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """``texts`` up to the first of ``stops``; what may be the beginning of one waits."""
+    waiting = ""
+    for text in texts:
+        waiting += text
+        places = [place for stop in stops if (place := waiting.find(stop)) >= 0]
+        if places:
+            yield waiting[: min(places)]
+            return
+        kept = max((n for stop in stops for n in range(1, len(stop)) if waiting.endswith(stop[:n])), default=0)
+        yield waiting[: len(waiting) - kept]
+        waiting = waiting[len(waiting) - kept :]
+    yield waiting
