@@ -38,6 +38,8 @@ class PrepareConfig:
     """Processes; default: one per core."""
     shard: str = "0/1"
     """i/n: do the i-th of n parts, counted from 0, so that n machines share the work."""
+    dry_run: bool = False
+    """Say what would be read, held out and left out, and write nothing."""
 
     def __post_init__(self):
         check_fields(self)
@@ -57,14 +59,22 @@ def main(args: Sequence[str]) -> int:
             "data", args[0], "unknown; " + ("did you mean prepare?" if close else "write mom-jax data prepare OUT")
         )
     wanted = parse(PrepareConfig, args[1:], prog="mom-jax data prepare", description=DESCRIPTION)
+    if wanted.dry_run:
+        return _dry_run(wanted)
     from mom_jax.data.prepare import prepare
 
     part, parts = map(int, wanted.shard.split("/"))
     done = prepare(wanted.data, wanted.out, workers=wanted.workers, shard=(part, parts))
-    print(
-        f"{wanted.out}: {done.written} shards written, {done.kept} kept, "
-        f"{done.tokens:,} tokens of {done.documents:,} documents, {done.text_bytes:,} bytes of text"
-    )
+    print(f"{wanted.out}: {done.written} shards written, {done.kept} kept")
+    print(*done.notes, sep="\n")
     if done.missing:
         print(f"{done.missing} shards are left to the other parts of --shard i/{parts}")
+    return 0
+
+
+def _dry_run(wanted: PrepareConfig) -> int:
+    from mom_jax.data.amounts import tell_plan
+    from mom_jax.data.plan import plan
+
+    print(*tell_plan(plan(wanted.data), wanted.data.held_out_fraction), sep="\n")
     return 0

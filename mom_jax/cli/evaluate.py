@@ -74,7 +74,9 @@ def main(args: Sequence[str]) -> int:
     changes = {
         name: value for name in ("sequence_length", "batch_size") if (value := getattr(wanted, name)) is not None
     }
-    evaluation, _ = evaluate_run(wanted.run, max_windows=wanted.max_windows, **changes)
+    evaluation, data = evaluate_run(wanted.run, max_windows=wanted.max_windows, **changes)
+    for line in data.notes:
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
     print_evaluation(evaluation, out)
     if read_metrics(Path(wanted.run).expanduser()):  # a converted model was not trained here
         report = write_report(wanted.run, evaluation)

@@ -6,7 +6,7 @@ Importing this module imports neither JAX nor Grain.
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from mom_jax.fields import Name, Range, Seed, check_fields
 from mom_jax.paths import absolute, check_local
@@ -26,17 +26,21 @@ class DataConfig:
     """
 
     path: Name = "stdlib"
-    """Text, jsonl or parquet file; a folder or glob of them; a folder written by `mom-jax data prepare`;
-    `hf:NAME[:config][:split]`, a Hugging Face dataset; or `stdlib`, the source of Python's standard library."""
+    """Text, JSON, parquet or Arrow file, also compressed; a folder or glob of them; a folder written by `mom-jax data
+    prepare`; `hf:OWNER/NAME[:config][:split]`, a Hugging Face dataset; or `stdlib`, Python's standard library."""
     held_out_path: Name | None = None
-    """Held-out text, given in the same ways as path. Without it a share of the files of path is held out."""
+    """Held-out text, given in the same ways as path. Without it names such as valid.jsonl or test/ decide, or else a
+    share of path's text is held out."""
     held_out_fraction: Annotated[float, Range(above=0, below=1)] = 0.05
-    """Share of the files that is held out, chosen by a hash of each file's name; of the documents when there
-    is a single file."""
+    """Share of the text that is held out, by whole files where they are many, else by documents."""
     tokenizer: Name = "bytes"
     """`bytes`, `mistral`, a sentencepiece *.model, a `tokenizers` *.json or its folder, or a Hugging Face name."""
     text_field: Name = "text"
     """Field (jsonl) or column (parquet, Hugging Face) that holds a document's text."""
+    exclude: tuple[Name, ...] = ()
+    """Patterns of names of files and folders below path that are left out, as in '*.md' 'drafts'."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What a broken file or document does: stop the preparation, or be left out and counted."""
     sequence_length: Annotated[int, Range(least=1, most=2**24)] = 512
     """Tokens per window, T."""
     batch_size: Annotated[int, Range(least=1, most=2**20)] = 8

@@ -1,51 +1,88 @@
-"""Documents of one file: a text file is one document, jsonl and parquet hold one per line or row."""
+"""Documents of one file: a text file is one document; jsonl, JSON, parquet and Arrow hold one per record."""
 
-import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from mom_jax.data.file_kinds import compression, kind, suffix
+from mom_jax.data.json_documents import OnError, from_json, from_lines
+from mom_jax.data.opening import UNREADABLE, line_number, open_unpacked, read_lines, reason
+from mom_jax.data.table_documents import from_table
 from mom_jax.errors import InputError
 
-_JSON_LINES = (".jsonl", ".ndjson", ".json")
+
+def stop(error: InputError) -> None:
+    """What to do about a broken document or file, unless said otherwise."""
+    raise error
 
 
-def read_documents(path: Path, text_field: str) -> Iterator[str]:
+class Skips:
+    """Leaves out what is broken, and counts it."""
+
+    def __init__(self):
+        self.count = 0
+        self.example: InputError | None = None  # the first
+
+    def __call__(self, error: InputError) -> None:
+        """Counts ``error``."""
+        self.count += 1
+        self.example = self.example or error
+
+
+def error_handler(on_error: str) -> OnError:
+    """What `DataConfig.on_error` asks for: `stop` or a new `Skips`."""
+    return Skips() if on_error == "skip" else stop
+
+
+def read_documents(
+    path: Path, text_field: str, on_error: OnError = stop, span: tuple[int, int] | None = None
+) -> Iterator[str]:
     """Yields the documents of ``path`` in order, without the empty ones.
 
-    The suffix tells the format: ``.parquet``; ``.jsonl``, ``.ndjson`` or ``.json`` (one object per line);
-    anything else is text. ``.gz``, ``.zst`` and ``.bz2`` behind it are unpacked on the fly. Text files are
-    read whole, the others piece by piece.
+    The suffix tells the format (see `file_kinds`): ``.parquet``; ``.arrow`` and ``.feather``; ``.jsonl``, ``.ndjson``
+    or ``.json`` (one object per line, an array of objects, or objects one after the other); anything else is text.
+    Compressed files are unpacked on the fly. Text files are read whole, the others piece by piece.
+
+    Args:
+        path: the file.
+        text_field: the field or column that holds the text.
+        on_error: gets what is wrong with a document, or with the rest of the file; reading then goes on behind it.
+            The default raises it.
+        span: only the lines that begin at these bytes, from the first up to the second; for JSON lines.
 
     Raises:
         InputError: the file cannot be read, is binary, truncated or malformed; names file and line.
     """
-    suffixes = [s for s in path.suffixes if s not in (".gz", ".zst", ".bz2")]
-    kind = suffixes[-1].lower() if suffixes else ""
-    if kind == ".parquet":
-        yield from _parquet(path, text_field)
-        return
     try:
-        if kind in _JSON_LINES:
-            yield from _json_lines(path, text_field)
-        else:
-            yield from _text(path)
-    except OSError as error:
-        raise InputError("path", path, f"cannot be read ({_reason(error)})") from error
+        yield from _documents(path, text_field, on_error, span)
+    except UNREADABLE as error:
+        on_error(InputError("path", path, f"cannot be read ({reason(error)})"))
+    except InputError as error:
+        on_error(error)
 
 
-def _open(path: Path) -> io.BufferedReader:
-    import pyarrow  # slow to import
-
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression="detect"), 2**20)
+def _documents(path: Path, text_field: str, on_error: OnError, span: tuple[int, int] | None) -> Iterator[str]:
+    if span is not None:
+        lines = read_lines(path, *span).split(b"\n")
+        yield from from_lines(lines, lambda number: line_number(path, span[0]) + number, text_field, path, on_error)
+    elif kind(path.name) == "text":
+        yield from _text(path)
+    elif kind(path.name) == "json":
+        with open_unpacked(path) as stream:
+            yield from from_json(stream, text_field, path, on_error)
+    elif compression(path.name):
+        raise InputError("path", path, f"{suffix(path.name)} files are not read from inside an archive; unpack it")
+    else:
+        yield from from_table(path, kind(path.name), text_field, on_error)
 
 
 def _text(path: Path) -> Iterator[str]:
-    with _open(path) as stream:
+    with open_unpacked(path) as stream:
         blob = stream.read()
+    if blob.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError("path", path, "is UTF-16; convert it to UTF-8, or leave it out")
     if b"\0" in blob:
         line = blob.count(b"\n", 0, blob.index(b"\0")) + 1
-        raise InputError("path", f"{path}:{line}", "holds a NUL byte: a binary file is not training text")
+        raise InputError("path", f"{path}:{line}", "holds a NUL byte: a binary file is not training text; leave it out")
     try:
         text = blob.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -53,64 +90,3 @@ def _text(path: Path) -> Iterator[str]:
         raise InputError("path", f"{path}:{line}", "is not UTF-8; convert the file, or leave it out") from error
     if text:
         yield text
-
-
-def _json_lines(path: Path, text_field: str) -> Iterator[str]:
-    with _open(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            text = _text_of_line(line, f"{path}:{number}", text_field)
-            if text:
-                yield text
-
-
-def _text_of_line(line: bytes, where: str, text_field: str) -> str | None:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(
-            "path", where, f"is not a JSON object on one line ({error}); is the file truncated?"
-        ) from error
-    if not isinstance(row, dict):
-        raise InputError("path", where, f"is JSON, but not an object with the field {text_field!r}")
-    if text_field not in row:
-        raise InputError("text_field", text_field, f"missing at {where}, which has {', '.join(row) or 'no fields'}")
-    text = row[text_field]
-    if text is not None and not isinstance(text, str):
-        raise InputError("text_field", text_field, f"is not a string at {where}")
-    if text and not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError("path", where, "holds half of a surrogate pair, which is no text") from error
-    return text
-
-
-def _parquet(path: Path, text_field: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(str(path)) as table:
-            _check_column(table.schema_arrow, text_field, path)
-            for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
-                yield from (text for text in batch.column(0).to_pylist() if text)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError("path", path, f"is not a whole parquet file ({_reason(error)})") from error
-
-
-def _check_column(schema, text_field: str, path: Path) -> None:
-    import pyarrow
-
-    if text_field not in schema.names:
-        raise InputError("text_field", text_field, f"{path} has the columns {', '.join(schema.names)}")
-    kind = schema.field(text_field).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise InputError("text_field", text_field, f"is of type {kind} in {path}; text is needed")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

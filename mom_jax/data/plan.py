@@ -1,86 +1,95 @@
-"""Which shards a configuration leads to: a function of names and sizes alone, so that all machines agree."""
+"""Which shards a configuration leads to: a function of names and sizes (and of small texts), so that machines agree."""
 
 import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 from mom_jax.data.config import DataConfig
-from mom_jax.data.held_out import TooFewItems, held_out_below, stable_hash
-from mom_jax.data.shards import VERSION
-from mom_jax.data.sources import FileSource, HubSource, Source, resolve
+from mom_jax.data.hub import HubSource
+from mom_jax.data.json_documents import OnError, is_json_lines
+from mom_jax.data.shards import SPLITS, VERSION
+from mom_jax.data.shares import HashRange, stable_hash
+from mom_jax.data.sources import Source
+from mom_jax.data.split import Split, held_out_documents, split
 from mom_jax.data.tokenizers import Tokenizer
-from mom_jax.errors import InputError
+
+METHOD = 2  # of planning; another one leads to other shards
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One shard to be: which sources it reads, and which of their documents it keeps."""
+    """A shard to be, or one of each split that are written in one reading of the same sources."""
 
-    name: str
+    shards: dict[str, str]  # split: name
     sources: tuple[Source, ...]
-    bound: int | None = None  # documents whose hash lies below are held out; None keeps every document
-    held_out: bool = False
+    held_out: HashRange | None = None  # of the documents' hashes, where both splits are written
 
-    def documents(self, text_field: str) -> Iterator[str]:
-        """The documents of this shard in order."""
+    def documents(self, text_field: str, on_error: OnError) -> Iterator[tuple[str, str]]:
+        """(name of the shard, text) of every document in order."""
         for source in self.sources:
-            for text in source.documents(text_field):
-                if self.bound is None or (stable_hash(text) < self.bound) == self.held_out:
-                    yield text
+            for text in source.documents(text_field, on_error):
+                yield self.shards[self._split_of(text)], text
+
+    def _split_of(self, text: str) -> str:
+        if self.held_out is None:
+            return next(iter(self.shards))
+        return "held_out" if stable_hash(text) in self.held_out else "train"
 
 
-def plan(config: DataConfig) -> list[Unit]:
-    """The shards that ``config`` leads to, in order. It depends on names and sizes (and a lone file's text) alone.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How the text is divided, and the shards in order."""
+
+    split: Split
+    units: list[Unit]
+
+    def key(self, unit: Unit, config: DataConfig, tokenizer: Tokenizer) -> str:
+        """Hash of what decides the shards' bytes but for the text. No times: copies on other machines must agree."""
+        sources = [(source.name, source.size, getattr(source, "span", None)) for source in unit.sources]
+        held_out = unit.held_out and (unit.held_out.start, unit.held_out.stop)
+        parts = [VERSION, METHOD, tokenizer.fingerprint, config.text_field, unit.shards, held_out, sources]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def plan(config: DataConfig) -> Plan:
+    """The shards that ``config`` leads to.
 
     Raises:
-        InputError: no text, or not enough files or documents to hold something out.
+        InputError: no text, or not enough to hold something out.
     """
-    sources = resolve(config.path)
-    if config.held_out_path is not None:
-        held_out = resolve(config.held_out_path, "held_out_path")
-        if {_place(s) for s in sources} & {_place(s) for s in held_out}:
-            remedy = "overlaps path: held-out text must not be trained on"
-            raise InputError("held_out_path", config.held_out_path, remedy)
-        return _grouped("train", sources, config) + _grouped("held_out", held_out, config)
-    if len(sources) == 1:
-        return _split_by_document(sources[0], config)
-    bound = held_out_below((stable_hash(s.name) for s in sources), config.held_out_fraction)
-    train = [s for s in sources if stable_hash(s.name) >= bound]
-    held_out = [s for s in sources if stable_hash(s.name) < bound]
-    return _grouped("train", train, config) + _grouped("held_out", held_out, config)
+    sides = split(config)
+    held_out = held_out_documents(sides, config)
+    if held_out is not None:
+        groups = _grouped(sides.train, config.shard_bytes)
+        names = [{name: f"{name}-{number:05d}" for name in SPLITS} for number in range(len(groups))]
+        return Plan(sides, [Unit(n, g, held_out) for n, g in zip(names, groups, strict=True)])
+    units = []
+    for name, sources in zip(SPLITS, (sides.train, sides.held_out), strict=True):
+        groups = _grouped(sources, config.shard_bytes)
+        units += [Unit({name: f"{name}-{number:05d}"}, group) for number, group in enumerate(groups)]
+    return Plan(sides, units)
 
 
-def _place(source: Source) -> str:
-    return source.path if isinstance(source, FileSource) else source.name
-
-
-def _split_by_document(source: Source, config: DataConfig) -> list[Unit]:
-    hashes = (stable_hash(text) for text in source.documents(config.text_field))
-    try:
-        bound = held_out_below(hashes, config.held_out_fraction)
-    except TooFewItems as error:
-        remedy = "is a single document, so none can be held out; give more files, or held_out_path"
-        raise InputError("path", config.path, remedy) from error
-    return [Unit("train-00000", (source,), bound), Unit("held_out-00000", (source,), bound, held_out=True)]
-
-
-def _grouped(split: str, sources: list[Source], config: DataConfig) -> list[Unit]:
-    """Consecutive sources together, up to ``shard_bytes``; a larger file or a streamed one stands alone."""
+def _grouped(sources: list[Source], shard_bytes: int) -> list[tuple[Source, ...]]:
+    """Consecutive sources together, up to ``shard_bytes``; a streamed one stands alone, large JSON lines are cut."""
     groups: list[list[Source]] = []
     room = 0
-    for source in sources:
-        size = config.shard_bytes if isinstance(source, HubSource) else source.size
+    for source in (piece for whole in sources for piece in _pieces(whole, shard_bytes)):
+        size = shard_bytes if isinstance(source, HubSource) else source.size
         if not groups or size > room:
             groups.append([])
-            room = config.shard_bytes
+            room = shard_bytes
         groups[-1].append(source)
         room -= size
-    return [Unit(f"{split}-{number:05d}", tuple(group)) for number, group in enumerate(groups)]
+    return [tuple(group) for group in groups]
 
 
-def unit_key(unit: Unit, config: DataConfig, tokenizer: Tokenizer) -> str:
-    """Hash of what decides the shard's bytes. No modification times: copies on other machines must agree."""
-    sources = [(source.name, source.size) for source in unit.sources]
-    parts = [VERSION, tokenizer.fingerprint, config.text_field, unit.name, unit.bound, unit.held_out, sources]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+def _pieces(source: Source, shard_bytes: int) -> Iterator[Source]:
+    if isinstance(source, HubSource) or source.size <= shard_bytes or not is_json_lines(Path(source.path)):
+        yield source
+        return
+    for start in range(0, source.size, shard_bytes):
+        stop = min(start + shard_bytes, source.size)
+        yield dataclasses.replace(source, size=stop - start, span=(start, stop))

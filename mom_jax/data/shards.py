@@ -9,22 +9,18 @@ A prepared folder holds ``index.json`` (tokenizer, dtype, the names of all shard
 Nothing in them depends on the machine, the time or the number of workers.
 """
 
-import array
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from mom_jax.data.tokenizers import Tokenizer
 from mom_jax.errors import InputError
-from mom_jax.files import read_json, read_record, temporary_path, to_disk, write_atomically, write_json
+from mom_jax.files import read_json, read_record, write_json
 
 FORMAT = "mom-jax-shards"
 VERSION = 1
@@ -41,6 +37,9 @@ class ShardInfo:
     text_bytes: int  # UTF-8 bytes of the documents' text
     bin_sha256: str
     offsets_sha256: str
+    content: str = ""  # hash of the text files that it was made from, as they are stored
+    skipped: int = 0  # broken files and documents that were left out
+    skipped_example: str = ""
 
 
 class ShardName(TypedDict):
@@ -61,42 +60,12 @@ class Index(TypedDict):
     eos_id: int
     dtype: str
     splits: dict[str, list[ShardName]]
+    rule: NotRequired[str]  # what decided which text is held out; older folders do not say
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """Little-endian uint16 where every id fits, else uint32."""
     return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
-
-
-def write_shard(folder: Path, name: str, key: str, documents: Iterable[str], tokenizer: Tokenizer) -> ShardInfo:
-    """Tokenises ``documents`` into the shard ``name``; memory holds one document at a time.
-
-    A shard appears whole or not at all, also when the process is killed.
-    """
-    dtype, end = token_dtype(tokenizer.vocab_size), tokenizer.eos_id
-    digest, offsets, text_bytes = hashlib.sha256(), array.array("Q", [0]), 0
-    target = folder / f"{name}.bin"
-    temporary = temporary_path(target)
-    try:
-        with open(temporary, "wb") as stream:
-            for text in documents:
-                ids = np.append(tokenizer.encode(text), end).astype(dtype).tobytes()
-                digest.update(ids)
-                stream.write(ids)
-                offsets.append(offsets[-1] + len(ids) // dtype.itemsize)
-                text_bytes += len(text.encode())
-            to_disk(stream)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if sys.byteorder == "big":
-        offsets.byteswap()
-    starts = offsets.tobytes()
-    write_atomically(folder / f"{name}.offsets", starts)
-    tokens = target.stat().st_size // dtype.itemsize
-    info = ShardInfo(key, tokens, len(offsets) - 1, text_bytes, digest.hexdigest(), hashlib.sha256(starts).hexdigest())
-    write_json(folder / f"{name}.json", dataclasses.asdict(info))
-    return info
 
 
 def finished_shard(folder: Path, name: str, key: str, dtype: np.dtype) -> ShardInfo | None:
@@ -151,15 +120,6 @@ def is_prepared(folder: Path) -> bool:
         return False
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether ``folder`` is prepared and every shard is there in its full size."""
-    if not is_prepared(folder):
-        return False
-    index = read_index(folder)
-    dtype = token_dtype(index["vocab_size"])
-    return all(finished_shard(folder, s["name"], s["key"], dtype) for split in SPLITS for s in index["splits"][split])
-
-
 class Shard:
     """One complete shard, memory-mapped."""
 
@@ -177,18 +137,18 @@ class Shard:
         self.tokens = np.asarray(np.memmap(self._file(".bin"), dtype, "r")) if info.tokens else np.zeros(0, dtype)
         self.offsets = np.asarray(np.memmap(self._file(".offsets"), "<u8", "r"))
 
-    def verify(self) -> None:
-        """Compares both files with their SHA-256 sums; raises `InputError` on a difference."""
-        for suffix, expected in ((".bin", self.info.bin_sha256), (".offsets", self.info.offsets_sha256)):
-            with open(self._file(suffix), "rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-            if found != expected:
-                raise InputError(
-                    "path", self._file(suffix), "is corrupt (its SHA-256 differs); delete it and prepare the data again"
-                )
+    def sums(self) -> dict[Path, str]:
+        """The SHA-256 that each file should have."""
+        return files_of(self.path, self.info)
 
     def _file(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
+
+
+def files_of(path: Path, info: ShardInfo) -> dict[Path, str]:
+    """The files of the shard at ``path``, which has no suffix, and the SHA-256 that each should have."""
+    sums = {".bin": info.bin_sha256, ".offsets": info.offsets_sha256}
+    return {path.with_name(path.name + suffix): digest for suffix, digest in sums.items()}
 
 
 class TokenStream:
@@ -242,15 +202,17 @@ class PreparedData:
     fingerprint: str  # of all tokens of both splits and of the tokenizer
     train: TokenStream
     held_out: TokenStream
+    rule: str  # what decided which text is held out; empty where that is not known
+    notes: tuple[str, ...] = ()  # lines for the user
 
-    def verify(self) -> None:
-        """Reads every shard and compares it with its SHA-256; raises `InputError` naming the first corrupt file."""
-        for shard in self.train.shards + self.held_out.shards:
-            shard.verify()
+    @property
+    def shards(self) -> list[Shard]:
+        """All shards of both splits."""
+        return self.train.shards + self.held_out.shards
 
 
 def open_prepared(folder: str | Path) -> PreparedData:
-    """Opens a prepared folder; checks that every shard is there and has its full size.
+    """Opens a prepared folder; checks that every shard is there and has its full size, but not what is in it.
 
     Raises:
         InputError: no prepared folder, another format version, a missing or truncated shard, an empty split.
@@ -274,4 +236,5 @@ def open_prepared(folder: str | Path) -> PreparedData:
         fingerprint,
         streams["train"],
         streams["held_out"],
+        index.get("rule", ""),
     )

@@ -111,8 +111,8 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
     if origin.step >= config.steps:
         told = f"{config.run_dir} is already trained to step {origin.step}; raise --steps to go on"
         return Outcome(origin.step, True, told, 0.0)
-    if origin.told:
-        console.print(origin.told, markup=False, highlight=False, soft_wrap=True)
+    for line in filter(None, (*data.notes, origin.told)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     state = _first_state(config, origin, mesh, loader)
     if is_first():
         _write_config(config)

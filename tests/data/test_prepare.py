@@ -1,4 +1,6 @@
-import itertools
+import dataclasses
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -12,13 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mom_jax.data.prepare as preparing
+from mom_jax.cli.main import main
 from mom_jax.data.config import DataConfig
+from mom_jax.data.opening import read_lines
 from mom_jax.data.prepare import prepare, prepared
 from mom_jax.data.shards import open_prepared
 from mom_jax.data.tokenizers import ByteTokenizer
+from mom_jax.data.verification import verify
+from mom_jax.data.workers import run
 from mom_jax.errors import InputError
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+OLD_RECORD = ("key", "tokens", "documents", "text_bytes", "bin_sha256", "offsets_sha256")
 FILES = [[f"file {i} document {j} " * 5 for j in range(5)] for i in range(12)]
 
 
@@ -31,31 +38,38 @@ def _texts(stream):
 
 
 @pytest.fixture
-def config(corpus):
-    return DataConfig(path=str(corpus(FILES)), held_out_fraction=0.3, shard_bytes=1000)
+def config(corpus, tmp_path):
+    return DataConfig(
+        path=str(corpus(FILES)), held_out_fraction=0.3, shard_bytes=1000, cache_dir=str(tmp_path / "sums")
+    )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.lists(st.lists(TEXT, max_size=4), min_size=2, max_size=6), st.integers(1, 200), st.floats(0.05, 0.9))
 def test_reading_back_gives_the_documents(files, shard_bytes, fraction):
     files = [[*documents, f"never empty {i}"] for i, documents in enumerate(files)]
     with tempfile.TemporaryDirectory() as folder:
         for number, documents in enumerate(files):
             pq.write_table(pa.table({"text": documents}), f"{folder}/{number}.parquet")
-        config = DataConfig(path=f"{folder}/*.parquet", shard_bytes=shard_bytes, held_out_fraction=fraction)
+        config = DataConfig(
+            path=f"{folder}/*.parquet", shard_bytes=shard_bytes, held_out_fraction=fraction, cache_dir=f"{folder}/cache"
+        )
         summary = prepare(config, f"{folder}/out", progress=False)
         data = open_prepared(f"{folder}/out")
-        data.verify()
+        verify(data, f"{folder}/cache")
         found = [_texts(data.train), _texts(data.held_out)]
-    wanted = [[text for text in documents if text] for documents in files]
+    wanted = [text for documents in files for text in documents if text]
     assert all(found)
-    # Whole files, each on one side, in the order of their names.
-    for texts in found:
-        assert texts == list(itertools.chain(*(d for d in wanted if d[-1] in texts)))
-    assert sorted(found[0] + found[1]) == sorted(itertools.chain(*wanted))
-    assert summary.documents == data.train.documents + data.held_out.documents == sum(map(len, wanted))
-    assert summary.text_bytes == sum(len(t.encode()) for t in itertools.chain(*wanted))
-    assert summary.tokens == summary.text_bytes + summary.documents
+    for texts in found:  # in the order of files and documents
+        rest = iter(wanted)
+        assert all(text in rest for text in texts)
+    assert sorted(found[0] + found[1]) == sorted(wanted)
+    documents, text_bytes, tokens = (
+        getattr(summary.train, field) + getattr(summary.held_out, field)
+        for field in ("documents", "text_bytes", "tokens")
+    )
+    assert documents == data.train.documents + data.held_out.documents == len(wanted)
+    assert text_bytes == sum(len(text.encode()) for text in wanted) and tokens == text_bytes + documents
 
 
 def test_the_same_bytes_whatever_the_workers_and_parts(config, tmp_path):
@@ -87,7 +101,7 @@ def test_parts_made_apart_merge_by_copying(config, tmp_path):
             (merged / name).write_bytes(blob)
     prepare(config, tmp_path / "whole")
     assert _contents(merged) == _contents(tmp_path / "whole")
-    open_prepared(merged).verify()
+    verify(open_prepared(merged), config.cache_dir)
 
 
 KILLED = """
@@ -95,6 +109,8 @@ import os, signal, sys
 from mom_jax.data.config import DataConfig
 from mom_jax.data.prepare import prepare
 from mom_jax.data.tokenizers import ByteTokenizer
+from mom_jax.data.verification import verify
+from mom_jax.data.workers import run
 encode, calls = ByteTokenizer.encode, []
 def kill_at_document_23(self, text):
     calls.append(text)
@@ -102,12 +118,15 @@ def kill_at_document_23(self, text):
         os.kill(os.getpid(), signal.SIGKILL)
     return encode(self, text)
 ByteTokenizer.encode = kill_at_document_23
-prepare(DataConfig(path=sys.argv[1], held_out_fraction=0.3, shard_bytes=1000), sys.argv[2], workers=1)
+config = DataConfig(path=sys.argv[1], held_out_fraction=0.3, shard_bytes=1000, cache_dir=sys.argv[3])
+prepare(config, sys.argv[2], workers=1)
 """
 
 
 def test_a_killed_run_resumes(config, tmp_path):
-    killed = subprocess.run([sys.executable, "-c", KILLED, config.path, str(tmp_path / "out")], capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, config.path, str(tmp_path / "out"), config.cache_dir], capture_output=True
+    )
     assert killed.returncode == -9, killed.stderr
     assert [name for name in _contents(tmp_path / "out") if name.endswith(".tmp")]
     finished = {name: blob for name, blob in _contents(tmp_path / "out").items() if name.endswith(".bin")}
@@ -120,7 +139,7 @@ def test_a_killed_run_resumes(config, tmp_path):
 
 def test_finished_shards_are_not_redone(config, tmp_path, monkeypatch):
     prepare(config, tmp_path / "out")
-    monkeypatch.setattr(preparing, "write_shard", None)
+    monkeypatch.setattr("mom_jax.data.preparation.write_shards", None)
     assert prepare(config, tmp_path / "out").written == 0
 
 
@@ -142,7 +161,7 @@ def test_mistakes_in_the_text_reach_us_from_a_worker(config, tmp_path):
 
 def test_a_killed_worker_is_one_line():
     with pytest.raises(InputError, match="workers=2: a worker was killed"):
-        list(preparing._run(os._exit, [3, 3, 3], 2))
+        list(run(os._exit, [3, 3, 3], 2))
 
 
 @pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
@@ -222,18 +241,175 @@ def test_held_out_path_mistakes(corpus, tmp_path):
     with pytest.raises(InputError, match=r"^held_out_path=.*no such file"):
         prepare(DataConfig(path=str(a), held_out_path=str(a / "absent.txt")), tmp_path / "out")
     empty = corpus([[""]], "b")
-    prepare(DataConfig(path=str(a), held_out_path=str(empty)), tmp_path / "out")
-    with pytest.raises(InputError, match="no held-out text"):
-        open_prepared(tmp_path / "out")
+    with pytest.raises(InputError, match=r"^held_out_path=.*has no held-out text"):
+        prepare(DataConfig(path=str(a), held_out_path=str(empty)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
-def test_more_files_move_none(corpus, tmp_path):
-    sides = []
-    for count in (10, 30):
-        text = corpus([[f"file {i}"] for i in range(count)], f"c{count}")
-        prepare(DataConfig(path=str(text), held_out_fraction=0.3), tmp_path / f"out{count}")
-        sides.append(set(_texts(open_prepared(tmp_path / f"out{count}").held_out)))
-    assert sides[0] and sides[0] == {t for t in sides[1] if int(t.split()[1]) < 10}
+@pytest.mark.parametrize("name", ["one.jsonl", "one.json", "two.parquet"])
+def test_text_without_documents_is_refused_and_leaves_nothing(tmp_path, name):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "valid.txt").write_text("held out", encoding="utf-8")
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"text": pa.array([], pa.string())}), folder / name)
+    else:
+        (folder / name).write_text('{"text": ""}\n' * 3, encoding="utf-8")
+    config = DataConfig(path=str(folder / "*"), cache_dir=str(tmp_path / "cache"))
+    for attempt in (lambda: prepare(config, tmp_path / "out"), lambda: prepared(config)):
+        with pytest.raises(InputError, match=r"^path=.*has no train text"):
+            attempt()
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="fewer than two different documents"):
+        prepare(dataclasses.replace(config, path=str(folder / name)), tmp_path / "out")
+
+
+def test_edits_at_equal_length_are_noticed(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("mom_jax.data.sums._SETTLED", -1.0)
+    prepare(config, tmp_path / "out")
+    assert prepare(config, tmp_path / "out").written == 0
+    path = Path(config.path, "part-003.jsonl")
+    times = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"document 2", b"DOCUMENT 2"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert prepare(config, tmp_path / "out").written == 1
+    data = open_prepared(tmp_path / "out")
+    assert sum("DOCUMENT 2" in text for text in _texts(data.train) + _texts(data.held_out)) == 1
+    # A copy with other times is the same text: read again, but not tokenised again.
+    for other in Path(config.path).iterdir():
+        os.utime(other, ns=(7, 7))
+    assert prepare(config, tmp_path / "out").written == 0
+
+
+def test_text_is_not_read_again_without_need(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("mom_jax.data.sums._SETTLED", -1.0)
+    prepare(config, tmp_path / "out")
+    monkeypatch.setattr("mom_jax.data.sums.sum_of", None)
+    assert prepare(config, tmp_path / "out").written == 0
+
+
+def test_a_cache_follows_edits_at_equal_length_and_time(config):
+    first = prepared(config)
+    path = Path(config.path, "part-003.jsonl")
+    times = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"document 2", b"DOCUMENT 2"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert prepared(config).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+def test_large_json_lines_are_cut_between_lines(tmp_path, monkeypatch, end):
+    texts = [f"{i} " + "z" * (i % 13) for i in range(300)]
+    lines = (end or "\n").join(json.dumps({"text": text}) for text in texts) + end
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    config = DataConfig(path=str(tmp_path / "a.jsonl"), shard_bytes=400, cache_dir=str(tmp_path / "cache"))
+    monkeypatch.setattr("mom_jax.data.split._MEASURED_UP_TO", 0)  # as a large file, it is read once
+    opened = []
+    monkeypatch.setattr("mom_jax.data.documents.read_lines", lambda *at: opened.append(at[1:]) or read_lines(*at))
+    prepare(config, tmp_path / "out")
+    assert len(opened) > 10 and len(set(opened)) == len(opened)
+    data = open_prepared(tmp_path / "out")
+    found = _texts(data.train), _texts(data.held_out)
+    assert all(found) and sorted(found[0] + found[1]) == sorted(texts)
+    assert found[0] == [text for text in texts if text in found[0]]
+
+
+def test_a_broken_line_of_a_cut_file_is_named(tmp_path):
+    lines = [json.dumps({"text": f"line {i}"}) for i in range(200)]
+    lines[150] = '{"text'
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "valid.txt").write_text("held out", encoding="utf-8")
+    config = DataConfig(path=str(tmp_path / "*"), shard_bytes=300, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(InputError, match=r"a\.jsonl:151: is not a JSON object"):
+        prepare(config, tmp_path / "out")
+    skipping = dataclasses.replace(config, on_error="skip")
+    summary = prepare(skipping, tmp_path / "out")
+    assert (summary.train.documents, summary.train.skipped) == (199, 1)
+    assert "skipped: 1 broken files or documents, the first: path=a.jsonl:151: is not" in summary.notes[1]
+    # What was skipped is told again, and does not pass for whole afterwards.
+    assert prepare(skipping, tmp_path / "out").notes == summary.notes
+    assert prepared(DataConfig(path=str(tmp_path / "out"), cache_dir=config.cache_dir)).notes[1] == summary.notes[1]
+    with pytest.raises(InputError, match=r"a\.jsonl:151"):
+        prepare(config, tmp_path / "out")
+
+
+def test_one_broken_file_of_many_is_skipped(config, tmp_path):
+    for name, blob in (("a.txt", b"caf\xe9"), ("b.txt", b"\0"), ("c.parquet", b"none")):
+        Path(config.path, name).write_bytes(blob)
+    with pytest.raises(InputError):
+        prepare(config, tmp_path / "out")
+    summary = prepare(dataclasses.replace(config, on_error="skip"), tmp_path / "skipped", workers=2)
+    assert summary.train.skipped + summary.held_out.skipped == 3
+    assert summary.train.documents + summary.held_out.documents == 60
+
+
+def test_how_much_is_on_each_side_is_told(corpus, tmp_path):
+    folder = corpus([["to train on"] * 3])
+    (folder / "part-000.jsonl").rename(folder / "train.jsonl")
+    (folder / "test.txt").write_text("held out", encoding="utf-8")
+    (folder / "README.md").write_text("about", encoding="utf-8")
+    config = DataConfig(path=str(folder), cache_dir=str(tmp_path / "cache"))
+    (line, left_out) = prepare(config, tmp_path / "out").notes
+    assert line == (
+        "text: to train on 3 documents, 33 bytes, 36 tokens; held out 1 documents, 8 bytes, 9 tokens "
+        "(19.5%, as the files' names say)"
+    )
+    assert left_out == "left out: 1 about the data (README.md)"
+    assert prepared(config).notes == (line, left_out)
+    assert prepared(DataConfig(path=str(tmp_path / "out"), cache_dir=config.cache_dir)).notes == (line,)
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (
+            ["train.jsonl", "test.jsonl", "b.png"],
+            ["held out 1 files, ", "(test.jsonl)", "names say", "left out: 1 no known"],
+        ),
+        (["a.jsonl"], ["1 files, ", "about 5.0% of the text is held out", "documents, by their texts' hashes"]),
+        ([f"{i}.txt" for i in range(20)], ["to train on 19 files", "whole files, by their names' hashes"]),
+    ],
+)
+def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys, names, parts):
+    text = tmp_path / "text"
+    text.mkdir()
+    for name in names:
+        (text / name).write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    cache = str(tmp_path / "cache")
+    command = [
+        "data",
+        "prepare",
+        str(tmp_path / "out"),
+        "--data.path",
+        str(text),
+        "--data.cache-dir",
+        cache,
+        "--dry-run",
+    ]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in parts) and "nothing was written" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_shards_from_before_still_mean_what_they_meant(config, tmp_path):
+    prepare(config, tmp_path / "out")
+    folder = tmp_path / "out"
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    before = open_prepared(folder)
+    del index["rule"]
+    (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    sums = []
+    for path in (folder / f"{shard['name']}.json" for side in ("train", "held_out") for shard in index["splits"][side]):
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = {name: fields[name] for name in OLD_RECORD}
+        path.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+        sums.append(fields["bin_sha256"] + fields["offsets_sha256"])
+    data = prepared(DataConfig(path=str(folder), cache_dir=config.cache_dir))
+    assert _texts(data.train) == _texts(before.train) and _texts(data.held_out) == _texts(before.held_out)
+    # A run that was begun on them goes on.
+    assert data.fingerprint == hashlib.sha256(json.dumps([index, sums], indent=1).encode() + b"\n").hexdigest()[:32]
+    assert data.notes[0].startswith("text: to train on")
 
 
 def test_the_cache_is_used_and_follows_the_files(config, tmp_path, monkeypatch):
@@ -262,9 +438,10 @@ def test_a_prepared_folder_as_path(config, tmp_path):
     prepare(config, tmp_path / "out")
     ready = DataConfig(path=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert prepared(ready).fingerprint == open_prepared(tmp_path / "out").fingerprint
-    assert not (tmp_path / "cache").exists()
-    with pytest.raises(InputError, match="has its own held-out text"):
-        prepared(DataConfig(path=str(tmp_path / "out"), held_out_path=config.path))
+    assert not (tmp_path / "cache" / "shards").exists()
+    for options in ({"held_out_path": config.path}, {"exclude": ("*.md",)}):
+        with pytest.raises(InputError, match="has its own held-out text"):
+            prepared(DataConfig(path=str(tmp_path / "out"), **options))
     blob = (tmp_path / "out" / "index.json").read_text(encoding="utf-8")
     (tmp_path / "out" / "index.json").write_text(blob[:-30], encoding="utf-8")
     with pytest.raises(InputError, match="damaged"):

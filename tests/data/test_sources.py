@@ -2,6 +2,7 @@ import bz2
 import gzip
 import importlib.machinery
 import json
+import lzma
 import os
 import sys
 import tempfile
@@ -14,15 +15,29 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mom_jax.data.sources import resolve
+from mom_jax.data.config import DataConfig
+from mom_jax.data.documents import Skips
+from mom_jax.data.sources import find_sources
 from mom_jax.errors import InputError, install
 
 DOCUMENTS = ["first\nof two lines", "naïve 漢字 🎉", "", "last"]
 TEXT = st.text(st.characters(codec="utf-8"))
 
 
-def _read(spec, field="text"):
-    return [text for source in resolve(str(spec)) for text in source.documents(field)]
+def _found(spec, field="text", **options):
+    return find_sources(DataConfig(path=str(spec), text_field=field, **options))
+
+
+def _names(spec, **options):
+    return [source.name for source in _found(spec, **options).sources]
+
+
+def _read(spec, field="text", **options):
+    return [text for source in _found(spec, field, **options).sources for text in source.documents(field, _stop)]
+
+
+def _stop(error):
+    raise error
 
 
 def _lines(documents):
@@ -41,20 +56,75 @@ def _fails(spec, *parts, field="text"):
 
 
 def _packed(suffix, blob):
-    if suffix == ".zst":
+    if suffix.lower().startswith(".zst"):
         return pa.compress(blob, codec="zstd", asbytes=True)
-    return {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress}[suffix](blob)
+    return {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix.lower()](blob)
 
 
-@pytest.mark.parametrize("packing", ["", ".gz", ".bz2", ".zst"])
-@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json"])
+PACKINGS = ["", ".gz", ".bz2", ".zst", ".zstd", ".xz", ".GZ"]
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json", ".JSONL", ".Json"])
 def test_json_lines(tmp_path, suffix, packing):
     path = tmp_path / f"a{suffix}{packing}"
     path.write_bytes(_packed(packing, b"\n" + _lines(DOCUMENTS)))
     assert _read(path) == [text for text in DOCUMENTS if text]
 
 
-@pytest.mark.parametrize("packing", ["", ".gz", ".bz2", ".zst"])
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_archives_in_several_pieces_are_read_to_their_end(tmp_path, packing):
+    path = tmp_path / f"a.jsonl{packing}"
+    path.write_bytes(_packed(packing, _lines(["one", "two"])) + _packed(packing, _lines(["three"])))
+    assert _read(path) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".xz"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_arrays_of_objects(tmp_path, packing, mark, indent, suffix):
+    rows = [{"text": text, "more": [{"text": 1}]} for text in DOCUMENTS]
+    path = tmp_path / f"a{suffix}{packing}"
+    path.write_bytes(_packed(packing, mark + b" \n" * bool(mark) + json.dumps(rows, indent=indent).encode() + b"\n"))
+    assert _read(path) == _read(tmp_path, on_error="skip") == [text for text in DOCUMENTS if text]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_objects_over_several_lines(tmp_path, indent):
+    path = tmp_path / "a.json"
+    path.write_text("\n".join(json.dumps({"text": text}, indent=indent) for text in DOCUMENTS), encoding="utf-8")
+    assert _read(path) == [text for text in DOCUMENTS if text]
+
+
+def test_arrays_longer_than_a_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr("mom_jax.data.json_documents._CHUNK", 7)
+    texts = [chr(97 + i % 26) * i + "é" for i in range(60)]
+    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in texts], ensure_ascii=False), "utf-8")
+    assert _read(tmp_path / "a.json") == texts
+    (tmp_path / "b.jsonl").write_bytes(_lines(texts))
+    assert _read(tmp_path / "b.jsonl") == texts
+
+
+@pytest.mark.parametrize(
+    ("blob", "reason"),
+    [
+        (b'[{"text": "a"}, {"text": "b"', "a.json: record 2 is not JSON"),
+        (b'[{"text": "a"}, 3]', "a.json, record 2: is JSON, but not an object"),
+        (b'[{"text": "a"}, {"body": "b"}]', "a.json, record 2, which has body"),
+        (b"[" * 99_999, "a.json: record 1 is not JSON"),
+        (b'[{"text": "\xff"}]', "a.json: record 1 is not JSON"),
+        (b"[", "a.json: record 1 is not JSON"),
+        (b"{}", "a.json:1, which has no fields"),
+        (b'{"text":\n"a"}\n{"text":', "a.json: record 2 is not JSON"),
+    ],
+)
+def test_broken_arrays(tmp_path, blob, reason):
+    (tmp_path / "a.json").write_bytes(blob)
+    _fails(tmp_path / "a.json", reason)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
 def test_a_text_file_is_one_document(tmp_path, packing):
     path = tmp_path / f"a.txt{packing}"
     path.write_bytes(_packed(packing, "\ufefféa\r\nb\n".encode()))
@@ -69,6 +139,173 @@ def test_parquet(tmp_path, documents, rows):
         pa.table({"text": pa.array(documents, pa.string()), "n": range(len(documents))}), path, row_group_size=rows
     )
     assert _read(path) == [text for text in documents if text]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int8(), pa.string()),
+        pa.dictionary(pa.int32(), pa.large_string()),
+        pa.binary(),
+        pa.large_binary(),
+    ],
+)
+def test_kinds_of_columns(tmp_path, kind):
+    texts = [*DOCUMENTS, None, "again", "again"]
+    is_bytes = not pa.types.is_dictionary(kind) and "binary" in str(kind)
+    values = pa.array(
+        [text.encode() if is_bytes and text else text for text in texts], pa.binary() if is_bytes else pa.string()
+    )
+    if pa.types.is_dictionary(kind):
+        coded = values.dictionary_encode()
+        column = pa.DictionaryArray.from_arrays(
+            coded.indices.cast(kind.index_type), coded.dictionary.cast(kind.value_type)
+        )
+    else:
+        column = values.cast(kind)
+    table = pa.table({"n": range(len(texts)), "text": column})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as stream:
+        stream.write_table(table, max_chunksize=2)
+    with pa.ipc.new_file(tmp_path / "b.arrow", table.schema) as file:
+        file.write_table(table, max_chunksize=3)
+    wanted = [text for text in texts if text]
+    for name in ("a.parquet", "a.arrow", "b.arrow"):
+        assert _read(tmp_path / name) == wanted
+    assert _read(tmp_path) == wanted * 3
+
+
+def test_rows_that_are_no_text(tmp_path):
+    pq.write_table(pa.table({"text": [b"fine", b"\xff", b"too"]}), tmp_path / "a.parquet")
+    _fails(tmp_path / "a.parquet", "a.parquet", "a row that is not UTF-8")
+    skips = Skips()
+    (source,) = _found(tmp_path / "a.parquet").sources
+    assert list(source.documents("text", skips)) == ["fine", "too"] and skips.count == 1
+
+
+@pytest.mark.parametrize("blob", [b"ARROW1\0\0", b"plain text", b"\xff\xff\xff\xff\x10\0\0\0"])
+def test_arrow_files_that_are_none(tmp_path, blob):
+    (tmp_path / "a.arrow").write_bytes(blob)
+    _fails(tmp_path / "a.arrow", "a.arrow", "not a whole Arrow file")
+
+
+def test_tables_inside_archives_are_refused(tmp_path):
+    (tmp_path / "a.parquet.gz").write_bytes(b"x")
+    _fails(tmp_path / "a.parquet.gz", "unpack it")
+
+
+def test_folders_of_save_to_disk(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the package datasets comes with an extra")
+    data = datasets.Dataset.from_dict({"text": DOCUMENTS})
+    datasets.DatasetDict(train=data, test=data).save_to_disk(tmp_path / "both")
+    data.save_to_disk(tmp_path / "one")
+    wanted = [text for text in DOCUMENTS if text]
+    assert _read(tmp_path / "one") == wanted and _read(tmp_path / "both") == 2 * wanted
+    assert _names(tmp_path / "both") == ["test/data-00000-of-00001.arrow", "train/data-00000-of-00001.arrow"]
+
+
+def test_folders_of_linked_files_and_folders(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "0a1b").write_bytes(_lines(["linked"]))
+    root = tmp_path / "root"
+    (root / "own").mkdir(parents=True)
+    (root / "own" / "a.txt").write_text("own")
+    (root / "train.jsonl").symlink_to(tmp_path / "blobs" / "0a1b")  # as the hub's cache keeps its files
+    (root / "again.jsonl").symlink_to(tmp_path / "blobs" / "0a1b")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "b.txt").write_text("far")
+    (root / "linked").symlink_to(tmp_path / "far")
+    (root / "round").symlink_to(root)
+    (root / "broken.txt").symlink_to(tmp_path / "nowhere")
+    assert _names(root) == ["again.jsonl", "linked/b.txt", "own/a.txt"]
+    assert _read(root) == ["linked", "far", "own"]
+    told = " ".join(_found(root).left_out.lines())
+    assert "2 linked twice (round/, train.jsonl)" in told and "1 broken links (broken.txt)" in told
+
+
+def test_what_is_left_out_is_told(tmp_path):
+    for name in (
+        ".git/config",
+        "README.md",
+        "LICENSE",
+        "a.txt",
+        "b.jpeg",
+        "noext",
+        "package.json",
+        "state.json",
+        "void.txt",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}" if name.endswith("json") else "" if "void" in name else "words")
+    (tmp_path / "rows.json").write_bytes(_lines(["row"]))
+    found = _found(tmp_path, exclude=("c*",))
+    assert [source.name for source in found.sources] == ["a.txt", "rows.json"]
+    (line,) = found.left_out.lines()
+    for part in (
+        "1 hidden (.git/)",
+        "3 about the data (LICENSE, README.md, state.json)",
+        "1 no known text (.jpeg) (b.jpeg)",
+        "1 no known text (no suffix) (noext)",
+        "1 JSON without 'text' (package.json)",
+        "1 empty (void.txt)",
+    ):
+        assert part in line
+    # What is named is text.
+    for name in ("README.md", "LICENSE", ".git/config"):
+        assert _read(tmp_path / name) == ["words"]
+    assert _names(f"{tmp_path}/README*") == ["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "kept"),
+    [
+        (("*.md",), ["a.txt", "sub/deep/d.txt"]),
+        (("sub",), ["a.txt", "b.md"]),
+        (("sub/*",), ["a.txt", "b.md"]),
+        (("**/c.md", "a.*"), ["b.md", "sub/deep/d.txt"]),
+        (("deep/",), ["a.txt", "b.md", "sub/c.md"]),
+        (("*.MD",), ["a.txt", "b.md", "sub/c.md", "sub/deep/d.txt"]),
+    ],
+)
+def test_exclude(tmp_path, patterns, kept):
+    for name in ("a.txt", "b.md", "sub/c.md", "sub/deep/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert _names(tmp_path, exclude=patterns) == _names(f"{tmp_path}/**/*.*", exclude=patterns) == kept
+
+
+def test_nothing_is_left(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(InputError, match=r"gives no text \(left out: 1 excluded \(a.txt\)\)"):
+        _found(tmp_path, exclude=("*",))
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(InputError, match=r"1 folders that the pattern matches \(sub/\)"):
+        _found(f"{tmp_path}/s*")
+
+
+BROKEN = {
+    "latin.txt": b"caf\xe9",
+    "binary.txt": b"a\0b",
+    "utf16.txt": "words".encode("utf-16"),
+    "rows.jsonl": b'{"text": "kept 1"}\n{"te\n{"text": 3}\n{"text": "kept 2"}\n',
+    "half.jsonl.gz": gzip.compress(_lines(["x" * 99] * 99))[:40],
+    "half.txt.xz": lzma.compress(b"words" * 999)[:-20],
+    "no.parquet": b"PAR1",
+    "nested.jsonl": b"[" * 99_999 + b"\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_are_skipped_and_counted(tmp_path, name):
+    (tmp_path / name).write_bytes(BROKEN[name])
+    _fails(tmp_path / name, name)
+    skips = Skips()
+    (source,) = _found(tmp_path / name).sources
+    assert list(source.documents("text", skips)) == (["kept 1", "kept 2"] if name == "rows.jsonl" else [])
+    assert skips.count == (2 if name == "rows.jsonl" else 1) and name in str(skips.example)
 
 
 def test_folders_files_and_globs(tmp_path):
@@ -88,11 +325,11 @@ def test_folders_files_and_globs(tmp_path):
         path.write_bytes(
             _packed(".gz", _lines(["packed"])) if name.endswith(".gz") else b"" if "void" in name else name.encode()
         )
-    assert [s.name for s in resolve(str(tmp_path))] == ["a/y.jsonl.gz", "a/z.md", "b.txt"]
+    assert _names(tmp_path) == ["a/y.jsonl.gz", "a/z.md", "b.txt"]
     assert _read(tmp_path) == ["packed", "a/z.md", "b.txt"]
-    assert [s.name for s in resolve(f"{tmp_path}/**/*.md")] == ["a/z.md"]
-    assert [s.name for s in resolve(f"{tmp_path}/*.bin")] == ["noise.bin"]
-    assert [s.name for s in resolve(str(tmp_path / "noise.bin"))] == ["noise.bin"]
+    assert _names(f"{tmp_path}/**/*.md") == ["a/z.md"]
+    assert _names(f"{tmp_path}/*.bin") == ["noise.bin"]
+    assert _names(tmp_path / "noise.bin") == ["noise.bin"]
 
 
 def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
@@ -102,7 +339,7 @@ def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
 
 
 def test_stdlib_is_readable_text_of_the_library_alone():
-    sources = resolve("stdlib")
+    sources = _found("stdlib").sources
     names = [source.name for source in sources]
     assert names == sorted(names) and {"os.py", "json/decoder.py"} <= set(names)
     assert not any(part in name for name in names for part in ("site-packages", "dist-packages"))
@@ -119,11 +356,11 @@ def test_what_is_not_there(tmp_path, monkeypatch, spec):
 
 def test_empty_text(tmp_path):
     (tmp_path / "a.txt").touch()
-    _fails(tmp_path / "a.txt", "a.txt", "is empty")
+    _fails(tmp_path / "a.txt", "a.txt", "1 empty")
     (tmp_path / "b.txt").touch()
-    _fails(tmp_path, str(tmp_path), "only empty files")
+    _fails(tmp_path, str(tmp_path), "2 empty (a.txt, b.txt)")
     (tmp_path / "sub").mkdir()
-    _fails(tmp_path / "sub", "no file that reads as text")
+    _fails(tmp_path / "sub", "gives no text (nothing matches)")
 
 
 def test_a_device_is_no_text():
@@ -160,7 +397,7 @@ def test_binary(tmp_path, blob, reason):
     _fails(tmp_path / "a.txt", "a.txt:2", reason)
 
 
-@pytest.mark.parametrize("packing", [".gz", ".bz2", ".zst"])
+@pytest.mark.parametrize("packing", [".gz", ".bz2", ".zst", ".xz"])
 @pytest.mark.parametrize("stem", ["a.jsonl", "a.txt"])
 def test_truncated_archives(tmp_path, stem, packing):
     path = tmp_path / (stem + packing)
@@ -169,7 +406,7 @@ def test_truncated_archives(tmp_path, stem, packing):
     _fails(path, path.name)
 
 
-@pytest.mark.parametrize("packing", [".gz", ".bz2", ".zst"])
+@pytest.mark.parametrize("packing", [".gz", ".bz2", ".zst", ".xz"])
 def test_what_is_no_archive(tmp_path, packing):
     path = tmp_path / f"a.jsonl{packing}"
     path.write_bytes(_lines(DOCUMENTS))
@@ -186,6 +423,7 @@ def test_what_is_no_archive(tmp_path, packing):
         (b'{"text": 3}', "not a string"),
         (b'{"text": "\\ud800"}', "surrogate"),
         (b'{"text": "\xff"}', "not a JSON object"),
+        (b"[" * 99_999, "not a JSON object"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, reason):

@@ -1,0 +1,72 @@
+"""How much text is on each side, in one line for people."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from mom_jax.data.plan import Plan
+from mom_jax.data.shards import PreparedData, ShardInfo
+from mom_jax.data.sources import Source
+
+_RULES = {
+    "held_out_path": "as held_out_path says",
+    "names": "as the files' names say",
+    "files": "whole files, by their names' hashes",
+    "documents": "documents, by their texts' hashes",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Amount:
+    """Text of some shards."""
+
+    documents: int
+    text_bytes: int
+    tokens: int
+    skipped: int
+    skipped_example: str
+
+    @classmethod
+    def of(cls, infos: Iterable[ShardInfo]) -> "Amount":
+        """The sum over shards."""
+        infos = list(infos)
+        sums = (
+            sum(getattr(info, field) for info in infos) for field in ("documents", "text_bytes", "tokens", "skipped")
+        )
+        return cls(*sums, next((info.skipped_example for info in infos if info.skipped), ""))
+
+
+def tell_amounts(train: Amount, held_out: Amount, rule: str) -> list[str]:
+    """A line about both sides, and one about what was skipped."""
+    share = f"{held_out.text_bytes / max(train.text_bytes + held_out.text_bytes, 1):.1%}"
+    how = ", ".join(filter(None, [share, _RULES.get(rule)]))
+    lines = [f"text: to train on {_tell(train)}; held out {_tell(held_out)} ({how})"]
+    skipped, example = train.skipped + held_out.skipped, train.skipped_example or held_out.skipped_example
+    return lines + ([f"skipped: {skipped:,} broken files or documents, the first: {example}"] if skipped else [])
+
+
+def tell_data(data: PreparedData) -> list[str]:
+    """`tell_amounts` of opened shards."""
+    amounts = (Amount.of(shard.info for shard in side.shards) for side in (data.train, data.held_out))
+    return tell_amounts(*amounts, data.rule)
+
+
+def tell_plan(planned: Plan, held_out_fraction: float) -> list[str]:
+    """What preparing would do, in a few lines."""
+    sides = planned.split
+    shards = sum(len(unit.shards) for unit in planned.units)
+    if sides.rule == "documents":
+        text = f"{_tell_sources(sides.train)}, of which about {held_out_fraction:.1%} of the text is held out"
+    else:
+        some = ", ".join(source.name for source in sides.held_out[:3]) + ", ..." * (len(sides.held_out) > 3)
+        text = f"to train on {_tell_sources(sides.train)}; held out {_tell_sources(sides.held_out)} ({some})"
+    return [f"text: {text}; {_RULES[sides.rule]}", *sides.notes, f"would be {shards:,} shards; nothing was written"]
+
+
+def _tell(amount: Amount) -> str:
+    return f"{amount.documents:,} documents, {amount.text_bytes:,} bytes, {amount.tokens:,} tokens"
+
+
+def _tell_sources(sources: list[Source]) -> str:
+    sizes = [source.size for source in sources]
+    known = f", {sum(size or 0 for size in sizes):,} bytes as stored" if None not in sizes else ", streamed"
+    return f"{len(sources):,} files{known}"

@@ -1,0 +1,56 @@
+"""Bytes of files: unpacked on the fly, or a range of whole lines."""
+
+import io
+import lzma
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+from mom_jax.data.file_kinds import compression
+
+# What the libraries raise on files that are not what their suffix says, or end too early.
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
+
+
+def open_unpacked(path: Path) -> BinaryIO:
+    """A stream of the file's content, unpacked if its suffix says that it is compressed.
+
+    Raises:
+        OSError: it cannot be opened. Reading raises one of `UNREADABLE` where the file is damaged.
+    """
+    packing = compression(path.name)
+    if packing == "xz":
+        return lzma.open(path, "rb")
+    import pyarrow  # slow to import
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression=packing), 2**20)  # type: ignore[arg-type]
+
+
+def read_lines(path: Path, start: int, stop: int) -> bytes:
+    """The whole lines that begin at byte ``start`` or later and before ``stop``."""
+    with open(path, "rb") as stream:
+        if start:
+            stream.seek(start - 1)
+            start += len(stream.readline()) - 1
+        if start >= stop:
+            return b""
+        blob = stream.read(stop - start)
+        return blob if blob.endswith(b"\n") else blob + stream.readline()
+
+
+def line_number(path: Path, offset: int) -> int:
+    """Number, from 1, of the first line that begins at byte ``offset`` or later. Reads what is before it."""
+    number, last = 1, b"\n"
+    with open(path, "rb") as stream:
+        while offset > 0 and (blob := stream.read(min(offset, 2**20))):
+            number += blob.count(b"\n")
+            offset -= len(blob)
+            last = blob[-1:]
+    return number + (last != b"\n")
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one short line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
