@@ -35,13 +35,13 @@ class Amount:
         return cls(*sums, next((info.skipped_example for info in infos if info.skipped), ""))
 
 
-def tell_amounts(train: Amount, held_out: Amount, rule: str) -> list[str]:
+def tell_amounts(train: Amount, held_out: Amount, rule: str, what: str = "text") -> list[str]:
     """A line about both sides, and one about what was skipped."""
     share = f"{held_out.text_bytes / max(train.text_bytes + held_out.text_bytes, 1):.1%}"
     how = ", ".join(filter(None, [share, _RULES.get(rule)]))
-    lines = [f"text: to train on {_tell(train)}; held out {_tell(held_out)} ({how})"]
+    lines = [f"{what}: to train on {_tell(train)}; held out {_tell(held_out)} ({how})"]
     skipped, example = train.skipped + held_out.skipped, train.skipped_example or held_out.skipped_example
-    return lines + ([f"skipped: {skipped:,} broken files or documents, the first: {example}"] if skipped else [])
+    return lines + ([f"skipped as broken: {skipped:,} (the first: {example})"] if skipped else [])
 
 
 def tell_data(data: PreparedData) -> list[str]:
@@ -59,14 +59,24 @@ def tell_plan(planned: Plan, held_out_fraction: float) -> list[str]:
     else:
         some = ", ".join(source.name for source in sides.held_out[:3]) + ", ..." * (len(sides.held_out) > 3)
         text = f"to train on {_tell_sources(sides.train)}; held out {_tell_sources(sides.held_out)} ({some})"
-    return [f"text: {text}; {_RULES[sides.rule]}", *sides.notes, f"would be {shards:,} shards; nothing was written"]
+    return [
+        f"text: {text}; {_RULES[sides.rule]}",
+        *sides.notes,
+        f"would be {_count(shards, 'shard')}; nothing was written",
+    ]
 
 
 def _tell(amount: Amount) -> str:
-    return f"{amount.documents:,} documents, {amount.text_bytes:,} bytes, {amount.tokens:,} tokens"
+    return ", ".join(
+        [_count(amount.documents, "document"), _count(amount.text_bytes, "byte"), _count(amount.tokens, "token")]
+    )
 
 
 def _tell_sources(sources: list[Source]) -> str:
     sizes = [source.size for source in sources]
-    known = f", {sum(size or 0 for size in sizes):,} bytes as stored" if None not in sizes else ", streamed"
-    return f"{len(sources):,} files{known}"
+    known = f", {_count(sum(size or 0 for size in sizes), 'byte')} as stored" if None not in sizes else ", streamed"
+    return _count(len(sources), "file") + known
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"

@@ -26,8 +26,8 @@ class DataConfig:
     """
 
     path: Name = "stdlib"
-    """Text, JSON, parquet or Arrow file, also compressed; a folder or glob of them; a folder written by `mom-jax data
-    prepare`; `hf:OWNER/NAME[:config][:split]`, a Hugging Face dataset; or `stdlib`, Python's standard library."""
+    """Text, JSON, parquet or Arrow file, also compressed; a folder or glob of them; prepared shards;
+    `hf:OWNER/NAME[:config][:split]`, a Hugging Face dataset; or `stdlib`, Python's standard library."""
     held_out_path: Name | None = None
     """Held-out text, given in the same ways as path. Without it names such as valid.jsonl or test/ decide, or else a
     share of path's text is held out."""

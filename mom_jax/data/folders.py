@@ -4,7 +4,7 @@ import fnmatch
 import glob
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from mom_jax.data.file_kinds import is_about, is_data, kind, suffix
@@ -109,9 +109,8 @@ def glob_files(pattern: Path, left_out: LeftOut) -> Iterator[Path]:
             left_out.add("no plain files", name)
 
 
-def is_excluded(name: str, patterns: Iterable[str]) -> bool:
+def matches(name: str, pattern: str) -> bool:
     """Whether a pattern matches the name, a folder above it, or the last part of either."""
-    path = PurePath(name)
-    places = [path, *path.parents][:-1] if len(path.parts) > 0 else [path]
-    forms = {form for place in places for form in (place.as_posix(), place.name)}
-    return any(fnmatch.fnmatchcase(form, p.removeprefix("**/").rstrip("/")) for p in patterns for form in forms)
+    path, pattern = PurePath(name), pattern.removeprefix("**/").rstrip("/")
+    places = [path, *path.parents][:-1]
+    return any(fnmatch.fnmatchcase(form, pattern) for place in places for form in (place.as_posix(), place.name))

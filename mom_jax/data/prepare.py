@@ -225,7 +225,8 @@ def _summary(planned: Plan, folder: Path, done: dict[str, ShardInfo], written: i
         Amount.of(done[name] for side, name in names if side == wanted and name in done) for wanted in SPLITS
     )
     missing = sum(not (folder / f"{name}.json").exists() for _, name in names if name not in done)
-    notes = tell_amounts(train, held_out, planned.split.rule) + planned.split.notes
+    what = "text of this part" if missing or len(done) < len(names) else "text"
+    notes = tell_amounts(train, held_out, planned.split.rule, what) + planned.split.notes
     return PrepareSummary(written, len(done) - written, missing, train, held_out, notes)
 
 

@@ -46,11 +46,11 @@ def choose_range(items: Iterable[tuple[int, int]], share: float) -> HashRange:
     Raises:
         TooFewItems: fewer than two different hashes.
     """
-    pairs = np.array(sorted(items), np.uint64).reshape(-1, 2)
-    hashes, first = np.unique(pairs[:, 0], return_index=True)
+    pairs = np.sort(np.fromiter(items, [("hash", np.uint64), ("weight", np.int64)]), order="hash")
+    hashes, first = np.unique(pairs["hash"], return_index=True)
     if len(hashes) < 2:
         raise TooFewItems("a split needs two different items")
-    sums = np.concatenate([[0], np.cumsum(np.add.reduceat(pairs[:, 1].astype(np.int64), first))])
+    sums = np.concatenate([[0], np.cumsum(np.add.reduceat(pairs["weight"], first))])
     target = share * sums[-1]
     starts = np.arange(len(hashes))
     above = np.searchsorted(sums, sums[:-1] + target)  # the first end whose range weighs at least the target

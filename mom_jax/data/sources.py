@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mom_jax.data.config import DataConfig
 from mom_jax.data.documents import read_documents, stop
-from mom_jax.data.folders import LeftOut, folder_files, glob_files, glob_root, is_excluded, is_glob
+from mom_jax.data.file_kinds import is_data
+from mom_jax.data.folders import LeftOut, folder_files, glob_files, glob_root, is_glob, matches
 from mom_jax.data.hub import HubSource, hub_sources
 from mom_jax.data.json_documents import OnError
 from mom_jax.errors import InputError
@@ -75,19 +76,23 @@ def _find(spec: str, config: DataConfig, field: str) -> Found:
         return Found(_checked([path], path.parent, config, field, left_out), left_out, False)
     if is_glob(spec):
         return Found(_checked(glob_files(path, left_out), glob_root(path), config, field, left_out), left_out, True)
-    hub = f" (a data set of the Hugging Face hub is written hf:{spec})" if _HUB_NAME.fullmatch(spec) else ""
+    is_hub_name = _HUB_NAME.fullmatch(spec) and not is_data(spec)
+    hub = f" (a data set of the Hugging Face hub is written hf:{spec})" if is_hub_name else ""
     raise InputError(field, spec, f"no such file or folder{hub}; give text, jsonl or parquet files, a folder or a glob")
 
 
 def _checked(paths: Iterable[Path], root: Path, config: DataConfig, field: str, left_out: LeftOut) -> list[Source]:
     """Sources of ``paths`` that are neither empty nor excluded nor the same again, sorted by name under ``root``."""
     sources: dict[str, Source] = {}
+    unused = set(config.exclude)
     for path in paths:
         name = path.relative_to(root).as_posix()
         if not path.is_file():
             raise InputError(field, path, "is neither a file nor a folder")
         place, size = os.path.realpath(path), path.stat().st_size
-        if is_excluded(name, config.exclude):
+        excluding = {pattern for pattern in config.exclude if matches(name, pattern)}
+        unused -= excluding
+        if excluding:
             left_out.add("excluded", name)
         elif not size:
             left_out.add("empty", name)
@@ -95,6 +100,8 @@ def _checked(paths: Iterable[Path], root: Path, config: DataConfig, field: str, 
             left_out.add("linked twice", name)
         else:
             sources[place] = FileSource(name, os.path.abspath(path), size)
+    for pattern in unused:
+        left_out.add("patterns to exclude that match nothing", pattern)
     if not sources:
         why = "; ".join(left_out.lines()) or "nothing matches"
         raise InputError(field, getattr(config, field), f"gives no text ({why}); name the files, or a glob of them")

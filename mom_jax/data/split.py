@@ -155,5 +155,8 @@ def held_out_documents(sides: Split, config: DataConfig) -> HashRange | None:
     try:
         return choose_range(((stable_hash(text), len(text.encode())) for text in texts), config.held_out_fraction)
     except TooFewItems as error:
-        remedy = "has fewer than two different documents, so none can be held out; give more text, or held_out_path"
+        remedy = (
+            "has fewer than two different documents (a text file is one), so none can be held out; cut it into several "
+            "files, or give held_out_path"
+        )
         raise InputError("path", config.path, remedy) from error

@@ -32,7 +32,7 @@ def sum_of(place: Place) -> str:
 def stamp(path: str | Path) -> list[int]:
     """What changes when a file does: its time of change cannot be set back as the one of its content can."""
     stat = os.stat(path)
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 class Sums:
@@ -72,7 +72,7 @@ class Sums:
 
     def remember(self, place: Place, stamped: list[int], digest: str) -> None:
         """Keeps a sum that was computed after ``stamped`` was taken."""
-        if max(stamped[1:3]) < (time.time() - _SETTLED) * 1e9:
+        if max(stamped[1:]) < (time.time() - _SETTLED) * 1e9:
             self._known[_key(place)] = [*stamped, digest]
 
     def of(self, places: Sequence[Place]) -> list[str]:

@@ -325,7 +325,7 @@ def test_a_broken_line_of_a_cut_file_is_named(tmp_path):
     skipping = dataclasses.replace(config, on_error="skip")
     summary = prepare(skipping, tmp_path / "out")
     assert (summary.train.documents, summary.train.skipped) == (199, 1)
-    assert "skipped: 1 broken files or documents, the first: path=a.jsonl:151: is not" in summary.notes[1]
+    assert "skipped as broken: 1 (the first: path=a.jsonl:151: is not" in summary.notes[1]
     # What was skipped is told again, and does not pass for whole afterwards.
     assert prepare(skipping, tmp_path / "out").notes == summary.notes
     assert prepared(DataConfig(path=str(tmp_path / "out"), cache_dir=config.cache_dir)).notes[1] == summary.notes[1]
@@ -351,7 +351,7 @@ def test_how_much_is_on_each_side_is_told(corpus, tmp_path):
     config = DataConfig(path=str(folder), cache_dir=str(tmp_path / "cache"))
     (line, left_out) = prepare(config, tmp_path / "out").notes
     assert line == (
-        "text: to train on 3 documents, 33 bytes, 36 tokens; held out 1 documents, 8 bytes, 9 tokens "
+        "text: to train on 3 documents, 33 bytes, 36 tokens; held out 1 document, 8 bytes, 9 tokens "
         "(19.5%, as the files' names say)"
     )
     assert left_out == "left out: 1 about the data (README.md)"
@@ -364,9 +364,9 @@ def test_how_much_is_on_each_side_is_told(corpus, tmp_path):
     [
         (
             ["train.jsonl", "test.jsonl", "b.png"],
-            ["held out 1 files, ", "(test.jsonl)", "names say", "left out: 1 no known"],
+            ["held out 1 file, ", "(test.jsonl)", "names say", "left out: 1 no known"],
         ),
-        (["a.jsonl"], ["1 files, ", "about 5.0% of the text is held out", "documents, by their texts' hashes"]),
+        (["a.jsonl"], ["1 file, ", "about 5.0% of the text is held out", "documents, by their texts' hashes"]),
         ([f"{i}.txt" for i in range(20)], ["to train on 19 files", "whole files, by their names' hashes"]),
     ],
 )

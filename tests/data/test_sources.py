@@ -241,7 +241,7 @@ def test_what_is_left_out_is_told(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text("{}" if name.endswith("json") else "" if "void" in name else "words")
     (tmp_path / "rows.json").write_bytes(_lines(["row"]))
-    found = _found(tmp_path, exclude=("c*",))
+    found = _found(tmp_path, exclude=())
     assert [source.name for source in found.sources] == ["a.txt", "rows.json"]
     (line,) = found.left_out.lines()
     for part in (
@@ -275,6 +275,8 @@ def test_exclude(tmp_path, patterns, kept):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     assert _names(tmp_path, exclude=patterns) == _names(f"{tmp_path}/**/*.*", exclude=patterns) == kept
+    unused = "1 patterns to exclude that match nothing (*.MD)"
+    assert (unused in "".join(_found(tmp_path, exclude=patterns).left_out.lines())) == ("*.MD" in patterns)
 
 
 def test_nothing_is_left(tmp_path):
