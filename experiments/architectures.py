@@ -23,6 +23,9 @@ def mixture(point: Point) -> MoMConfig:
     return dataclasses.replace(
         get_preset("mom-tiny"),
         vocab_size=point["vocab"],
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
         hidden_size=point["hidden_size"],
         num_hidden_layers=point["num_layers"],
         num_heads=1,

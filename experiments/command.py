@@ -15,9 +15,9 @@ from rich.table import Table
 from experiments.registry import EXPERIMENTS, SCALES, Experiment, Record, check_name, get_experiment
 from experiments.sweep import belonging, missing, read_records, run_sweep, sweep_folder
 from mom_jax import terminal
-from mom_jax.cli.parsing import parse
+from mom_jax.cli.parsing import Place, parse
 from mom_jax.errors import InputError
-from mom_jax.fields import Name, check_fields
+from mom_jax.fields import check_fields
 from mom_jax.terminal import print_table
 
 DESCRIPTION = f"""Runs an experiment: each of its points that is not there yet, then a table and plots. Every finished
@@ -43,7 +43,7 @@ class ExperimentConfig:
     """Do only shard i of n, written i/n."""
     plot: bool = False
     """Draw what is there; run nothing."""
-    out: Name = "runs/experiments"
+    out: Place = "runs/experiments"
     """Folder of the sweeps."""
 
     def __post_init__(self):

@@ -16,7 +16,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 from mom_jax.errors import InputError
@@ -60,6 +60,13 @@ class Range:
 @dataclasses.dataclass(frozen=True)
 class NotEmpty:
     """Text of at least one character."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What a function of (value, field) does not raise an `InputError` for."""
+
+    function: Callable[[Any, str], None]
 
 
 Count = Annotated[int, Range(least=1, below=2**31)]
@@ -153,6 +160,8 @@ def _within(field: str, given: Any, value: Any, kind: Any, rules: tuple[Any, ...
     for rule in rules:
         if isinstance(rule, Range) and value not in rule:
             raise InputError(field, given, f"must be {rule}")
+        if isinstance(rule, Check):
+            rule.function(value, field)
         if isinstance(rule, NotEmpty) and (not value or "\0" in value):
             raise InputError(field, given, "must not be empty" if not value else "must not hold a NUL character")
     if kind is float and value and not _FLOAT32[0] <= abs(value) <= _FLOAT32[1]:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from mom_jax.cli.parsing import parse
+from mom_jax.cli.parsing import Place, parse
 from mom_jax.errors import InputError
-from mom_jax.fields import Name, check_fields
+from mom_jax.fields import check_fields
 
 DESCRIPTION = """Makes one HTML page of finished runs (folders of mom-jax train, or published models that were
 evaluated) and of sweeps (folders of mom-jax experiment): what each was, held-out scores, tasks beside the paper's
@@ -25,9 +25,9 @@ Example: mom-jax report runs/mom-340m --out pages/mom-340m.html"""
 class ReportConfig:
     """What the page shows, and where it goes."""
 
-    paths: Annotated[tuple[Name, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...")] = ()
+    paths: Annotated[tuple[Place, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...")] = ()
     """Folders of runs and sweeps."""
-    out: Name | None = None
+    out: Place | None = None
     """The page; default: report.html beside the first folder."""
 
     def __post_init__(self):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from mom_jax.cli.parsing import parse
+from mom_jax.cli.parsing import Place, parse
 from mom_jax.errors import InputError
 from mom_jax.evals.reference.install import RELEASE, choose_kernels, installed_versions
 from mom_jax.fields import Count, Name, Range, Seed, check_fields
@@ -29,11 +29,11 @@ LOOSE = {"triton": 1e3, "interpreter": 1.0, "naive": 1.0}
 class CompareConfig:
     """What to compare, and on which tokens."""
 
-    reference: Name
+    reference: Place
     """Folder with config.json and safetensors, as the PyTorch library writes it."""
     tokens: str = "2x80"
     """Rows x tokens per row."""
-    text: Name | None = None
+    text: Place | None = None
     """Take the tokens from this text file instead of at random."""
     tokenizer: Name | None = None
     """Tokenizer of the text (as --data.tokenizer of train); default: the one in the folder."""
@@ -49,7 +49,7 @@ class CompareConfig:
     """Largest difference over a quantity's largest value; default: one for each quantity, see docs/parity.md."""
     kernels: Literal["auto", "triton", "interpreter", "naive"] = "auto"
     """The reference's operators: Triton kernels on a GPU; on a CPU naive PyTorch, or those kernels interpreted."""
-    out: Name | None = None
+    out: Place | None = None
     """Folder for compare.json and compare.png."""
 
     def __post_init__(self):

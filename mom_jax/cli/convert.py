@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mom_jax.cli.parsing import parse
+from mom_jax.cli.parsing import Place, parse
 from mom_jax.errors import InputError
 from mom_jax.fields import Name, Range, check_fields
 
@@ -24,9 +24,9 @@ Example: mom-jax convert runs/mom-340m published/mom-340m --dtype bfloat16"""
 class ConvertConfig:
     """What to convert, and into what."""
 
-    src: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    src: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """A published model's folder, or a run's."""
-    dst: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    dst: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The folder to write; it must not exist, or be empty."""
     tokenizer: Name | None = None
     """Goes with the model instead of its own: bytes, mistral, a file, a folder or a hub name."""

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import tyro
 
-from mom_jax.cli.parsing import parse
+from mom_jax.cli.parsing import Place, parse
 from mom_jax.data.config import DataConfig
 from mom_jax.errors import InputError
-from mom_jax.fields import Name, Range, check_fields
+from mom_jax.fields import Range, check_fields
 
 DESCRIPTION = """Tokenises text into memory-mapped shards that training reads with --data.path OUT. Run again
 after an interruption, it goes on where it stopped; the same input gives the same bytes whatever the number of workers
@@ -31,7 +31,7 @@ example: mom-jax data prepare shards/texts --data.path 'texts/*.txt'
 class PrepareConfig:
     """What to tokenise, and where to."""
 
-    out: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    out: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder of the shards."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     workers: Annotated[int, Range(least=1, most=2**12)] | None = None

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from mom_jax.cli.parsing import parse
+from mom_jax.cli.parsing import Place, parse
 from mom_jax.errors import InputError, install
 from mom_jax.fields import Count, Name, Range, check_fields
 
@@ -28,7 +28,7 @@ Example: mom-jax eval runs/mom-340m --tasks recall,commonsense,longbench"""
 class EvalConfig:
     """What to score, and on what."""
 
-    run: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or of a published model."""
     sequence_length: Annotated[int, Range(least=1, most=2**24)] | None = None
     """Tokens per window, or of a task's longest input; default: as in training."""
@@ -39,7 +39,7 @@ class EvalConfig:
     tasks: Name | None = None
     """Tasks with commas between them: recall and commonsense (the paper's sets), longbench, or any task, group
     or tag of lm-evaluation-harness."""
-    include_path: Name | None = None
+    include_path: Place | None = None
     """Folder of further task files (YAML) for --tasks."""
     limit: Count | None = None
     """Documents of each task; default: all."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mom_jax.cli.parsing import parse
+from mom_jax.cli.parsing import Place, parse
 from mom_jax.errors import InputError
 from mom_jax.fields import Count, Name, Range, Seed, check_fields
 from mom_jax.files import read_text
@@ -36,11 +36,11 @@ def _optional(metavar: str) -> Any:
 class GenerateConfig:
     """What to continue, and how to choose tokens."""
 
-    run: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or of a published model."""
     prompt: Annotated[Name | None, _optional("TEXT")] = None
     """Text to continue; - reads it from standard input, to its end."""
-    prompt_file: Annotated[Name | None, _optional("FILE")] = None
+    prompt_file: Annotated[Place | None, _optional("FILE")] = None
     """File of the text to continue (UTF-8, taken as it is, the newline at its end included), instead of --prompt."""
     max_new_tokens: Annotated[int, Range(least=1, most=2**24)] = 200
     """Tokens to add at most; a document's end stops earlier."""

@@ -11,16 +11,18 @@ import itertools
 import re
 import typing
 from collections.abc import Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
 from mom_jax.cli import habits
 from mom_jax.errors import InputError
-from mom_jax.fields import alternatives, described, field_types
+from mom_jax.fields import Check, NotEmpty, alternatives, described, field_types
 from mom_jax.models.presets import preset_names
+from mom_jax.paths import check_local
 
 Config = TypeVar("Config")
+Place = Annotated[str, NotEmpty(), Check(check_local)]  # a local file or folder, which need not exist
 
 
 def preset_first(verb: str, args: Sequence[str]) -> tuple[str, list[str]]:
