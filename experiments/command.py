@@ -15,9 +15,11 @@ from rich.table import Table
 from experiments.registry import EXPERIMENTS, SCALES, Experiment, Record, check_name, get_experiment
 from experiments.sweep import belonging, missing, read_records, run_sweep, sweep_folder
 from mom_jax import terminal
+from mom_jax.cli.notes import note
 from mom_jax.cli.parsing import Place, parse
 from mom_jax.errors import InputError
 from mom_jax.fields import check_fields
+from mom_jax.paths import why_not_writable
 from mom_jax.terminal import print_table
 
 DESCRIPTION = f"""Runs an experiment: each of its points that is not there yet, then a table and plots. Every finished
@@ -75,7 +77,9 @@ def main(args: Sequence[str]) -> int:
     if not wanted.plot:
         with _kept_programs():
             run_sweep(experiment, points, folder, wanted.part, lambda *told: _tell(out, *told))
-    records = belonging(points, read_records(folder))
+    records, complaints = experiment.sound(belonging(points, read_records(folder, note)))
+    for complaint in complaints:
+        note(f"{complaint}; it is left out")
     if not records:
         remedy = f"has no finished point to draw; run mom-jax experiment {wanted.name} --scale {wanted.scale} first"
         raise InputError("out", folder, remedy)
@@ -108,7 +112,11 @@ def _show(experiment: Experiment, records: list[Record], total: int, folder: Pat
     print_table(shown, out)
     for line in experiment.findings(records):
         out.print(f"- {line}")
-    for path in experiment.plot(records, folder):
+    why = why_not_writable(folder)
+    if why:
+        note(f"{folder}: no plots are drawn there ({why}); mom-jax report {folder} --out FOLDER shows them elsewhere")
+        return
+    for path in experiment.draw(records, folder):
         out.print(f"plot: {path}")
 
 
@@ -118,7 +126,7 @@ def _list(base: str, out: Console) -> None:
         cells = []
         for scale in SCALES:
             points = get_experiment(name).points(scale)
-            left = missing(points, read_records(sweep_folder(base, name, scale)))
+            left = missing(points, read_records(sweep_folder(base, name, scale), note))
             cells.append(f"{len(points) - len(left)} of {len(points)}")
         shown.add_row(name, about, *cells)
     print_table(shown, out)

@@ -3,14 +3,25 @@
 import dataclasses
 import difflib
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from mom_jax.errors import InputError
 
 Point = dict[str, Any]  # JSON: all that determines one result
-Record = dict[str, Any]  # a finished point: ``point``, ``result``, ``seconds``, ``date``, ``versions``
+
+
+class Record(TypedDict):
+    """A finished point."""
+
+    point: Point
+    result: dict[str, Any]  # null where NaN was measured
+    seconds: float
+    date: NotRequired[str]
+    versions: dict[str, str]
+
 
 SCALES = ("tiny", "paper")
 # name: (module with EXPERIMENT, what it shows)
@@ -51,6 +62,26 @@ class Experiment:
     plot: Callable[[list[Record], Path], list[Path]]
     table: Callable[[list[Record]], list[list[str]]]
     findings: Callable[[list[Record]], list[str]] = lambda records: []
+
+    def draw(self, records: list[Record], folder: Path) -> list[Path]:
+        """`plot` in the style of all pictures."""
+        from mom_jax.drawing import style
+
+        with style():
+            return self.plot(records, folder)
+
+    def sound(self, records: list[Record]) -> tuple[list[Record], list[str]]:
+        """The records whose results this version can tabulate, and a complaint for each of the others."""
+        kept, complaints = [], []
+        for record in records:
+            try:
+                self.table([record])
+                self.findings([record])
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                complaints.append(f"the result of {json.dumps(record['point'])} has another form ({error!r})")
+            else:
+                kept.append(record)
+        return kept, complaints
 
 
 def get_experiment(name: str) -> Experiment:

@@ -1,27 +1,40 @@
 """A sweep: many points, each done once, whatever is stopped and started and on however many machines."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.registry import Experiment, Point, Record
+from mom_jax.errors import InputError
+from mom_jax.files import json_line, read_json_lines, with_nan
+from mom_jax.paths import local_path, output_folder
 from mom_jax.training.sittings import now, versions
 
 
 def sweep_folder(base: str | Path, name: str, scale: str) -> Path:
     """Where the records and pictures of an experiment at one scale are."""
-    return Path(base).expanduser() / f"{name}-{scale}"
+    return local_path(base, "out") / f"{name}-{scale}"
 
 
-def read_records(folder: Path) -> list[Record]:
-    """The finished points of a sweep, of all shards; a line that a crash cut short is left out."""
-    records = {}
+def read_records(folder: Path, complain: Callable[[str], None]) -> list[Record]:
+    """The finished points of a sweep, of all shards; a line that a crash cut short is left out.
+
+    Args:
+        folder: of the sweep.
+        complain: gets a line for each one that is damaged and left out.
+    """
+    records: dict[str, Record] = {}
     for path in sorted(folder.glob("points*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n") and line.strip():
-                record = json.loads(line)
-                records.setdefault(_key(record["point"]), record)
+        try:
+            found, complaints = read_json_lines(path, Record)
+        except InputError as error:
+            found, complaints = [], [str(error)]
+        for complaint in complaints:
+            complain(f"{complaint}; it is left out")
+        for record in found:
+            records.setdefault(_key(record["point"]), {**record, "result": with_nan(record["result"])})
     return list(records.values())
 
 
@@ -54,11 +67,16 @@ def run_sweep(
         folder: of the sweep; made if need be. Models that points train are kept beside it, for all experiments.
         shard: (i, n).
         tell: called after each point with how many of the shard's are done, how many it has, and the record.
+
+    Raises:
+        InputError: nothing can be written into the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     index, count = shard
     mine = points[index::count]
-    left = missing(mine, read_records(folder))
+    left = missing(mine, read_records(folder, lambda damaged: None))  # those are run again
+    if not left:
+        return
+    output_folder(folder)
     path = folder / (f"points-{index}-of-{count}.jsonl" if count > 1 else "points.jsonl")
     _end_line(path)
     for number, point in enumerate(left, len(mine) - len(left) + 1):
@@ -67,7 +85,7 @@ def run_sweep(
         seconds = time.monotonic() - started
         record = {"point": point, "result": result, "seconds": seconds, "date": now(), "versions": versions()}
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json_line(record))
         tell(number, len(mine), record)
 
 
@@ -77,5 +95,5 @@ def _key(point: Point) -> str:
 
 def _end_line(path: Path) -> None:
     """Ends a line that a crash cut short, so that the next one stands by itself."""
-    if path.is_file() and (text := path.read_text(encoding="utf-8")) and not text.endswith("\n"):
-        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+    if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)

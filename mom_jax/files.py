@@ -6,6 +6,7 @@ dataclass for objects with known fields (further fields are let through).
 
 import dataclasses
 import json
+import math
 import os
 import re
 import socket
@@ -52,6 +53,29 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     except ValueError as error:
         raise InputError("path", path, "is not written: a number of it is NaN or infinite") from error
     write_atomically(path, text + "\n")
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """A record as one line of JSON. What was measured as NaN or infinite becomes null: JSON has no word for it."""
+    return json.dumps(finite(record), allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """A value of dictionaries, lists and numbers with None in the place of NaN and infinity."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def with_nan(value: Any) -> Any:
+    """What `finite` made of measured numbers, with NaN again."""
+    if isinstance(value, dict):
+        return {name: with_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [with_nan(item) for item in value]
+    return math.nan if value is None else value
 
 
 def read_text(path: Path, remedy: str, field: str = "path") -> str:
@@ -129,26 +153,26 @@ def parse_json(text: str, form: type[T]) -> T:
         value = json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    wrong = _misfit(value, form, "")
+    wrong = misfit(value, form)
     if wrong:
         raise ValueError(wrong)
     return value
 
 
-def _misfit(value: Any, form: Any, place: str) -> str | None:
-    """What is wrong with ``value`` where ``form`` is expected; None where nothing is."""
+def misfit(value: Any, form: Any, place: str = "") -> str | None:
+    """What is wrong with ``value``, found at ``place``, where ``form`` is expected; None where nothing is."""
     if form is Any:
         return None
     if typing.is_typeddict(form) or dataclasses.is_dataclass(form):
-        return _misfit(value, dict, place) or _misfit_of_fields(value, form, place)
+        return misfit(value, dict, place) or _misfit_of_fields(value, form, place)
     origin, inner = typing.get_origin(form), typing.get_args(form)
     if origin in (types.UnionType, typing.Union):
-        found = [_misfit(value, choice, place) for choice in inner]
+        found = [misfit(value, choice, place) for choice in inner]
         return None if None in found else found[0]
     if origin in (list, dict):
         items = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
-        found = (_misfit(item, inner[-1], f"{place}[{key!r}]") for key, item in items)
-        return _misfit(value, origin, place) or next(filter(None, found), None)
+        found = (misfit(item, inner[-1], f"{place}[{key!r}]") for key, item in items)
+        return misfit(value, origin, place) or next(filter(None, found), None)
     kinds = (int, float) if form is float else (form,)
     if isinstance(value, kinds) and (form is bool or not isinstance(value, bool)):
         return None
@@ -158,7 +182,7 @@ def _misfit(value: Any, form: Any, place: str) -> str | None:
 def _misfit_of_fields(value: dict[str, Any], form: Any, place: str) -> str | None:
     for name, hint in typing.get_type_hints(form).items():
         if name in value:
-            wrong = _misfit(value[name], hint, f"{place}[{name!r}]")
+            wrong = misfit(value[name], hint, f"{place}[{name!r}]")
         else:
             wrong = f"{place or 'the object'} has no {name!r}" if name in _required(form) else None
         if wrong:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 from mom_jax.errors import InputError
@@ -47,3 +48,36 @@ def _remedy(scheme: str, rest: str) -> str:
 def absolute(place: str | os.PathLike[str], field: str) -> str:
     """`local_path` as text that means the same from every folder; links stay as they are."""
     return os.path.abspath(local_path(place, field))
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Why no file can be made in ``folder``; None where one can, or could as soon as the folder is made.
+
+    It is tried out, for permissions do not tell of mounts, quotas and file systems of other machines.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        return f"{there} is a file"
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return None
+    except OSError as error:
+        return f"{there}: {error.strerror}"
+
+
+def output_folder(place: str | os.PathLike[str], field: str = "out") -> Path:
+    """A folder for results, made if need be, before the work begins that they come from.
+
+    Raises:
+        InputError: it cannot be made, or nothing can be written there; names the cause.
+    """
+    folder = local_path(place, field)
+    why = why_not_writable(folder)
+    if why is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = error.strerror
+    if why is not None:
+        raise InputError(field, place, f"cannot be written to ({why}); give another folder")
+    return folder

@@ -4,25 +4,30 @@ Imports JAX; lm-evaluation-harness only where its tasks run.
 """
 
 import dataclasses
-import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import AxisType, Mesh
 from rich.console import Console
 
-from mom_jax.data.loader import eval_batches
+from mom_jax.data.config import DataConfig, default_cache_dir
+from mom_jax.data.loader import TokenWindows, eval_batches
 from mom_jax.data.prepare import prepared
 from mom_jax.data.shards import PreparedData
 from mom_jax.data.tokenizers import load_tokenizer
 from mom_jax.errors import InputError
 from mom_jax.evals.perplexity import HeldOut, evaluate
-from mom_jax.files import write_json
+from mom_jax.evals.results import KINDS, Evaluation, Tasks
 from mom_jax.interop.published import is_published
 from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.parts import dotted
+from mom_jax.paths import local_path, why_not_writable
 from mom_jax.reports.markdown import write_report
 from mom_jax.training.checkpoint import load_run
 from mom_jax.training.config import MeshConfig, TrainConfig
@@ -31,11 +36,10 @@ from mom_jax.training.log import time_left
 from mom_jax.training.loop import Outcome, check_vocabulary, train
 from mom_jax.training.processes import is_first
 from mom_jax.training.sharding import AXES, make_mesh, shard_batch
+from mom_jax.training.sittings import now
 
-EVALUATION_FILE = "eval.json"
-TASKS_FILE = "tasks.json"
-_KINDS = ("tasks", "groups")  # of results in that file
-_ANSWERS = "answers"  # folder of what the model has answered
+_ANEW = "train it again from an older checkpoint, or with a lower learning rate"
+ANSWERS = "answers"  # folder in a run's of what the model has answered to tasks
 
 
 def train_and_report(config: TrainConfig, out: Console) -> Outcome:
@@ -44,9 +48,7 @@ def train_and_report(config: TrainConfig, out: Console) -> Outcome:
     if not is_first():
         return outcome
     out.print(outcome.message + (f" ({time_left(outcome.seconds)})" if outcome.seconds else ""))
-    run_dir = Path(config.run_dir).expanduser()
-    report = write_report(run_dir, read_evaluation(run_dir))
-    out.print(f"report: {report}")
+    out.print(f"report: {write_report(config.run_dir)}")
     return outcome
 
 
@@ -60,62 +62,107 @@ def one_device() -> Mesh:
     return jax.make_mesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:1])
 
 
+class OpenedRun(NamedTuple):
+    """A run's newest model."""
+
+    config: TrainConfig
+    model: MoMForCausalLM
+    step: int
+
+
 @contextmanager
-def opened_run(run_dir: str, mesh: Mesh) -> Iterator[tuple[TrainConfig, MoMForCausalLM, int]]:
-    """A run's config, its newest model on ``mesh``, and the step; the mesh is set while it is entered.
+def opened_run(run_dir: str, mesh: Mesh) -> Iterator[OpenedRun]:
+    """A run's newest model on ``mesh``, which is set while it is entered; a published model's folder is one at step 0.
 
-    A published model's folder serves as a run at step 0.
+    Raises:
+        InputError: no run there, no checkpoint that can be read, or one whose parameters are not all finite.
     """
-    if is_published(Path(run_dir).expanduser()):
-        config, model, step = *load_published(run_dir, mesh), 0
-    else:
-        config, model, step = load_run(run_dir, mesh)
+    folder = local_path(run_dir, "run")
+    found = (*load_published(folder, mesh), 0) if is_published(folder) else load_run(folder, mesh)
+    opened = OpenedRun(*found)
     with jax.set_mesh(mesh):
-        yield config, model, step
+        _check_finite(opened, run_dir)
+        yield opened
 
 
-def evaluate_run(
-    run_dir: str, *, max_windows: int | None = None, **changes: int
-) -> tuple[dict[str, Any], PreparedData]:
-    """Scores a run's newest model on held-out text and writes ``eval.json`` into its folder.
+def _check_finite(opened: OpenedRun, run_dir: str) -> None:
+    params = nnx.to_pure_dict(nnx.state(opened.model))
+    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
+    broken = [dotted(path) for path, ok in jax.tree_util.tree_leaves_with_path(finite) if not ok]
+    if broken:
+        named = ", ".join(broken[:3]) + ", ..." * (len(broken) > 3)
+        raise InputError("run", run_dir, f"its parameters at step {opened.step} are NaN or infinite ({named}); {_ANEW}")
+
+
+class Scored(NamedTuple):
+    """A model's held-out scores, and of what they are."""
+
+    evaluation: Evaluation
+    config: TrainConfig
+    data: PreparedData
+
+
+def evaluate_run(run_dir: str, *, max_windows: int | None = None, **changes: int) -> Scored:
+    """Scores a run's newest model on held-out text; writes nothing into its folder.
 
     Args:
-        run_dir: the run.
+        run_dir: the run, or a published model's folder.
         max_windows: score about this many windows instead of all.
         changes: fields of the run's data config to replace (``sequence_length``, ``batch_size``).
 
-    Returns:
-        (the evaluation, the data).
-
     Raises:
-        InputError: bad data, another tokenizer than the model's, or a batch that does not divide over the devices.
+        InputError: bad data, another tokenizer than the model's, a batch that does not divide over the devices, or a
+            model whose loss is not finite.
     """
     mesh = all_devices()
-    with opened_run(run_dir, mesh) as (config, model, step):
-        wanted = dataclasses.replace(config.data, **changes)
-        if wanted.batch_size % mesh.size:
-            raise InputError(
-                "batch_size", wanted.batch_size, f"must be a multiple of the number of devices ({mesh.size})"
-            )
-        data = prepared(wanted)
-        check_vocabulary(config, data)
-        batches = (shard_batch(batch, mesh) for batch in eval_batches(data, wanted, max_windows=max_windows))
-        # Every held-out token is scored but the first of each document, which nothing predicts.
-        bytes_per_token = data.held_out.text_bytes / (len(data.held_out) - data.held_out.documents)
-        scores = evaluate(model, batches, config.model.topk, bytes_per_token)
-    evaluation = {"step": step, "data": wanted.path, "sequence_length": wanted.sequence_length, **scores}
-    _write_evaluation(run_dir, evaluation)
-    return evaluation, data
+    with opened_run(run_dir, mesh) as opened:
+        return score(opened, run_dir, mesh, max_windows=max_windows, **changes)
 
 
-def _write_evaluation(run_dir: str, evaluation: dict[str, Any]) -> None:
-    write_json(Path(run_dir).expanduser() / EVALUATION_FILE, evaluation)
+def score(
+    opened: OpenedRun,
+    run_dir: str,
+    mesh: Mesh,
+    tell: Callable[[str], None] = lambda line: None,
+    *,
+    max_windows: int | None = None,
+    **changes: int,
+) -> Scored:
+    """As `evaluate_run`, of a run that is opened on ``mesh``; ``tell`` gets lines about the text before it is scored."""
+    config, model, step = opened
+    wanted = _data_of(config, changes)
+    if wanted.batch_size % mesh.size:
+        remedy = f"must be a multiple of the number of devices ({mesh.size})"
+        raise InputError("batch_size", wanted.batch_size, remedy)
+    data = prepared(wanted)
+    check_vocabulary(config, data)
+    for line in data.notes:
+        tell(line)
+    batches = (shard_batch(batch, mesh) for batch in eval_batches(data, wanted, max_windows=max_windows))
+    # Every held-out token is scored but the first of each document, which nothing predicts.
+    bytes_per_token = data.held_out.text_bytes / (len(data.held_out) - data.held_out.documents)
+    scores = evaluate(model, batches, config.model.topk, bytes_per_token)
+    if not math.isfinite(scores["loss"]):
+        raise InputError("run", run_dir, f"its held-out loss at step {step} is {scores['loss']}; {_ANEW}")
+    windows = len(TokenWindows(data.held_out, wanted.sequence_length, padded=True))
+    about = {
+        "step": step,
+        "data": wanted.path,
+        "text": data.fingerprint,
+        "sequence_length": wanted.sequence_length,
+        "windows": min(max_windows or windows, windows),
+        "windows_in_all": windows,
+        "date": now(),
+    }
+    return Scored(cast(Evaluation, about | scores), config, data)
 
 
-def read_evaluation(run_dir: Path) -> dict[str, Any] | None:
-    """A run's last evaluation, or None when it was never evaluated."""
-    path = run_dir / EVALUATION_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _data_of(config: TrainConfig, changes: dict[str, int]) -> DataConfig:
+    """The run's data, with changes; prepared text goes into the user's own cache where the run's is another user's."""
+    wanted = dataclasses.replace(config.data, **changes)
+    if why_not_writable(local_path(wanted.cache_dir, "data.cache_dir")):
+        wanted = dataclasses.replace(wanted, cache_dir=default_cache_dir())
+    return wanted
 
 
 def evaluate_run_on_tasks(
@@ -126,8 +173,9 @@ def evaluate_run_on_tasks(
     limit: int | None = None,
     sequence_length: int | None = None,
     batch_size: int | None = None,
-) -> dict[str, Any]:
-    """Runs tasks on a run's newest model and adds their results to ``tasks.json`` in its folder.
+    answers: Path | None = None,
+) -> Tasks:
+    """Runs tasks on a run's newest model.
 
     Args:
         run_dir: the run, or a published model's folder.
@@ -136,9 +184,7 @@ def evaluate_run_on_tasks(
         limit: documents of each task.
         sequence_length: the longest input; as in training unless given.
         batch_size: rows of a batch; as in training unless given, rounded up to the number of devices.
-
-    Returns:
-        `evaluate_tasks`'s result.
+        answers: folder in which answers are kept, so that the same call goes on where it was stopped; None keeps none.
 
     Raises:
         InputError: no checkpoint, an unknown task, data that is not here, or a tokenizer that is not the model's.
@@ -152,7 +198,6 @@ def evaluate_run_on_tasks(
     names = list(names)
     manager = find_tasks(names, include_path)
     mesh = all_devices()
-    folder = Path(run_dir).expanduser()
     with opened_run(run_dir, mesh) as (config, model, step):
         tokenizer = load_tokenizer(config.data.tokenizer)
         lm = HarnessModel(
@@ -163,14 +208,7 @@ def evaluate_run_on_tasks(
             place=lambda batch: shard_batch(batch, mesh),
         )
         tasks = load_tasks(names, manager, tokenizer, lm.max_length)
-        answers = folder / _ANSWERS / f"{step}-{fingerprint(lm)}"
-        found = evaluate_tasks(lm, tasks.values(), limit, answers)
+        kept = None if answers is None else answers / f"{step}-{fingerprint(lm)}"
+        found = evaluate_tasks(lm, tasks.values(), limit, kept)
     about = {"step": step, "sequence_length": lm.max_length, "limit": limit, "lm_eval": found["lm_eval"]}
-    _add(folder / TASKS_FILE, {kind: {n: {**about, **r} for n, r in found[kind].items()} for kind in _KINDS})
-    return found
-
-
-def _add(path: Path, new: dict[str, dict[str, Any]]) -> None:
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    merged = {kind: {**old.get(kind, {}), **new[kind]} for kind in _KINDS}
-    write_json(path, merged)
+    return cast(Tasks, {kind: {n: {**about, **r} for n, r in found[kind].items()} for kind in KINDS})

@@ -12,6 +12,7 @@ TOP = ("pallas_kernels", "mom_jax", "experiments", "benchmarks")
 # `mom_jax` is the lazy front door: it shows names up to floor 4, so only the floors above may use it.
 FLOORS = {
     "pallas_kernels": 0,
+    "mom_jax.drawing": 0,
     "mom_jax.errors": 0,
     "mom_jax.terminal": 0,
     "mom_jax.typing": 0,

@@ -46,9 +46,9 @@ def section(name: str) -> tuple[list[str], str]:
     """What an experiment found, in sentences; and its part of the page."""
     experiment, folder = get_experiment(name), sweep_folder(BASE, name, "tiny")
     points = experiment.points("tiny")
-    records = belonging(points, read_records(folder))
+    records = belonging(points, read_records(folder, print))
     found = experiment.findings(records)
-    pictures = [f"![{name}: {path.stem}]({path.relative_to(PAGE.parent)})" for path in experiment.plot(records, folder)]
+    pictures = [f"![{name}: {path.stem}]({path.relative_to(PAGE.parent)})" for path in experiment.draw(records, folder)]
     anchor = name.replace(" ", "-")
     parts = [f"## {name}", f"{EXPERIMENTS[name][1].capitalize()}. {facts(name, records, len(points))}", *about(name)]
     parts += ["\n".join(f"- {line}" for line in found)] if found else []

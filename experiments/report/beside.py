@@ -12,9 +12,10 @@ from experiments.paper import (
     RECALL,
     PaperTable,
 )
-from experiments.report.parts import Section, Table, readable
+from experiments.report.parts import Section
 from experiments.report.runs import Run
 from mom_jax.evals.harness.suites import SUITES, suite_means
+from mom_jax.reports.tables import Table
 
 
 class Ours(NamedTuple):
@@ -58,7 +59,7 @@ def beside_paper(runs: list[Run]) -> Section | None:
     Its ablations are folded away: only a run that is made like them belongs there.
     """
     section = Section("Beside the paper")
-    found = {run.name: readable(run.folder, lambda run=run: _found(run)) for run in runs}
+    found = {run.name: _found(run) for run in runs}
     limited = {run.name: _documents(run) for run in runs}
     for table, places in _TABLES:
         rows = []
@@ -93,7 +94,7 @@ def _found(run: Run) -> dict[tuple[str, str], float]:
     found = {(suite, ""): value for suite, value in suite_means(run.tasks["tasks"]).items()}
     for kind in ("tasks", "groups"):
         for name, result in run.tasks[kind].items():
-            found.update({(name, metric): value for metric, value in result["metrics"].items()})
+            found.update({(name, metric): value for metric, value in result["metrics"].items() if value is not None})
     return found
 
 

@@ -1,6 +1,7 @@
 """``mom-jax report PATH...``."""
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ import tyro
 from mom_jax.cli.parsing import Place, parse
 from mom_jax.errors import InputError
 from mom_jax.fields import check_fields
+from mom_jax.files import write_atomically
+from mom_jax.paths import local_path, output_folder, why_not_writable
 
 DESCRIPTION = """Makes one HTML page of finished runs (folders of mom-jax train, or published models that were
 evaluated) and of sweeps (folders of mom-jax experiment): what each was, held-out scores, tasks beside the paper's
@@ -18,7 +21,7 @@ numbers, plots; several runs are compared. The page stands by itself: nothing is
 
 Example: mom-jax report runs/mom-tiny runs/mom-tiny-gla runs/experiments/mqar-tiny
 
-Example: mom-jax report runs/mom-340m --out pages/mom-340m.html"""
+Example: mom-jax report /shared/runs/mom-340m --out pages/mom-340m.html"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,8 @@ class ReportConfig:
     paths: Annotated[tuple[Place, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...")] = ()
     """Folders of runs and sweeps."""
     out: Place | None = None
-    """The page; default: report.html beside the first folder."""
+    """The page (.html), or the folder for it; default: report.html in the run's or sweep's folder, and for several a
+    page named after them beside the first."""
 
     def __post_init__(self):
         check_fields(self)
@@ -39,10 +43,7 @@ class ReportConfig:
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, reads the folders, writes the page."""
     wanted = parse(ReportConfig, args, prog="mom-jax report", description=DESCRIPTION)
-    folders = list(dict.fromkeys(Path(path).expanduser().resolve() for path in wanted.paths))
-    out = folders[0].parent / "report.html" if wanted.out is None else Path(wanted.out).expanduser()
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError("out", out, "is a folder; give a file" if out.is_dir() else "lies in a folder that is missing")
+    folders = list(dict.fromkeys(local_path(path, "paths").resolve() for path in wanted.paths))
     # JAX loads only now, after the arguments have proved sound.
     from experiments.report.page import make_page
     from experiments.report.runs import read_run
@@ -52,13 +53,41 @@ def main(args: Sequence[str]) -> int:
     runs = [folder for folder in folders if folder not in sweeps]
     for folder in runs:
         _check(folder)
+    out = _page(wanted.out, folders)
     named = zip(runs, _names(runs), strict=True)
     page = make_page([read_run(folder, name) for folder, name in named], [read_sweep(folder) for folder in sweeps])
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, out)
+    write_atomically(out, page.encode(errors="backslashreplace"))
     print(f"report: {out}")
     return 0
+
+
+def _page(out: str | None, folders: Sequence[Path]) -> Path:
+    """Where the page goes. One of one folder lies in it, so that none overwrites that of another.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    if out is not None:
+        path = local_path(out, "out")
+        is_page = path.suffix.lower() in (".html", ".htm") and not os.path.isdir(path)
+        return output_folder(path.parent if is_page else path, "out") / (path.name if is_page else _file_name(folders))
+    folder = folders[0] if len(folders) == 1 else folders[0].parent
+    why = why_not_writable(folder)
+    if why:
+        raise InputError("out", folder, f"cannot be written to ({why}); give another place with --out")
+    return folder / ("report.html" if len(folders) == 1 else _file_name(folders))
+
+
+def _file_name(folders: Sequence[Path]) -> str:
+    """After the folders, so that it is another for others."""
+    name = "+".join(_names(folders)).replace("/", "-")
+    if len(os.fsencode(name)) > _LONGEST:
+        digest = hashlib.sha256(b"\0".join(map(os.fsencode, folders))).hexdigest()[:8]
+        name = f"{os.fsencode(folders[0].name)[:_LONGEST].decode(errors='ignore')}+{len(folders) - 1}-{digest}"
+    return f"{name}.html"
+
+
+_LONGEST = 120  # bytes of a page's name
 
 
 def _check(folder: Path) -> None:

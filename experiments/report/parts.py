@@ -2,43 +2,16 @@
 
 import base64
 import dataclasses
-import functools
-import json
-import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mom_jax.errors import InputError
+from mom_jax.reports.tables import Table
 
 Made = TypeVar("Made")
-_NUMBER = re.compile(r"[-+−]?\.?\d|[-–]?$|nan$|-?inf$")
 _SCALE = 96 / 150  # pictures have 150 dots to the inch, a page 96
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Cells as text.
-
-    Attributes:
-        title: above it.
-        heading: one cell for each column.
-        rows: of as many cells.
-        note: below it.
-        ours: how many of the first rows are ours, beside those of others.
-    """
-
-    title: str
-    heading: list[str]
-    rows: list[list[str]]
-    note: str = ""
-    ours: int = 0
-
-    @functools.cached_property
-    def numeric(self) -> list[bool]:
-        """Whether a column holds numbers alone."""
-        return [all(_NUMBER.match(row[i]) for row in self.rows) for i in range(len(self.heading))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +42,9 @@ class Section:
         kind: what it is, in a word or two.
         facts: (name, value).
         command: gives it again.
-        tables, pictures: in this order.
+        left_out: what could not be read, a line each.
+        notes: explanations of what follows.
+        tables, texts, pictures: in this order; a text with its title.
         more: (title, table or preformatted text), folded away.
     """
 
@@ -77,34 +52,26 @@ class Section:
     kind: str = ""
     facts: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     command: str = ""
+    left_out: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
     tables: list[Table] = dataclasses.field(default_factory=list)
+    texts: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     pictures: list[Picture] = dataclasses.field(default_factory=list)
     more: list[tuple[str, Table | str]] = dataclasses.field(default_factory=list)
 
 
 def readable(path: Path, make: Callable[[], Made]) -> Made:
-    """What ``make`` makes of a file or folder of results.
+    """What ``make`` makes of results that were read from a file or folder.
 
     Raises:
-        InputError: it is not of the form that this version writes.
+        InputError: they are not of the form that this version writes.
     """
     try:
         return make()
-    except json.JSONDecodeError as error:
-        raise InputError("file", path, f"holds something that is not JSON ({error})") from error
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError("file", path, f"is not of the form this version writes ({error!r}); make it anew") from error
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where there is none.
-
-    Raises:
-        InputError: it is not JSON.
-    """
-    return readable(path, lambda: json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def shown(value: Any) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.registry import EXPERIMENTS, SCALES, Experiment, Record, get_experiment
-from experiments.report.parts import Picture, Section, Table, readable, shown
+from experiments.report.parts import Picture, Section, readable, shown
 from experiments.sweep import belonging, read_records
 from mom_jax.errors import InputError
+from mom_jax.reports.tables import Table
 from mom_jax.training.config import flat
 
 
@@ -25,6 +26,7 @@ class Sweep:
         records: those that belong to it, in order.
         total: how many points it has when it is finished.
         strangers: records of other points, which an earlier version left.
+        left_out: damaged records, and those that cannot be tabulated, a line each.
     """
 
     folder: Path
@@ -33,6 +35,7 @@ class Sweep:
     records: list[Record]
     total: int
     strangers: int
+    left_out: list[str]
 
     @property
     def experiment(self) -> Experiment:
@@ -55,13 +58,16 @@ def read_sweep(folder: Path) -> Sweep:
     if name not in EXPERIMENTS or scale not in SCALES:
         named = f"EXPERIMENT-SCALE, with EXPERIMENT one of {', '.join(EXPERIMENTS)} and SCALE of {', '.join(SCALES)}"
         raise InputError("sweep", folder, f"holds points of an unknown experiment; a sweep's folder is named {named}")
-    points = get_experiment(name).points(scale)
-    found = readable(folder, lambda: read_records(folder))
-    records = belonging(points, found)
+    experiment, left_out = get_experiment(name), list[str]()
+    points, found = experiment.points(scale), read_records(folder, left_out.append)
+    mine = belonging(points, found)
+    records, complaints = experiment.sound(mine)
+    left_out += complaints
     if not records:
-        remedy = f"has no finished point; run mom-jax experiment {name} --scale {scale} --out {folder.parent}"
-        raise InputError("sweep", folder, remedy)
-    return Sweep(folder, name, scale, records, len(points), len(found) - len(records))
+        told = f"has no finished point that can be read ({left_out[0]})" if left_out else "has no finished point"
+        remedy = f"run mom-jax experiment {name} --scale {scale} --out {folder.parent}"
+        raise InputError("sweep", folder, f"{told}; {remedy}")
+    return Sweep(folder, name, scale, records, len(points), len(found) - len(mine), left_out)
 
 
 def show_sweep(sweep: Sweep) -> Section:
@@ -79,8 +85,9 @@ def _section(sweep: Sweep) -> Section:
     section = Section(f"{sweep.name}, {sweep.scale}", "experiment", _facts(sweep), command)
     section.facts.extend(("found", line) for line in sweep.experiment.findings(sweep.records))
     section.tables.append(Table(EXPERIMENTS[sweep.name][1].capitalize(), heading, rows))
+    section.left_out.extend(sweep.left_out)
     with tempfile.TemporaryDirectory() as folder:
-        for path in sweep.experiment.plot(sweep.records, Path(folder)):
+        for path in sweep.experiment.draw(sweep.records, Path(folder)):
             section.pictures.append(Picture(f"{sweep.name}: {path.stem.replace('_', ' ')}", path.read_bytes()))
     section.more.append(("every point", _points(sweep.records)))
     section.more.append(("about this experiment", _about(sweep)))

@@ -1,8 +1,6 @@
 """``mom-jax compare --reference DIR``."""
 
 import dataclasses
-import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +10,8 @@ from mom_jax.cli.parsing import Place, parse
 from mom_jax.errors import InputError
 from mom_jax.evals.reference.install import RELEASE, choose_kernels, installed_versions
 from mom_jax.fields import Count, Name, Range, Seed, check_fields
+from mom_jax.files import finite, write_json
+from mom_jax.paths import output_folder
 
 DESCRIPTION = """Runs a checkpoint in the PyTorch reference (flash-linear-attention) and here, on the same tokens, and
 prints by how much they differ: hidden states, router logits and memory choices by layer, logits, losses, the gradient
@@ -84,15 +84,16 @@ def main(args: Sequence[str]) -> int:
         remedy = "the reference reads mom only; load_pretrained and save_pretrained make one of this folder"
         raise InputError("model_type", layout, remedy)
     draw = _tokens(wanted, config)
-    draw(0)  # a bad text shows before the models load
+    draw(0)  # a bad text or place shows before the models load
+    folder = None if wanted.out is None else output_folder(wanted.out)
     with jax.default_matmul_precision("highest"):
         result, tables, picture, about = _run(wanted, config, draw)
     out.print(_header(wanted, versions, about))
     for told in tables:
         out.print(told) if isinstance(told, str) else print_table(told, out)
-    if wanted.out is not None:
-        _write(Path(wanted.out).expanduser(), {"settings": about | versions, **result.to_dict()}, picture)
-        out.print(f"written: {wanted.out}/compare.json and compare.png")
+    if folder is not None:
+        _write(folder, {"settings": about | versions, **result.to_dict()}, picture)
+        out.print(f"written: {folder}/compare.json and compare.png")
     out.print("everything lies within its tolerance" if result.ok else "something lies above its tolerance")
     return 0 if result.ok else 1
 
@@ -153,8 +154,5 @@ def _header(wanted: CompareConfig, versions: dict[str, str], about: dict[str, An
 
 
 def _write(folder: Path, record: dict[str, Any], picture: Callable[[Path], None]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".compare.json.tmp"
-    temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "compare.json")
+    write_json(folder / "compare.json", finite(record), indent=2)
     picture(folder / "compare.png")

@@ -8,20 +8,23 @@ from typing import Annotated
 
 import tyro
 
+from mom_jax.cli.notes import note
 from mom_jax.cli.parsing import Place, parse
 from mom_jax.errors import InputError, install
 from mom_jax.fields import Count, Name, Range, check_fields
+from mom_jax.paths import local_path, output_folder, why_not_writable
 
 DESCRIPTION = """Scores the newest checkpoint of a run on held-out text: loss, perplexity, bits per byte,
-loss by position, load of each memory. Prints tables, writes eval.json and renews report.md in the run's folder.
-A published model's folder (see mom-jax convert) serves as a run.
+loss by position, load of each memory, and n-gram models of the same text beside a model of bytes. Prints tables, adds
+the scores to eval.json and renews report.md in the run's folder, or in --out. A published model's folder (see mom-jax
+convert) serves as a run.
 
-With --tasks it runs tasks of lm-evaluation-harness instead, and adds their results to tasks.json. Answers are
-kept in the run's folder: the same command goes on where it was stopped.
+With --tasks it runs tasks of lm-evaluation-harness instead, and adds their results to tasks.json. Answers are kept
+beside it: the same command goes on where it was stopped.
 
 Example: mom-jax eval runs/mom-tiny --sequence-length 1024
 
-Example: mom-jax eval runs/mom-340m --tasks recall,commonsense,longbench"""
+Example: mom-jax eval /shared/runs/mom-340m --tasks recall,commonsense,longbench --out results/mom-340m"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,8 @@ class EvalConfig:
     """Windows or inputs per batch; default: as in training."""
     max_windows: Count | None = None
     """Score about this many windows, evenly spread, instead of all held-out text."""
+    sample: bool = True
+    """Continue the beginning of a held-out document too, where there is one device."""
     tasks: Name | None = None
     """Tasks with commas between them: recall and commonsense (the paper's sets), longbench, or any task, group
     or tag of lm-evaluation-harness."""
@@ -43,6 +48,8 @@ class EvalConfig:
     """Folder of further task files (YAML) for --tasks."""
     limit: Count | None = None
     """Documents of each task; default: all."""
+    out: Place | None = None
+    """Folder of the results; default: the run's."""
 
     def __post_init__(self):
         check_fields(self)
@@ -60,40 +67,29 @@ class EvalConfig:
 
 
 def main(args: Sequence[str]) -> int:
-    """Parses the arguments, scores the run, prints and writes the result."""
+    """Parses the arguments, scores the run, prints and keeps the results."""
     wanted = parse(EvalConfig, args, prog="mom-jax eval", description=DESCRIPTION)
-    if wanted.tasks is not None:
-        return _run_tasks(wanted)
-    # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import console, print_evaluation
-    from mom_jax.reports.markdown import write_report
-    from mom_jax.runs import evaluate_run
-    from mom_jax.training.log import read_metrics
-
-    out = console()
-    changes = {
-        name: value for name in ("sequence_length", "batch_size") if (value := getattr(wanted, name)) is not None
-    }
-    evaluation, data = evaluate_run(wanted.run, max_windows=wanted.max_windows, **changes)
-    for line in data.notes:
-        out.print(line, highlight=False, soft_wrap=True, markup=False)
-    print_evaluation(evaluation, out)
-    if read_metrics(Path(wanted.run).expanduser()):  # a converted model was not trained here
-        report = write_report(wanted.run, evaluation)
-        out.print(f"report: {report}")
-    return 0
-
-
-def _run_tasks(wanted: EvalConfig) -> int:
-    if importlib.util.find_spec("lm_eval") is None:
+    if wanted.tasks is not None and importlib.util.find_spec("lm_eval") is None:
         raise InputError("tasks", wanted.tasks, f"needs lm-evaluation-harness: {install('eval')}")
-    from mom_jax.cli.runs import console
-    from mom_jax.cli.tasks import print_results
-    from mom_jax.runs import TASKS_FILE, evaluate_run_on_tasks
+    place = _place(wanted)
+    # JAX loads only now, after the arguments have proved sound.
+    from mom_jax.cli.scores import score_and_keep, score_tasks_and_keep
 
-    options = {name: getattr(wanted, name) for name in ("include_path", "limit", "sequence_length", "batch_size")}
-    found = evaluate_run_on_tasks(wanted.run, wanted.task_names, **options)
-    out = console()
-    print_results(found, out)
-    out.print(f"results: {Path(wanted.run).expanduser() / TASKS_FILE}")
-    return 0
+    options = {name: value for name in _PASSED_ON if (value := getattr(wanted, name)) is not None}
+    if wanted.tasks is not None:
+        return score_tasks_and_keep(wanted.run, place, wanted.task_names, **options)
+    return score_and_keep(wanted.run, place, sample=wanted.sample, **options)
+
+
+_PASSED_ON = ("sequence_length", "batch_size", "max_windows", "include_path", "limit")
+
+
+def _place(wanted: EvalConfig) -> Path | None:
+    """The folder of the results; None where the run's cannot be written to, which is said before the work begins."""
+    if wanted.out is not None:
+        return output_folder(wanted.out)
+    folder = local_path(wanted.run, "run")
+    why = why_not_writable(folder) if folder.is_dir() else None
+    if why:
+        note(f"run={wanted.run}: cannot be written to ({why}): results are printed only; --out FOLDER keeps them")
+    return None if why else folder

@@ -1,4 +1,4 @@
-"""Tables of costs on the terminal."""
+"""Tables of costs and of results on the terminal."""
 
 import itertools
 
@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mom_jax.models.accounting import Cost, total
+from mom_jax.reports import tables as results
 from mom_jax.terminal import print_table
 
 _COLUMNS = ("parameters", "activated", "state (MiB)", "forward (MFLOP / token)", "backward (MFLOP / token)")
@@ -32,6 +33,18 @@ def print_totals(models: dict[str, list[Cost]], out: Console) -> None:
                  zip(_cells(cost), _values(cost), _values(first), strict=True)]  # fmt: skip
         table.add_row(name, *cells)
     print_table(table, out)
+
+
+def print_results(table: results.Table, out: Console) -> None:
+    """Results as a table, with their note below."""
+    shown = Table(title=table.title, title_justify="left")
+    for name, numeric in zip(table.heading, table.numeric, strict=True):
+        shown.add_column(name, justify="right" if numeric else "left")
+    for row in table.rows:
+        shown.add_row(*row)
+    print_table(shown, out)
+    if table.note:
+        out.print(table.note)
 
 
 def _table(title, first):

@@ -1,6 +1,6 @@
 """The curves of a run as pictures."""
 
-import io
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,25 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mom_jax.drawing import NEUTRAL, legend_beside, one_panel, picture
 from mom_jax.ops.router_statistics import DEAD_SHARE
+from mom_jax.reports.records import Records
 from mom_jax.training.config import TrainConfig
 
-Records = list[dict[str, Any]]
-
-_STYLE: dict[Any, Any] = {
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.labelsize": 10,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "font.size": 10,
-    "lines.linewidth": 1.6,
-}
+_Record = dict[str, Any]
 
 
 def draw_pictures(config: TrainConfig, records: Records) -> dict[str, bytes]:
@@ -36,89 +23,58 @@ def draw_pictures(config: TrainConfig, records: Records) -> dict[str, bytes]:
 
     Args:
         config: of the run.
-        records: of `read_metrics`, with at least one of training.
+        records: with at least one of training.
     """
-    training = [record for record in records if "loss" in record]
-    held_out = [record for record in records if "held_out_loss" in record]
-    routed: dict[str, Callable[[], Figure]] = {
-        "load": lambda: _load(config, training),
-        "routing_entropy": lambda: _entropy(config, training),
+    training, held_out = records.training, records.held_out
+    drawn: dict[str, Callable[[], Figure]] = {"loss": lambda: _loss(training, held_out)}
+    routed: dict[str, tuple[list[_Record], Callable[[TrainConfig, list[_Record]], Figure]]] = {
+        "load": (training, _load),
+        "routing_entropy": (training, _entropy),
+        "dead_memories": (training, _dead),
+        "routing_churn": (held_out, _churn),
     }
-    if "dead_memories" in training[-1]:
-        routed["dead_memories"] = lambda: _dead(config, [record for record in training if "dead_memories" in record])
-    churn = [record for record in held_out if "routing_churn" in record]
-    if churn:
-        routed["routing_churn"] = lambda: _churn(churn)
-    drawn: dict[str, Callable[[], Figure]] = {
-        "loss": lambda: _loss(training, held_out),
-        **(routed if "load" in training[-1] else {}),
-        "gradient_norm": lambda: _gradient_norm(config, training),
-        "learning_rate": lambda: _line(training, "learning_rate", "Learning rate", "learning rate"),
-    }
-    return {name: draw_picture(draw) for name, draw in drawn.items()}
+    for name, (source, draw) in routed.items():
+        having = [record for record in source if name in record]
+        if having:
+            drawn[name] = functools.partial(draw, config, having)
+    drawn["gradient_norm"] = lambda: _gradient_norm(config, training)
+    drawn["learning_rate"] = lambda: _line(training, "learning_rate", "Learning rate", "learning rate")
+    return {name: picture(draw) for name, draw in drawn.items()}
 
 
-def draw_picture(draw: Callable[[], Figure]) -> bytes:
-    """What ``draw`` draws, in the style of the report, as a PNG file."""
-    drawn = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        draw().savefig(drawn, format="png", dpi=150)
-    return drawn.getvalue()
+def _series(records: list[_Record], name: str) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([r["step"] for r in records]), np.array([r[name] for r in records], float)
 
 
-def _axes(title: str, y: str) -> tuple[Figure, Axes]:
-    # Figures are made without pyplot: no global state, no window system.
-    figure = Figure(figsize=(7.0, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.set(title=title, xlabel="step", ylabel=y)
-    return figure, axes
-
-
-def _series(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([r["step"] for r in records]), np.array([r[name] for r in records])
-
-
-def _line(records: Records, name: str, title: str, label: str) -> Figure:
-    figure, axes = _axes(title, label)
+def _line(records: list[_Record], name: str, title: str, label: str) -> Figure:
+    figure, axes = one_panel(title, "step", label)
     axes.plot(*_series(records, name), color="C0")
     axes.set_ylim(bottom=0)
     return figure
 
 
-def _loss(training: Records, held_out: Records) -> Figure:
-    figure, axes = _axes("Loss", "cross entropy (nats per token)")
-    axes.plot(*_series(training, "lm_loss"), color="C0", label="training")
+def _loss(training: list[_Record], held_out: list[_Record]) -> Figure:
+    figure, axes = one_panel("Loss", "step", "cross entropy (nats per token)")
+    steps, losses = _series(training, "lm_loss")
+    axes.plot(steps, losses, color="C0", label=f"training\n(last {losses[-1]:.3f})")
     if held_out:
         steps, losses = _series(held_out, "held_out_loss")
-        axes.plot(steps, losses, color="C3", marker="o", markersize=4, label="held out")
-        axes.annotate(
-            f"{losses[-1]:.3f}",
-            (steps[-1], losses[-1]),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="right",
-            color="C3",
-        )
-    axes.legend()
+        axes.plot(steps, losses, color="C3", marker="o", markersize=4, label=f"held out\n(last {losses[-1]:.3f})")
+    legend_beside(figure)
     return figure
 
 
-def _gradient_norm(config: TrainConfig, training: Records) -> Figure:
-    figure, axes = _axes("Gradient norm before clipping", "global L2 norm")
-    axes.plot(*_series(training, "grad_norm"), color="C0")
-    axes.axhline(
-        config.optimizer.clip_norm,
-        color="0.4",
-        linestyle="--",
-        linewidth=1,
-        label=f"clipped above {config.optimizer.clip_norm:g}",
-    )
+def _gradient_norm(config: TrainConfig, training: list[_Record]) -> Figure:
+    figure, axes = one_panel("Gradient norm before clipping", "step", "global L2 norm")
+    axes.plot(*_series(training, "grad_norm"), color="C0", label="gradient")
+    limit = config.optimizer.clip_norm
+    axes.axhline(limit, color=NEUTRAL, linestyle="--", linewidth=1, label=f"clipped\nabove {limit:g}")
     axes.set_ylim(bottom=0)
-    axes.legend()
+    legend_beside(figure)
     return figure
 
 
-def _load(config: TrainConfig, training: Records) -> Figure:
+def _load(config: TrainConfig, training: list[_Record]) -> Figure:
     steps, load = _series(training, "load")  # load [records, L, M]
     layers, memories = load.shape[1:]
     columns = min(layers, 4)
@@ -131,43 +87,41 @@ def _load(config: TrainConfig, training: Records) -> Figure:
             continue
         for memory in range(memories):
             axes.plot(steps, load[:, layer, memory], label=f"memory {memory}", color=_shade(memory, memories))
-        axes.axhline(1 / memories, color="0.4", linestyle="--", linewidth=1, label="balanced")
+        axes.axhline(1 / memories, color=NEUTRAL, linestyle="--", linewidth=1, label="balanced")
         axes.set_title(f"layer {layer}")
-        axes.set_ylim(0, max(2 / memories, float(load.max()) * 1.05))
+        axes.set_ylim(0, max(2 / memories, 1.05 * _largest(load)))
     figure.suptitle(f"Load per memory (top {config.model.topk} of {memories})", fontsize=11, fontweight="bold")
     figure.supxlabel("step", fontsize=10)
     figure.supylabel("share of assignments", fontsize=10)
-    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside right center")
+    legend_beside(figure)
     return figure
 
 
-def _entropy(config: TrainConfig, training: Records) -> Figure:
-    figure, axes = _axes("Routing entropy", "mean entropy of a token's routing (nats)")
-    steps, entropy = _series(training, "routing_entropy")  # [records, L]
-    _by_layer(axes, steps, entropy)
+def _entropy(config: TrainConfig, training: list[_Record]) -> Figure:
+    figure, axes = one_panel("Routing entropy", "step", "mean entropy per token (nats)")
+    _by_layer(axes, *_series(training, "routing_entropy"))
     memories = config.model.num_memories
-    axes.axhline(np.log(memories), color="0.4", linestyle="--", linewidth=1, label=f"uniform, ln {memories}")
+    axes.axhline(np.log(memories), color=NEUTRAL, linestyle="--", linewidth=1, label=f"uniform,\nln {memories}")
     axes.set_ylim(0, 1.1 * max(np.log(memories), 0.1))
-    axes.legend(ncols=1 + entropy.shape[1] // 8, loc="lower left")
+    legend_beside(figure)
     return figure
 
 
-def _dead(config: TrainConfig, training: Records) -> Figure:
-    figure, axes = _axes(f"Dead memories (less than {DEAD_SHARE:.0%} of a balanced load)", "memories")
+def _dead(config: TrainConfig, training: list[_Record]) -> Figure:
+    figure, axes = one_panel(f"Dead memories (less than {DEAD_SHARE:.0%} of a balanced load)", "step", "memories")
     steps, dead = _series(training, "dead_memories")  # [records, L]
     _by_layer(axes, steps, dead, drawstyle="steps-post")
-    axes.set_ylim(-0.05, max(1.05, 1.05 * float(dead.max())))
+    axes.set_ylim(-0.05, max(1.05, 1.05 * _largest(dead)))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(ncols=1 + dead.shape[1] // 8, loc="upper right")
+    legend_beside(figure)
     return figure
 
 
-def _churn(held_out: Records) -> Figure:
-    figure, axes = _axes("Routing churn between evaluations", "share of tokens with other memories")
-    steps, churn = _series(held_out, "routing_churn")  # [records, L]
-    _by_layer(axes, steps, churn, marker="o", markersize=4)
+def _churn(config: TrainConfig, held_out: list[_Record]) -> Figure:
+    figure, axes = one_panel("Routing churn between evaluations", "step", "share of tokens re-routed")
+    _by_layer(axes, *_series(held_out, "routing_churn"), marker="o", markersize=4)
     axes.set_ylim(0, 1)
-    axes.legend(ncols=1 + churn.shape[1] // 8, loc="upper right")
+    legend_beside(figure)
     return figure
 
 
@@ -178,5 +132,10 @@ def _by_layer(axes: Axes, steps: np.ndarray, values: np.ndarray, **style: Any) -
         axes.plot(steps, values[:, layer], color=_shade(layer, layers), label=f"layer {layer}", **style)
 
 
+def _largest(values: np.ndarray) -> float:
+    return float(np.max(values, initial=0, where=np.isfinite(values)))
+
+
 def _shade(index: int, count: int) -> Any:
-    return f"C{index}" if count <= 10 else matplotlib.colormaps["viridis"](index / max(count - 1, 1))
+    """A colour of its own for each of ``count``: of the palette, or of the part of a scale that both pages show."""
+    return f"C{index}" if count <= 10 else matplotlib.colormaps["viridis"](0.3 + 0.5 * index / (count - 1))

@@ -1,6 +1,7 @@
 """The verbs on a real, tiny run: train, stop, resume, evaluate, generate, demonstrate."""
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mom_jax.cli.demo import comparison
 from mom_jax.cli.main import main
 from mom_jax.errors import install
+from mom_jax.training.checkpoint import load_run
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.log import read_metrics
 
@@ -55,24 +56,6 @@ def test_the_same_command_resumes_to_the_end(trained):
     assert "| steps | 80 of 80 |" in (trained / "report.md").read_text(encoding="utf-8")
 
 
-def test_eval_prints_and_writes_scores(trained, capsys):
-    assert main(["eval", str(trained), "--sequence-length", "48"]) == 0
-    shown = capsys.readouterr().out
-    scores = json.loads((trained / "eval.json").read_text(encoding="utf-8"))
-    assert scores["step"] == 80 and scores["sequence_length"] == 48
-    assert 0 < scores["bits_per_byte"] < 8
-    assert f"{scores['bits_per_byte']:.4f}" in shown and "memory 3" in shown
-    assert f"{scores['loss']:.4f}" in (trained / "report.md").read_text(encoding="utf-8")
-
-
-def test_eval_scores_every_held_out_token_once_whatever_the_window(trained):
-    tokens = []
-    for length in (40, 64):
-        assert main(["eval", str(trained), "--sequence-length", str(length)]) == 0
-        tokens.append(json.loads((trained / "eval.json").read_text(encoding="utf-8"))["tokens"])
-    assert tokens[0] == tokens[1] > 1000
-
-
 TASK = """
 task: tiny_choice
 dataset_path: json
@@ -86,12 +69,88 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 
 
+def write_task(folder: Path) -> str:
+    """A task of three questions in a folder, for --include-path."""
+    row = json.dumps({"question": "a b", "choices": [" c", " d"]}) + "\n"
+    (folder / "data.jsonl").write_text(3 * row, encoding="utf-8")
+    (folder / "task.yaml").write_text(TASK.replace("PLACE", str(folder / "data.jsonl")), encoding="utf-8")
+    return str(folder)
+
+
+def scores_of(folder: Path) -> dict:
+    return json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+
+
+def test_eval_prints_and_keeps_scores(trained, capsys):
+    """Scores, n-gram models of the same text and a sample: printed, in eval.json and on the page."""
+    assert main(["eval", str(trained), "--sequence-length", "48"]) == 0
+    shown, scores = capsys.readouterr().out, scores_of(trained)
+    assert scores["step"] == 80 and scores["sequence_length"] == 48
+    assert 0 < scores["bits_per_byte"] < 8
+    page = (trained / "report.md").read_text(encoding="utf-8")
+    for told in (f"{scores['bits_per_byte']:.4f}", "memory 3", "trigram", f"{scores['baselines']['trigram']:.4f}"):
+        assert told in shown and told in page
+    assert scores["sample"]["prompt"] + scores["sample"]["text"] in shown
+    assert scores["sample"]["prompt"].splitlines()[0] in page
+
+
+def test_eval_of_a_few_windows_stands_beside_that_of_all(trained, tmp_path, capsys):
+    """It replaces neither the scores of all text nor its n-gram table; every token of that is scored once."""
+    tokens = scores_of(trained)["tokens"]
+    assert main(["eval", str(trained), "--max-windows", "4", "--no-sample"]) == 0
+    scores = scores_of(trained)
+    assert scores["tokens"] == tokens > 1000 and [e["windows"] for e in scores["others"]] == [4]
+    assert "| trigram |" in (trained / "report.md").read_text(encoding="utf-8")
+    assert main(["eval", str(trained), "--out", str(tmp_path / "new/out"), "--no-sample"]) == 0
+    assert scores_of(tmp_path / "new/out")["tokens"] == tokens and "others" in scores_of(tmp_path / "new/out")
+    assert (tmp_path / "new/out/report.md").is_file() and scores_of(trained) == scores, "the run's folder is left alone"
+
+
+@pytest.mark.parametrize("options", [[], ["--tasks", "tiny_choice"]], ids=["text", "tasks"])
+def test_eval_of_a_run_that_cannot_be_written_to(trained, tmp_path, options, monkeypatch, capsys):
+    """It says so first, and gives its scores; a place that was asked for has to take them."""
+    if options:
+        options = [*options, "--include-path", write_task(tmp_path)]
+    line = ["eval", str(trained), "--no-sample", *options]
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    assert main([*line, "--out", f"{trained}/config.json/x"]) == 2
+    assert f"config.json/x: cannot be written to ({trained}/config.json is a file)" in capsys.readouterr().err
+    monkeypatch.setattr("mom_jax.cli.evaluate.why_not_writable", lambda folder: "Read-only file system")
+    assert main(line) == 0
+    said = capsys.readouterr()
+    assert f"run={trained}: cannot be written to (Read-only file system): results are printed only" in said.err
+    assert said.err.count("mom-jax: ") == 1
+    assert "value" in said.out if options else "bits/byte" in said.out
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_scores_that_cannot_be_kept_are_printed_all_the_same(trained, tmp_path, capsys):
+    (tmp_path / "eval.json").mkdir()
+    assert main(["eval", str(trained), "--no-sample", "--max-windows", "4", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "4 of " in said.out
+    assert f"{tmp_path}: the results above are not kept (Is a directory); --out FOLDER" in said.err.splitlines()[-1]
+
+
+def test_a_model_of_nan_is_noticed(trained, monkeypatch, capsys):
+    def broken(*args):
+        config, model, step = load_run(*args)
+        model.embeddings[...] = model.embeddings[...].at[3].set(math.nan)
+        return config, model, step
+
+    monkeypatch.setattr("mom_jax.runs.load_run", broken)
+    before = scores_of(trained)
+    for verb in (["eval", str(trained)], ["generate", str(trained), "--prompt", "a"]):
+        assert main(verb) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.count("\n") == 1
+        assert f"run={trained}: its parameters at step 80 are NaN or infinite (embeddings)" in said.err
+    assert scores_of(trained) == before
+
+
 def test_eval_runs_tasks(trained, tmp_path, capsys):
     """A table, and tasks.json; a second evaluation adds to it."""
-    row = json.dumps({"question": "a b", "choices": [" c", " d"]}) + "\n"
-    (tmp_path / "data.jsonl").write_text(3 * row, encoding="utf-8")
-    (tmp_path / "task.yaml").write_text(TASK.replace("PLACE", str(tmp_path / "data.jsonl")), encoding="utf-8")
-    line = f"eval {trained} --tasks tiny_choice --include-path {tmp_path}".split()
+    line = f"eval {trained} --tasks tiny_choice --include-path {write_task(tmp_path)}".split()
     assert main(line) == 0
     assert "tiny_choice" in capsys.readouterr().out
     results = json.loads((trained / "tasks.json").read_text(encoding="utf-8"))
@@ -137,19 +196,10 @@ def test_damage_is_one_line(trained, tmp_path, capsys):
 def test_demo_goes_from_text_to_report(tiny_run, tmp_path, capsys):
     assert main(["demo", *tiny_run, "--steps", "20", "--run-dir", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().out
-    for expected in ("unigram", "bigram", "trigram", "MoM", "def __init__(self, ", "report:"):
+    for expected in ("unigram", "bigram", "trigram", "this model", "def __init__(self, ", "report:"):
         assert expected in shown
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
-    assert "| trigram |" in report and "bits per byte" in report and "(load.png)" in report
-
-
-def test_the_comparison_says_by_how_much():
-    rows = comparison(2.0, {"bigram": 2.5, "trigram": 1.6})
-    assert rows == [
-        ("bigram", "2.5000", "0.5000 bits (20.0%) lower"),
-        ("trigram", "1.6000", "0.4000 bits (25.0%) higher"),
-        ("MoM", "2.0000", ""),
-    ]
+    assert "| trigram |" in report and "bits/byte" in report and "(load.png)" in report
 
 
 def test_data_prepare_feeds_training(tiny_run, tmp_path, capsys):

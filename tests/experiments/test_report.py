@@ -163,10 +163,10 @@ def sweep(tmp_path):
 def test_a_run_is_shown_with_every_number(run, tmp_path, capsys):
     add_tasks(run, limit=50)
     assert main(["report", str(run)]) == 0
-    page = tmp_path / "runs/report.html"
+    page = run / "report.html"
     assert capsys.readouterr().out == f"report: {page}\n"
     text, parts = read_page(page)
-    for row in ("12,345 1.2512 3.494 1.8051", "0–15 345 2.5171", "16–255 12,000 1.2239"):
+    for row in ("20 256 – 12,345 1.2512 3.494 1.8051", "0–15 345 2.5171", "16–255 12,000 1.2239"):
         assert row in text, row
     assert "0 0.511 0.252 0.126 0.111 1.013 1 0.251 0.249 0.253 0.247 1.257" in text
     for told in ("20 of 20", "40,960", "1.9173", "2.0173", "2.8642", "4,096 tokens/s", "nearest preset mom-tiny"):
@@ -176,13 +176,13 @@ def test_a_run_is_shown_with_every_number(run, tmp_path, capsys):
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     assert json.dumps(config, indent=2) in html.unescape(page.read_text(encoding="utf-8"))
     assert sum(address.startswith("data:") for address in parts.addresses) == 5
-    assert sorted(path.name for path in run.parent.iterdir()) == ["first", "report.html"]
+    assert sorted(path.name for path in run.parent.iterdir()) == ["first"]
 
 
 def test_tasks_stand_beside_the_papers(run, tmp_path):
     add_tasks(run, limit=50)
     main(["report", str(run)])
-    text, _ = read_page(tmp_path / "runs/report.html")
+    text, _ = read_page(run / "report.html")
     for i in range(1, 7):
         assert f"contains {0.1017 * i:.4f} 0.0123 higher 1,102" in text
     shares = " ".join(f"{10.17 * i:.2f}" for i in range(1, 7))
@@ -210,7 +210,8 @@ def test_runs_are_compared(run, tmp_path):
     assert "Runs side by side" in text and "seed 0 5" in text and "steps 20 20" not in text
     assert "not all of these losses" not in text
     assert "first second preset mom-tiny mom-tiny parameters" in text and "tokens 40,960 40,960" in text
-    assert "training loss 1.9173 1.7261 held-out loss in training 2.0173 1.8261 held-out loss 1.2512 – perp" in text
+    assert "training loss 1.9173 1.7261 held-out loss in training 2.0173 1.8261" in text
+    assert "held-out loss (mom-jax eval) 1.2512 – perplexity" in text
     assert sum(address.startswith("data:") for address in parts.addresses) == 11
     assert "date and versions were not recorded" in text
 
@@ -219,14 +220,14 @@ def test_losses_of_other_text_are_not_compared_in_silence(run, tmp_path):
     data = dataclasses.replace(get_train_preset("mom-tiny").data, path="elsewhere")
     other = make_run(tmp_path / "deep/first", data=data)
     main(["report", str(run), str(other)])
-    text, _ = read_page(tmp_path / "runs/report.html")
+    text, _ = read_page(tmp_path / "runs/runs-first+deep-first.html")
     assert "not all of these losses can be compared" in text
     assert "runs/first" in text and "deep/first" in text
 
 
 def test_a_sweep_is_shown_with_all_seeds(sweep, tmp_path):
     assert main(["report", str(sweep)]) == 0
-    text, parts = read_page(tmp_path / "experiments/report.html")
+    text, parts = read_page(sweep / "report.html")
     accuracies = [0.11 + 0.0701 * i for i in range(6)]
     for accuracy in accuracies:
         assert f"{accuracy:.3f}" in text and f"{accuracy:.6g}" in text
@@ -243,7 +244,7 @@ def test_a_published_model_is_shown_by_its_tasks(tmp_path):
     write_config(get_preset("mom-340m"), folder / "config.json", "bfloat16")
     add_tasks(folder)
     assert main(["report", str(folder)]) == 0
-    text, _ = read_page(tmp_path / "report.html")
+    text, _ = read_page(folder / "report.html")
     assert "published model" in text and "0.4.13" in text and "Table 2 of the paper" in text
 
 
@@ -254,7 +255,7 @@ def test_text_of_users_is_escaped(tmp_path):
     found = {"tasks": {"<i>mine": task({"<u>acc": 0.5})}, "groups": {}}
     (run / "tasks.json").write_text(json.dumps(found), encoding="utf-8")
     assert main(["report", str(run)]) == 0
-    text, _ = read_page(tmp_path / "report.html")
+    text, _ = read_page(run / "report.html")
     for raw in (evil, "<b>bold & 'quoted'", "<i>mine", "<u>acc"):
         assert raw in text
 
@@ -281,6 +282,86 @@ def complaint(capsys, *args: str) -> str:
     return said.err
 
 
+@pytest.mark.parametrize(
+    ("out", "cause"),
+    [
+        ("{runs}/first/config.json/page.html", "config.json is a file"),
+        ("{runs}/first/config.json", "config.json is a file"),
+        ("/proc/pages/page.html", "/proc: "),
+        ("{runs}/%s/page.html" % ("long" * 70), "File name too long"),
+        ("gs://bucket/page.html", "gs:// addresses are not supported"),
+    ],
+)
+def test_an_impossible_place_is_named_with_its_cause(run, out, cause, capsys):
+    said = complaint(capsys, str(run), "--out", out.format(runs=run.parent))
+    assert said.startswith("mom-jax: out=") and cause in said
+
+
+def test_a_page_overwrites_none_of_another_run(run, tmp_path, monkeypatch, capsys):
+    """Each in its own folder; several beside the first, named after all; or where --out says, a file or a folder."""
+    monkeypatch.setattr("experiments.report.runs.draw_pictures", lambda *_: {})
+    other, pages = make_run(tmp_path / "runs/second"), tmp_path / "pages"
+    for line in ([run], [other], [run, other], [run, "--out", pages], [other, "--out", pages / "new/b.html"]):
+        assert main(["report", *map(str, line)]) == 0
+    written = [line.removeprefix("report: ") for line in capsys.readouterr().out.splitlines()]
+    names = ["runs/first/report.html", "runs/second/report.html", "runs/first+second.html"]
+    assert written == [str(tmp_path / name) for name in (*names, "pages/first.html", "pages/new/b.html")]
+    assert all(Path(page).is_file() for page in written)
+
+
+def test_a_folder_that_cannot_be_written_to(run, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.report.command.why_not_writable", lambda folder: "Read-only file system")
+    assert "(Read-only file system); give another place with --out" in complaint(capsys, str(run))
+
+
+def test_evaluations_baselines_and_a_sample_are_on_the_page(run):
+    """Several sizes side by side, the two held-out losses explained."""
+    sample = {"prompt": "def f(", "text": "x): <b>", "temperature": 0.7}
+    whole = {**EVALUATION, "windows": 90, "windows_in_all": 90, "baselines": {"bigram": 3.5}, "sample": sample}
+    content = {**whole, "others": [{**EVALUATION, "windows": 16, "windows_in_all": 90}]}
+    (run / "eval.json").write_text(json.dumps(content), encoding="utf-8")
+    assert main(["report", str(run)]) == 0
+    text, _ = read_page(run / "report.html")
+    for told in ("256 all 12,345", "256 16 of 90 12,345", "bigram 3.5000 1.6949 bits (48.4%) lower", "def f(x): <b>"):
+        assert told in text
+    assert "There are two held-out losses." in text and "at most 64 windows of 256 tokens" in text
+    assert "By position in the window: step 20, windows of 256, 16 of 90 scored" in text
+
+
+DAMAGED = {
+    "eval.json": ['{"step": 3}', "[]", "null", "{", "\x00", json.dumps({**EVALUATION, "by_position": [3]})],
+    "tasks.json": ['{"tasks": [], "groups": 3}', '{"tasks": {"a": {"metrics": 1}}}', "7", "}"],
+    "metrics.jsonl": ["[1]\n", '{"step": "a", "loss": 1}\n', "{\n", json.dumps(train_record(10**400, 1.0)) + "\n"],
+    "sittings.jsonl": ["{}\n", "[]\n", '{"date": 3, "step": 0, "devices": "", "versions": {}}\n'],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_stops_no_report(run, name, monkeypatch):
+    """What cannot be read is named on the page, the rest is shown."""
+    if name != "metrics.jsonl":
+        monkeypatch.setattr("experiments.report.runs.draw_pictures", lambda *_: {})
+    old = (run / name).read_text(encoding="utf-8") if name == "metrics.jsonl" else ""
+    for content in DAMAGED[name] if name.endswith(".json") else ["".join(DAMAGED[name])]:
+        (run / name).write_text(old + content, encoding="utf-8")
+        assert main(["report", str(run)]) == 0
+        text, _ = read_page(run / "report.html")
+        assert f"Left out: {run / name}" in text or f"Left out: file={run / name}" in text
+        assert name.endswith(".json") or text.count(f"{run / name}:") == len(DAMAGED[name])
+        assert "1.9173 nats per token" in text
+
+
+def test_a_damaged_point_stops_no_report(sweep):
+    points = (sweep / "points.jsonl").read_text(encoding="utf-8")
+    record = json.loads(points.splitlines()[0])
+    damaged = [[], {"point": 3}, {**record, "seconds": "long"}, {**record, "result": {"accuracy": "high"}}]
+    lines = "".join(json.dumps(line) + "\n" for line in damaged)
+    (sweep / "points.jsonl").write_text(lines + points.partition("\n")[2], encoding="utf-8")
+    assert main(["report", str(sweep)]) == 0
+    text, _ = read_page(sweep / "report.html")
+    assert text.count("points.jsonl:") == 3 and text.count("has another form") == 1 and "5 of 72" in text
+
+
 def test_mistakes_are_one_line(run, tmp_path, capsys):
     runs, empty = str(run.parent), tmp_path / "empty"
     empty.mkdir()
@@ -288,12 +369,6 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     assert f"paths={tmp_path}/none: no such folder" in complaint(capsys, f"{tmp_path}/none")
     assert "is neither a run (config.json) nor a sweep (points.jsonl)\n" in complaint(capsys, str(empty))
     assert f"did you mean {run}?" in complaint(capsys, runs)
-    assert "is a folder; give a file" in complaint(capsys, str(run), "--out", runs)
-    assert "lies in a folder that is missing" in complaint(capsys, str(run), "--out", f"{tmp_path}/no/page.html")
-    (run / "eval.json").write_text("{", encoding="utf-8")
-    assert f"file={run}/eval.json: holds something that is not JSON" in complaint(capsys, str(run))
-    (run / "eval.json").write_text('{"step": 3}', encoding="utf-8")
-    assert f"file={run}: is not of the form this version writes (KeyError('tokens'))" in complaint(capsys, str(run))
     (run / "eval.json").unlink()
     (run / "metrics.jsonl").write_text("", encoding="utf-8")
     assert f"run={run}: has no metrics yet" in complaint(capsys, str(run))
@@ -309,4 +384,4 @@ def test_mistakes_in_sweeps_are_one_line(sweep, tmp_path, capsys):
     (sweep / "points-0-of-2.jsonl").write_text("", encoding="utf-8")
     assert "has no finished point; run mom-jax experiment mqar --scale tiny" in complaint(capsys, str(sweep))
     (sweep / "points-0-of-2.jsonl").write_text("{]\n", encoding="utf-8")
-    assert "holds something that is not JSON" in complaint(capsys, str(sweep))
+    assert f"that can be read ({sweep}/points-0-of-2.jsonl:1 is damaged" in complaint(capsys, str(sweep))

@@ -1,6 +1,7 @@
 """Sweeps: nothing twice, nothing lost, shards apart; and the command around them."""
 
 import json
+import math
 
 import pytest
 
@@ -45,11 +46,11 @@ def test_a_stopped_sweep_goes_on(tmp_path):
         run_sweep(first.experiment, POINTS, tmp_path)
     with (tmp_path / "points.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"point": {"size"')
-    assert len(read_records(tmp_path)) == 2
+    assert len(read_records(tmp_path, pytest.fail)) == 2
     second = Toy()
     run_sweep(second.experiment, POINTS, tmp_path)
     assert first.ran + second.ran == POINTS
-    records = read_records(tmp_path)
+    records = read_records(tmp_path, pytest.fail)
     assert [record["point"] for record in records] == POINTS
     assert records[2]["result"] == {"square": 9.0}
     assert {"jax", "python"} <= set(records[0]["versions"]) and records[0]["seconds"] >= 0
@@ -65,7 +66,7 @@ def test_shards_are_disjoint_and_complete(tmp_path):
         run_sweep(Toy().experiment, POINTS, tmp_path, (i, 3), lambda *a: told.append(a[:2]))
     assert told == [(1, 2), (2, 2)] * 3
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"points-{i}-of-3.jsonl" for i in range(3)]
-    assert not missing(POINTS, read_records(tmp_path))
+    assert not missing(POINTS, read_records(tmp_path, pytest.fail))
     whole = Toy()
     run_sweep(whole.experiment, POINTS, tmp_path)
     assert not whole.ran, "what shards have done counts for the whole"
@@ -73,7 +74,26 @@ def test_shards_are_disjoint_and_complete(tmp_path):
 
 def test_records_of_other_points_are_passed_over(tmp_path):
     run_sweep(Toy().experiment, [{"size": 9, "seed": 9}, *POINTS[:1]], tmp_path)
-    assert [r["point"] for r in belonging(POINTS, read_records(tmp_path))] == POINTS[:1]
+    assert [r["point"] for r in belonging(POINTS, read_records(tmp_path, pytest.fail))] == POINTS[:1]
+
+
+def test_damaged_records_are_said_and_run_again(tmp_path):
+    """A line that is no record, a record whose result cannot be tabulated, and a measured NaN."""
+    whole = Toy()
+    run_sweep(whole.experiment, POINTS, tmp_path)
+    path = tmp_path / "points.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[:2] = "[]", '{"point": 3}'
+    lines[2] = json.dumps({**json.loads(lines[2]), "result": {"cube": 1}})
+    lines[3] = json.dumps({**json.loads(lines[3]), "result": {"square": None}})
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    said: list[str] = []
+    records, complaints = whole.experiment.sound(read_records(tmp_path, said.append))
+    assert len(said) == 2 and "points.jsonl:1" in said[0] and len(complaints) == 1 and "square" in complaints[0]
+    assert [r["point"] for r in records] == POINTS[3:] and math.isnan(records[0]["result"]["square"])
+    again = Toy()
+    run_sweep(again.experiment, POINTS, tmp_path)
+    assert again.ran == POINTS[:2]
 
 
 @pytest.fixture

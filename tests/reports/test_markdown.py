@@ -7,12 +7,15 @@ import matplotlib.image
 import pytest
 
 from mom_jax.errors import InputError
+from mom_jax.evals.results import add_evaluation
 from mom_jax.reports.markdown import write_report
+from mom_jax.reports.words import TWO_LOSSES
 from mom_jax.training.config import get_train_preset
 
 PICTURES = ("loss", "learning_rate", "load", "routing_entropy", "dead_memories", "routing_churn", "gradient_norm")
 
 EVALUATION = {
+    "step": 50,
     "tokens": 12345,
     "loss": 1.25,
     "perplexity": 3.49,
@@ -60,22 +63,23 @@ def test_every_picture_is_drawn_and_shown(run_dir):
         pixels = matplotlib.image.imread(run_dir / f"{name}.png")
         assert pixels.shape[0] > 300 and pixels.shape[1] > 800
         assert pixels[..., :3].std() > 0.01  # something is drawn
+        assert pixels[0, 0, 3] == 0 and (pixels[..., 3] == 0).mean() > 0.5, "the page shows through"
         assert f"({name}.png)" in text
     assert {path.name for path in run_dir.iterdir() if path.name.startswith(".")} == set()
 
 
 def test_the_numbers_are_the_runs(run_dir):
-    text = write_report(run_dir, EVALUATION, extra="| model | bits |").read_text(encoding="utf-8")
+    (run_dir / "eval.json").write_text(json.dumps(EVALUATION), encoding="utf-8")
+    text = write_report(run_dir).read_text(encoding="utf-8")
     for expected in (
         "| steps | 100 of ",
         "| last training loss | 1.9000 nats per token |",
-        "2.7500 nats per token (step 50)",
+        "2.7500 nats per token (step 50, at most 64 windows of 256 tokens)",
         "| skipped steps | 3 |",
         "| median speed | 4,096 tokens/s |",
-        "| 12,345 | 1.2500 | 3.490 | 1.8034 |",
-        "| 16-31 | 12,000 | 1.2000 |",
-        "| layer 0 | 0.500 | 0.250 | 0.125 | 0.125 | 1.000 |",
-        "| model | bits |",
+        "| 50 | – | – | 12,345 | 1.2500 | 3.490 | 1.8034 |",
+        "| 16–31 | 12,000 | 1.2000 |",
+        "| 0 | 0.500 | 0.250 | 0.125 | 0.125 | 1.000 |",
     ):
         assert expected in text
 
@@ -86,3 +90,29 @@ def test_no_run_and_no_metrics_are_input_errors(run_dir, tmp_path):
     (run_dir / "metrics.jsonl").unlink()
     with pytest.raises(InputError, match="no metrics yet"):
         write_report(run_dir)
+
+
+def test_evaluations_of_several_sizes_stand_beside_each_other(run_dir):
+    """The small one replaces nothing: neither the scores of all text nor what n-gram models reach."""
+    whole = {**EVALUATION, "windows": 90, "windows_in_all": 90, "baselines": {"bigram": 2.0}}
+    add_evaluation(run_dir, whole, pytest.fail)
+    add_evaluation(run_dir, {**whole, "windows": 16, "loss": 1.5, "baselines": {}}, pytest.fail)
+    text = write_report(run_dir).read_text(encoding="utf-8")
+    assert text.index("| 50 | – | all | 12,345 | 1.2500 |") < text.index("| 50 | – | 16 of 90 | 12,345 | 1.5000 |")
+    assert "| bigram | 2.0000 | 0.1966 bits (9.8%) lower |" in text and TWO_LOSSES in text
+    assert "The following is of the first row: step 50, all scored." in text
+
+
+def test_a_sample_is_shown_as_it_is(run_dir):
+    sample = {"prompt": "def f(", "text": "x):\n    *1* | <b>", "temperature": 0.7}
+    add_evaluation(run_dir, {**EVALUATION, "sample": sample}, pytest.fail)
+    assert "    def f(x):\n        *1* | <b>\n" in write_report(run_dir).read_text(encoding="utf-8")
+
+
+def test_what_is_damaged_is_left_out_and_said(run_dir):
+    with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 110, "loss"\n[1]\n{"step": 100, "held_out_loss": null, "routing_churn": [0, 0, 1]}\n')
+    (run_dir / "eval.json").write_text("[]", encoding="utf-8")
+    text = write_report(run_dir).read_text(encoding="utf-8")
+    assert text.count("metrics.jsonl:") == 3 and "eval.json: is damaged" in text
+    assert "| last training loss | 1.9000 nats" in text and "nan nats per token (step 100" in text

@@ -1,5 +1,6 @@
 """The paper's sets of tasks and their averages; knows no harness, so that results can be read without it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,12 @@ SUITES: dict[str, dict[str, str | None]] = {
 }
 
 
-def suite_means(tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The paper's average of each of `SUITES` whose tasks are all there."""
+def suite_means(tasks: Mapping[str, Any]) -> dict[str, float]:
+    """The paper's average of each of `SUITES` whose tasks all have a score."""
     means = {}
     for suite, headlines in SUITES.items():
         counted = {task: metric for task, metric in headlines.items() if metric is not None}
-        if counted.keys() <= tasks.keys():
-            means[suite] = float(np.mean([tasks[task]["metrics"][metric] for task, metric in counted.items()]))
+        values = [tasks[task]["metrics"].get(metric) if task in tasks else None for task, metric in counted.items()]
+        if None not in values:
+            means[suite] = float(np.mean(values))
     return means

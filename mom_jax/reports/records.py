@@ -1,0 +1,107 @@
+"""What a run has logged, as reports read it: what is damaged or of another form is left out and said."""
+
+import collections
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from mom_jax.errors import InputError
+from mom_jax.files import read_json_lines, with_nan
+from mom_jax.training.log import METRICS_FILE
+from mom_jax.training.sittings import SITTINGS_FILE
+
+Complain = Callable[[str], None]  # gets a line for each thing that is left out
+
+_BY_LAYER = ("load", "routing_entropy", "dead_memories", "routing_churn")
+_MAX_STEP = 2**53  # what a plot can place
+
+
+class TrainingRecord(TypedDict):
+    """Means over the steps since the record before; null where they were NaN."""
+
+    step: int
+    loss: float | None
+    lm_loss: float | None
+    grad_norm: float | None
+    learning_rate: float | None
+    tokens_per_second: float | None
+    bad_total: float | None
+    load: NotRequired[list[list[float | None]]]  # [L][M]
+    routing_entropy: NotRequired[list[float | None]]  # [L]
+    dead_memories: NotRequired[list[int]]  # [L]
+
+
+class HeldOutRecord(TypedDict):
+    """An evaluation in training."""
+
+    step: int
+    held_out_loss: float | None
+    routing_churn: NotRequired[list[float | None]]  # [L]
+
+
+class Sitting(TypedDict):
+    """A line of ``sittings.jsonl``."""
+
+    date: str
+    step: int
+    devices: str
+    versions: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The records of a run, NaN where a file has null: those of training, and those of held-out losses."""
+
+    training: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+
+    def __bool__(self) -> bool:
+        return bool(self.training)
+
+
+def read_records(folder: Path, complain: Complain) -> Records:
+    """The records in a run's ``metrics.jsonl``; none where there is no such file."""
+    found = _lines(folder / METRICS_FILE, TrainingRecord | HeldOutRecord, complain)
+    records = [with_nan(record) for record in found if 0 <= record["step"] < _MAX_STEP]
+    if len(records) < len(found):
+        complain(f"{folder / METRICS_FILE}: {len(found) - len(records)} records of impossible steps are left out")
+    for name in _BY_LAYER:
+        _leave_out_other_shapes(records, name, lambda told: complain(f"{folder / METRICS_FILE}: {told}"))
+    return Records([r for r in records if "loss" in r], [r for r in records if "loss" not in r])
+
+
+def read_sittings(folder: Path, complain: Complain) -> list[Sitting]:
+    """The lines of a run's ``sittings.jsonl``; none where there is no such file."""
+    return _lines(folder / SITTINGS_FILE, Sitting, complain)
+
+
+def _lines(path: Path, form: Any, complain: Complain) -> list[Any]:
+    if not path.exists():
+        return []
+    try:
+        records, complaints = read_json_lines(path, form)
+    except InputError as error:
+        records, complaints = [], [str(error)]
+    for complaint in complaints:
+        complain(f"{complaint}; it is left out")
+    return records
+
+
+def _leave_out_other_shapes(records: list[dict[str, Any]], name: str, complain: Complain) -> None:
+    """Takes a field out of the records where it is no array, or not one of the shape that most have."""
+    shapes = {i: _shape(record[name]) for i, record in enumerate(records) if name in record}
+    counts = collections.Counter(shape for shape in shapes.values() if shape is not None)
+    usual = max(counts, key=counts.__getitem__, default=None)
+    others = [i for i, shape in shapes.items() if shape is None or shape != usual]
+    for i in others:
+        del records[i][name]
+    if others:
+        complain(f"{name} of {len(others)} records is left out, for it has not the shape of the others")
+
+
+def _shape(value: list[Any]) -> tuple[int, ...] | None:
+    """Of a list, or of a list of lists of one length; None where they are of several, or empty."""
+    lengths = {len(item) for item in value if isinstance(item, list)}
+    shape = (len(value), *lengths)
+    return shape if len(lengths) < 2 and all(shape) else None
