@@ -128,7 +128,7 @@ def score(
     max_windows: int | None = None,
     **changes: int,
 ) -> Scored:
-    """As `evaluate_run`, of a run that is opened on ``mesh``; ``tell`` gets lines about the text before it is scored."""
+    """As `evaluate_run`, of a run opened on ``mesh``; ``tell`` gets lines about the text before it is scored."""
     config, model, step = opened
     wanted = _data_of(config, changes)
     if wanted.batch_size % mesh.size:
