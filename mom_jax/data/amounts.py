@@ -11,6 +11,7 @@ _RULES = {
     "held_out_path": "as held_out_path says",
     "names": "as the files' names say",
     "files": "whole files, by their names' hashes",
+    "ends": "the end of each file",
     "documents": "documents, by their texts' hashes",
 }
 
@@ -54,7 +55,7 @@ def tell_plan(planned: Plan, held_out_fraction: float) -> list[str]:
     """What preparing would do, in a few lines."""
     sides = planned.split
     shards = sum(len(unit.shards) for unit in planned.units)
-    if sides.rule == "documents":
+    if sides.rule in ("documents", "ends"):
         text = f"{_tell_sources(sides.train)}, of which about {held_out_fraction:.1%} of the text is held out"
     else:
         some = ", ".join(source.name for source in sides.held_out[:3]) + ", ..." * (len(sides.held_out) > 3)

@@ -6,6 +6,7 @@ from pathlib import Path
 from mom_jax.data.file_kinds import compression, kind, suffix
 from mom_jax.data.json_documents import OnError, from_json, from_lines
 from mom_jax.data.opening import UNREADABLE, line_number, open_unpacked, read_lines, reason
+from mom_jax.data.passages import Passage
 from mom_jax.data.table_documents import from_table
 from mom_jax.errors import InputError
 
@@ -34,7 +35,11 @@ def error_handler(on_error: str) -> OnError:
 
 
 def read_documents(
-    path: Path, text_field: str, on_error: OnError = stop, span: tuple[int, int] | None = None
+    path: Path,
+    text_field: str,
+    on_error: OnError = stop,
+    span: tuple[int, int] | None = None,
+    passage: Passage | None = None,
 ) -> Iterator[str]:
     """Yields the documents of ``path`` in order, without the empty ones.
 
@@ -48,24 +53,27 @@ def read_documents(
         on_error: gets what is wrong with a document, or with the rest of the file; reading then goes on behind it.
             The default raises it.
         span: only the lines that begin at these bytes, from the first up to the second; for JSON lines.
+        passage: only this side; for text files.
 
     Raises:
         InputError: the file cannot be read, is binary, truncated or malformed; names file and line.
     """
     try:
-        yield from _documents(path, text_field, on_error, span)
+        yield from _documents(path, text_field, on_error, span, passage)
     except UNREADABLE as error:
         on_error(InputError("path", path, f"cannot be read ({reason(error)})"))
     except InputError as error:
         on_error(error)
 
 
-def _documents(path: Path, text_field: str, on_error: OnError, span: tuple[int, int] | None) -> Iterator[str]:
+def _documents(
+    path: Path, text_field: str, on_error: OnError, span: tuple[int, int] | None, passage: Passage | None
+) -> Iterator[str]:
     if span is not None:
         lines = read_lines(path, *span).split(b"\n")
         yield from from_lines(lines, lambda number: line_number(path, span[0]) + number, text_field, path, on_error)
     elif kind(path.name) == "text":
-        yield from _text(path)
+        yield from _text(path, passage)
     elif kind(path.name) == "json":
         with open_unpacked(path) as stream:
             yield from from_json(stream, text_field, path, on_error)
@@ -75,7 +83,7 @@ def _documents(path: Path, text_field: str, on_error: OnError, span: tuple[int, 
         yield from from_table(path, kind(path.name), text_field, on_error)
 
 
-def _text(path: Path) -> Iterator[str]:
+def _text(path: Path, passage: Passage | None) -> Iterator[str]:
     with open_unpacked(path) as stream:
         blob = stream.read()
     if blob.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -84,9 +92,10 @@ def _text(path: Path) -> Iterator[str]:
         line = blob.count(b"\n", 0, blob.index(b"\0")) + 1
         raise InputError("path", f"{path}:{line}", "holds a NUL byte: a binary file is not training text; leave it out")
     try:
-        text = blob.decode("utf-8-sig")
+        blob.decode()
     except UnicodeDecodeError as error:
         line = blob.count(b"\n", 0, error.start) + 1
         raise InputError("path", f"{path}:{line}", "is not UTF-8; convert the file, or leave it out") from error
+    text = (passage.of(blob) if passage else blob).decode("utf-8-sig")
     if text:
         yield text

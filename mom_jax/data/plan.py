@@ -47,10 +47,17 @@ class Plan:
 
     def key(self, unit: Unit, config: DataConfig, tokenizer: Tokenizer) -> str:
         """Hash of what decides the shards' bytes but for the text. No times: copies on other machines must agree."""
-        sources = [(source.name, source.size, getattr(source, "span", None)) for source in unit.sources]
+        sources = [_identity(source) for source in unit.sources]
         held_out = unit.held_out and (unit.held_out.start, unit.held_out.stop)
         parts = [VERSION, METHOD, tokenizer.fingerprint, config.text_field, unit.shards, held_out, sources]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _identity(source: Source) -> list:
+    if isinstance(source, HubSource):
+        return [source.name]
+    passage = source.passage and (source.passage.share, source.passage.held_out)
+    return [source.name, source.size, source.span, passage]
 
 
 def plan(config: DataConfig) -> Plan:

@@ -11,7 +11,7 @@ import filelock
 
 from mom_jax.data.amounts import Amount, tell_amounts, tell_data
 from mom_jax.data.config import DataConfig
-from mom_jax.data.plan import METHOD, Plan, plan
+from mom_jax.data.plan import METHOD, Plan, Unit, plan
 from mom_jax.data.preparation import finished, write_unit
 from mom_jax.data.shards import (
     FORMAT,
@@ -84,7 +84,30 @@ def prepare(
     keys = [planned.key(unit, config, tokenizer) for unit in planned.units]
     is_new = _claim_folder(folder, _index(planned, keys, tokenizer))
     mine = list(zip(planned.units, keys, strict=True))[part::parts]
-    pending, done, sums = [], {}, Sums(config.cache_dir, folder)
+    done: dict[str, ShardInfo] = {}
+    try:
+        written = _finish(mine, done, folder, tokenizer, config, workers, progress)
+        summary = _summary(planned, folder, done, written)
+        if len(mine) == len(planned.units):
+            _check_both_sides(summary, config)
+    except InputError:
+        if is_new and len(done) in (0, sum(len(unit.shards) for unit, _ in mine)):  # nothing worth going on from
+            _discard(folder)
+        raise
+    return summary
+
+
+def _finish(
+    mine: list[tuple[Unit, str]],
+    done: dict[str, ShardInfo],
+    folder: Path,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    workers: int | None,
+    progress: bool,
+) -> int:
+    """Adds the shards of ``mine`` to ``done``: those that are finished already, then the others; counts these."""
+    pending, sums = [], Sums(config.cache_dir, folder)
     with sums.opened(), progress_bar(progress) as bar:
         task = bar.add_task("tokenising", total=len(mine))
         for unit, key in mine:
@@ -99,10 +122,7 @@ def prepare(
             done.update(written.infos)
             written.remember(sums, folder)
             bar.advance(task)
-    summary = _summary(planned, folder, done, sum(len(unit.shards) for unit, _ in pending))
-    if len(mine) == len(planned.units):
-        _check_both_sides(summary, config, folder, is_new)
-    return summary
+    return sum(len(unit.shards) for unit, _ in pending)
 
 
 def prepared(config: DataConfig, *, workers: int | None = None, progress: bool = True) -> PreparedData:
@@ -230,15 +250,18 @@ def _summary(planned: Plan, folder: Path, done: dict[str, ShardInfo], written: i
     return PrepareSummary(written, len(done) - written, missing, train, held_out, notes)
 
 
-def _check_both_sides(summary: PrepareSummary, config: DataConfig, folder: Path, is_new: bool) -> None:
+def _check_both_sides(summary: PrepareSummary, config: DataConfig) -> None:
     for side, field in (("train", "path"), ("held_out", "held_out_path")):
         if getattr(summary, side).tokens:
             continue
-        if is_new:
-            for path in folder.iterdir():
-                path.unlink()
-            folder.rmdir()
         skipped = "; ".join(note for note in summary.notes if note.startswith("skipped"))
         place = field if getattr(config, field) is not None else "path"
         why = f"has no {side.replace('_', '-')} text{f' ({skipped})' if skipped else ''}"
         raise InputError(place, getattr(config, place), f"{why}; give more text, or held_out_path")
+
+
+def _discard(folder: Path) -> None:
+    """Removes a folder that this call made."""
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()

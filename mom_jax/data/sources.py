@@ -13,6 +13,7 @@ from mom_jax.data.file_kinds import is_data
 from mom_jax.data.folders import LeftOut, folder_files, glob_files, glob_root, is_glob, matches
 from mom_jax.data.hub import HubSource, hub_sources
 from mom_jax.data.json_documents import OnError
+from mom_jax.data.passages import Passage
 from mom_jax.errors import InputError
 from mom_jax.paths import local_path
 
@@ -21,16 +22,17 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """One file, or some whole lines of it. ``name`` is its path relative to the root: the same on every machine."""
+    """One file, or a part of it. ``name`` is its path relative to the root: the same on every machine."""
 
     name: str
     path: str
     size: int
     span: tuple[int, int] | None = None  # only lines that begin at these bytes
+    passage: Passage | None = None  # only this side
 
     def documents(self, text_field: str, on_error: OnError = stop) -> Iterator[str]:
         """The documents in order; what is broken goes to ``on_error`` as an `InputError` with file and line."""
-        return read_documents(Path(self.path), text_field, on_error, self.span)
+        return read_documents(Path(self.path), text_field, on_error, self.span, self.passage)
 
 
 Source = FileSource | HubSource

@@ -4,18 +4,19 @@ import dataclasses
 import os
 import re
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Literal
 
 from mom_jax.data.config import DataConfig
 from mom_jax.data.documents import error_handler
 from mom_jax.data.file_kinds import kind
 from mom_jax.data.hub import HubSource
+from mom_jax.data.passages import Passage, can_cut
 from mom_jax.data.shares import HashRange, TooFewItems, choose_range, fixed_range, stable_hash
 from mom_jax.data.sources import FileSource, Found, Source, find_sources
 from mom_jax.errors import InputError
 
-Rule = Literal["held_out_path", "names", "files", "documents"]
+Rule = Literal["held_out_path", "names", "files", "ends", "documents"]
 
 # The words and the signs around them are those of the library `datasets`, but capitals are the same as small letters.
 _WORDS = {
@@ -72,10 +73,19 @@ def split(config: DataConfig) -> Split:
     if sides["held_out"]:
         return Split("names", sides["train"], sides["held_out"], notes)
     sources = sides["train"]
-    by_file = _by_files(sources, config.held_out_fraction)
-    if by_file is not None:
-        return Split("files", *by_file, notes)
-    return Split("documents", sources, sources, notes)
+    files, share = _by_files(sources, config.held_out_fraction)
+    if _NEAR[0] <= share / config.held_out_fraction <= _NEAR[1]:
+        return Split("files", *files, notes)
+    texts = [s for s in sources if isinstance(s, FileSource) and kind(s.name) == "text"]
+    if len(texts) < len(sources):
+        return Split("documents", sources, sources, notes)
+    if _have_ends(texts, config.held_out_fraction):
+        return Split(
+            "ends", *(_passages(texts, config.held_out_fraction, held_out=side) for side in (False, True)), notes
+        )
+    if not share:
+        raise InputError("path", config.path, "is a single word, of which nothing can be held out; give more text")
+    return Split("files", *files, notes)
 
 
 def _by_path(config: DataConfig, found: Found) -> Split:
@@ -123,21 +133,25 @@ def _by_names(config: DataConfig, found: Found) -> dict[str, list[Source]]:
     return {"train": sorted(train, key=lambda source: source.name), "held_out": held_out}
 
 
-def _by_files(sources: Sequence[Source], fraction: float) -> tuple[list[Source], list[Source]] | None:
-    """Both sides by whole files; None where documents would give a share that is nearer to ``fraction``."""
-    if len(sources) < 2:
-        return None
+def _by_files(sources: Sequence[Source], fraction: float) -> tuple[tuple[list[Source], list[Source]], float]:
+    """Both sides by whole files, and the share of the text that is held out so: 0 of one file."""
     weighed = [(source, stable_hash(source.name), source.size or 1) for source in sources]
+    if len(sources) < 2:
+        return (list(sources), []), 0.0
     chosen = choose_range([(value, size) for _, value, size in weighed], fraction)
-    share = sum(size for _, value, size in weighed if value in chosen) / sum(size for *_, size in weighed)
-    if not _NEAR[0] <= share / fraction <= _NEAR[1] and not all(_is_one_document(source) for source in sources):
-        return None
     train = [source for source, value, _ in weighed if value not in chosen]
-    return train, [source for source, value, _ in weighed if value in chosen]
+    held_out = [source for source, value, _ in weighed if value in chosen]
+    share = sum(size for _, value, size in weighed if value in chosen) / sum(size for *_, size in weighed)
+    return (train, held_out), share
 
 
-def _is_one_document(source: Source) -> bool:
-    return isinstance(source, FileSource) and kind(source.name) == "text"
+def _have_ends(texts: Sequence[FileSource], fraction: float) -> bool:
+    """Whether a text file can be cut, so that its end is held out; of large ones it is taken for granted."""
+    return sum(s.size for s in texts) > _MEASURED_UP_TO or any(can_cut(Path(s.path), fraction) for s in texts)
+
+
+def _passages(texts: Sequence[FileSource], fraction: float, held_out: bool) -> list[Source]:
+    return [dataclasses.replace(source, passage=Passage(fraction, held_out)) for source in texts]
 
 
 def held_out_documents(sides: Split, config: DataConfig) -> HashRange | None:
@@ -155,8 +169,5 @@ def held_out_documents(sides: Split, config: DataConfig) -> HashRange | None:
     try:
         return choose_range(((stable_hash(text), len(text.encode())) for text in texts), config.held_out_fraction)
     except TooFewItems as error:
-        remedy = (
-            "has fewer than two different documents (a text file is one), so none can be held out; cut it into several "
-            "files, or give held_out_path"
-        )
+        remedy = "has fewer than two different documents, so none can be held out; give more text, or held_out_path"
         raise InputError("path", config.path, remedy) from error

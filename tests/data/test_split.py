@@ -1,5 +1,6 @@
 """Which text is held out."""
 
+import gzip
 import json
 import random
 
@@ -11,9 +12,13 @@ from hypothesis import strategies as st
 
 import mom_jax.data.split as split_module
 from mom_jax.data.config import DataConfig
+from mom_jax.data.passages import Passage
 from mom_jax.data.plan import plan
+from mom_jax.data.prepare import prepare
+from mom_jax.data.shards import open_prepared
 from mom_jax.data.shares import HashRange, TooFewItems, choose_range, fixed_range, stable_hash
 from mom_jax.data.split import named_split, split
+from mom_jax.data.tokenizers import ByteTokenizer
 from mom_jax.errors import InputError
 
 ITEMS = st.lists(
@@ -242,6 +247,49 @@ def test_the_share_is_of_text_by_document_where_files_are_few(tmp_path, files):
     everything = [text for n in range(files) for text in pq.read_table(tmp_path / f"{n}.parquet")["text"].to_pylist()]
     pq.write_table(pa.table({"text": everything[::-1]}), moved / "x.parquet")
     assert plan(DataConfig(path=str(moved))).units[0].held_out == planned.units[0].held_out
+
+
+def _texts(path, tmp_path, **options):
+    prepare(DataConfig(path=str(path), cache_dir=str(tmp_path / "cache"), **options), tmp_path / "out")
+    data = open_prepared(tmp_path / "out")
+    decode = ByteTokenizer().decode
+    return data.rule, *([decode(ids[:-1]) for ids in side.iterate_documents()] for side in (data.train, data.held_out))
+
+
+@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("packing", ["", ".gz"])
+def test_text_files_that_are_few_are_cut_before_their_ends(tmp_path, files, packing):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    wanted = []
+    for number in range(files):
+        wanted.append("".join(f"line {number} {i} é\n" for i in range(1000 + number)))
+        blob = wanted[-1].encode()
+        (folder / f"{number}.txt{packing}").write_bytes(gzip.compress(blob) if packing else blob)
+    rule, train, held_out = _texts(folder if files > 1 else folder / f"0.txt{packing}", tmp_path)
+    assert rule == "ends" and [a + b for a, b in zip(train, held_out, strict=True)] == wanted
+    assert all(text.endswith("\n") for text in train)
+    assert 0.045 < sum(map(len, held_out)) / sum(map(len, wanted)) < 0.055
+
+
+def test_text_of_one_line_is_cut_between_words(tmp_path):
+    (tmp_path / "text8").write_text("word " * 1000, encoding="utf-8")
+    rule, (train,), (held_out,) = _texts(tmp_path / "text8", tmp_path)
+    assert rule == "ends" and train + held_out == "word " * 1000 and train.endswith(" ") and len(held_out) == 250
+
+
+def test_files_of_one_word_are_held_out_whole(tmp_path):
+    folder = _make(tmp_path / "text", "a.txt", "b.txt")
+    assert _texts(folder, tmp_path)[0] == "files"
+    with pytest.raises(InputError, match=r"^path=.*a single word"):
+        split(DataConfig(path=str(folder / "a.txt")))
+
+
+@given(st.binary(max_size=40), st.floats(0.01, 0.99))
+def test_both_sides_of_a_text_are_the_text(blob, share):
+    train, held_out = (Passage(share, side).of(blob) for side in (False, True))
+    assert train + held_out == blob and (train.strip() or not blob.strip())
+    assert not held_out or (held_out.strip() and train[-1:] in (b"\n", b" "))
 
 
 def test_large_text_is_not_read_to_be_split(tmp_path, monkeypatch):
