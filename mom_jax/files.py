@@ -31,11 +31,11 @@ _IN_WORDS[type(None)] = "null"
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes a file that is either whole or absent; text as UTF-8."""
+    """Writes a file that is either whole or absent; text as UTF-8, with the bytes of names that are none as escapes."""
     temporary = temporary_path(path)
     try:
         with open(temporary, "wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             to_disk(stream)
         os.replace(temporary, path)
     finally:

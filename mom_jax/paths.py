@@ -37,6 +37,15 @@ def check_local(place: str | os.PathLike[str], field: str) -> None:
         raise InputError(field, text, _remedy(address[1].lower(), address[2]))
 
 
+def check_kept(place: str | os.PathLike[str], field: str) -> None:
+    """`check_local` for what checkpoints, models and shards are kept in: its libraries open no name but UTF-8."""
+    check_local(place, field)
+    try:
+        os.fspath(place).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(field, place, "is not UTF-8; give it another name") from error
+
+
 def _remedy(scheme: str, rest: str) -> str:
     if scheme == "hf":
         return f"is written hf:{rest.removeprefix('datasets/') or 'OWNER/NAME'}"

@@ -19,10 +19,10 @@ from mom_jax.cli import habits
 from mom_jax.errors import InputError
 from mom_jax.fields import Check, NotEmpty, alternatives, described, field_types
 from mom_jax.models.presets import preset_names
-from mom_jax.paths import check_local
+from mom_jax.paths import check_kept
 
 Config = TypeVar("Config")
-Place = Annotated[str, NotEmpty(), Check(check_local)]  # a local file or folder, which need not exist
+Place = Annotated[str, NotEmpty(), Check(check_kept)]  # a local file or folder, which need not exist
 
 
 def preset_first(verb: str, args: Sequence[str]) -> tuple[str, list[str]]:

@@ -23,7 +23,8 @@ def open_unpacked(path: Path) -> BinaryIO:
         return lzma.open(path, "rb")
     import pyarrow  # slow to import
 
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression=packing), 2**20)  # type: ignore[arg-type]
+    # A file object, as pyarrow opens no name that is not UTF-8.
+    return io.BufferedReader(pyarrow.input_stream(open(path, "rb"), compression=packing), 2**20)  # type: ignore[arg-type]
 
 
 def read_lines(path: Path, start: int, stop: int) -> bytes:

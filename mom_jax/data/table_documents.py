@@ -1,5 +1,6 @@
 """Text out of parquet files and Arrow files, as the library `datasets` and others write them."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def from_table(path: Path, kind: Kind, text_field: str, on_error: OnError) -> It
 def _parquet(path: Path, text_field: str) -> Iterator:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(str(path)) as table:
+    # A file object, as pyarrow opens no name that is not UTF-8.
+    with open(path, "rb") as stream, pyarrow.parquet.ParquetFile(stream) as table:
         _check_column(table.schema_arrow, text_field, path)
         yield from table.iter_batches(batch_size=_ROWS, columns=[text_field])
 
@@ -34,7 +36,7 @@ def _parquet(path: Path, text_field: str) -> Iterator:
 def _arrow(path: Path, text_field: str) -> Iterator:
     import pyarrow
 
-    with pyarrow.memory_map(str(path)) as blob:
+    with pyarrow.memory_map(os.fsencode(path)) as blob:
         if blob.read(6) == b"ARROW1":
             table = pyarrow.ipc.open_file(blob)
             batches = (table.get_batch(number) for number in range(table.num_record_batches))

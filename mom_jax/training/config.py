@@ -17,7 +17,7 @@ from mom_jax.fields import Count, Name, Range, Seed, check_fields, checked, fiel
 from mom_jax.files import read_json
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.presets import PRESETS, get_preset
-from mom_jax.paths import check_local
+from mom_jax.paths import check_kept
 
 CONFIG_FILE = "config.json"  # in the run's folder
 
@@ -150,7 +150,7 @@ class TrainConfig:
                 self.gradient_accumulation,
                 f"must divide data.batch_size ({self.data.batch_size})",
             )
-        check_local(self.run_dir, "run_dir")
+        check_kept(self.run_dir, "run_dir")
 
     def anchored(self) -> Self:
         """The same run with paths of its data that mean the same from every folder."""

@@ -1,6 +1,7 @@
 """Bad arguments: one line with field, value and remedy, exit status 2, and JAX never loaded."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -202,6 +203,28 @@ def test_help_names_the_arguments(line, usage, capsys):
     assert main(["help", *line.split()]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: {usage}") and " STR " not in shown.splitlines()[0]
+
+
+KEPT = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["train", "mom-tiny", "--run-dir", KEPT],
+        ["eval", KEPT],
+        ["convert", "r", KEPT],
+        ["data", "prepare", KEPT],
+        ["report", KEPT],
+        ["generate", "r", "--prompt", KEPT],
+    ],
+    ids=lambda args: args[0],
+)
+def test_names_of_what_is_kept_and_prompts_are_utf8(args, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    said = capsys.readouterr().err
+    assert "udce9" in said and "is not UTF-8" in said and said.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("prompt", ["-foo", "- item", "-1"])

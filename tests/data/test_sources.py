@@ -534,3 +534,24 @@ def test_a_missing_path_is_never_a_hub_name(hub, tmp_path, monkeypatch):
     (tmp_path / "org" / "name").mkdir(parents=True)
     _fails("hf:org/name", "org/name is here")
     assert not hub.asked
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are UTF-8 there")
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".jsonl.gz", ".parquet", ".arrow"])
+def test_names_that_are_not_utf8(tmp_path, suffix):
+    """Text may lie under whatever name the file system lets it have."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = folder / os.fsdecode(b"\xfft\xe9xt" + suffix.encode())
+    table = pa.table({"text": ["a b"]})
+    with open(path, "wb") as stream:
+        if suffix == ".parquet":
+            pq.write_table(table, stream)
+        elif suffix == ".arrow":
+            with pa.ipc.new_file(stream, table.schema) as writer:
+                writer.write_table(table)
+        elif suffix == ".txt":
+            stream.write(b"a b")
+        else:
+            stream.write(_packed(suffix.removeprefix(".jsonl"), _lines(["a b"])))
+    assert _read(path) == _read(folder) == ["a b"]
