@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -197,8 +198,9 @@ def _read(model, input_ids, mask, new_tokens, allowed, rng):
 def _prefill(graph, capacity, params, cache, input_ids, mask, allowed, rng):
     model = nnx.merge(graph, params)
     batch = input_ids.shape[0]
-    cache = model.init_cache(batch, capacity) if cache is None else cache
-    hidden, _, cache = model.hidden_states(input_ids, mask, cache=cache)
+    before = model.init_cache(batch, capacity) if cache is None else cache
+    hidden, _, cache = model.hidden_states(input_ids, mask, cache=before)
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, cache)  # the state never grows
     return _Decoding(cache, _last_logits(model, hidden, allowed), jnp.zeros(batch, bool), rng)
 
 

@@ -134,8 +134,8 @@ def score(
     if wanted.batch_size % mesh.size:
         remedy = f"must be a multiple of the number of devices ({mesh.size})"
         raise InputError("batch_size", wanted.batch_size, remedy)
+    check_vocabulary(config)
     data = prepared(wanted)
-    check_vocabulary(config, data)
     for line in data.notes:
         tell(line)
     batches = (shard_batch(batch, mesh) for batch in eval_batches(data, wanted, max_windows=max_windows))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,6 +127,17 @@ def test_a_model_of_nan_is_noticed(model, prompts, value, options):
     broken.norm.weight[...] = jnp.full_like(broken.norm.weight[...], value)
     with pytest.raises(InputError, match=r"^model=NaN: its logits are not finite: training diverged"):
         generate(broken, prompts, 2, **options)
+
+
+def test_prompts_of_a_kind_compile_once(model, monkeypatch):
+    """Lengths up to 16 share a program, and so does every further token."""
+    chex.clear_trace_counter()
+    for name in ("_prefill", "_decode"):
+        static = {"_prefill": (0, 1), "_decode": (0, 1, 2)}[name]
+        body = chex.assert_max_traces(getattr(decoding, name).__wrapped__, n=1)
+        monkeypatch.setattr(decoding, name, jax.jit(body, static_argnums=static))
+    for length in (2, 9, 16):
+        generate(model, np.ones((1, length), np.int32), 3, on_token=lambda token: None)
 
 
 def test_streaming_and_keys(model, prompts):

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mom_jax.data.config import DataConfig
-from mom_jax.data.tokenizers import load_tokenizer
+from mom_jax.data.tokenizers import check_rows, load_tokenizer
 from mom_jax.errors import InputError
 from mom_jax.interop.folders import check_empty, in_place_of
 from mom_jax.interop.pretrained import load_pretrained, save_pretrained
@@ -46,11 +46,12 @@ def _train_config(model: MoMConfig, folder: Path, tokenizer: str | None) -> Trai
     if spec is None:
         remedy = f"{folder} holds none; name it with --tokenizer (bytes, mistral, a file, a folder or a hub name)"
         raise InputError("tokenizer", "''", remedy)
-    tokens = load_tokenizer(spec).vocab_size
-    if tokens > model.vocab_size:
-        remedy = f"has {tokens} tokens but the model {model.vocab_size}; name the model's own with --tokenizer"
-        raise InputError("tokenizer", spec, remedy)
+    _check_tokenizer(spec, model)
     return TrainConfig(model=model, data=DataConfig(tokenizer=spec))
+
+
+def _check_tokenizer(spec: str, model: MoMConfig) -> None:
+    check_rows(spec, load_tokenizer(spec).vocab_size, model.vocab_size, "name the model's own with --tokenizer")
 
 
 def published_to_run(source: str | Path, destination: str | Path, mesh: Mesh, tokenizer: str | None = None) -> None:
@@ -87,11 +88,13 @@ def run_to_published(
     """Writes the newest checkpoint of a run as a published model, its tokenizer (or another) beside it.
 
     Raises:
-        InputError: as `load_run` and `save_pretrained`.
+        InputError: as `load_run` and `save_pretrained`, or a tokenizer of more tokens than the model has rows.
     """
     check_empty(Path(destination).expanduser().absolute())
     config, model, _ = load_run(source, mesh)
-    tokenizer = tokenizer or config.data.tokenizer
-    files_of(tokenizer)  # complains before anything is written
+    named, tokenizer = tokenizer is not None, tokenizer or config.data.tokenizer
+    files_of(tokenizer)  # complains before anything is written, as does what follows
+    if named:
+        _check_tokenizer(tokenizer, config.model)
     save_pretrained(model, destination, dtype=dtype, max_shard_bytes=max_shard_bytes)
     put_tokenizer(tokenizer, Path(destination).expanduser())

@@ -19,6 +19,7 @@ from rich.console import Console
 from mom_jax.data.loader import TrainLoader, eval_batches, train_loader
 from mom_jax.data.prepare import prepared
 from mom_jax.data.shards import PreparedData
+from mom_jax.data.tokenizers import check_rows, load_tokenizer
 from mom_jax.errors import InputError
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.parts import model_parts
@@ -72,15 +73,11 @@ class Outcome:
     seconds: float
 
 
-def check_vocabulary(config: TrainConfig, data: PreparedData) -> None:
+def check_vocabulary(config: TrainConfig) -> None:
     """Raises `InputError` when the tokenizer has more tokens than the model has rows for."""
-    if data.vocab_size > config.model.vocab_size:
-        raise InputError(
-            "data.tokenizer",
-            data.tokenizer,
-            f"has {data.vocab_size} tokens but model.vocab_size is "
-            f"{config.model.vocab_size}; pass --model.vocab-size {data.vocab_size} or another tokenizer",
-        )
+    tokens = load_tokenizer(config.data.tokenizer).vocab_size
+    remedy = f"train a new model with --model.vocab-size {tokens}, or name the tokenizer of this one"
+    check_rows(config.data.tokenizer, tokens, config.model.vocab_size, remedy)
 
 
 def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
@@ -100,8 +97,8 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
     mesh = make_mesh(config.mesh)
     with together():
         check_fit(config, mesh)
+        check_vocabulary(config)
         data = prepared(config.data)
-        check_vocabulary(config, data)
         loader = train_loader(data, config.data, jax.process_index(), jax.process_count())
         origin = _origin(config)
     check_same(flat(config.to_dict()), "start them all with the same options")

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -104,6 +105,7 @@ def train_step(
         bad_steps=jnp.where(good, 0, state.bad_steps + 1),
         bad_total=state.bad_total + ~good,
     )
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, new)  # or every step would be compiled anew
     return new, {
         **metrics,
         "grad_norm": grad_norm,

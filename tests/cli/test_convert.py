@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from flax import nnx
 from goldens.read import parameters_by_name
 from safetensors.numpy import load_file
@@ -83,13 +84,11 @@ def test_training_starts_from_the_weights(published, tiny_run, tmp_path, capsys)
 
 def test_tokenizer_files_travel(published, tmp_path):
     """A published model's own files are copied into the run, and from there into the next folder."""
-    import tokenizers
-
     source = tmp_path / "source"
     source.mkdir()
     for path in published.iterdir():
         (source / path.name).write_bytes(path.read_bytes())
-    words = {f"w{i}": i for i in range(263)} | {"</s>": 263}
+    words = {f"w{i}": i for i in range(200)} | {"</s>": 230}  # fewer than the model's rows, and with holes
     tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0")).save(str(source / "tokenizer.json"))
     (source / "tokenizer_config.json").write_text('{"eos_token": "</s>"}', encoding="utf-8")
     assert main(["convert", str(source), str(tmp_path / "run")]) == 0
@@ -123,8 +122,14 @@ def test_mistakes_are_one_line(arguments, message, published, run, tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
-def test_another_vocabulary(published, tmp_path, capsys):
-    """A tokenizer with more tokens than the model has rows."""
-    assert main(["convert", str(published), str(tmp_path / "out"), "--tokenizer", "mistral"]) == 2
+@pytest.mark.parametrize("source", ["published", "run"])
+def test_another_vocabulary(source, published, run, tmp_path, capsys):
+    """A tokenizer with more tokens than the model has rows, there and back."""
+    folder = {"published": published, "run": run}[source]
+    words = tmp_path / "words.json"
+    vocabulary = {f"w{i}": i for i in range(300)} | {"</s>": 300}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0")).save(str(words))
+    assert main(["convert", str(folder), str(tmp_path / "out"), "--tokenizer", str(words)]) == 2
     error = capsys.readouterr().err
-    assert "tokenizer=mistral: " in error and not list(tmp_path.iterdir())
+    assert f"tokenizer={words}: has 301 tokens but the model 264 rows (vocab_size); name the model's own" in error
+    assert list(tmp_path.iterdir()) == [words]

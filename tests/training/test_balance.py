@@ -9,6 +9,7 @@ import signal
 import sys
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +100,7 @@ def test_what_the_loss_counts(balance, make_config):
         assert not bias_of(gradients).any()
         assert np.all(np.asarray(metrics["load"])[:, 0] > 0.4)
         attn.pop("router_bias")
-    jax.tree.map(np.testing.assert_array_equal, params, plain)
+    chex.assert_trees_all_equal(params, plain)
 
 
 def no_evaluation(model, batches) -> dict:
@@ -122,7 +123,7 @@ def test_a_resumed_run_keeps_it(make_config, tmp_path):
     train(again, no_evaluation, Console(file=io.StringIO()))
     one, two = final_params(config), final_params(again)
     assert bias_of(one).any()
-    jax.tree.map(np.testing.assert_array_equal, one, two)
+    chex.assert_trees_all_equal(one, two)
     records = [record for record in read_metrics(config.run_dir) if "loss" in record]
     for record in records:
         assert record["dead_memories"] == [sum(load < 0.0025 for load in layer) for layer in record["load"]]
@@ -145,7 +146,7 @@ def test_weights_without_a_bias_may_start_a_run_with_one(make_config, tmp_path):
     (found,) = seen  # after the first step, whose learning rate is 0
     assert set(np.abs(bias_of(found)).flat) <= {np.float32(0), np.float32(RATE)}
     found["layers"]["attn"].pop("router_bias")
-    jax.tree.map(np.testing.assert_array_equal, found, params)
+    chex.assert_trees_all_equal(found, params)
 
 
 if __name__ == "__main__":

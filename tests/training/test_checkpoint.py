@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,10 +75,7 @@ def test_what_is_written_is_read_back(written, mesh):
     assert read_config(folder, 2) == config
     found, position = restore(folder, 2, config, mesh)
     assert position == POSITION
-    assert jax.tree.structure(found) == jax.tree.structure(state)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(found, state, strict=True)
 
 
 def test_a_run_loads_as_a_model(written, mesh):

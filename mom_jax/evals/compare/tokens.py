@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mom_jax.data.tokenizers import load_tokenizer
+from mom_jax.data.tokenizers import check_rows, load_tokenizer
 from mom_jax.errors import InputError
 from mom_jax.models.config import MoMConfig
 
@@ -28,11 +28,10 @@ def text_tokens(path: str, tokenizer: str, config: MoMConfig, batch: int, length
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError("text", path, f"cannot be read as UTF-8 text ({error})") from error
-    ids = np.asarray(load_tokenizer(tokenizer).encode(text), np.int32)
+    found = load_tokenizer(tokenizer)
+    check_rows(tokenizer, found.vocab_size, config.vocab_size)
+    ids = np.asarray(found.encode(text), np.int32)
     if len(ids) < length:
         raise InputError("text", path, f"holds {len(ids)} tokens, fewer than the {length} of a row")
-    if ids.max() >= config.vocab_size:
-        remedy = f"gives token {ids.max()}, but the model knows {config.vocab_size}; name the model's own"
-        raise InputError("tokenizer", tokenizer, remedy)
     starts = np.random.default_rng(seed).integers(0, len(ids) - length + 1, batch)
     return np.stack([ids[start : start + length] for start in starts])

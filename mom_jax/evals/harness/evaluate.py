@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import traceback
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,9 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
+from mom_jax.data.tokenizer_kinds import one_line
 from mom_jax.decoding import not_finite
+from mom_jax.errors import InputError
 from mom_jax.evals.harness.model import HarnessModel
 
 _SCORING = 2  # raised whenever the same model would answer otherwise than before
@@ -39,25 +42,42 @@ def evaluate_tasks(
     Returns:
         JSON-ready: ``lm_eval`` (its version), ``tasks`` and ``groups``, each by name with ``metrics``, and for tasks
         ``stderr``, ``higher_is_better``, ``samples`` (documents scored), ``fewshot`` and ``version``.
+
+    Raises:
+        InputError: a document that its task cannot read, or what `HarnessModel` refuses.
     """
     # The harness draws bootstrap samples in forked processes, and to fork a process that runs JAX may hang it.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     wanted: list[Any] = list(tasks)  # groups too, whatever the harness's annotation says
-    found: Any = simple_evaluate(
-        model=lm,
-        tasks=wanted,
-        limit=limit,
-        use_cache=None if answers is None else str(answers),
-        task_manager=TaskManager(include_defaults=False),
-        bootstrap_iters=_DRAWS,
-        log_samples=False,
-    )
+    try:
+        found: Any = simple_evaluate(
+            model=lm,
+            tasks=wanted,
+            limit=limit,
+            use_cache=None if answers is None else str(answers),
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=_DRAWS,
+            log_samples=False,
+        )
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        if _came_from_the_model(error):
+            raise
+        remedy = f"a document does not fit its task ({type(error).__name__}: {one_line(error)}); mend the task file"
+        raise InputError("tasks", "as given", remedy) from error
     groups = {name: {"metrics": _metrics(values)} for name, values in found.get("groups", {}).items()}
     return {
         "lm_eval": version("lm_eval"),
         "tasks": {name: _task(found, name) for name in found["results"] if name not in found["group_subtasks"]},
         "groups": {name: group for name, group in groups.items() if group["metrics"]},
     }
+
+
+def _came_from_the_model(error: Exception) -> bool:
+    """Rather than from templates and functions of a task, over documents that they were not made for."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == HarnessModel.__module__ for frame, _ in frames)
 
 
 def fingerprint(lm: HarnessModel) -> str:

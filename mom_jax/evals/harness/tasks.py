@@ -12,6 +12,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
+from mom_jax.data.tokenizer_kinds import one_line
 from mom_jax.data.tokenizers import Tokenizer
 from mom_jax.errors import InputError
 from mom_jax.evals.harness.recall import RECALL_SETS, recall_task
@@ -84,8 +85,13 @@ def _load(name: str, manager: TaskManager, tokenizer: Tokenizer, max_length: int
         return _top_level(manager, name)
     except ModuleNotFoundError as error:
         raise InputError("tasks", name, f"needs the package {error.name}: pip install {error.name}") from error
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError("tasks", name, _remedy(name, manager, error)) from error
+    except Exception as error:  # whatever the harness makes of a task file that is wrong
+        remedy = f"its task file cannot be used ({type(error).__name__}: {one_line(error)}); mend it"
+        raise InputError("tasks", name, remedy) from error
 
 
 def _top_level(manager: TaskManager, name: str) -> list[Any]:
@@ -95,7 +101,7 @@ def _top_level(manager: TaskManager, name: str) -> list[Any]:
 
 
 def _remedy(name: str, manager: TaskManager, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    reason = one_line(error)
     if name in RECALL_SETS:
         arguments = repr(RECALL_SETS[name].dataset)
     else:

@@ -204,6 +204,26 @@ def test_absent_data_says_how_to_fetch_it(name, folder, tmp_path, tokenizer, hub
     assert f"datasets.load_dataset({wanted})" in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (("{{choices.text}}", "{{gone.text}}"), "its task file cannot be used .UndefinedError: 'gone' is undefined"),
+        (('"{{choices.text}}"', '["", "b"]'), "its task file cannot be used .IndexError: string index out of range"),
+        (("Question: {{", "Question: {% "), "its task file cannot be used .TemplateSyntaxError"),
+        (("{{choices.label.index(answerKey)}}", "{{choices.label.index('Z')}}"), "'Z' is not in list"),
+    ],
+)
+def test_task_files_that_do_not_fit_are_one_line(change, message, folder, tmp_path, lm, tokenizer):
+    """When they are read, or with the first document."""
+    text = (folder / "arc.yaml").read_text(encoding="utf-8")
+    assert change[0] in text
+    (tmp_path / "arc.yaml").write_text(text.replace(*change), encoding="utf-8")
+    with pytest.raises(InputError, match=f"tasks=.*{message}") as caught:
+        tasks = load_tasks(["tiny_arc"], find_tasks(["tiny_arc"], tmp_path), tokenizer, LENGTH)
+        evaluate_tasks(lm, tasks.values(), None, None)
+    assert "\n" not in str(caught.value)
+
+
 def test_absent_files_and_packages(tmp_path, tokenizer, monkeypatch):
     place = "dataset_path: json\ndataset_kwargs:\n  data_files: {test: nowhere.jsonl}\ntest_split: test\n"
     (tmp_path / "lost.yaml").write_text(ARC.replace("tiny_arc", "lost") + place, encoding="utf-8")
