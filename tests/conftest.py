@@ -52,7 +52,7 @@ def _available(marker: str) -> bool:
 
         return jax.default_backend() == marker
     if marker == "compilers":
-        return all(map(compiler, ("libtpu", "jax_cuda12_plugin", "jax_triton")))
+        return all(map(compiler, ("libtpu", "jax_cuda12_plugin", "nvidia", "jax_triton")))
     return all(importlib.util.find_spec(package) for package in ("torch", "triton", "fla"))
 
 

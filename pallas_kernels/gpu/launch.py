@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.gpu.assembler import ptx_version
+
 Grid = tuple[int] | tuple[int, int] | tuple[int, int, int]
 
 
@@ -50,6 +52,7 @@ def launch(
         return jax.pure_callback(run, list(outputs), *inputs, vmap_method="sequential")
     import jax_triton
 
+    nvidia = device.startswith("sm_")
     moved = sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs))
     return jax_triton.triton_call(
         *inputs,
@@ -58,7 +61,8 @@ def launch(
         grid=grid,
         num_warps=num_warps,
         num_stages=num_stages,
-        compute_capability=int(device.removeprefix("sm_")) if device.startswith("sm_") else None,
+        compute_capability=int(device.removeprefix("sm_")) if nvidia else None,
+        backend_options={"enable_fp_fusion": True, **({"ptx_version": ptx_version()} if nvidia else {})},
         cost_estimate={"flops": flops, "bytes_accessed": moved},
         **scalars,
     )

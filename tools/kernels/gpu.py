@@ -1,4 +1,7 @@
-"""What a GPU's compiler makes of Triton kernels: registers, spills, shared memory."""
+"""What a GPU's compiler makes of Triton kernels: registers, spills, shared memory.
+
+For NVIDIA, Triton's PTX and the assembler that XLA calls, as when the kernel runs.
+"""
 
 import dataclasses
 import functools
@@ -12,9 +15,9 @@ from typing import Any
 import jax
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from pallas_kernels.gpu.assembler import find_ptxas
 from tools.kernels.equations import calls
 
 # Bytes of shared memory that a program may have, and registers of a thread.
@@ -31,8 +34,7 @@ class Launch:
     pointers: tuple[tuple[str, str], ...]  # parameter and dtype
     integers: tuple[tuple[str, int], ...]
     constants: tuple[tuple[str, Any], ...]
-    num_warps: int
-    num_stages: int
+    options: tuple[tuple[str, Any], ...]  # of Triton's backend, as the kernel is launched
 
     @property
     def name(self) -> str:
@@ -56,7 +58,6 @@ def launches(function: Callable, *arguments: Any) -> list[Launch]:
 
 def _launch(equation: Any) -> Launch:
     kernel, constants = equation.params["fn"], dict(equation.params["metaparams"])
-    options = equation.params["backend_options"]
     names = [p.name for p in kernel.params if not p.is_constexpr]
     bound = jax.tree.unflatten(equation.params["in_tree"], [v.aval for v in equation.invars])
     outputs = iter(equation.params["out_shapes"])
@@ -72,8 +73,7 @@ def _launch(equation: Any) -> Launch:
         tuple(pointers),
         tuple(integers),
         tuple(sorted(constants.items())),
-        options["num_warps"],
-        options["num_stages"],
+        tuple(sorted(equation.params["backend_options"].items())),
     )
 
 
@@ -89,8 +89,7 @@ def compiled(launch: Launch, device: str) -> Compiled:
     attributes = {places[name]: [["tt.divisibility", 16]] for name in aligned}
     constants = {places[name]: value for name, value in launch.constants}
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    program = triton.compile(source, target=target, options=options)
+    program = triton.compile(source, target=target, options=dict(launch.options))
     if amd:
         return _read_amd(program.asm["amdgcn"], program.metadata.shared)
     return _read_nvidia(program.asm["ptx"], int(target.arch), program.metadata.shared)
@@ -101,7 +100,7 @@ def _read_nvidia(ptx: str, arch: int, shared: int) -> Compiled:
         file = Path(place) / "kernel.ptx"
         file.write_text(ptx, encoding="utf-8")
         name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
-        command = [get_ptxas(arch).path, "-v", f"--gpu-name={name}", file, "-o", f"{file}.cubin"]
+        command = [find_ptxas(), "-v", f"--gpu-name={name}", file, "-o", f"{file}.cubin"]
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
