@@ -68,7 +68,7 @@ class ExperimentConfig:
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, runs what is missing, prints the table and draws the plots."""
     wanted = parse(ExperimentConfig, args, prog="mom-jax experiment", description=DESCRIPTION)
-    out = terminal.console()
+    out = terminal.console(outlives_reader=True)
     if wanted.list:
         _list(wanted.out, out)
         return 0

@@ -4,6 +4,7 @@ What users bring (names, paths, texts) is printed as it is: nothing here reads R
 """
 
 import io
+import logging
 import os
 import select
 import sys
@@ -14,6 +15,7 @@ if typing.TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+_log = logging.getLogger(__name__)
 _NO_END = 10_000  # columns of what is no terminal: a table there is as wide as it needs to be
 
 
@@ -40,13 +42,23 @@ def is_live(stream: typing.Any) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown") and not notebook
 
 
-def console(stream: typing.Any = None, quiet: bool = False) -> "Console":
-    """Where to print, by default stdout: without markup, and on a terminal alone with lines that are drawn again."""
+def console(stream: typing.Any = None, quiet: bool = False, *, outlives_reader: bool = False) -> "Console":
+    """Where to print, by default stdout: without markup, and on a terminal alone with lines that are drawn again.
+
+    Args:
+        stream: stdout unless given.
+        quiet: print nothing.
+        outlives_reader: go on without a reader of the output that leaves, where the work matters more than what is
+            printed of it; else that raises BrokenPipeError.
+    """
     from rich.console import Console  # not needed for help and mistakes
 
     class Plain(Console):
         def on_broken_pipe(self) -> None:
-            raise  # what the caller is handling; Rich would end the program with status 1
+            if not outlives_reader:
+                raise  # what the caller is handling; Rich would end the program with status 1
+            let_go(self.file)
+            _log.warning("nobody reads the output any more; going on without it")
 
     stream = sys.stdout if stream is None else stream
     live = is_live(stream)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mom_jax import __version__
 from mom_jax.errors import InputError
+from mom_jax.terminal import let_go, printable, reader_left
 
 INTERRUPTED, READER_LEFT, UNEXPECTED = 130, 141, 70
 
@@ -27,6 +28,21 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.ENOMEM: "the machine is out of memory",
 }
+
+
+def complain(error: BaseException) -> int:
+    """Prints the line of what ended a command, unless nobody reads any more, and returns the exit status."""
+    if isinstance(error, BrokenPipeError) and reader_left(sys.stdout):
+        let_go(sys.stdout)
+        return READER_LEFT
+    message, status = explain(error)
+    with suppress(OSError):  # stderr may be a closed pipe or a full disk too
+        print("mom-jax: " + printable(message), file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        let_go(sys.stdout)
+    return status
 
 
 def explain(error: BaseException) -> tuple[str, int]:

@@ -2,14 +2,14 @@
 
 import difflib
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
 from mom_jax import __version__
-from mom_jax.cli.failures import READER_LEFT, explain
+from mom_jax.cli.failures import complain
 from mom_jax.errors import InputError
-from mom_jax.terminal import let_go, prepare_streams, printable, reader_left
+from mom_jax.terminal import prepare_streams
 
 # verb: (module with main(args), what it does). A module is loaded only when its verb is called; that is also how
 # experiments and benchmarks, a floor above, come to have verbs.
@@ -68,11 +68,12 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status: 0, or one of `mom_jax.cli.failures` with one line on stderr.
     """
     prepare_streams()
+    logging.basicConfig(format="mom-jax: %(message)s")  # of warnings, on stderr
     try:
         status = _run(sys.argv[1:] if args is None else args)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 (nobody after us can say it in a line)
-        return _complain(error)
+        return complain(error)
     return status
 
 
@@ -81,20 +82,6 @@ def _run(args: Sequence[str]) -> int:
         return dispatch(args)
     except SystemExit as end:  # the help text was printed
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-
-
-def _complain(error: BaseException) -> int:
-    if isinstance(error, BrokenPipeError) and reader_left(sys.stdout):
-        let_go(sys.stdout)
-        return READER_LEFT
-    message, status = explain(error)
-    with suppress(OSError):  # stderr may be a closed pipe or a full disk too
-        print("mom-jax: " + printable(message), file=sys.stderr, flush=True)
-    try:
-        sys.stdout.flush()
-    except OSError:
-        let_go(sys.stdout)
-    return status
 
 
 if __name__ == "__main__":

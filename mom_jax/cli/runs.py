@@ -9,9 +9,6 @@ from mom_jax.training.processes import is_first
 
 
 def console() -> Console:
-    """Where verbs print, the first of several processes alone.
-
-    The checkpoint library's own log is kept out of it, for its errors reach us as exceptions.
-    """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    return terminal.console(quiet=not is_first())
+    """Where verbs print that write results, the first of several processes alone."""
+    logging.getLogger("absl").setLevel(logging.WARNING)  # of Orbax
+    return terminal.console(quiet=not is_first(), outlives_reader=True)

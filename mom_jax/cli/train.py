@@ -1,11 +1,15 @@
 """``mom-jax train PRESET``."""
 
 import dataclasses
+import itertools
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 
+from mom_jax.cli.failures import complain
 from mom_jax.cli.parsing import parse, preset_first
+from mom_jax.errors import InputError
 from mom_jax.models.presets import preset_names
 from mom_jax.training.config import TRAIN_PRESETS, ProcessesConfig, TrainConfig, flat, get_train_preset
 
@@ -32,9 +36,12 @@ class TrainArguments(TrainConfig):
 
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, trains, writes the report."""
-    arguments = parse_train(args)
-    named = any(re.match("--data.tokenizer(=|$)", word) for word in args)
-    run = arguments.run if named else with_own_tokenizer(arguments.run)
+    try:
+        arguments = parse_train(args)
+        named = any(re.match("--data.tokenizer(=|$)", word) for word in args)
+        run = arguments.run if named else with_own_tokenizer(arguments.run)
+    except InputError as error:
+        return _give_up(error, args)
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.runs import console
     from mom_jax.runs import train_and_report
@@ -54,6 +61,32 @@ def with_own_tokenizer(run: TrainConfig) -> TrainConfig:
     from mom_jax.data.prepare import own_tokenizer
 
     return dataclasses.replace(run, data=dataclasses.replace(run.data, tokenizer=own_tokenizer(run.data)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    processes: ProcessesConfig
+
+
+def _give_up(error: InputError, args: Sequence[str]) -> int:
+    """Raises ``error``; where there are other processes, says it and tells them, or they would wait for this one."""
+    options = [
+        word
+        for before, word in itertools.pairwise(["", *args])
+        if word.startswith("--processes.") or (before.startswith("--processes.") and "=" not in before)
+    ]
+    try:
+        place = parse(_Place, options, prog="", description="").processes
+    except InputError:  # perhaps the very error
+        place = ProcessesConfig()
+    if place.coordinator is None:
+        raise error
+    from mom_jax.training.processes import join
+
+    status = complain(error)
+    with suppress(InputError):  # nobody to tell it to
+        join(place, sound=False)
+    return status
 
 
 def parse_train(args: Sequence[str]) -> TrainArguments:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import errno
-import functools
+import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,53 +16,19 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from mom_jax.errors import InputError
+from mom_jax.files import read_json
+from mom_jax.locks import only_writer
+from mom_jax.models.finite import check_finite
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.models.parts import dotted, model_parts
-from mom_jax.training import manifest
+from mom_jax.models.parts import model_parts
+from mom_jax.paths import absolute
+from mom_jax.training import manifest, storage
 from mom_jax.training.config import TrainConfig
-from mom_jax.training.processes import is_first
+from mom_jax.training.processes import is_first, together
 from mom_jax.training.state import TrainState, abstract_state
 
-# Files are filled in memory before they are written; small ones bound what a large model takes besides itself.
-_SMALL_FILE_BYTES = 2**23
-
-
-@contextmanager
-def _full_disk_as_oserror(folder: Path) -> Iterator[None]:
-    # A background write to a full disk surfaces as one of several exception types, known by its text alone.
-    try:
-        yield
-    except Exception as error:
-        if "No space left" not in str(error):
-            raise
-        for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(leftover, ignore_errors=True)  # the torso only takes up room
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-
-
-def _step_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        (path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()), key=lambda path: int(path.name)
-    )
-
-
-def latest_step(folder: Path) -> int | None:
-    """The newest step whose checkpoint was written to its end; None when there is no checkpoint at all.
-
-    Raises:
-        InputError: there are step folders, but each is half written.
-    """
-    steps = _step_folders(folder)
-    for path in reversed(steps):
-        if manifest.is_committed(path):
-            return int(path.name)
-    if steps:
-        raise InputError(
-            "checkpoint", str(steps[-1]), f"is half written and there is no other; delete {folder} and start again"
-        )
-    return None
+LOCK = "train"  # held by whoever writes checkpoints, see `locks.only_writer`
+_log = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -81,35 +48,35 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        self._set_aside_half_written()
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._proved = False
+        with ExitStack() as stack:
+            plain = stack.enter_context(storage.plain_name(self.folder))
+            self._manager = ocp.CheckpointManager(plain, options=options)
+            stack.callback(self._manager.close)
+            self._closing = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _full_disk_as_oserror(self.folder):
-            self._manager.close()
+        with storage.full_disk_as_oserror(self.folder):
+            self._closing.close()
 
     def _seal(self) -> None:
         if is_first():
             for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                manifest.write_manifest(folder)
-
-    def _set_aside_half_written(self) -> None:
-        # Saving onto an existing folder would silently do nothing.
-        if is_first():
-            for path in _step_folders(self.folder):
-                if not manifest.is_committed(path):
-                    path.rename(path.with_name(f"half-written-{path.name}-{os.getpid()}"))
+                manifest.write_manifest(folder, int(folder.name.partition(".")[0]))
 
     def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
         """Starts writing a checkpoint in the background, after the one before it is done.
 
+        The first one is waited for, and what describes its arrays is read back.
+
         Raises:
             OSError: the disk is full (of this write or of the one before).
+            InputError: the first one cannot be read back.
         """
-        with _full_disk_as_oserror(self.folder):
+        with storage.full_disk_as_oserror(self.folder):
             self._manager.wait_until_finished()
             if step in self._manager.all_steps():
                 return  # nothing was trained since
@@ -123,21 +90,31 @@ class Checkpoints:
                     data=ocp.args.JsonSave(data),
                 ),
             )
+        if not self._proved:
+            self._prove(step, "params", "state")
 
     def save_weights(self, params: Any) -> None:
         """Writes a checkpoint of step 0 that holds parameters alone, as a model from elsewhere brings them.
 
         Raises:
             OSError: the disk is full.
+            InputError: it cannot be read back.
         """
-        with _full_disk_as_oserror(self.folder):
+        with storage.full_disk_as_oserror(self.folder):
             self._check_space(params)
             items = ocp.args.Composite(
-                params=ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=_SMALL_FILE_BYTES),
+                params=ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=storage.SMALL_FILE_BYTES),
                 config=ocp.args.JsonSave(self.config.to_dict()),
             )
             self._manager.save(0, args=items)
+        self._prove(0, "params")
+
+    def _prove(self, step: int, *items: str) -> None:
         self.wait()
+        with together():
+            for item in items if is_first() else ():
+                storage.check_readable(self.folder / str(step) / item)
+        self._proved = True
 
     def _check_space(self, tree: Any) -> None:
         # Asked before writing: background threads that meet a full disk half-way are noisy and leave torsos.
@@ -151,14 +128,77 @@ class Checkpoints:
         Raises:
             OSError: the disk is full.
         """
-        with _full_disk_as_oserror(self.folder):
+        with storage.full_disk_as_oserror(self.folder):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
 
 def checkpoint_folder(run_dir: str | Path) -> Path:
     """Where a run keeps its checkpoints, absolute."""
-    return Path(run_dir).expanduser().absolute() / "checkpoints"
+    return Path(absolute(run_dir, "run_dir")) / "checkpoints"
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    steps = (path for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir())
+    return sorted(steps, key=lambda path: int(path.name))
+
+
+def latest_step(folder: Path) -> int | None:
+    """The newest step whose checkpoint was written to its end, unchecked; None when there is none."""
+    return max((int(path.name) for path in _step_folders(folder) if manifest.is_committed(path)), default=None)
+
+
+def newest(folder: Path, set_aside: Callable[[Path], str]) -> tuple[int | None, list[str]]:
+    """Finds the newest checkpoint that is whole, checking every byte of it.
+
+    Damaged ones that are newer are logged as warnings and given to ``set_aside``, if there is a whole one at all.
+
+    Args:
+        folder: of the checkpoints.
+        set_aside: moves a damaged checkpoint out of the way, and says in words what it did.
+
+    Returns:
+        (its step, or None when there is no checkpoint at all; what was said of damaged ones).
+
+    Raises:
+        InputError: every checkpoint is damaged, or the newest whole one is of another format version.
+    """
+    steps = _step_folders(folder)
+    damaged: list[tuple[Path, manifest.DamagedError]] = []
+    for path in reversed(steps):
+        try:
+            manifest.verify(path)
+        except manifest.DamagedError as error:
+            damaged.append((path, error))
+            continue
+        notes = [f"{error}; {set_aside(bad)}; going on with step {path.name}" for bad, error in damaged]
+        for note in notes:
+            _log.warning(note)
+        return int(path.name), notes
+    if steps != _step_folders(folder):  # a run that goes on has written new ones and removed these
+        return newest(folder, set_aside)
+    if damaged:
+        remedy = f"{damaged[0][1].remedy}, and there is no other whole checkpoint; use another run_dir to start anew"
+        raise InputError("checkpoint", damaged[0][1].value, remedy)
+    return None, []
+
+
+def set_aside(checkpoint: Path) -> str:
+    """Renames a damaged checkpoint, so that it is in nobody's way; for the run's only writer."""
+    names = (f"damaged-{checkpoint.name}{more}" for more in ("", *(f"-{n}" for n in range(2, 1000))))
+    aside = next(path for name in names if not (path := checkpoint.with_name(name)).exists())
+    checkpoint.rename(aside)
+    return f"it was set aside as {aside.name}"
+
+
+def _set_aside_if_free(checkpoint: Path) -> str:
+    try:
+        with only_writer(checkpoint.parent.parent, LOCK):
+            return set_aside(checkpoint)
+    except (InputError, OSError):  # somebody trains there, or the folder cannot be written
+        return "it stays there"
 
 
 def _all_but_params(state: TrainState) -> dict[str, Any]:
@@ -166,61 +206,37 @@ def _all_but_params(state: TrainState) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
 
 
-def _reading(folder: Path) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True, create=False))
-
-
-def _read(folder: Path, step: int, **items: Any) -> Any:
-    with _reading(folder) as manager:
-        return manager.restore(step, args=ocp.args.Composite(**items))
+def _read_fields(item: Path) -> dict[str, Any]:
+    return read_json(item / "metadata", dict[str, Any], f"set {item.parent} aside by renaming it", "checkpoint")
 
 
 def read_config(folder: Path, step: int) -> TrainConfig:
-    """Verifies the checkpoint of ``step`` and reads the config it was written with.
-
-    Raises:
-        InputError: see `manifest.verify`.
-    """
-    manifest.verify(folder / str(step))
-    return TrainConfig.from_dict(_read(folder, step, config=ocp.args.JsonRestore())["config"])
+    """The config that the checkpoint of ``step`` was written with."""
+    return TrainConfig.from_dict(_read_fields(folder / str(step) / "config"))
 
 
 def restore(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
-    """Reads a checkpoint, whose files `read_config` has verified, onto ``mesh``; any mesh will do.
+    """Reads a checkpoint that `newest` has found onto ``mesh``; any mesh will do.
 
     Returns:
         (the training state, the position in the training data).
+
+    Raises:
+        InputError: it cannot be read.
     """
-    target = abstract_state(config, mesh)
-    found = _read(
-        folder,
-        step,
-        params=ocp.args.StandardRestore(target.params),
-        state=ocp.args.StandardRestore(_all_but_params(target)),
-        data=ocp.args.JsonRestore(),
-    )
-    return TrainState(params=found["params"], **found["state"]), found["data"]
+    target, checkpoint = abstract_state(config, mesh), folder / str(step)
+    position = _read_fields(checkpoint / "data")
+    state = storage.read_tree(checkpoint / "state", _all_but_params(target))
+    return TrainState(params=storage.read_tree(checkpoint / "params", target.params), **state), position
 
 
 def restore_params(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
-    """The parameters of a checkpoint, whose files `read_config` has verified, on ``mesh``.
+    """The parameters of a checkpoint that `newest` has found, on ``mesh``.
 
     Raises:
-        InputError: the checkpoint lacks a parameter of the model.
+        InputError: the checkpoint lacks a parameter of the model, or cannot be read.
     """
-    target, tree = jax.tree_util.tree_flatten_with_path(abstract_state(config, mesh).params)
-    found: dict[int, jax.Array] = {}
-    with _reading(folder) as manager:
-        # One by one, large ones first: what is in the air besides them then never adds to the whole model.
-        for i, (path, leaf) in sorted(enumerate(target), key=lambda item: -item[1][1].size):
-            part = functools.reduce(lambda inner, key: {key.key: inner}, reversed(path), leaf)
-            arguments = ocp.checkpoint_utils.construct_restore_args(part)
-            item = ocp.args.PyTreeRestore(part, restore_args=arguments, partial_restore=True)
-            (found[i],) = jax.tree.leaves(manager.restore(step, args=ocp.args.Composite(params=item))["params"])
-            if not isinstance(found[i], jax.Array):  # what is not stored comes back as it was asked for
-                remedy = "lacks a parameter of the model; use the version of mom-jax that wrote it"
-                raise InputError("checkpoint", str(folder / str(step)), f"{remedy}: {dotted(path)}")
-    return jax.tree.unflatten(tree, [found[i] for i in range(len(target))])
+    return storage.read_leaves(folder / str(step) / "params", abstract_state(config, mesh).params)
 
 
 def holds_weights_alone(folder: Path, step: int) -> bool:
@@ -229,20 +245,26 @@ def holds_weights_alone(folder: Path, step: int) -> bool:
 
 
 def load_run(run_dir: str | Path, mesh: Mesh) -> tuple[TrainConfig, MoMForCausalLM, int]:
-    """The model of a run's newest checkpoint, for evaluation and generation.
+    """The model of a run's newest checkpoint that is whole, for evaluation and generation.
 
     Returns:
         (the run's config, the model with its parameters on ``mesh``, the step).
 
     Raises:
-        InputError: no run or no checkpoint there, or one that fails its checks.
+        InputError: no run or no whole checkpoint there, or parameters that are not finite.
     """
     folder = checkpoint_folder(run_dir)
-    if not Path(run_dir).expanduser().is_dir():
+    if not folder.parent.is_dir():
         raise InputError("run", str(run_dir), "no such folder; give the run_dir of a training run")
-    step = latest_step(folder)
+    step, _ = newest(folder, _set_aside_if_free)
     if step is None:
         raise InputError("run", str(run_dir), "holds no checkpoint; train it first, with --run-dir set to this folder")
     config = read_config(folder, step)
     params = restore_params(folder, step, config, mesh)
+    check_run_is_finite(params, folder / str(step))
     return config, model_parts(config.model).merge(params), step
+
+
+def check_run_is_finite(params: Any, checkpoint: Path) -> None:
+    """Raises `InputError` where a run has diverged: its parameters hold NaN or infinity."""
+    check_finite(params, "checkpoint", checkpoint, "the run diverged: rename this folder to use the one before")

@@ -182,8 +182,21 @@ class TrainConfig:
         return cls.from_dict(read_json(path, dict[str, Any], "restore it or train again", "config"))
 
 
-# Changing these between two sittings of one run changes where and how it runs, not what it computes.
+# What may differ between two sittings of one run.
 _MAY_CHANGE = (
+    # What a person chooses anew, often after a divergence.
+    "optimizer.learning_rate",
+    "optimizer.schedule",
+    "optimizer.warmup_steps",
+    "optimizer.min_learning_rate_ratio",
+    "optimizer.decay_fraction",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    # Where the same text and tokenizer lie.
+    "data.path",
+    "data.held_out_path",
+    "data.tokenizer",
+    # Where and how it runs, not what it computes.
     "run_dir",
     "max_bad_steps",
     "max_minutes",
@@ -222,31 +235,30 @@ def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def check_same_run(saved: TrainConfig, wanted: TrainConfig) -> None:
-    """Checks that ``wanted`` may continue a run of ``saved``.
+def changes_between(saved: TrainConfig, wanted: TrainConfig) -> list[str]:
+    """What is changed when ``wanted`` continues a run of ``saved``, in words: ``steps 100 -> 200``.
 
-    ``steps`` may grow (the schedule then spans the new number); fields that do not change
-    what is computed (mesh, intervals, rematerialisation, ...) may differ.
+    ``steps`` may grow (the schedule then spans the new number). What decides neither the model nor its data may
+    differ, likewise what is chosen anew on purpose (see ``_MAY_CHANGE``). Where text and tokenizer lie may differ, but
+    not what they hold: that the loader checks.
 
     Raises:
-        InputError: names every field that differs, with both values.
+        InputError: names every field that may not differ and does, with both values.
     """
     old, new = flat(saved.anchored().to_dict()), flat(wanted.anchored().to_dict())
-    differing = [
+    changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]  # sections may be None
+    refused = [
         name
-        for name in new
-        if old[name] != new[name]
-        and name not in _MAY_CHANGE
+        for name in changed
+        if name not in _MAY_CHANGE
         and name.split(".")[0] not in _MAY_CHANGE
         and not (name == "steps" and new[name] > old[name])
     ]
-    if differing:
-        changes = ", ".join(f"{name} (there {old[name]!r}, now {new[name]!r})" for name in differing)
-        raise InputError(
-            "run_dir",
-            wanted.run_dir,
-            f"holds a run of another config: {changes}; use another run_dir or the same values",
-        )
+    if refused:
+        listed = ", ".join(f"{name} (there {old.get(name)!r}, now {new.get(name)!r})" for name in refused)
+        remedy = f"holds a run of another config: {listed}; use another run_dir or the same values"
+        raise InputError("run_dir", wanted.run_dir, remedy)
+    return [f"{name} {old.get(name)} -> {new.get(name)}" for name in changed if name != "run_dir"]
 
 
 def _tiny(name: str) -> TrainConfig:

@@ -1,16 +1,43 @@
 """What a run tells while it goes on: a progress line, ``metrics.jsonl`` and TensorBoard files."""
 
 import json
-import os
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NotRequired, Self, TypedDict
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from tensorboardX import SummaryWriter
+
+from mom_jax.files import write_atomically
+from mom_jax.training.board import Board
+from mom_jax.training.records import read_records
 
 METRICS_FILE = "metrics.jsonl"
+
+
+class TrainingRecord(TypedDict):
+    """Means over the steps since the record before; more fields tell of the routers."""
+
+    step: int
+    loss: float
+    lm_loss: float
+    grad_norm: float
+    learning_rate: float
+    bad_total: int | float
+    seconds_per_step: float
+    tokens_per_second: float
+    load: NotRequired[list[list[float]]]  # [L, M]
+    routing_entropy: NotRequired[list[float]]  # [L]
+    dead_memories: NotRequired[list[int]]  # [L]
+
+
+class HeldOutRecord(TypedDict):
+    """An evaluation."""
+
+    step: int
+    held_out_loss: float
+    routing_churn: NotRequired[list[float]]  # [L]
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -19,20 +46,22 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     A record holds ``step`` and either the training metrics (means over the steps since the record before, and
     ``dead_memories`` [L], how many of each layer got next to no tokens in these steps), or those of an evaluation:
     ``held_out_loss`` in nats per token and, from the second evaluation of a sitting on, ``routing_churn`` [L], the
-    share of tokens whose set of memories changed since the one before. A line that a crash cut short is left out.
+    share of tokens whose set of memories changed since the one before. A damaged line is left out, with a warning.
     """
-    path = Path(run_dir) / METRICS_FILE
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return _read(Path(run_dir))[0]
+
+
+def _read(run_dir: Path) -> tuple[list[Any], int]:
+    return read_records(run_dir / METRICS_FILE, TrainingRecord | HeldOutRecord)  # type: ignore[arg-type]
 
 
 def _keep_until(run_dir: Path, step: int) -> None:
-    kept = [record for record in read_metrics(run_dir) if record["step"] <= step]
-    temporary = run_dir / f".{METRICS_FILE}.tmp"
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    os.replace(temporary, run_dir / METRICS_FILE)
+    path = run_dir / METRICS_FILE
+    records, damaged = _read(run_dir)
+    if damaged:
+        path.rename(path.with_name(f"damaged-{METRICS_FILE}"))
+    kept = [record for record in records if record["step"] <= step]
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def time_left(seconds: float) -> str:
@@ -67,8 +96,11 @@ class RunLog:
     def __init__(self, run_dir: Path, first_step: int, steps: int, console: Console):
         _keep_until(run_dir, first_step)
         self._console, self._steps, self._held_out = console, steps, ""
-        self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        with ExitStack() as stack:
+            self._file = stack.enter_context((run_dir / METRICS_FILE).open("a", encoding="utf-8"))
+            self._board = Board(run_dir / "tensorboard", first_step + 1)
+            stack.callback(self._board.close)
+            self._closing = stack.pop_all()
         self._progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=24),
@@ -80,12 +112,11 @@ class RunLog:
 
     def __enter__(self) -> Self:
         self._progress.start()
+        self._closing.callback(self._progress.stop)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-        self._board.close()
-        self._file.close()
+        self._closing.close()
 
     def training(self, record: dict[str, Any]) -> None:
         """Records training metrics; ``record`` holds ``step``, scalars, and lists per layer (and memory)."""
@@ -113,4 +144,4 @@ class RunLog:
             for index in np.ndindex(values.shape):
                 tag = "/".join([group, name, *(f"{label}_{i}" for label, i in zip(labels, index, strict=True))])
                 if name != "step":
-                    self._board.add_scalar(tag, float(values[index]), record["step"])
+                    self._board.scalar(tag, float(values[index]), record["step"])

@@ -1,14 +1,12 @@
 """A training run from start, or from its newest checkpoint, to its end."""
 
 import dataclasses
-import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,46 +19,24 @@ from mom_jax.data.prepare import prepared
 from mom_jax.data.shards import PreparedData
 from mom_jax.data.tokenizers import check_rows, load_tokenizer
 from mom_jax.errors import InputError
+from mom_jax.files import write_json
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.parts import model_parts
 from mom_jax.ops.router_statistics import dead_memories
-from mom_jax.training.balance import balanced_from
-from mom_jax.training.checkpoint import (
-    Checkpoints,
-    checkpoint_folder,
-    holds_weights_alone,
-    latest_step,
-    read_config,
-    restore,
-    restore_params,
-)
-from mom_jax.training.config import CONFIG_FILE, TrainConfig, check_same_run, flat
+from mom_jax.training.checkpoint import LOCK, Checkpoints
+from mom_jax.training.config import CONFIG_FILE, TrainConfig, flat
 from mom_jax.training.log import RunLog
-from mom_jax.training.processes import any_process, check_same, is_first, together
+from mom_jax.training.origin import find_origin, first_state
+from mom_jax.training.processes import any_process, check_same, is_first, shared_folder, together
 from mom_jax.training.sharding import check_fit, make_mesh, shard_batch
 from mom_jax.training.signals import StopRequest
 from mom_jax.training.sittings import record_sitting
-from mom_jax.training.state import TrainState, init_state
+from mom_jax.training.state import TrainState
 from mom_jax.training.step import make_train_step
 
 # Scores of a model over batches of global arrays, the same ones each time: ``held_out_loss`` in nats per token, and
 # whatever else the log shall hold.
 Evaluate = Callable[[MoMForCausalLM, Iterable[dict[str, jax.Array]]], dict[str, Any]]
-
-# What of a model's config its weights do not determine: a run that starts from weights may choose it anew.
-_NOT_IN_WEIGHTS = (
-    "aux_loss_scale",
-    "bos_token_id",
-    "compute_dtype",
-    "eos_token_id",
-    "impl",
-    "initializer_range",
-    "max_position_embeddings",
-    "pad_token_id",
-    "reference_conv_leak",
-    "router_balance",
-    "router_bias_rate",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,75 +70,29 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
         OSError: the disk is full.
     """
     started = time.monotonic()
-    mesh = make_mesh(config.mesh)
     with together():
+        mesh = make_mesh(config.mesh)
         check_fit(config, mesh)
         check_vocabulary(config)
         data = prepared(config.data)
         loader = train_loader(data, config.data, jax.process_index(), jax.process_count())
-        origin = _origin(config)
     check_same(flat(config.to_dict()), "start them all with the same options")
     config = config.anchored()
     check_same({"data.fingerprint": data.fingerprint}, "give them all the same text")
-    check_same({"checkpoint": origin.step}, f"{config.run_dir} must be one folder that they all share")
-    if origin.step >= config.steps:
-        told = f"{config.run_dir} is already trained to step {origin.step}; raise --steps to go on"
-        return Outcome(origin.step, True, told, 0.0)
-    for line in filter(None, (*data.notes, origin.told)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    state = _first_state(config, origin, mesh, loader)
-    if is_first():
-        _write_config(config)
-        devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
-        record_sitting(Path(config.run_dir).expanduser(), origin.step, devices)
-    sitting = _Sitting(config, mesh, data, loader, evaluate, started)
-    return sitting.run(state, origin.step, console)
-
-
-class _Origin(NamedTuple):
-    """What a run goes on from."""
-
-    step: int
-    saved: TrainConfig | None  # the config of the checkpoint, if there is one
-    weights_alone: bool
-    told: str  # the same in words for the user
-
-
-def _origin(config: TrainConfig) -> _Origin:
-    """The newest checkpoint, verified; `InputError` where the config cannot go on from it."""
-    folder = checkpoint_folder(config.run_dir)
-    step = latest_step(folder)
-    if step is None:
-        return _Origin(0, None, False, "")
-    saved = read_config(folder, step)
-    if holds_weights_alone(folder, step):
-        free = {field: getattr(config.model, field) for field in _NOT_IN_WEIGHTS}
-        check_same_run(dataclasses.replace(config, model=dataclasses.replace(saved.model, **free)), config)
-        return _Origin(0, saved, True, f"starting from the weights in {config.run_dir}")
-    check_same_run(saved, config)
-    return _Origin(step, saved, False, f"resuming {config.run_dir} at step {step}")
-
-
-def _first_state(config: TrainConfig, origin: _Origin, mesh: Mesh, loader: TrainLoader) -> TrainState:
-    """The state before the first step of this sitting; ``loader`` is moved to its place."""
-    folder = checkpoint_folder(config.run_dir)
-    if origin.saved is None:
-        return init_state(config, mesh)
-    if origin.weights_alone:
-        state = init_state(config, mesh)
-        params = restore_params(folder, origin.step, origin.saved, mesh)
-        return dataclasses.replace(state, params=balanced_from(state.params, params))
-    state, position = restore(folder, origin.step, config, mesh)
-    loader.set_state(position)
-    return state
-
-
-def _write_config(config: TrainConfig) -> None:
-    run_dir = Path(config.run_dir).expanduser()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    temporary = run_dir / f".{CONFIG_FILE}.tmp"
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, run_dir / CONFIG_FILE)
+    with shared_folder(config.run_dir, LOCK) as run_dir:
+        origin = find_origin(config)
+        if origin.step >= config.steps:
+            told = f"{config.run_dir} is already trained to step {origin.step}; raise --steps to go on"
+            return Outcome(origin.step, True, told, 0.0)
+        for note in (*data.notes, *origin.notes):
+            console.print(note, highlight=False, soft_wrap=True, markup=False)
+        state = first_state(config, origin, mesh, loader)
+        if is_first():
+            write_json(run_dir / CONFIG_FILE, config.to_dict(), indent=2)
+            devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+            record_sitting(run_dir, origin.step, devices, origin.notes)
+        sitting = _Sitting(config, mesh, data, loader, evaluate, started)
+        return sitting.run(state, origin.step, console)
 
 
 @dataclasses.dataclass
@@ -188,6 +118,8 @@ class _Sitting:
     ):
         self.config, self.mesh, self.data, self.loader, self.evaluate = config, mesh, data, loader, evaluate
         self.started, self.parts = started, model_parts(config.model)
+        self.saved: int | None = None  # step of the newest checkpoint, and how many updates it holds
+        self.updates_saved = 0
         self.pending: list[dict[str, jax.Array]] = []  # metrics that are still on the device
         self.clock = _Clock(started)
 
@@ -196,6 +128,7 @@ class _Sitting:
         train_step = make_train_step(config, self.mesh)
         run_dir = Path(config.run_dir).expanduser()
         first = step
+        self.saved, self.updates_saved = step or None, step - int(jax.device_get(state.bad_total))
         with (
             jax.set_mesh(self.mesh),
             Checkpoints(config) as checkpoints,
@@ -216,13 +149,34 @@ class _Sitting:
                 if step % config.eval_every == 0 or ends:
                     self._evaluate(step, state, log)
                 if step % config.checkpoint.every == 0 and not ends:
-                    checkpoints.save(step, state, self.loader.get_state())
+                    self._save(checkpoints, step, state, ends=False)
                     self.clock.restart()
             if self.pending:
                 self._log(step, log)
-            checkpoints.save(step, state, self.loader.get_state())
+            if step == first and stop.signal is None and jax.process_count() == 1:
+                remedy = "was over before the first step; raise it (text that is prepared by now stays prepared)"
+                raise InputError("max_minutes", config.max_minutes, remedy)
+            skipped = self._save(checkpoints, step, state, ends=True)
             checkpoints.wait()
-        return Outcome(step, step == config.steps, self._message(step, stop), time.monotonic() - self.started)
+        return Outcome(step, step == config.steps, self._message(step, stop, skipped), time.monotonic() - self.started)
+
+    def _save(self, checkpoints: Checkpoints, step: int, state: TrainState, *, ends: bool) -> int:
+        """Writes a checkpoint, unless the last steps were skipped: it would push out one that is as good.
+
+        At the sitting's end it is written for the updates before those, if there were any since the last checkpoint.
+
+        Returns:
+            how many of the last steps were skipped, in a row.
+        """
+        skipped, total = map(int, jax.device_get((state.bad_steps, state.bad_total)))
+        updates = step - total
+        if skipped and not (ends and updates > self.updates_saved):
+            if ends and step == self.config.steps:
+                raise diverged(self.config, step, skipped)
+            return skipped
+        checkpoints.save(step, state, self.loader.get_state())
+        self.saved, self.updates_saved = step, updates
+        return skipped
 
     def _must_stop(self, step: int, stop: StopRequest) -> bool:
         limit = self.config.max_minutes
@@ -259,14 +213,10 @@ class _Sitting:
                 }
             )
         self.clock.restart()
+        if not tokens:
+            raise InputError("data.path", self.config.data.path, "has no token that follows another: nothing to learn")
         if worst >= self.config.max_bad_steps:
-            raise InputError(
-                "max_bad_steps",
-                self.config.max_bad_steps,
-                f"{worst} steps in a row up to step {step} had a non-finite loss "
-                "or gradient and were skipped; lower optimizer.learning_rate or look at the data, then run again to "
-                "continue from the last checkpoint",
-            )
+            raise diverged(self.config, step, worst)
 
     def _evaluate(self, step: int, state: TrainState, log: RunLog | None) -> None:
         batches = eval_batches(
@@ -277,12 +227,26 @@ class _Sitting:
             log.held_out(step, scores)
         self.clock.restart()
 
-    def _message(self, step: int, stop: StopRequest) -> str:
+    def _message(self, step: int, stop: StopRequest, skipped: int) -> str:
+        place = self.config.run_dir
+        bad = f"; its last {skipped} steps were skipped, for want of a finite loss or gradient" if skipped else ""
         if step == self.config.steps:
-            return f"trained {step} steps; the run is in {self.config.run_dir}"
+            return f"trained {step} steps; the run is in {place}{bad}"
         if stop.signal is not None:
             why = signal.Signals(stop.signal).name
         else:
             limit = self.config.max_minutes
             why = "another process" if limit is None else f"max_minutes={limit:g}"
-        return f"stopped at step {step} by {why}; saved in {self.config.run_dir}: run the same command again to resume"
+        saved = f"saved in {place}"
+        if self.saved != step:
+            saved = "nothing was saved" if self.saved is None else f"the checkpoint of step {self.saved} is in {place}"
+        return f"stopped at step {step} by {why}{bad}; {saved}: run the same command again to resume"
+
+
+def diverged(config: TrainConfig, step: int, skipped: int) -> InputError:
+    """The error of a run whose last ``skipped`` steps up to ``step`` gave nothing to learn from."""
+    remedy = (
+        f"{skipped} steps in a row up to step {step} had a non-finite loss or gradient and were skipped; "
+        "lower optimizer.learning_rate or look at the data, then run again to continue from the last checkpoint"
+    )
+    return InputError("max_bad_steps", config.max_bad_steps, remedy)

@@ -5,16 +5,26 @@ final name, so a committed checkpoint always has one, and a folder without one i
 """
 
 import hashlib
-import json
-import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from mom_jax.errors import InputError
+from mom_jax.files import read_json, write_json
 
 FORMAT_VERSION = 2
 ITEMS = ("params", "state", "config", "data")
+_NEEDED = ("params", "config")  # weights alone have no more
 _NAME = "manifest.json"
+
+
+class DamagedError(InputError):
+    """A checkpoint that is not as it was written."""
+
+
+class _Manifest(TypedDict):
+    format_version: int
+    step: NotRequired[int]  # was not always written
+    files: dict[str, list[int | str]]  # path: [bytes, SHA-256]
 
 
 def _entries(folder: Path) -> dict[str, list[Any]]:
@@ -28,12 +38,9 @@ def _entries(folder: Path) -> dict[str, list[Any]]:
     return entries
 
 
-def write_manifest(folder: Path) -> None:
-    """Writes sizes and SHA-256 sums of every file of the checkpoint's items, and the format version."""
-    temporary = folder / f".{_NAME}.tmp"
-    manifest = {"format_version": FORMAT_VERSION, "files": _entries(folder)}
-    temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    os.replace(temporary, folder / _NAME)
+def write_manifest(folder: Path, step: int) -> None:
+    """Writes format version, step, and sizes and SHA-256 sums of every file of the checkpoint's items."""
+    write_json(folder / _NAME, {"format_version": FORMAT_VERSION, "step": step, "files": _entries(folder)})
 
 
 def is_committed(folder: Path) -> bool:
@@ -42,31 +49,39 @@ def is_committed(folder: Path) -> bool:
 
 
 def verify(folder: Path) -> None:
-    """Compares every file with the manifest.
+    """Compares the checkpoint in ``folder``, named by its step, with its manifest: the same files and no others.
 
     Raises:
-        InputError: another format version; a file that is missing, truncated or altered.
+        DamagedError: a file that is missing, truncated, altered or unknown; no manifest that can be read; another step.
+        InputError: another format version.
     """
-    remedy = f"delete {folder} to fall back to the checkpoint before it"
     try:
-        manifest = json.loads((folder / _NAME).read_text(encoding="utf-8"))
-        version, files = manifest["format_version"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("checkpoint", str(folder / _NAME), f"is unreadable; {remedy}") from error
+        manifest = read_json(folder / _NAME, _Manifest, "it does not tell what belongs to the checkpoint", "checkpoint")
+    except InputError as error:
+        raise DamagedError(error.field, error.value, error.remedy) from error
+    version = manifest["format_version"]
     if version != FORMAT_VERSION:
-        raise InputError(
-            "checkpoint",
-            str(folder),
-            f"has format version {version}, this program reads {FORMAT_VERSION}; "
-            "use the program that wrote it, or another run_dir",
-        )
+        remedy = f"has format version {version}, this program reads {FORMAT_VERSION}"
+        raise InputError("checkpoint", folder, f"{remedy}; use the program that wrote it, or another run_dir")
+    step = manifest.get("step", folder.name)
+    if str(step) != folder.name:
+        raise DamagedError("checkpoint", folder, f"is the one of step {step} under another name")
+    _compare(folder, manifest["files"])
+
+
+def _compare(folder: Path, listed: dict[str, list[int | str]]) -> None:
     found = _entries(folder)
-    for name, (size, digest) in files.items():
+    for item in _NEEDED:
+        if not any(name.startswith(f"{item}/") for name in listed):
+            raise DamagedError("checkpoint", folder / _NAME, f"lists no file of {item}")
+    for name in sorted(listed.keys() | found.keys()):
         if name not in found:
-            raise InputError("checkpoint", str(folder / name), f"is missing; {remedy}")
-        if found[name][0] != size:
-            raise InputError(
-                "checkpoint", str(folder / name), f"has {found[name][0]} bytes instead of {size}; {remedy}"
-            )
-        if found[name][1] != digest:
-            raise InputError("checkpoint", str(folder / name), f"was altered (its SHA-256 differs); {remedy}")
+            raise DamagedError("checkpoint", folder / name, "is missing")
+        if name not in listed:
+            raise DamagedError("checkpoint", folder / name, "is not a file of this checkpoint")
+        if found[name] != listed[name]:
+            size, *rest = listed[name] or [0]
+            told = "was altered (its SHA-256 differs)" if rest else "is listed without its SHA-256"
+            if found[name][0] != size:
+                told = f"has {found[name][0]} bytes instead of {size}"
+            raise DamagedError("checkpoint", folder / name, told)

@@ -5,43 +5,82 @@ end, stop or raise by itself: whatever only one may know goes through the functi
 """
 
 import hashlib
+import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from mom_jax.errors import InputError
+from mom_jax.locks import only_writer
+from mom_jax.paths import absolute
 from mom_jax.training.config import ProcessesConfig
 
-_PARTING_SECONDS = 60  # that the first to end waits for the others; the report is written meanwhile
+_MEETING_SECONDS = 300  # that the first to come waits for the others
+_PARTING_SECONDS = 60  # that the first to end waits for them; the report is written meanwhile
+_BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # names another address to listen at, as behind a router; JAX reads it
 
 
-def join(config: ProcessesConfig) -> None:
+def join(config: ProcessesConfig, *, sound: bool = True) -> None:
     """Meets the other processes, if there are others; call it before JAX is used for the first time.
 
-    JAX parts from them when this process ends. A process that ends alone, with an error, can say so before that; then
-    JAX ends it and the others.
+    Process 0 listens at the coordinator's address and nowhere else. JAX parts from the others when this process ends. A
+    process that ends alone, with an error, can say so before that; then JAX ends it and the others.
+
+    Args:
+        config: where they meet.
+        sound: False tells the others that this process gives up, so that they need not wait for it.
 
     Raises:
-        InputError: ``auto`` where no cluster is found, or the others cannot be reached.
+        InputError: ``auto`` where no cluster is found, the others cannot be reached, or one of them gives up.
     """
     if config.coordinator is None:
         return
     address = None if config.coordinator == "auto" else config.coordinator
-    if address is not None and config.index:
-        wait_for(address, seconds=300)
+    if address is not None:
+        if config.index:
+            wait_for(address, _MEETING_SECONDS)
+        elif _BIND not in os.environ:
+            _check_own(address)
+    _meet(config, address)
+    _agree(sound)
+
+
+def _meet(config: ProcessesConfig, address: str | None) -> None:
     try:
-        jax.distributed.initialize(address, config.count, config.index, shutdown_timeout_seconds=_PARTING_SECONDS)
+        jax.distributed.initialize(
+            address,
+            config.count,
+            config.index,
+            initialization_timeout=_MEETING_SECONDS,
+            shutdown_timeout_seconds=_PARTING_SECONDS,
+            coordinator_bind_address=os.environ.get(_BIND, address),
+        )
     except ValueError as error:  # what is missing was not found
         remedy = "finds no Slurm, Open MPI, Kubernetes or TPU pod here; give HOST:PORT of process 0, count and index"
         raise InputError("processes.coordinator", config.coordinator, remedy) from error
     except RuntimeError as error:
         remedy = f"the processes did not meet there: {' '.join(str(error).split())[:160]}"
         raise InputError("processes.coordinator", config.coordinator, remedy) from error
+
+
+def _check_own(address: str) -> None:
+    """Whether this machine can listen at HOST:PORT; where it cannot, JAX would end this process with a stack trace."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place)
+    except (OSError, OverflowError) as error:
+        remedy = f"process 0 cannot listen there ({error}); give a free port of its own machine"
+        raise InputError("processes.coordinator", address, remedy) from error
 
 
 def wait_for(address: str, seconds: float) -> None:
@@ -85,8 +124,51 @@ def together() -> Iterator[None]:
     except BaseException:
         any_process(True)
         raise
-    if any_process(False):
+    _agree(True)
+
+
+def _agree(sound: bool) -> None:
+    if any_process(not sound) and sound:
         raise InputError("processes.index", jax.process_index(), "another process gave up; its own message says why")
+
+
+def first_says(number: int) -> int:
+    """The first process's ``number`` (int32), in all."""
+    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+@contextmanager
+def shared_folder(place: str, lock: str) -> Iterator[Path]:
+    """The absolute folder that ``run_dir`` names: the first process makes it and locks it, all have to see it.
+
+    Raises:
+        InputError: another command writes into it, or a process sees another folder there.
+    """
+    folder = Path(absolute(place, "run_dir"))
+    with ExitStack() as stack:
+        with together():
+            if is_first():
+                stack.enter_context(only_writer(folder, lock))
+        _check_shared(folder)
+        yield folder
+
+
+def _check_shared(folder: Path) -> None:
+    if jax.process_count() == 1:
+        return
+    # A name that nobody has asked for before: network file systems remember what was not there.
+    mark = folder / f".shared-{first_says(secrets.randbits(31))}"
+    try:
+        with together():
+            if is_first():
+                mark.touch()
+        with together():
+            if not any(mark.exists() or time.sleep(0.5) for _ in range(10)):
+                remedy = "is not the folder that process 0 writes into; it has to be one that all processes share"
+                raise InputError("run_dir", folder, remedy)
+    finally:
+        if is_first():
+            mark.unlink(missing_ok=True)
 
 
 def check_same(values: Mapping[str, object], remedy: str) -> None:

@@ -3,36 +3,45 @@
 import datetime
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from mom_jax import __version__
+from mom_jax.training.records import read_records
 
 SITTINGS_FILE = "sittings.jsonl"
 _LIBRARIES = ("jax", "flax", "optax", "numpy")
 
 
-def record_sitting(run_dir: Path, step: int, devices: str) -> None:
+class Sitting(TypedDict):
+    """A line of the file."""
+
+    date: str
+    step: int
+    devices: str
+    versions: dict[str, str]
+    notes: NotRequired[list[str]]
+
+
+def record_sitting(run_dir: Path, step: int, devices: str, notes: Sequence[str] = ()) -> None:
     """Adds a line for a sitting that begins.
 
     Args:
         run_dir: the run's folder, which exists.
         step: the step that the sitting goes on from.
         devices: number and kind, in words.
+        notes: what was said when it began: settings that changed, checkpoints that were damaged.
     """
-    record = {"date": now(), "step": step, "devices": devices, "versions": versions()}
+    record = {"date": now(), "step": step, "devices": devices, "versions": versions(), "notes": list(notes)}
     with (run_dir / SITTINGS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
-def read_sittings(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The sittings in order: ``date``, ``step``, ``devices``, ``versions``. None of a model that was converted."""
-    path = Path(run_dir) / SITTINGS_FILE
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def read_sittings(run_dir: str | Path) -> list[Sitting]:
+    """The sittings in order; none of a model that was converted. A damaged line is left out, with a warning."""
+    return read_records(Path(run_dir) / SITTINGS_FILE, Sitting)[0]
 
 
 def now() -> str:

@@ -81,7 +81,7 @@ def loss_and_gradients(
 def train_step(
     state: TrainState, batch: Batch, *, config: TrainConfig, parts: ModelParts, mesh: Mesh
 ) -> tuple[TrainState, Metrics]:
-    """One update, or none when the loss or the gradient is not finite (decided on the device, without a host sync).
+    """One update, or none when loss, gradient or update is not finite (decided on the device, without a host sync).
 
     A router's bias, where there is one, moves by the step's loads and by nothing else.
     A skipped step leaves parameters, moments and learning-rate schedule as they were and is counted.
@@ -89,8 +89,9 @@ def train_step(
     optimizer = make_optimizer(config.optimizer, config.steps)
     metrics, gradients = loss_and_gradients(state.params, batch, config, parts, mesh)
     grad_norm = optax.tree_utils.tree_norm(gradients)
-    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    norms = jnp.stack([metrics["loss"], grad_norm, optax.tree_utils.tree_norm(updates)])
+    good = jnp.isfinite(norms).all()
     params = balance_routers(optax.apply_updates(state.params, updates), metrics.get("load"), config.model)
 
     def keep(new: Any, old: Any) -> Any:

@@ -8,19 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from mom_jax.cli.main import main
 from mom_jax.errors import InputError
+from mom_jax.training.config import ProcessesConfig
 from mom_jax.training.log import read_metrics
-from mom_jax.training.processes import wait_for
+from mom_jax.training.processes import join, wait_for
 
 
 class Pair:
     """The same command in two processes that meet on this machine; what each prints, and how it ends."""
 
-    def __init__(self, *command: str, second: tuple[str, ...] = ()):
+    def __init__(self, *command: str, second: tuple[str, ...] = (), folders: tuple[Path | None, ...] = (None, None)):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"  # no name that has to be looked up
@@ -30,8 +32,9 @@ class Pair:
             subprocess.Popen(
                 [sys.executable, "-m", "mom_jax", "train", "mom-tiny", *command, *more, *meet, str(index)],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "XLA_FLAGS": flags},
+                cwd=folder,
             )
-            for index, more in enumerate(((), second))
+            for index, (more, folder) in enumerate(zip(((), second), folders, strict=True))
         ]  # fmt: skip
 
     def wait_for(self, line: str) -> None:
@@ -59,7 +62,7 @@ def command(tiny_run) -> list[str]:
 @pytest.fixture(scope="module")
 def stopped(command, tmp_path_factory):
     """A run whose second process got SIGTERM, and how both ended."""
-    run_dir = tmp_path_factory.mktemp("pair") / "run"
+    run_dir = tmp_path_factory.mktemp("pair") / "run [1]"  # a name that Orbax misreads
     pair = Pair(*command, "--mesh.fsdp", "2", "--run-dir", str(run_dir))
     pair.wait_for("step 6/")
     pair.processes[1].send_signal(signal.SIGTERM)
@@ -89,8 +92,10 @@ def test_one_process_goes_on_with_the_same_losses(stopped, command, tmp_path):
     ("second", "messages"),
     [
         (("--seed", "5"), ("seed=0: is not the same in all", "seed=5: is not the same in all")),
-        (("--data.path", "nowhere.txt"), ("another process gave up", "path=nowhere.txt: no such file")),
+        (("--data.path", "nowhere.txt"), ("another process gave up", "nowhere.txt: no such file")),
+        (("--steps", "many"), ("another process gave up", "steps=many: expected a whole number")),
     ],
+    ids=["another seed", "no text", "no number"],
 )
 def test_what_is_wrong_in_one_ends_both(second, messages, command, tmp_path):
     statuses, _, complaints = Pair(*command, "--run-dir", str(tmp_path / "run"), second=second).end()
@@ -98,6 +103,32 @@ def test_what_is_wrong_in_one_ends_both(second, messages, command, tmp_path):
     for message, complaint in zip(messages, complaints, strict=True):
         assert message in complaint and complaint.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_only_one_sees_ends_both(command, tmp_path):
+    places = (tmp_path / "one", tmp_path / "other")
+    for place in places:
+        place.mkdir()
+    statuses, _, complaints = Pair(*command, "--run-dir", "run", folders=places).end()
+    assert statuses == [2, 2]
+    for message, complaint in zip(("another process gave up", "has to be one that all"), complaints, strict=True):
+        assert message in complaint and complaint.count("\n") == 1
+    assert not any((place / "run" / "config.json").exists() for place in places)
+
+
+def test_the_coordinator_listens_at_its_address_alone(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(InputError, match=rf"coordinator={address}: process 0 cannot listen there .*in use"):
+            free.listen()
+            join(ProcessesConfig(address, 2, 0))
+    with pytest.raises(InputError, match=r"process 0 cannot listen there .*; give a free port of its own machine"):
+        join(ProcessesConfig("192.0.2.1:1234", 2, 0))  # nobody's, by RFC 5737
+    called = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: called.update(options))
+    join(ProcessesConfig(address, 2, 0))
+    assert called["coordinator_bind_address"] == address
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Checkpoints that are damaged, half written, foreign, or do not fit on the disk."""
 
+import contextlib
 import dataclasses
 import errno
 import io
 import json
+import re
 import shutil
+import types
 
 import chex
 import jax
@@ -14,18 +17,23 @@ import pytest
 from rich.console import Console
 
 from mom_jax.errors import InputError
-from mom_jax.training import checkpoint, manifest
+from mom_jax.locks import only_writer
+from mom_jax.training import checkpoint, manifest, storage
 from mom_jax.training.checkpoint import (
+    LOCK,
     Checkpoints,
     checkpoint_folder,
     latest_step,
     load_run,
+    newest,
     read_config,
     restore,
     restore_params,
+    set_aside,
 )
 from mom_jax.training.config import MeshConfig
 from mom_jax.training.loop import train
+from mom_jax.training.origin import find_origin, first_state
 from mom_jax.training.sharding import make_mesh
 from mom_jax.training.state import init_state
 
@@ -85,32 +93,97 @@ def test_a_run_loads_as_a_model(written, mesh):
     np.testing.assert_array_equal(model.embeddings[...], state.params["embeddings"])
 
 
-def test_a_flipped_bit_is_found(run):
-    path = largest_file(checkpoint_folder(run.run_dir) / "2")
+def flip_a_bit(checkpoint):
+    path = largest_file(checkpoint)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"was altered \(its SHA-256 differs\); delete .*/2 to fall back"):
-        resume(run)
 
 
-def test_a_truncated_file_is_found(run):
-    path = largest_file(checkpoint_folder(run.run_dir) / "2")
+def truncate(checkpoint):
+    path = largest_file(checkpoint)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"has \d+ bytes instead of \d+"):
-        resume(run)
 
 
-def test_a_missing_file_is_found(run):
-    largest_file(checkpoint_folder(run.run_dir) / "2").unlink()
-    with pytest.raises(InputError, match="is missing; delete"):
-        resume(run)
+def edit_manifest(**changes):
+    def edit(checkpoint):
+        path = checkpoint / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+    return edit
 
 
-def test_a_broken_manifest_is_found(run):
-    (checkpoint_folder(run.run_dir) / "2" / "manifest.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match="is unreadable"):
-        resume(run)
+DAMAGES = {
+    "a flipped bit": (flip_a_bit, r"params/.*: was altered \(its SHA-256 differs\)"),
+    "a truncated file": (truncate, r"has \d+ bytes instead of \d+"),
+    "a missing file": (lambda checkpoint: largest_file(checkpoint).unlink(), "is missing"),
+    "a further file": (lambda checkpoint: (checkpoint / "data" / "more").touch(), "data/more: is not a file of this"),
+    "no manifest": (lambda checkpoint: (checkpoint / "manifest.json").unlink(), "manifest.json: cannot be read"),
+    "a broken manifest": (lambda checkpoint: (checkpoint / "manifest.json").write_bytes(b"{"), "is damaged"),
+    "a manifest of another form": (edit_manifest(files=[]), r"\['files'\] is a list, not an object"),
+    "a manifest that lists nothing": (edit_manifest(files={}), "lists no file of params"),
+    "another step's manifest": (edit_manifest(step=1), "is the one of step 1 under another name"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, message, run, caplog):
+    folder = checkpoint_folder(run.run_dir)
+    damage(folder / "2")
+    step, (note,) = newest(folder, set_aside)
+    assert step == 1
+    assert re.search(message, note) and note.endswith("; it was set aside as damaged-2; going on with step 1")
+    assert caplog.messages == [note]
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "damaged-2"]
+
+
+@pytest.mark.parametrize(("damage", "message"), list(DAMAGES.values())[:5:4], ids=list(DAMAGES)[:5:4])
+def test_without_a_whole_checkpoint_nothing_is_renamed(damage, message, run, mesh):
+    folder = checkpoint_folder(run.run_dir)
+    for step in ("1", "2"):
+        damage(folder / step)
+    for call in (lambda: resume(run), lambda: load_run(run.run_dir, mesh)):
+        with pytest.raises(InputError, match="and there is no other whole checkpoint; use another run_dir"):
+            call()
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_readers_leave_a_damaged_checkpoint_to_the_one_who_trains(run, mesh, caplog):
+    folder = checkpoint_folder(run.run_dir)
+    truncate(folder / "2")
+    with only_writer(folder.parent, LOCK):
+        assert load_run(run.run_dir, mesh)[2] == 1
+    assert "it stays there; going on with step 1" in caplog.text and (folder / "2").exists()
+    assert load_run(run.run_dir, mesh)[2] == 1
+    assert "it was set aside as damaged-2" in caplog.text and not (folder / "2").exists()
+
+
+def test_a_run_whose_parameters_are_not_finite_says_so(written, make_config, tmp_path, mesh):
+    config, state = make_config(tmp_path), written[1]
+    params = {**state.params, "embeddings": state.params["embeddings"].at[3, 1].set(jnp.nan)}
+    with Checkpoints(config) as checkpoints:
+        checkpoints.save(3, dataclasses.replace(state, params=params), POSITION)
+    loader = types.SimpleNamespace(set_state=lambda position: None)
+    for call in (lambda: first_state(config, find_origin(config), mesh, loader), lambda: load_run(tmp_path, mesh)):
+        with pytest.raises(InputError, match="its parameter embeddings holds NaN or infinity; the run diverged"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a\\b", "a**b?{c}", "gs:", "\udcff %20\n漢"], ids=ascii)
+def test_checkpoints_live_under_any_name(name, written, make_config, tmp_path, mesh):
+    config = make_config(tmp_path / name)
+    with Checkpoints(config) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, written[1], POSITION)
+    found, _ = restore(checkpoint_folder(config.run_dir), 2, config, mesh)
+    jax.tree.map(np.testing.assert_array_equal, found.params, written[1].params)
+    np.testing.assert_array_equal(load_run(config.run_dir, mesh)[1].embeddings[...], written[1].params["embeddings"])
+
+
+def test_what_cannot_be_read_back_is_told_at_once(written, make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "plain_name", contextlib.nullcontext)
+    with pytest.raises(InputError, match="cannot be read"), Checkpoints(make_config(tmp_path / "a[b]")) as checkpoints:
+        checkpoints.save(1, written[1], POSITION)
 
 
 def test_another_format_version_is_refused(run):
@@ -129,24 +202,15 @@ def test_a_parameter_that_is_not_stored_is_named(run, mesh):
 
 def test_half_written_checkpoints_give_way_to_the_newest_complete_one(run, mesh):
     folder = checkpoint_folder(run.run_dir)
-    (folder / "7").mkdir()  # as a crash may leave it
-    (folder / "2" / "manifest.json").unlink()
-    (folder / "9.orbax-checkpoint-tmp").mkdir()
-    assert latest_step(folder) == 1
-    state, _ = restore(folder, 1, run, mesh)
-    with Checkpoints(run) as checkpoints:
-        checkpoints.save(2, state, POSITION)  # its place is free again
-        checkpoints.wait()
+    (folder / "7").mkdir()
+    (folder / "9.orbax-checkpoint-tmp").mkdir()  # as a crash leaves it
     assert latest_step(folder) == 2
-    assert int(restore(folder, 2, run, mesh)[0].step) == 1
-    assert sorted(path.name.split("-")[-2] for path in folder.glob("half-written-*")) == ["2", "7"]
-    assert not list(folder.glob("*.orbax-checkpoint-tmp*"))
-
-
-def test_only_half_written_checkpoints_are_an_error(make_config, tmp_path):
-    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-    with pytest.raises(InputError, match="half written and there is no other"):
-        resume(make_config(tmp_path))
+    assert newest(folder, set_aside)[0] == 2
+    state, _ = restore(folder, 2, run, mesh)
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save(7, state, POSITION)  # its place is free again
+        checkpoints.wait()
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "7", "damaged-7"]
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path, mesh):
@@ -168,7 +232,7 @@ def test_only_the_newest_are_kept(written, make_config, tmp_path):
 def test_a_full_disk_during_the_write_is_an_oserror_and_leaves_no_checkpoint(
     written, make_config, tmp_path, monkeypatch
 ):
-    def full(folder):
+    def full(folder, step):
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
     monkeypatch.setattr(checkpoint.manifest, "write_manifest", full)

@@ -4,17 +4,19 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from mom_jax.errors import InputError
+from mom_jax.models.config import AttentionConfig
 from mom_jax.training.config import (
     TRAIN_PRESETS,
     CheckpointConfig,
     MeshConfig,
     OptimizerConfig,
     TrainConfig,
-    check_same_run,
+    changes_between,
     get_train_preset,
 )
 
@@ -85,25 +87,43 @@ def test_unreadable_file_is_an_input_error(tmp_path):
 
 def test_a_run_may_grow_and_move_but_not_change():
     config = get_train_preset("mom-tiny")
-    check_same_run(config, dataclasses.replace(config, steps=config.steps + 1, mesh=MeshConfig(fsdp=2), log_every=3))
+    wanted = dataclasses.replace(config, steps=config.steps + 1, mesh=MeshConfig(fsdp=2), log_every=3)
+    assert changes_between(config, wanted) == ["mesh.fsdp 1 -> 2", "steps 400 -> 401", "log_every 10 -> 3"]
     other = dataclasses.replace(config, seed=7, optimizer=dataclasses.replace(config.optimizer, beta1=0.5))
     with pytest.raises(InputError) as error:
-        check_same_run(config, other)
+        changes_between(config, other)
     assert "optimizer.beta1 (there 0.9, now 0.5)" in str(error.value)
     assert "seed (there 0, now 7)" in str(error.value)
     with pytest.raises(InputError, match="steps"):
-        check_same_run(config, dataclasses.replace(config, steps=config.steps - 1))
+        changes_between(config, dataclasses.replace(config, steps=config.steps - 1))
+
+
+def test_what_is_chosen_anew_on_purpose_is_told():
+    config = get_train_preset("mom-tiny")
+    recipe = {"learning_rate": 1e-4, "schedule": "wsd", "weight_decay": 0.0, "clip_norm": 0.5}
+    optimizer = dataclasses.replace(config.optimizer, **recipe)
+    data = dataclasses.replace(config.data, path="moved", tokenizer="moved.json")
+    told = changes_between(config, dataclasses.replace(config, optimizer=optimizer, data=data))
+    assert "optimizer.learning_rate 0.003 -> 0.0001" in told and f"data.path stdlib -> {Path.cwd()}/moved" in told
+    assert len(told) == 6
+
+
+def test_a_section_that_one_of_two_runs_lacks_is_told():
+    config = get_train_preset("mom-tiny")
+    hybrid = dataclasses.replace(config, model=dataclasses.replace(config.model, attn=AttentionConfig(layers=(0,))))
+    for saved, wanted in ((config, hybrid), (hybrid, config)):
+        with pytest.raises(InputError, match=r"model\.attn"):
+            changes_between(saved, wanted)
 
 
 def test_the_same_text_may_be_named_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = get_train_preset("mom-tiny")
     here = dataclasses.replace(config, data=dataclasses.replace(config.data, path="texts"))
-    check_same_run(here, here.anchored())
-    check_same_run(here.anchored(), here)
+    assert changes_between(here, here.anchored()) == changes_between(here.anchored(), here) == []
+    anchored = here.anchored()
     monkeypatch.chdir("/")
-    with pytest.raises(InputError, match=r"data\.path"):
-        check_same_run(dataclasses.replace(here, data=dataclasses.replace(here.data, path=f"{tmp_path}/texts")), here)
+    assert changes_between(anchored, here) == [f"data.path {tmp_path}/texts -> /texts"]
 
 
 @pytest.mark.parametrize("run_dir", ["gs://bucket/run", "", "s3://b", "https://h/run"])

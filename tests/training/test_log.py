@@ -1,10 +1,14 @@
 """The run's log files."""
 
+import errno
 import io
 import json
+import os
+import threading
 
 import pytest
 from rich.console import Console
+from tensorboardX.record_writer import RecordWriter
 
 from mom_jax.training.log import RunLog, read_metrics, time_left
 
@@ -13,6 +17,9 @@ def record(step: int) -> dict:
     return {
         "step": step,
         "loss": 2.0,
+        "lm_loss": 1.9,
+        "grad_norm": 1.0,
+        "learning_rate": 1e-3,
         "load": [[0.25, 0.75]],
         "bad_total": 0,
         "seconds_per_step": 2.0,
@@ -32,6 +39,44 @@ def test_a_new_sitting_drops_what_came_after_its_checkpoint(tmp_path):
     assert read_metrics(tmp_path)[2] == {"step": 3, "held_out_loss": 1.5, "routing_churn": [0.25]}
     assert out.getvalue() == "step 3/10  loss 2.0000  held-out 1.5000  1,000 tokens/s  0:14 left\n"
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"step": 2, "lo', "is damaged"),
+        (b"\0\0\0", "is damaged"),
+        (b"[1, 2]", "is a list, not an object"),
+        (b'{"step": 2}', "has no 'loss'"),
+        (b'{"step": "2", "held_out_loss": 1}', "'step'"),
+        (b'{"step": 2, "held_out_loss": 1, "routing_churn": 3}', "'routing_churn'"),
+    ],
+    ids=["half", "NUL", "list", "poor", "text", "scalar"],
+)
+def test_a_damaged_line_stops_neither_reading_nor_resuming(line, why, tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    whole = [json.dumps(record(step)).encode() for step in (1, 3)]
+    content = b"\n".join([whole[0], line, whole[1], b""])
+    path.write_bytes(content)
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 3]
+    assert "metrics.jsonl:2 is damaged" in caplog.text
+    with RunLog(tmp_path, 2, 10, Console(file=io.StringIO())):
+        pass
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1]
+    assert (tmp_path / "damaged-metrics.jsonl").read_bytes() == content
+
+
+@pytest.mark.parametrize("method", ["write", "flush"])
+def test_a_full_disk_is_met_by_the_one_who_writes(method, tmp_path, monkeypatch):
+    """Not by a thread of TensorBoard's writer, whose traceback nobody catches."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"), RunLog(tmp_path, 0, 10, Console(file=io.StringIO())) as log:
+        monkeypatch.setattr(RecordWriter, method, full)
+        log.training(record(1))
+    assert not any("EventLogger" in type(thread).__name__ for thread in threading.enumerate())
 
 
 def test_a_terminal_shows_one_live_line(tmp_path):

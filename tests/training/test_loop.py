@@ -7,17 +7,24 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import chex
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
+from mom_jax.data import loader
 from mom_jax.errors import InputError
-from mom_jax.training.checkpoint import checkpoint_folder, latest_step, read_config, restore
-from mom_jax.training.config import MeshConfig, TrainConfig
+from mom_jax.locks import only_writer
+from mom_jax.terminal import console
+from mom_jax.training import loop, optimizer
+from mom_jax.training.checkpoint import LOCK, checkpoint_folder, latest_step, read_config, restore
+from mom_jax.training.config import CheckpointConfig, MeshConfig, TrainConfig
 from mom_jax.training.log import read_metrics
 from mom_jax.training.loop import train
 from mom_jax.training.sharding import make_mesh
+from mom_jax.training.signals import StopRequest
 from mom_jax.training.sittings import read_sittings
 
 
@@ -67,7 +74,7 @@ def test_a_run_learns_and_leaves_its_files(uninterrupted):
     assert [record["step"] for record in records] == list(range(1, 21))
     assert records[-1]["lm_loss"] < 0.8 * records[0]["lm_loss"]
     assert [r["step"] for r in read_metrics(uninterrupted.run_dir) if "held_out_loss" in r] == [10, 20]
-    names = set(os.listdir(uninterrupted.run_dir))
+    names = {name for name in os.listdir(uninterrupted.run_dir) if not name.startswith(".")}
     assert names == {"checkpoints", "config.json", "metrics.jsonl", "sittings.jsonl", "tensorboard"}
     assert sorted(os.listdir(checkpoint_folder(uninterrupted.run_dir))) == ["10", "15", "20", "5"]
 
@@ -78,7 +85,7 @@ def test_a_run_keeps_its_text_by_a_path_that_means_the_same_elsewhere(uninterrup
     assert config.data.path == saved.data.path == str(corpus)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_the_next_sitting_continues_bit_for_bit(number, uninterrupted, make_config, tmp_path):
     config = make_config(tmp_path / "run", checkpoint=dataclasses.replace(uninterrupted.checkpoint, every=1000))
 
@@ -126,20 +133,85 @@ def test_another_config_is_refused_and_nothing_changes(uninterrupted, make_confi
     assert sorted(os.listdir(uninterrupted.run_dir)) == before
 
 
-def test_a_time_limit_saves_and_stops(make_config, tmp_path):
-    config = make_config(tmp_path / "run", max_minutes=0.0)
-    outcome = train(config, no_evaluation, silent())
-    assert (outcome.step, outcome.finished) == (0, False)
-    assert "max_minutes=0" in outcome.message
-    assert latest_step(checkpoint_folder(config.run_dir)) == 0
+def test_a_time_limit_saves_and_stops(make_config, tmp_path, monkeypatch):
+    config = make_config(tmp_path / "run", max_minutes=60.0)
+    clock = time.monotonic
+
+    def two_hours_pass(model, batches):
+        monkeypatch.setattr(loop.time, "monotonic", lambda: clock() + 7200)
+        return no_evaluation(model, batches)
+
+    outcome = train(config, two_hours_pass, silent())
+    assert (outcome.step, outcome.finished) == (10, False)
+    assert "max_minutes=60" in outcome.message
+    assert latest_step(checkpoint_folder(config.run_dir)) == 10
 
 
-def test_a_diverged_run_stops_with_a_clear_message(make_config, tmp_path):
-    optimizer = dataclasses.replace(make_config().optimizer, learning_rate=1e30, warmup_steps=0)
-    config = make_config(tmp_path / "run", optimizer=optimizer, max_bad_steps=3, steps=200)
+def test_a_sitting_without_a_step_is_no_success(make_config, tmp_path):
+    with pytest.raises(InputError, match=r"max_minutes=0\.0: was over before the first step"):
+        train(make_config(tmp_path / "run", max_minutes=0.0), no_evaluation, silent())
+
+
+def test_text_without_a_token_to_learn_is_no_success(make_config, tmp_path, monkeypatch):
+    """As of a tokenizer that makes nothing of the text: documents are their end tokens alone."""
+    monkeypatch.setattr(loader.TokenWindows, "__getitem__", lambda self, _: loader.empty_window(64))
+    with pytest.raises(InputError, match=r"data\.path=.*corpus.*: has no token that follows another"):
+        train(make_config(tmp_path / "run"), no_evaluation, silent())
+
+
+@pytest.fixture
+def overflowing(monkeypatch):
+    """A function after which every update is too large for a float."""
+    return lambda: monkeypatch.setattr(optimizer, "learning_rate_schedule", lambda *_: lambda count: jnp.float32(1e30))
+
+
+def test_a_diverged_run_stops_with_a_clear_message(make_config, tmp_path, overflowing):
+    config = make_config(tmp_path / "run", max_bad_steps=3, steps=200)
+    overflowing()
     with pytest.raises(InputError, match=r"max_bad_steps=3: 3 steps in a row.*lower optimizer\.learning_rate"):
         train(config, no_evaluation, silent())
     assert training_records(config)[-1]["bad_total"] == 3
+    assert latest_step(checkpoint_folder(config.run_dir)) is None
+
+
+def test_bad_steps_push_no_checkpoint_out_and_another_rate_goes_on(
+    uninterrupted, make_config, tmp_path, monkeypatch, overflowing
+):
+    shutil.copytree(uninterrupted.run_dir, tmp_path / "run")
+    config = make_config(tmp_path / "run", steps=32, checkpoint=CheckpointConfig(every=2, keep=2))
+    overflowing()
+    with pytest.raises(InputError, match="max_bad_steps=1000: 12 steps in a row up to step 32"):
+        train(dataclasses.replace(config, max_bad_steps=1000), no_evaluation, silent())
+    monkeypatch.undo()
+    assert latest_step(checkpoint_folder(config.run_dir)) == 20
+    shown = io.StringIO()
+    recipe = dataclasses.replace(config.optimizer, learning_rate=1e-3)
+    assert train(dataclasses.replace(config, optimizer=recipe), no_evaluation, Console(file=shown)).finished
+    told = "changed since: checkpoint.every 5 -> 2, checkpoint.keep 10 -> 2, optimizer.learning_rate 0.01 -> 0.001"
+    assert all(change in shown.getvalue() for change in told.removeprefix("changed since: ").split(", "))
+    assert any("optimizer.learning_rate 0.01 -> 0.001" in note for note in read_sittings(config.run_dir)[-1]["notes"])
+    assert [int(path.name) for path in sorted(checkpoint_folder(config.run_dir).iterdir())] == [30, 32]
+
+
+def test_text_may_move_but_not_change(uninterrupted, make_config, tmp_path):
+    shutil.copytree(uninterrupted.run_dir, tmp_path / "run")
+    config = make_config(tmp_path / "run", steps=21)
+    shutil.copytree(config.data.path, tmp_path / "moved")
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(tmp_path / "moved")))
+    path = next((tmp_path / "moved").iterdir())
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text[::-1], encoding="utf-8")
+    with pytest.raises(InputError, match="use the same to resume"):
+        train(moved, no_evaluation, silent())
+    path.write_text(text, encoding="utf-8")
+    assert train(moved, no_evaluation, silent()).step == 21
+
+
+def test_a_folder_has_one_writer(make_config, tmp_path):
+    config = make_config(tmp_path / "run")
+    with only_writer(tmp_path / "run", LOCK), pytest.raises(InputError, match=rf"is in use: process {os.getpid()} on "):
+        train(config, no_evaluation, silent())
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -157,6 +229,32 @@ def test_bad_starts_write_nothing(section, changes, message, make_config, tmp_pa
     with pytest.raises(InputError, match=message):
         train(config, no_evaluation, silent())
     assert not (tmp_path / "run").exists()
+
+
+def test_an_ignored_signal_stays_ignored():
+    """As after nohup, whose runs shall outlive their terminal."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_training_outlives_the_reader_of_its_output(make_config, tmp_path, caplog):
+    read, write = os.pipe()
+
+    def leave_at_ten(model, batches):
+        os.close(read)
+        return no_evaluation(model, batches)
+
+    config = make_config(tmp_path / "run", eval_every=10, steps=15, checkpoint=CheckpointConfig(every=100))
+    with open(write, "w", encoding="utf-8") as stream:
+        evaluate = iter([leave_at_ten, no_evaluation])
+        outcome = train(config, lambda *now: next(evaluate)(*now), console(stream, outlives_reader=True))
+    assert outcome.finished and latest_step(checkpoint_folder(config.run_dir)) == 15
+    assert caplog.messages == ["nobody reads the output any more; going on without it"]
 
 
 def test_a_second_signal_ends_the_process_at_once():

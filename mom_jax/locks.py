@@ -1,0 +1,70 @@
+"""One folder, one writer: a lock that ends with its process, however that ends."""
+
+import errno
+import logging
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypedDict
+
+import filelock
+
+from mom_jax.errors import InputError
+from mom_jax.files import read_json, write_json
+
+_log = logging.getLogger(__name__)
+
+
+class _Owner(TypedDict):
+    pid: int
+    host: str
+    command: str
+
+
+@contextmanager
+def only_writer(folder: Path, what: str, field: str = "run_dir") -> Iterator[None]:
+    """Keeps others from entering this with the same arguments, in this process or another one; they need not wait.
+
+    The operating system holds the lock for the process and drops it at its end, so nothing has to be cleared away after
+    a crash. It holds on network file systems that pass locks on; one that knows no locks is said to be unguarded.
+
+    Args:
+        folder: what is written into; it is made.
+        what: is written there, in a word: the lock's name.
+        field: what the error names.
+
+    Raises:
+        InputError: somebody else is in it; names process, host and command.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, owner = filelock.FileLock(folder / f".{what}.lock"), folder / f".{what}.lock.json"
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError(field, folder, f"is in use: {_named(owner)}; let it end, or choose another folder") from None
+    except (NotImplementedError, OSError) as error:
+        if not _knows_no_locks(error):
+            raise
+        _log.warning("%s lies on a file system without locks: see that no other command writes into it", folder)
+    try:
+        write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.argv)})
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _knows_no_locks(error: NotImplementedError | OSError) -> bool:
+    return isinstance(error, NotImplementedError) or error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def _named(owner: Path) -> str:
+    try:
+        found = read_json(owner, _Owner, "")
+    except InputError:  # it has only just begun, or has just ended
+        return "another process writes into it"
+    return f"process {found['pid']} on {found['host']} writes into it ({found['command'][:100]})"

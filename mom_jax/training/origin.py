@@ -1,0 +1,92 @@
+"""What a sitting goes on from: nothing, weights from elsewhere, or the newest whole checkpoint of the run."""
+
+import dataclasses
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from mom_jax.data.loader import TrainLoader
+from mom_jax.training.balance import balanced_from
+from mom_jax.training.checkpoint import (
+    check_run_is_finite,
+    checkpoint_folder,
+    holds_weights_alone,
+    newest,
+    read_config,
+    restore,
+    restore_params,
+    set_aside,
+)
+from mom_jax.training.config import TrainConfig, changes_between
+from mom_jax.training.processes import first_says, is_first, together
+from mom_jax.training.state import TrainState, init_state
+
+# What of a model's config its weights do not determine: a run that starts from weights may choose it anew.
+_NOT_IN_WEIGHTS = (
+    "aux_loss_scale",
+    "bos_token_id",
+    "compute_dtype",
+    "eos_token_id",
+    "impl",
+    "initializer_range",
+    "max_position_embeddings",
+    "pad_token_id",
+    "reference_conv_leak",
+    "router_balance",
+    "router_bias_rate",
+)
+
+
+class Origin(NamedTuple):
+    """What a run goes on from."""
+
+    step: int
+    saved: TrainConfig | None  # the config of the checkpoint, if there is one
+    weights_alone: bool
+    notes: list[str]  # for the user: where it goes on, what has changed since, what was damaged
+
+
+def find_origin(config: TrainConfig) -> Origin:
+    """The newest whole checkpoint, the same in all processes, which all call this; damaged ones are set aside.
+
+    Raises:
+        InputError: no checkpoint is whole, or the config cannot go on from it.
+    """
+    folder, step, damaged = checkpoint_folder(config.run_dir), None, []
+    with together():
+        if is_first():  # it checks every byte for all
+            step, damaged = newest(folder, set_aside)
+    found = first_says(-1 if step is None else step)
+    if found < 0:
+        return Origin(0, None, False, [])
+    with together():
+        saved = read_config(folder, found)
+        if holds_weights_alone(folder, found):
+            free = {field: getattr(config.model, field) for field in _NOT_IN_WEIGHTS}
+            changes_between(dataclasses.replace(config, model=dataclasses.replace(saved.model, **free)), config)
+            return Origin(0, saved, True, [*damaged, f"starting from the weights in {config.run_dir}"])
+        changes = changes_between(saved, config)
+    told = [f"changed since: {', '.join(changes)}"] if changes else []
+    return Origin(found, saved, False, [*damaged, f"resuming {config.run_dir} at step {found}", *told])
+
+
+def first_state(config: TrainConfig, origin: Origin, mesh: Mesh, loader: TrainLoader) -> TrainState:
+    """The state before the first step of this sitting; ``loader`` is moved to its place.
+
+    Raises:
+        InputError: the checkpoint cannot be read, is of other data, or holds parameters that are not finite.
+    """
+    folder = checkpoint_folder(config.run_dir)
+    if origin.saved is None:
+        return init_state(config, mesh)
+    if origin.weights_alone:
+        state = init_state(config, mesh)
+        with together():
+            params = restore_params(folder, origin.step, origin.saved, mesh)
+        state = dataclasses.replace(state, params=balanced_from(state.params, params))
+    else:
+        with together():
+            state, position = restore(folder, origin.step, config, mesh)
+            loader.set_state(position)
+    check_run_is_finite(state.params, folder / str(origin.step))
+    return state

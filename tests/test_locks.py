@@ -1,0 +1,54 @@
+"""One folder, one writer."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import filelock
+import pytest
+
+from mom_jax.errors import InputError
+from mom_jax.locks import only_writer
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mom_jax.locks import only_writer
+with only_writer(Path(sys.argv[1]), "work"):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_another_process_is_named_and_leaves_no_lock_when_it_is_killed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "in\n"
+        told = rf"run_dir={tmp_path}: is in use: process {holder.pid} on .* writes into it"
+        with pytest.raises(InputError, match=told), only_writer(tmp_path, "work"):
+            pass
+        with only_writer(tmp_path, "other work"):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with only_writer(tmp_path, "work"):
+        pass
+
+
+def test_the_same_process_may_not_enter_twice(tmp_path):
+    with only_writer(tmp_path / "new", "work"):
+        with pytest.raises(InputError, match=f"process {os.getpid()} on"), only_writer(tmp_path / "new", "work"):
+            pass
+        (tmp_path / "new" / ".work.lock.json").write_text("{", encoding="utf-8")
+        with pytest.raises(InputError, match="another process writes into it"), only_writer(tmp_path / "new", "work"):
+            pass
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), OSError(37, "No locks available")], ids=["missing", "ENOLCK"])
+def test_a_file_system_without_locks_is_said_to_be_unguarded(error, tmp_path, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with only_writer(tmp_path, "work"):
+        assert "lies on a file system without locks" in caplog.text
