@@ -54,6 +54,9 @@ class CompareConfig:
 
     def __post_init__(self):
         check_fields(self)
+        for field, dtype in (("draws", "bfloat16"), ("new_tokens", "float32"), ("tolerance", "float32")):
+            if self.dtype != dtype and getattr(self, field) != getattr(type(self), field):
+                raise InputError(field, getattr(self, field), f"goes only with --dtype {dtype}")
         match = re.fullmatch(r"([0-9]{1,7})x([0-9]{1,7})", self.tokens)
         if not match or int(match[1]) < 1 or int(match[2]) < 4:
             raise InputError("tokens", self.tokens, "is written ROWSxTOKENS with at least 4 tokens, as in 2x80")

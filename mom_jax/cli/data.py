@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from mom_jax.cli.parsing import Place, parse
-from mom_jax.data.config import DataConfig
+from mom_jax.data.config import DataConfig, TextConfig
 from mom_jax.errors import InputError
 from mom_jax.fields import Range, check_fields
 
@@ -33,7 +33,7 @@ class PrepareConfig:
 
     out: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder of the shards."""
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    data: TextConfig = dataclasses.field(default_factory=TextConfig)
     workers: Annotated[int, Range(least=1, most=2**12)] | None = None
     """Processes; default: one per core."""
     shard: str = "0/1"
@@ -46,6 +46,11 @@ class PrepareConfig:
         match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", self.shard)
         if not match or not int(match[1]) < int(match[2]):
             raise InputError("shard", self.shard, "is written i/n with 0 <= i < n, as in 0/4")
+
+    @property
+    def config(self) -> DataConfig:
+        """The text, with windows that preparing does not look at."""
+        return DataConfig(**{field.name: getattr(self.data, field.name) for field in dataclasses.fields(TextConfig)})
 
 
 def main(args: Sequence[str]) -> int:
@@ -64,7 +69,7 @@ def main(args: Sequence[str]) -> int:
     from mom_jax.data.prepare import prepare
 
     part, parts = map(int, wanted.shard.split("/"))
-    done = prepare(wanted.data, wanted.out, workers=wanted.workers, shard=(part, parts))
+    done = prepare(wanted.config, wanted.out, workers=wanted.workers, shard=(part, parts))
     print(f"{wanted.out}: {done.written} shards written, {done.kept} kept")
     print(*done.notes, sep="\n")
     if done.missing:
@@ -76,5 +81,5 @@ def _dry_run(wanted: PrepareConfig) -> int:
     from mom_jax.data.amounts import tell_plan
     from mom_jax.data.plan import plan
 
-    print(*tell_plan(plan(wanted.data), wanted.data.held_out_fraction), sep="\n")
+    print(*tell_plan(plan(wanted.config), wanted.data.held_out_fraction), sep="\n")
     return 0

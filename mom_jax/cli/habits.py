@@ -96,6 +96,10 @@ _NO_OPTION = {
     ("model", "model_name", "model_path", "model_name_or_path", "checkpoint", "ckpt", "run", "preset"): (
         "the first argument names it, without an option"
     ),
+    ("data.sequence_length", "data.batch_size", "data.seed", "sequence_length", "batch_size"): (
+        "prepared shards serve any; it is an option of training"
+    ),
+    ("data.cache_dir", "cache_dir"): "OUT is where shards go",
     ("seed",): "nothing is drawn at random here",
     ("wandb", "report_to"): "metrics.jsonl and TensorBoard files are in the run's folder",
     ("verbose", "debug", "quiet", "v"): "there is one amount of output",
@@ -104,11 +108,14 @@ _NO_OPTION = {
 
 def hint(option: str, known: Collection[str]) -> str:
     """What to write instead of an option (a field's name) that is none of the ``known`` dotted fields."""
-    close = _same(option, known) or _same(_SYNONYMS.get(option, ""), known) or _near(option, known)
+    close = _same(option, known) or _same(_SYNONYMS.get(option, ""), known)
+    meant = [said for names, said in _NO_OPTION.items() if option in names]
+    if meant and not close:
+        return meant[0]
+    close = close or _near(option, known)
     if close:
         return f"did you mean {' or '.join('--' + name.replace('_', '-') for name in close[:3])}?"
-    meant = [said for names, said in _NO_OPTION.items() if option in names]
-    return meant[0] if meant else "see --help for all options"
+    return "see --help for all options"
 
 
 def _same(option: str, known: Collection[str]) -> list[str]:

@@ -18,12 +18,8 @@ def default_cache_dir() -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Source, tokenizer, window and split of the data.
-
-    Text is tokenised once into shards (see `mom_jax.data.prepare`); training and evaluation read
-    windows of ``sequence_length`` tokens from them.
-    """
+class TextConfig:
+    """Source, tokenizer and split of the text, and how it lies in shards (see `mom_jax.data.prepare`)."""
 
     path: Name = "stdlib"
     """Text, JSON, parquet or Arrow file, also compressed; a folder or glob of them; prepared shards;
@@ -41,22 +37,35 @@ class DataConfig:
     """Patterns of names of files and folders below path that are left out, as in '*.md' 'drafts'."""
     on_error: Literal["stop", "skip"] = "stop"
     """What a broken file or document does: stop the preparation, or be left out and counted."""
+    shard_bytes: Annotated[int, Range(least=1, most=2**40)] = 64 * 2**20
+    """Source bytes per shard (as stored, so compressed where files are): the unit of work when preparing."""
+
+    def __post_init__(self):
+        check_fields(self)
+        for field in ("path", "held_out_path"):
+            if getattr(self, field) is not None:
+                check_local(getattr(self, field), field)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(TextConfig):
+    """Source, tokenizer, split and windows of the data.
+
+    Text is tokenised once into shards; training and evaluation read windows of ``sequence_length`` tokens from them.
+    """
+
     sequence_length: Annotated[int, Range(least=1, most=2**24)] = 512
     """Tokens per window, T."""
     batch_size: Annotated[int, Range(least=1, most=2**20)] = 8
     """Windows per optimiser step over all processes, B."""
     seed: Seed = 0
     """Seed of the order of the training windows."""
-    shard_bytes: Annotated[int, Range(least=1, most=2**40)] = 64 * 2**20
-    """Source bytes per shard (as stored, so compressed where files are): the unit of work when preparing."""
     cache_dir: Name = dataclasses.field(default_factory=default_cache_dir)
     """Where shards go when path is text rather than a prepared folder."""
 
     def __post_init__(self):
-        check_fields(self)
-        for field in ("path", "held_out_path", "cache_dir"):
-            if getattr(self, field) is not None:
-                check_local(getattr(self, field), field)
+        super().__post_init__()
+        check_local(self.cache_dir, "cache_dir")
 
     def anchored(self) -> Self:
         """The same data with paths that mean the same from every folder, which is what a run keeps."""
