@@ -21,10 +21,13 @@ def open_unpacked(path: Path) -> BinaryIO:
     packing = compression(path.name)
     if packing == "xz":
         return lzma.open(path, "rb")
+    stream = path.open("rb")
+    if packing is None:
+        return stream
     import pyarrow  # slow to import
 
     # A file object, as pyarrow opens no name that is not UTF-8.
-    return io.BufferedReader(pyarrow.input_stream(open(path, "rb"), compression=packing), 2**20)  # type: ignore[arg-type]
+    return io.BufferedReader(pyarrow.input_stream(stream, compression=packing), 2**20)  # type: ignore[arg-type]
 
 
 def read_lines(path: Path, start: int, stop: int) -> bytes:

@@ -1,37 +1,23 @@
 """A text file in two: what is trained on, and its end, which is held out."""
 
 import dataclasses
-from pathlib import Path
-
-from mom_jax.data.opening import UNREADABLE, open_unpacked
 
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """One side of a text file that is cut before its last ``share``, behind the end of a line if there is one."""
+    """One side of a text file that is cut before its last ``share``: behind a line, else a word, else a letter."""
 
     share: float
     held_out: bool
 
     def of(self, blob: bytes) -> bytes:
-        """This side of the file's bytes; all is trained on where there is no place to cut."""
+        """This side of the file's bytes; of a single letter all is trained on."""
         at = _cut(blob, self.share)
         return blob[at:] if self.held_out else blob[:at]
 
 
-def can_cut(path: Path, share: float) -> bool:
-    """Whether a text file has an end that can be held out. A file that cannot be read has one: reading it will tell."""
-    try:
-        with open_unpacked(path) as stream:
-            return bool(Passage(share, held_out=True).of(stream.read()))
-    except UNREADABLE:
-        return True
-
-
 def _cut(blob: bytes, share: float) -> int:
-    wanted = max(int((1 - share) * len(blob)), 1)
-    for sign in (b"\n", b" "):
-        at = blob.find(sign, wanted - 1) + 1
-        if at and blob[at:].strip() and blob[:at].strip():
-            return at
-    return len(blob)
+    wanted = max(min(int((1 - share) * len(blob)), len(blob.rstrip()) - 1), 1)
+    between_letters = next((at for at in range(wanted, 0, -1) if blob[at : at + 1] and blob[at] & 0xC0 != 0x80), 0)
+    places = [*(blob.find(sign, wanted - 1) + 1 for sign in (b"\n", b" ")), between_letters]
+    return next((at for at in places if at and blob[at:].strip() and blob[:at].strip()), len(blob))

@@ -79,6 +79,8 @@ def _content(digests: Iterable[str]) -> str:
 def _told(on_error: object, unit: Unit) -> dict:
     if not isinstance(on_error, Skips) or on_error.example is None:
         return {}
+    if any(isinstance(s, FileSource) and s.passage and s.passage.held_out for s in unit.sources):
+        return {}  # told of the other side of the same files
     example = str(on_error.example)
     for source in unit.sources:
         if isinstance(source, FileSource):  # shards are the same on every machine

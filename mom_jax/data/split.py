@@ -4,14 +4,14 @@ import dataclasses
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Literal
 
 from mom_jax.data.config import DataConfig
 from mom_jax.data.documents import error_handler
 from mom_jax.data.file_kinds import kind
 from mom_jax.data.hub import HubSource
-from mom_jax.data.passages import Passage, can_cut
+from mom_jax.data.passages import Passage
 from mom_jax.data.shares import HashRange, TooFewItems, choose_range, fixed_range, stable_hash
 from mom_jax.data.sources import FileSource, Found, Source, find_sources
 from mom_jax.errors import InputError
@@ -79,13 +79,8 @@ def split(config: DataConfig) -> Split:
     texts = [s for s in sources if isinstance(s, FileSource) and kind(s.name) == "text"]
     if len(texts) < len(sources):
         return Split("documents", sources, sources, notes)
-    if _have_ends(texts, config.held_out_fraction):
-        return Split(
-            "ends", *(_passages(texts, config.held_out_fraction, held_out=side) for side in (False, True)), notes
-        )
-    if not share:
-        raise InputError("path", config.path, "is a single word, of which nothing can be held out; give more text")
-    return Split("files", *files, notes)
+    train, held_out = (_passages(texts, config.held_out_fraction, side) for side in (False, True))
+    return Split("ends", train, held_out, notes)
 
 
 def _by_path(config: DataConfig, found: Found) -> Split:
@@ -143,11 +138,6 @@ def _by_files(sources: Sequence[Source], fraction: float) -> tuple[tuple[list[So
     held_out = [source for source, value, _ in weighed if value in chosen]
     share = sum(size for _, value, size in weighed if value in chosen) / sum(size for *_, size in weighed)
     return (train, held_out), share
-
-
-def _have_ends(texts: Sequence[FileSource], fraction: float) -> bool:
-    """Whether a text file can be cut, so that its end is held out; of large ones it is taken for granted."""
-    return sum(s.size for s in texts) > _MEASURED_UP_TO or any(can_cut(Path(s.path), fraction) for s in texts)
 
 
 def _passages(texts: Sequence[FileSource], fraction: float, held_out: bool) -> list[Source]:

@@ -454,7 +454,7 @@ def test_stdlib_is_never_a_folder_of_that_name(config, tmp_path, monkeypatch):
     monkeypatch.setattr("sysconfig.get_path", lambda name: config.path)
     Path(config.path, "a.py").write_text("one", encoding="utf-8")
     Path(config.path, "b.py").write_text("two", encoding="utf-8")
-    assert prepared(DataConfig(cache_dir=str(tmp_path / "cache"))).train.documents == 1
+    assert prepared(DataConfig(cache_dir=str(tmp_path / "cache"))).train.documents == 2
 
 
 def test_a_folder_of_another_tokenizer_is_refused(config, tmp_path, monkeypatch):

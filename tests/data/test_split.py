@@ -278,18 +278,36 @@ def test_text_of_one_line_is_cut_between_words(tmp_path):
     assert rule == "ends" and train + held_out == "word " * 1000 and train.endswith(" ") and len(held_out) == 250
 
 
-def test_files_of_one_word_are_held_out_whole(tmp_path):
+def test_text_without_lines_and_words_is_cut_between_letters(tmp_path):
+    (tmp_path / "a.txt").write_text("漢字" * 100 + "\n", encoding="utf-8")
+    rule, (train,), (held_out,) = _texts(tmp_path / "a.txt", tmp_path)
+    assert rule == "ends" and train + held_out == "漢字" * 100 + "\n" and 9 < len(held_out) < 13
+
+
+@pytest.mark.parametrize(("text", "end"), [("hi there\n", "e\n"), ("ab", "b"), ("a\nb", "b"), ("字字\n\n", "字\n\n")])
+def test_tiny_texts_have_two_sides(text, end):
+    assert Passage(0.05, held_out=True).of(text.encode()).decode() == end
+
+
+def test_a_broken_file_of_two_sides_is_counted_once(tmp_path):
     folder = _make(tmp_path / "text", "a.txt", "b.txt")
-    assert _texts(folder, tmp_path)[0] == "files"
-    with pytest.raises(InputError, match=r"^path=.*a single word"):
-        split(DataConfig(path=str(folder / "a.txt")))
+    (folder / "c.txt").write_bytes(b"caf\xe9")
+    config = DataConfig(path=str(folder), cache_dir=str(tmp_path / "cache"), on_error="skip")
+    assert "skipped as broken: 1 (the first: path=c.txt:1: is not UTF-8" in prepare(config, tmp_path / "out").notes[1]
 
 
-@given(st.binary(max_size=40), st.floats(0.01, 0.99))
+def test_one_letter_cannot_be_divided(tmp_path):
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
+    with pytest.raises(InputError, match=r"^path=.*has no held-out text"):
+        _texts(tmp_path / "a.txt", tmp_path)
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=40).map(str.encode), st.floats(0.01, 0.99))
 def test_both_sides_of_a_text_are_the_text(blob, share):
     train, held_out = (Passage(share, side).of(blob) for side in (False, True))
+    assert train.decode() + held_out.decode() == blob.decode()
     assert train + held_out == blob and (train.strip() or not blob.strip())
-    assert not held_out or (held_out.strip() and train[-1:] in (b"\n", b" "))
+    assert not held_out or held_out.strip()
 
 
 def test_large_text_is_not_read_to_be_split(tmp_path, monkeypatch):
