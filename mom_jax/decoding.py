@@ -129,7 +129,7 @@ def generate_blocks(
     knobs = (jnp.float32(temperature), jnp.float32(1.0 if top_p is None else top_p))
     for _ in range(blocks):
         state, tokens = _decode(graph, sampling, block, params, state, allowed, *knobs)
-        if int(tokens.min()) == _NO_NUMBER:
+        if np.asarray(tokens).min() == _NO_NUMBER:
             raise not_finite("logits")
         yield tokens
 
