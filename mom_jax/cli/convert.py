@@ -10,6 +10,7 @@ import tyro
 from mom_jax.cli.parsing import Place, parse
 from mom_jax.errors import InputError
 from mom_jax.fields import Name, Range, check_fields
+from mom_jax.paths import check_local
 
 DESCRIPTION = """Converts between a published model (a Hugging Face folder: config.json, safetensors files, tokenizer)
 and a run. SRC tells the direction: a published model becomes a run that eval and generate take, a run becomes a folder
@@ -37,6 +38,8 @@ class ConvertConfig:
 
     def __post_init__(self):
         check_fields(self)
+        check_local(self.src, "src")
+        check_local(self.dst, "dst")
 
 
 def main(args: Sequence[str]) -> int:

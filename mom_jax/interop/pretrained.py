@@ -24,6 +24,7 @@ from mom_jax.interop.tensors import DTYPES, StoredTensors, Tensor, write_tensors
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.parts import dotted, model_parts, param_shardings
+from mom_jax.paths import local_path
 
 MAX_SHARD_BYTES = 5 * 10**9
 _ALIGNMENT = 64  # XLA's CPU client takes over a host buffer without a copy if it is aligned so
@@ -47,7 +48,7 @@ def load_pretrained(directory: str | Path) -> MoMForCausalLM:
             missing, unexpected or misshapen tensors (all are named in one message); values that
             are not finite; a parameter that does not divide over the mesh.
     """
-    folder = Path(directory).expanduser()
+    folder = local_path(directory, "directory")
     config, layout = read_config(folder)
     stored = StoredTensors(folder)
     parts = model_parts(config)
@@ -167,9 +168,9 @@ def save_pretrained(
         max_shard_bytes: a larger model is split into several files with an index.
 
     Raises:
-        InputError: the folder is not empty, or an unknown dtype.
+        InputError: the folder is not empty, an unknown dtype, or parameters that are not finite or too large for it.
     """
-    folder = Path(directory).expanduser().absolute()
+    folder = local_path(directory, "directory").absolute()
     if dtype not in DTYPES:
         raise InputError("dtype", dtype, f"choose one of {', '.join(DTYPES)}")
     if max_shard_bytes < 1:

@@ -1,11 +1,12 @@
 """The published ``config.json``: from a folder to our configuration, and back."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mom_jax.errors import InputError
+from mom_jax.files import read_json, write_json
 from mom_jax.interop.publish import in_their_words
+from mom_jax.interop.tensors import INDEX, SINGLE
 from mom_jax.models.config import MoMConfig
 
 CONFIG_FILE = "config.json"
@@ -33,10 +34,12 @@ _ARCHITECTURES = {
 
 
 def is_published(folder: Path) -> bool:
-    """Whether the folder holds a model of the PyTorch library rather than a run of ours."""
+    """Whether the folder holds a model of the PyTorch library rather than a run of ours: weights, or such a config."""
+    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+        return True
     try:
-        return "model_type" in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        return "model_type" in read_json(folder / CONFIG_FILE, dict[str, Any], "")
+    except InputError:
         return False
 
 
@@ -51,16 +54,13 @@ def read_config(folder: Path) -> tuple[MoMConfig, str]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise InputError("directory", str(folder), f"holds no {CONFIG_FILE}; give the folder of a published model")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError("config", str(path), f"is not JSON ({error})") from error
-    if not isinstance(fields, dict) or "model_type" not in fields:
-        raise InputError("config", str(path), "names no model_type; give the folder of a published model")
+    fields = read_json(path, dict[str, Any], "get an undamaged copy of the model", "config")
+    if "model_type" not in fields:
+        raise InputError("config", path, "names no model_type; give the folder of a published model")
     try:
         config = MoMConfig.from_dict(fields)
-    except TypeError as error:
-        raise InputError("config", str(path), f"has a value of the wrong type ({error})") from error
+    except InputError as error:
+        raise InputError(error.field, error.value, f"{error.remedy} (in {path})") from error
     if config.has_router_bias:
         raise InputError("router_balance", config.router_balance, f"published models have no such bias; edit {path}")
     return config, fields["model_type"]
@@ -79,4 +79,4 @@ def published_fields(config: MoMConfig, dtype: str) -> dict[str, Any]:
 
 def write_config(config: MoMConfig, path: Path, dtype: str) -> None:
     """Writes `published_fields` as JSON."""
-    path.write_text(json.dumps(published_fields(config, dtype), indent=2) + "\n", encoding="utf-8")
+    write_json(path, published_fields(config, dtype), indent=2)

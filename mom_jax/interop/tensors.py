@@ -1,15 +1,17 @@
 """Folders of safetensors files: read slice by slice, written tensor by tensor, never held whole."""
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mom_jax.errors import InputError
+from mom_jax.files import read_json, write_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,12 +27,18 @@ class Stored(NamedTuple):
     dtype: str  # the format's code: F32, BF16, F16, ...
 
 
+class _Index(TypedDict):
+    """The index of a model in several files."""
+
+    weight_map: dict[str, str]  # a tensor's file
+
+
 class StoredTensors:
     """The tensors of a folder, by name. Opening it reads the files' headers and nothing else.
 
     Raises:
-        InputError: no weights there, an index that cannot be read or names missing files, a
-            file that is truncated or not safetensors.
+        InputError: no weights there; an index that cannot be read, names missing files or leads out of the folder; a
+            file that is truncated or not safetensors; a tensor that is stored twice.
     """
 
     def __init__(self, folder: Path):
@@ -38,6 +46,9 @@ class StoredTensors:
         for path in _files(folder):
             with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                    if name in self.tensors:
+                        remedy = f"is stored twice, in {self.tensors[name].file.name} and {path.name}; remove one"
+                        raise InputError("tensors", name, remedy)
                     view = file.get_slice(name)
                     self.tensors[name] = Stored(path, tuple(view.get_shape()), view.get_dtype())
 
@@ -61,13 +72,14 @@ def _files(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
         raise InputError("directory", str(folder), f"holds neither {SINGLE} nor {INDEX}")
-    try:
-        files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("index", str(folder / INDEX), "is not a JSON object with a weight_map") from error
+    index = read_json(folder / INDEX, _Index, "get an undamaged copy of the model", "index")
+    files = sorted(set(index["weight_map"].values()))
+    for name in files:
+        if os.path.isabs(name) or ".." in Path(name).parts or not name.isprintable():
+            raise InputError("index", folder / INDEX, f"names a file outside of the folder: {name!r}")
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
-        raise InputError("index", str(folder / INDEX), f"names missing files: {', '.join(missing)}")
+        raise InputError("index", folder / INDEX, f"names missing files: {', '.join(missing)}")
     return [folder / name for name in files]
 
 
@@ -101,7 +113,7 @@ def write_tensors(
         total = sum(_size(tensor, DTYPES[dtype].itemsize) for shard in shards for tensor in shard)
         where = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(folder / INDEX, index, indent=2)
 
 
 def _size(tensor: Tensor, itemsize: int) -> int:
@@ -133,7 +145,18 @@ def _write_file(path: Path, tensors: list[Tensor], dtype: str, advance: Callable
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            values = np.ascontiguousarray(tensor.values().astype(DTYPES[dtype], copy=False))
+            values = _stored(tensor, dtype)
             assert values.shape == tensor.shape, tensor.name
             file.write(values.reshape(-1).view(np.uint8).data)
             advance(values.nbytes)
+
+
+def _stored(tensor: Tensor, dtype: str) -> np.ndarray:
+    values = np.ascontiguousarray(tensor.values())
+    if not np.isfinite(values).all():
+        raise InputError("tensors", tensor.name, "holds NaN or infinite values; take an earlier checkpoint")
+    with np.errstate(over="ignore"):
+        stored = values.astype(DTYPES[dtype], copy=False)
+    if not np.isfinite(stored).all():
+        raise InputError("dtype", dtype, f"is too narrow for the values of {tensor.name}; take float32")
+    return stored

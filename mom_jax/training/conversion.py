@@ -90,11 +90,13 @@ def run_to_published(
     Raises:
         InputError: as `load_run` and `save_pretrained`, or a tokenizer of more tokens than the model has rows.
     """
-    check_empty(Path(destination).expanduser().absolute())
+    folder = Path(destination).expanduser().absolute()
+    check_empty(folder)
     config, model, _ = load_run(source, mesh)
     named, tokenizer = tokenizer is not None, tokenizer or config.data.tokenizer
     files_of(tokenizer)  # complains before anything is written, as does what follows
     if named:
         _check_tokenizer(tokenizer, config.model)
-    save_pretrained(model, destination, dtype=dtype, max_shard_bytes=max_shard_bytes)
-    put_tokenizer(tokenizer, Path(destination).expanduser())
+    with in_place_of(folder) as temporary:
+        save_pretrained(model, temporary, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        put_tokenizer(tokenizer, temporary)

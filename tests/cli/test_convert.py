@@ -108,6 +108,8 @@ def test_tokenizer_files_travel(published, tmp_path):
         ("{published} {published}", "directory={published}: exists and is not an empty folder"),
         ("{published} {out} --tokenizer {missing}.json", "tokenizer={missing}.json: no such file"),
         ("{missing} {out}", "run={missing}: no such folder"),
+        ("gs://bucket/model {out}", "src=gs://bucket/model: gs:// addresses are not supported"),
+        ("{published} s3://bucket/run", "dst=s3://bucket/run: s3:// addresses are not supported"),
         ("{run} {out} --tokenizer {missing}.json", "tokenizer={missing}.json: no such file; name"),
         ("{published} {out} --dtype float16", "dst={out}: is a run: --dtype and --max-shard-bytes are for published"),
         ("{run}/checkpoints {out}", "run={run}/checkpoints: holds no checkpoint"),

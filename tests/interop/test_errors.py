@@ -47,12 +47,13 @@ def test_no_config(saved):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not JSON"),
-        ("[]", "names no model_type"),
+        ("{", "is damaged (Expecting property name"),
+        ("[" * 100_000, "is damaged (nested too deeply); get an undamaged copy"),
+        ("[]", "is damaged (the whole is a list, not an object)"),
         ('{"hidden_size": 16}', "names no model_type"),
         ('{"model_type": "llama"}', "model_type=llama: expected one of mom, mom_gated_deltanet, "),
         ('{"model_type": "rwkv7"}', "model_type=rwkv7: cannot be converted: its layers add the first layer's values"),
-        ('{"model_type": "mom", "hidden_size": "16"}', "has a value of the wrong type"),
+        ('{"model_type": "mom", "hidden_size": "16"}', "hidden_size=16: expected a whole number (in "),
     ],
 )
 def test_config_of_something_else(text, message, saved):
@@ -152,11 +153,11 @@ def test_index_names_missing_files(sharded):
     assert f"{INDEX}: names missing files: {files[0].name}, {files[1].name}" in message
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": ["b"]}}'])
 def test_index_that_is_none(text, sharded):
     """Not JSON, or without a weight_map."""
     (sharded / INDEX).write_text(text, encoding="utf-8")
-    assert "is not a JSON object with a weight_map" in complaint(sharded)
+    assert "is damaged (" in complaint(sharded)
 
 
 def test_damaged_shard(sharded):
@@ -220,3 +221,59 @@ def test_an_index_that_lies(sharded):
     del lost["model.norm.weight"]
     save_file(lost, sharded / index["weight_map"]["model.norm.weight"])
     assert "tensors=1 of" in (message := complaint(sharded)) and "model.norm.weight [16] is missing" in message
+
+
+@pytest.mark.parametrize("name", ["../weights.safetensors", "/weights.safetensors", "a/../../b.safetensors", "a\nb"])
+def test_an_index_that_leads_outside(name, sharded):
+    """A file outside of the folder is not opened, whether it is there or not."""
+    (sharded.parent / "weights.safetensors").write_bytes(next(sharded.glob("*.safetensors")).read_bytes())
+    index = json.loads((sharded / INDEX).read_text(encoding="utf-8"))
+    index["weight_map"]["model.norm.weight"] = name
+    (sharded / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    assert complaint(sharded).endswith(f"names a file outside of the folder: {name!r}")
+
+
+def test_a_tensor_in_two_files(sharded):
+    """Which of the two is meant nobody can say."""
+    first, second = sorted(sharded.glob("*.safetensors"))[:2]
+    name, values = next(iter(load_file(first).items()))
+    save_file(load_file(second) | {name: values}, second)
+    assert complaint(sharded) == f"tensors={name}: is stored twice, in {first.name} and {second.name}; remove one"
+
+
+def test_a_config_that_is_no_text(saved):
+    """Bytes that are not UTF-8, and a number of thousands of digits."""
+    (saved / "config.json").write_bytes(b'{"model_type": "mom\xff"}')
+    assert "config.json: is damaged (byte 19 is not UTF-8)" in complaint(saved)
+    (saved / "config.json").write_text('{"model_type": "mom", "hidden_size": ' + "1" * 5000 + "}", encoding="utf-8")
+    assert "config.json: is damaged (" in complaint(saved)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_that_is_not_finite_is_not_published(value, make_model, tmp_path):
+    """The tensor is named, nothing is left."""
+    model = make_model()
+    rows = model.layers.mlp.down_proj.weight
+    rows[...] = rows[...].at[1, 0, 0].set(value)
+    with pytest.raises(InputError, match=r"^tensors=model\.layers\.1\.mlp\.down_proj\.weight: holds NaN or infinite"):
+        save_pretrained(model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dtype_that_is_too_narrow(make_model, tmp_path):
+    """70,000 is infinite in float16, and not in bfloat16."""
+    model = make_model()
+    model.norm.weight[...] = model.norm.weight[...] * 0 + 7e4
+    with pytest.raises(InputError, match=r"^dtype=float16: is too narrow for the values of model\.norm\.weight; take"):
+        save_pretrained(model, tmp_path / "out", dtype="float16")
+    assert not list(tmp_path.iterdir())
+    save_pretrained(model, tmp_path / "out", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/model", "https://example.org/model", ""])
+def test_places_that_are_not_here(place, make_model):
+    """No folder of such a name is looked for, or made."""
+    with pytest.raises(InputError, match=r"^directory="):
+        load_pretrained(place)
+    with pytest.raises(InputError, match=r"^directory="):
+        save_pretrained(make_model(), place)
