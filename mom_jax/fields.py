@@ -33,7 +33,7 @@ _IN_WORDS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Range:
     """Numbers that a field may have: ``least <= value <= most``, ``above < value < below``, or one of ``also``."""
 
@@ -55,6 +55,10 @@ class Range:
         )
         said = " and ".join(f"{words} {bound}" for words, bound in bounds if math.isfinite(bound))
         return ", or ".join([said, *map(str, self.also)])
+
+    def __repr__(self) -> str:
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        return f"Range({', '.join(f'{name}={value}' for name, value in given.items())})"
 
 
 @dataclasses.dataclass(frozen=True)

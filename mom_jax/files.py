@@ -150,13 +150,22 @@ def parse_json(text: str, form: type[T]) -> T:
         ValueError: what is wrong, in a few words.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     wrong = misfit(value, form)
     if wrong:
         raise ValueError(wrong)
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object in which no name stands twice: nobody could say which of the values counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"{twice!r} stands there twice")
+    return found
 
 
 def misfit(value: Any, form: Any, place: str = "") -> str | None:

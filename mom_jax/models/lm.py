@@ -1,6 +1,7 @@
 """The MoM language model: embedding, scanned blocks, tied or separate output."""
 
 import dataclasses
+import inspect
 import warnings
 from typing import NamedTuple, Self
 
@@ -30,6 +31,16 @@ class CausalLMOutput(NamedTuple):
     cache: Cache | None
 
 
+class _ConstructorSignature:
+    """What `help` and editors show of the class; Flax's metaclass takes any arguments. A model's own is its call's."""
+
+    def __get__(self, model: "MoMForCausalLM | None", cls: type) -> inspect.Signature:
+        if model is not None:
+            raise AttributeError("__signature__")
+        _, *others = inspect.signature(cls.__init__).parameters.values()
+        return inspect.Signature(others)
+
+
 class MoMForCausalLM(nnx.Module):
     """Causal language model with Mixture-of-Memories layers.
 
@@ -41,6 +52,8 @@ class MoMForCausalLM(nnx.Module):
         config: sizes and options.
         rngs: a `flax.nnx.Rngs` with a ``params`` (or default) stream.
     """
+
+    __signature__ = _ConstructorSignature()
 
     def __init__(self, config: MoMConfig, *, rngs: nnx.Rngs):
         if config.reference_conv_leak:

@@ -1,6 +1,9 @@
 """Configurations: presets, the published file format, and one-line errors."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import json
 import subprocess
 import sys
@@ -10,10 +13,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mom_jax.data.config import DataConfig
 from mom_jax.errors import InputError
-from mom_jax.models.config import MoMConfig
+from mom_jax.models.config import AttentionConfig, MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.presets import PRESETS, get_preset
+from mom_jax.training.config import CheckpointConfig, MeshConfig, OptimizerConfig, TrainConfig
 
 PUBLISHED = {
     "architectures": ["MomForCausalLM"],
@@ -144,6 +149,26 @@ def test_unknown_preset():
         get_preset("mom-340")
     with pytest.raises(InputError, match=r"mom-tiny or mom-340m or mom-1\.3b"):
         get_preset("zzz")
+
+
+def test_the_model_shows_how_it_is_made_and_called():
+    """`help` and editors see the constructor of the class and the call of a model."""
+    assert list(inspect.signature(MoMForCausalLM).parameters) == ["config", "rngs"]
+    model = nnx.eval_shape(lambda: MoMForCausalLM(get_preset("mom-tiny"), rngs=nnx.Rngs(0)))
+    assert list(inspect.signature(model).parameters)[:2] == ["input_ids", "attention_mask"]
+
+
+def test_every_field_is_documented():
+    """By the text under it, which editors and the command's help show."""
+    for cls in (MoMConfig, AttentionConfig, DataConfig, TrainConfig, OptimizerConfig, MeshConfig, CheckpointConfig):
+        body = ast.parse(inspect.getsource(cls)).body[0].body
+        told = {
+            field.target.id
+            for field, text in itertools.pairwise(body)
+            if isinstance(field, ast.AnnAssign) and isinstance(getattr(text, "value", None), ast.Constant)
+        }
+        sections = {f.name for f in dataclasses.fields(cls) if dataclasses.is_dataclass(f.type)}
+        assert {f.name for f in dataclasses.fields(cls)} - sections - told == set()
 
 
 def test_needs_no_jax():
