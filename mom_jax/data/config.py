@@ -28,7 +28,8 @@ class TextConfig:
     """Held-out text, given in the same ways as path. Without it names such as valid.jsonl or test/ decide, or else a
     share of path's text is held out."""
     held_out_fraction: Annotated[float, Range(above=0, below=1)] = 0.05
-    """Share of the text that is held out, by whole files where they are many, else by documents."""
+    """Share of the text that is held out, by whole files where they are many, else by documents; of few text
+    files by their ends."""
     tokenizer: Name = "bytes"
     """`bytes`, `mistral`, a sentencepiece *.model, a `tokenizers` *.json or its folder, or a Hugging Face name."""
     text_field: Name = "text"

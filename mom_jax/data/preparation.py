@@ -24,15 +24,7 @@ class Written:
     """What writing a unit gave."""
 
     infos: Infos
-    read: list[tuple[Place, list[int], str]]  # text files, with stamp and sum
-
-    def remember(self, sums: Sums, folder: Path) -> None:
-        """Keeps the sums of what was read and written, so that neither is read again without need."""
-        for entry in self.read:
-            sums.remember(*entry)
-        for name, info in self.infos.items():
-            for path, digest in files_of(folder / name, info).items():
-                sums.remember((str(path), None), stamp(path), digest)
+    sums: list[tuple[Place, list[int], str]]  # of the files that were read and written: stamp and sum
 
 
 def finished(unit: Unit, key: str, folder: Path, tokenizer: Tokenizer, config: DataConfig, sums: Sums) -> Infos | None:
@@ -56,12 +48,17 @@ def write_unit(job: tuple[Unit, str], *, folder: Path, config: DataConfig) -> Wr
     on_error = error_handler(config.on_error)
     documents = unit.documents(config.text_field, on_error)
     infos = write_shards(folder, unit.shards.values(), documents, _tokenizer(config.tokenizer))
+    wrote = [
+        ((str(path), None), stamp(path), digest)
+        for name, info in infos.items()
+        for path, digest in files_of(folder / name, info).items()
+    ]
     content, told = _content(digest for *_, digest in read), _told(on_error, unit)
     for name, info in infos.items():
         infos[name] = dataclasses.replace(info, key=key, content=content, **told)
         write_record(folder, name, infos[name])
         told = {}  # of a unit's two shards the first says what was skipped
-    return Written(infos, read)
+    return Written(infos, read + wrote)
 
 
 # One load per process, not one per shard.

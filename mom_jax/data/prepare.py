@@ -107,21 +107,27 @@ def _finish(
     progress: bool,
 ) -> int:
     """Adds the shards of ``mine`` to ``done``: those that are finished already, then the others; counts these."""
-    pending, sums = [], Sums(config.cache_dir, folder)
-    with sums.opened(), progress_bar(progress) as bar:
+    pending, known, sums = [], [], Sums(config.cache_dir, folder)
+    with progress_bar(progress, "shards") as bar:
         task = bar.add_task("tokenising", total=len(mine))
-        for unit, key in mine:
-            infos = finished(unit, key, folder, tokenizer, config, sums)
-            if infos is None:
-                pending.append((unit, key))
-            else:
-                done.update(infos)
-                bar.advance(task)
+        with sums.opened():
+            for unit, key in mine:
+                infos = finished(unit, key, folder, tokenizer, config, sums)
+                if infos is None:
+                    pending.append((unit, key))
+                else:
+                    done.update(infos)
+                    bar.advance(task)
         count = worker_count(workers, [unit for unit, _ in pending])
-        for written in run(functools.partial(write_unit, folder=folder, config=config), pending, count):
-            done.update(written.infos)
-            written.remember(sums, folder)
-            bar.advance(task)
+        try:
+            for written in run(functools.partial(write_unit, folder=folder, config=config), pending, count):
+                done.update(written.infos)
+                known += written.sums  # neither what was read nor what was written is read again without need
+                bar.advance(task)
+        finally:
+            with sums.opened():  # only now: other parts may work on the same folder meanwhile
+                for entry in known:
+                    sums.remember(*entry)
     return sum(len(unit.shards) for unit, _ in pending)
 
 

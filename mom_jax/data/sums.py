@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +45,8 @@ class Sums:
     """
 
     def __init__(self, cache_dir: str, about: Path):
-        name = hashlib.sha256(os.fsencode(os.path.realpath(about))).hexdigest()[:32]
+        # Several machines may share the cache, and have other files at the same place.
+        name = hashlib.sha256(os.fsencode(f"{socket.gethostname()}:{os.path.realpath(about)}")).hexdigest()[:32]
         self._path = Path(os.path.expanduser(cache_dir)) / "sums" / f"{name}.json"
         self._known: dict[str, list[int | str]] = {}
 
@@ -75,14 +77,14 @@ class Sums:
         if max(stamped[1:]) < (time.time() - _SETTLED) * 1e9:
             self._known[_key(place)] = [*stamped, digest]
 
-    def of(self, places: Sequence[Place]) -> list[str]:
-        """The sums of ``places``; those that are not known are computed, several at once.
+    def of(self, places: Sequence[Place]) -> Iterator[str]:
+        """The sums of ``places``, in order, as they are there; those that are not known are computed, several at once.
 
         Raises:
             OSError: a file cannot be read.
         """
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            return list(pool.map(self._of, places))
+            yield from pool.map(self._of, places)
 
     def _of(self, place: Place) -> str:
         known = self.recall(place)

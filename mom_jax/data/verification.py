@@ -7,6 +7,7 @@ import numpy as np
 
 from mom_jax.data.shards import PreparedData, Shard
 from mom_jax.data.sums import Sums
+from mom_jax.data.workers import progress_bar
 from mom_jax.errors import InputError
 
 REMEDY = "run the command that prepared the data again, which writes this shard anew, or copy the folder again"
@@ -25,17 +26,21 @@ def verify(data: PreparedData, cache_dir: str) -> None:
     sums = Sums(cache_dir, data.folder)
     with sums.opened():
         fresh = [shard for shard in data.shards if any(sums.recall((str(p), None)) is None for p in shard.sums())]
-        corrupt = corrupt_files({path: d for shard in data.shards for path, d in shard.sums().items()}, sums)
+        corrupt = corrupt_files(
+            {path: d for shard in data.shards for path, d in shard.sums().items()}, sums, progress=True
+        )
         if corrupt:
             raise InputError("path", corrupt[0], f"is corrupt (its SHA-256 differs); {REMEDY}")
         for shard in fresh:
             _check_content(shard, data.vocab_size)
 
 
-def corrupt_files(expected: Mapping[Path, str], sums: Sums) -> list[Path]:
+def corrupt_files(expected: Mapping[Path, str], sums: Sums, progress: bool = False) -> list[Path]:
     """The files that differ from their sums."""
-    found = sums.of([(str(path), None) for path in expected])
-    return [path for path, digest in zip(expected, found, strict=True) if expected[path] != digest]
+    found = zip(expected, sums.of([(str(path), None) for path in expected]), strict=True)
+    with progress_bar(progress, "files") as bar:
+        read = bar.track(found, len(expected), description="verifying")
+        return [path for path, digest in read if expected[path] != digest]
 
 
 def _check_content(shard: Shard, vocab_size: int) -> None:

@@ -55,14 +55,14 @@ def run(job: Callable[[Item], Result], pending: Sequence[Item], workers: int) ->
             pool.shutdown(cancel_futures=True)
 
 
-def progress_bar(wanted: bool) -> rich.progress.Progress:
-    """A bar over shards on stderr, where that is a terminal."""
+def progress_bar(wanted: bool, unit: str) -> rich.progress.Progress:
+    """A bar on stderr, where that is a terminal; ``unit`` says what is counted."""
     console = terminal.console(sys.stderr)
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("shards"),
+        rich.progress.TextColumn(unit),
         rich.progress.TimeElapsedColumn(),
         rich.progress.TimeRemainingColumn(),
     )

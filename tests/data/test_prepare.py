@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,7 @@ import mom_jax.data.prepare as preparing
 from mom_jax.cli.main import main
 from mom_jax.data.config import DataConfig
 from mom_jax.data.opening import read_lines
+from mom_jax.data.preparation import write_unit
 from mom_jax.data.prepare import prepare, prepared
 from mom_jax.data.shards import open_prepared
 from mom_jax.data.tokenizers import ByteTokenizer
@@ -375,17 +377,7 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys, names, parts):
     text.mkdir()
     for name in names:
         (text / name).write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
-    cache = str(tmp_path / "cache")
-    command = [
-        "data",
-        "prepare",
-        str(tmp_path / "out"),
-        "--data.path",
-        str(text),
-        "--data.cache-dir",
-        cache,
-        "--dry-run",
-    ]
+    command = ["data", "prepare", str(tmp_path / "out"), "--data.path", str(text), "--dry-run"]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert all(part in printed for part in parts) and "nothing was written" in printed
@@ -462,3 +454,13 @@ def test_a_folder_of_another_tokenizer_is_refused(config, tmp_path, monkeypatch)
     monkeypatch.setattr(ByteTokenizer, "fingerprint", "another")
     with pytest.raises(InputError, match=r"tokenizer=bytes: .*prepared with the tokenizer bytes"):
         prepared(DataConfig(path=str(tmp_path / "out")))
+
+
+def test_parts_on_one_machine_do_not_wait_for_each_other(config, tmp_path, monkeypatch):
+    def write_while_another_part_begins(job, **options):
+        (memory,) = (tmp_path / "sums" / "sums").glob("*.lock")
+        with filelock.FileLock(memory, timeout=5):
+            return write_unit(job, **options)
+
+    monkeypatch.setattr(preparing, "write_unit", write_while_another_part_begins)
+    assert prepare(config, tmp_path / "out").written > 0

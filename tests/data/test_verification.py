@@ -97,7 +97,7 @@ def test_what_was_just_written_is_not_remembered(tmp_path):
     path.write_text("one")
     sums = Sums(str(tmp_path / "cache"), tmp_path)
     with sums.opened():
-        first = sums.of([(str(path), None)])
+        first = list(sums.of([(str(path), None)]))
         assert sums.recall((str(path), None)) is None
         sums.remember((str(path), None), [stamp(path)[0], 1, 1], first[0])  # an older state of the file
         assert sums.recall((str(path), None)) is None
