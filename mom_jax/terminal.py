@@ -4,12 +4,14 @@ What users bring (names, paths, texts) is printed as it is: nothing here reads R
 """
 
 import io
+import itertools
 import logging
 import os
 import select
 import sys
 import typing
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 if typing.TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +26,7 @@ def prepare_streams() -> None:
 
     What the terminal's encoding lacks is written as an escape such as ``\\u4e2d``, bytes of a name that are not UTF-8
     as ``\\udce9``. A stream that the caller has closed takes everything and shows nothing. ``NO_COLOR`` holds for
-    help texts too.
+    help texts too, and bars of libraries are for terminals.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -32,6 +34,9 @@ def prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (to the end)
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if not is_live(sys.stderr):  # bars of libraries would be drawn again and again
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
     if os.environ.get("NO_COLOR"):
         os.environ["PYTHON_TYRO_ANSI_CODES"] = "False"
 
@@ -73,6 +78,29 @@ def console(stream: typing.Any = None, quiet: bool = False, *, outlives_reader: 
         highlight=False,
         soft_wrap=True,
     )
+
+
+@contextmanager
+def counting(what: str, total: int, quiet: bool = False) -> Iterator[Callable[[], None]]:
+    """Tells on stderr how many of ``total`` things are done: a bar on a terminal, a line for every tenth elsewhere.
+
+    Yields:
+        What to call after each of them.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    out, numbers = console(sys.stderr, quiet), itertools.count(1)
+    columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance() -> None:
+            done = next(numbers)
+            bar.advance(task)
+            if not out.is_terminal and done * 10 // total > (done - 1) * 10 // total:
+                out.print(f"{what}: {done:,} of {total:,}")
+
+        yield advance
 
 
 def print_table(table: "Table", out: "Console") -> None:

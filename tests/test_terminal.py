@@ -103,9 +103,29 @@ def test_no_colour(monkeypatch):
     out = Terminal()
     terminal.print_table(table(), terminal.console(out))
     assert "\x1b" not in out.getvalue() and "512,351,424" in out.getvalue()
-    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setenv("PYTHON_TYRO_ANSI_CODES", "True")
     terminal.prepare_streams()
     assert os.environ["PYTHON_TYRO_ANSI_CODES"] == "False"
+
+
+@pytest.mark.parametrize(("total", "lines"), [(957, 10), (3, 3), (0, 0)])
+def test_progress_in_a_pipe_is_few_lines(total, lines, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with terminal.counting("[/b] windows", total) as advance:
+        for _ in range(total):
+            advance()
+    told = sys.stderr.getvalue().splitlines()
+    assert len(told) == lines and "\r" not in "".join(told)
+    assert not lines or told[-1] == f"[/b] windows: {total} of {total}"
+
+
+def test_progress_on_a_terminal_is_a_bar_and_may_be_left_out(monkeypatch):
+    for quiet in (False, True):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        with terminal.counting("[/b] windows", 2, quiet) as advance:
+            advance()
+        shown = sys.stderr.getvalue()
+        assert shown == "" if quiet else "[/b] windows" in shown and "/2" in shown
 
 
 def test_a_reader_that_left_is_noticed():

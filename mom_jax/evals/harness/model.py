@@ -10,13 +10,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
 
 from mom_jax.data.tokenizers import Tokenizer, token_rows
 from mom_jax.errors import InputError
 from mom_jax.evals.harness.answers import Prompt, Sampling, answer_prompts
 from mom_jax.evals.harness.likelihood import Pair, Place, score_pairs
 from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.terminal import counting
 
 # What a task may ask of generation besides sampling; the rest (beams, penalties) would change answers in silence.
 _KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
@@ -101,11 +101,11 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs: Any) -> list[tuple[float, bool]]:
         pairs = [Pair(context, continuation) for _, context, continuation in requests]
         results: dict[int, tuple[float, bool]] = {}
-        with tqdm(total=len(pairs), desc="log-likelihoods", disable=disable_tqdm) as bar:
+        with counting("log-likelihoods", len(pairs), quiet=disable_tqdm) as advance:
             for i, log_likelihood, is_greedy in self._scores(pairs):
                 results[i] = log_likelihood, is_greedy
                 self.cache_hook.add_partial("loglikelihood", requests[i][0], results[i])
-                bar.update()
+                advance()
         return [results[i] for i in range(len(pairs))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -121,14 +121,14 @@ class HarnessModel(TemplateLM):
                 owners.append(i)
                 left[i] += 1
         totals = [0.0] * len(requests)
-        with tqdm(total=len(pairs), desc="windows", disable=disable_tqdm) as bar:
+        with counting("windows", len(pairs), quiet=disable_tqdm) as advance:
             for number, log_likelihood, _ in self._scores(pairs):
                 i = owners[number]
                 totals[i] += log_likelihood
                 left[i] -= 1
                 if not left[i]:
                     self.cache_hook.add_partial("loglikelihood_rolling", requests[i].args, totals[i])
-                bar.update()
+                advance()
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -140,7 +140,7 @@ class HarnessModel(TemplateLM):
             kinds[sampling].append(i)
             prompts.append(prompt)
         texts: dict[int, str] = {}
-        with tqdm(total=len(prompts), desc="answers", disable=disable_tqdm) as bar:
+        with counting("answers", len(prompts), quiet=disable_tqdm) as advance:
             for sampling, members in kinds.items():
                 answers = answer_prompts(
                     self.model,
@@ -155,7 +155,7 @@ class HarnessModel(TemplateLM):
                 for number, text in answers:
                     texts[members[number]] = text
                     self.cache_hook.add_partial("generate_until", requests[members[number]].args, text)
-                    bar.update()
+                    advance()
         return [texts[i] for i in range(len(prompts))]
 
     def _scores(self, pairs: list[Pair]):
