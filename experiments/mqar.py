@@ -24,7 +24,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from experiments.architectures import ARCHITECTURES, architecture, mixture
 from experiments.registry import Experiment, Point, Record
 from experiments.seeds import SEEDS, Task, best
 from experiments.standing import verdict
+from mom_jax.files import read_json, write_json
 from mom_jax.models.config import MoMConfig
 
 
@@ -101,10 +101,8 @@ def recalled(config: MoMConfig, point: Point, models: Path) -> dict[str, Any]:
         make = functools.partial(maker, length=point["length"], pairs=point["pairs"], vocab=point["vocab"])
         result = train_and_score(config, make, Training(**{name: point[name] for name in _TRAINING}))
         models.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(result), encoding="utf-8")
-        os.replace(temporary, path)
-    return json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, result)
+    return read_json(path, dict[str, Any], "delete it to train again")
 
 
 _TRAINING = ("learning_rate", "steps", "batch_size", "seed", "questions")
