@@ -80,7 +80,11 @@ def _find(spec: str, config: DataConfig, field: str) -> Found:
         return Found(_checked(glob_files(path, left_out), glob_root(path), config, field, left_out), left_out, True)
     is_hub_name = _HUB_NAME.fullmatch(spec) and not is_data(spec)
     hub = f" (a data set of the Hugging Face hub is written hf:{spec})" if is_hub_name else ""
-    raise InputError(field, spec, f"no such file or folder{hub}; give text, jsonl or parquet files, a folder or a glob")
+    raise InputError(
+        field,
+        spec,
+        f"no such file or folder{hub}; put it back, or give text, jsonl or parquet files, a folder or a glob",
+    )
 
 
 def _checked(paths: Iterable[Path], root: Path, config: DataConfig, field: str, left_out: LeftOut) -> list[Source]:

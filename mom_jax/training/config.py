@@ -192,9 +192,13 @@ _MAY_CHANGE = (
     "optimizer.decay_fraction",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
-    # Where the same text and tokenizer lie.
+    # Where the same text and tokenizer lie, and how it is found there.
     "data.path",
     "data.held_out_path",
+    "data.held_out_fraction",
+    "data.text_field",
+    "data.exclude",
+    "data.on_error",
     "data.tokenizer",
     # Where and how it runs, not what it computes.
     "run_dir",

@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -417,6 +418,14 @@ def test_the_cache_is_used_and_follows_the_files(config, tmp_path, monkeypatch):
     os.utime(path, ns=(0, 0))
     changed = prepared(cached)
     assert changed.folder != first.folder and changed.fingerprint != first.fingerprint
+
+
+def test_a_run_on_files_may_go_on_with_their_shards(config, tmp_path):
+    prepare(config, tmp_path / "out")
+    shards = prepared(DataConfig(path=str(tmp_path / "out"), cache_dir=config.cache_dir))
+    moved = shutil.copytree(config.path, tmp_path / "moved")
+    assert shards.fingerprint == prepared(config).fingerprint
+    assert shards.fingerprint == prepared(dataclasses.replace(config, path=str(moved))).fingerprint
 
 
 def test_a_damaged_cache_heals(config, tmp_path):

@@ -126,6 +126,13 @@ def test_the_same_text_may_be_named_from_another_folder(tmp_path, monkeypatch):
     assert changes_between(anchored, here) == [f"data.path {tmp_path}/texts -> /texts"]
 
 
+def test_how_the_same_text_is_found_may_change():
+    config = get_train_preset("mom-tiny")
+    found = {"text_field": "body", "exclude": ("*.md",), "on_error": "skip", "held_out_fraction": 0.1}
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, **found))
+    assert len(changes_between(config, other)) == len(found)
+
+
 @pytest.mark.parametrize("run_dir", ["gs://bucket/run", "", "s3://b", "https://h/run"])
 def test_a_run_lies_in_a_local_folder(run_dir):
     with pytest.raises(InputError, match=r"^run_dir="):
