@@ -53,12 +53,16 @@ class Range:
             ("at most", self.most),
             ("below", self.below),
         )
-        said = " and ".join(f"{words} {bound}" for words, bound in bounds if math.isfinite(bound))
-        return ", or ".join([said, *map(str, self.also)])
+        said = " and ".join(f"{words} {_number(bound)}" for words, bound in bounds if math.isfinite(bound))
+        return ", or ".join([said, *map(_number, self.also)])
 
     def __repr__(self) -> str:
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
         return f"Range({', '.join(f'{name}={value}' for name, value in given.items())})"
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,12 +147,13 @@ def _fitted(value: Any, kind: Any) -> tuple[Any] | None:
         return (value,) if isinstance(value, str) and value in typing.get_args(kind) else None
     if typing.get_origin(kind) is tuple:
         return (tuple(value),) if isinstance(value, list | tuple) else None
+    number: Any = kind  # in the eyes of type checkers, whose int takes less
     if kind in (int, float):
-        tower = numbers.Integral if kind is int else numbers.Real
-        if isinstance(value, bool) or not isinstance(value, tower):
+        is_number = isinstance(value, numbers.Integral if kind is int else numbers.Real)
+        if isinstance(value, bool) or not is_number:
             return None
         try:
-            return (kind(value),)
+            return (number(value),)
         except OverflowError:  # a whole number beyond all floats
             return (math.inf,)
     if kind is str and isinstance(value, os.PathLike):
@@ -161,6 +166,8 @@ def _within(field: str, given: Any, value: Any, kind: Any, rules: tuple[Any, ...
         return tuple(checked(field, item, typing.get_args(kind)[0]) for item in value)
     if kind is float and not math.isfinite(value):
         raise InputError(field, given, "must be a finite number")
+    if value is None:
+        return None
     for rule in rules:
         if isinstance(rule, Range) and value not in rule:
             raise InputError(field, given, f"must be {rule}")

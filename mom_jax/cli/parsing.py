@@ -202,7 +202,8 @@ def _expected(hint: Any, values: list[str]) -> str:
     if kinds and typing.get_origin(kinds[0]) is tuple:
         return f"{described(typing.get_args(kinds[0])[0])}, or several with spaces between them"
     wanted = " or ".join(_asked(kind, values) for kind in kinds)
-    return wanted + ("" if len(values) < 2 else ", a single value")
+    single = len(values) > 1 and not any(typing.get_origin(kind) is tuple for kind in kinds)
+    return wanted + (", a single value" if single else "")
 
 
 def _asked(kind: Any, values: list[str]) -> str:

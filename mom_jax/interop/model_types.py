@@ -18,6 +18,7 @@ Fields = dict[str, Any]
 _SINGLE_MEMORY: Fields = {"mixture": False}
 _ANY_STEP = (0.0, math.inf)
 _Size = Annotated[int, Range(least=1, most=2**24)]
+_SizeOrNone = Annotated[int | None, Range(least=1, most=2**24)]
 _Ratio = Annotated[float, Range(above=0, most=2**14)]
 # Numbers that sizes of ours are computed from; all others are checked by MoMConfig.
 _NUMBERS = {
@@ -27,8 +28,8 @@ _NUMBERS = {
     "head_dim": _Size,
     "state_size": _Size,
     "conv_kernel": _Size,
-    "expand_ratio": _Size | None,
-    "num_slots": _Size | None,
+    "expand_ratio": _SizeOrNone,
+    "num_slots": _SizeOrNone,
     "expand": _Ratio,
     "expand_k": _Ratio,
     "expand_v": _Ratio,
