@@ -151,9 +151,9 @@ def reverse_kernel(
     slot = run.to(tl.int64) * HEADS + head
     dstate = load_state(p_dfinal, slot, column, None, STATE, K, V, BK, BV)
     for n in range(chunks):
-        own = chunk + chunks - 1 - n
-        row = own * C
-        store_state(p_dborder, dstate, own * HEADS + head, column, None, K, V, BK, BV)
+        current = chunk + chunks - 1 - n
+        row = current * C
+        store_state(p_dborder, dstate, current * HEADS + head, column, None, K, V, BK, BV)
         b_k = load_rows(p_k, row, head, HEADS, C, BK, BLOCKS)
         b_do = tl.load(tile(p_do, row, head, column, HEADS, V, C, BV))
         b_scores = tl.load(tile(p_scores, row, head, 0, HEADS, C, C, C))

@@ -155,12 +155,12 @@ def grouped_matmul(
         _check(x, weight, group_sizes, tile, device)
     narrow = [i for i, weight in enumerate(weights) if weight.shape[2] < NARROW]
     run = functools.partial(_grouped_matmul, group_sizes=group_sizes, tile=tile, device=device, interpret=interpret)
-    found = {i: run(x, weight) for i, weight in enumerate(weights) if i not in narrow}
+    products = {i: run(x, weight) for i, weight in enumerate(weights) if i not in narrow}
     if narrow:
         ends = np.cumsum([weights[i].shape[2] for i in narrow])
         together = run(x, jnp.concatenate([weights[i] for i in narrow], 2))
-        found |= dict(zip(narrow, jnp.split(together, ends[:-1], 1), strict=True))
-    return tuple(found[i] for i in range(len(weights)))
+        products |= dict(zip(narrow, jnp.split(together, ends[:-1], 1), strict=True))
+    return tuple(products[i] for i in range(len(weights)))
 
 
 def _check(x, weight, group_sizes, tile, device):

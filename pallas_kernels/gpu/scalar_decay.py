@@ -1,4 +1,4 @@
-"""Linear attention with one decay for each head, over packed rows, as Triton kernels.
+"""Simple GLA: linear attention with one decay for each head, over packed rows, as Triton kernels.
 
     S_t = exp(g_t) S_{t-1} + k_t v_t^T;   o_t = scale * S_t^T q_t
 
@@ -110,7 +110,7 @@ def scalar_decay(
     device: str = "sm_90",
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Linear attention with a decay for each head, over packed rows (module docstring).
+    """Simple GLA, linear attention with a decay for each head, over packed rows (module docstring).
 
     Args:
         q, k: [N, H, K] float32, bfloat16 or float16, K one of 16, 32, 64, 128 and 256; k or v is 0 on padding rows.

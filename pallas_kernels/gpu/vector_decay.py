@@ -1,4 +1,4 @@
-"""Linear attention with one decay for each key channel, over packed rows, as Triton kernels.
+"""GLA: linear attention with one decay for each key channel, over packed rows, as Triton kernels.
 
     S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T;   o_t = scale * S_t^T q_t
 
@@ -72,16 +72,16 @@ def prepare_kernel(
     i = tl.arange(0, C)[None, :]
     b_document = load_documents(p_document, row, DOCUMENTS, C)
     scores = tl.zeros((C, C), tl.float32)
-    own = tl.zeros((C,), tl.float32)
+    itself = tl.zeros((C,), tl.float32)
     dtype = p_reads.dtype.element_ty
     for key in range(0, K, BK):
         b_q = SCALE * tl.load(tile(p_q, row, head, key, HEADS, K, C, BK)).to(tl.float32)
         b_k = tl.load(tile(p_k, row, head, key, HEADS, K, C, BK)).to(tl.float32)
         b_g = tl.load(tile(p_g, row, head, key, HEADS, K, C, BK))
         if BONUS:
-            own += tl.sum(b_q * b_k * tl.load(per_row(p_bonus, head * K + key, 0, 1, BK))[None, :], axis=1)
+            itself += tl.sum(b_q * b_k * tl.load(per_row(p_bonus, head * K + key, 0, 1, BK))[None, :], axis=1)
         else:
-            own += tl.sum(b_q * b_k, axis=1)
+            itself += tl.sum(b_q * b_k, axis=1)
             b_q *= tl.exp(b_g)
         enter, leave, across = border_decays(b_g, b_document, cuts, DOCUMENTS, PRECISION, C)
         tl.store(tile(p_reads, row, head, key, HEADS, K, C, BK), (b_q * enter).to(dtype))
@@ -94,7 +94,7 @@ def prepare_kernel(
             scores += tl.where(parted(cut, C), products, 0.0)
     if DOCUMENTS:
         scores = tl.where(b_document[:, None] == b_document[None, :], scores, 0.0)
-    scores += tl.where(t == i, own[:, None], 0.0)
+    scores += tl.where(t == i, itself[:, None], 0.0)
     tl.store(tile(p_scores, at * C, 0, 0, 1, C, C, C), scores.to(p_scores.dtype.element_ty))
 
 
@@ -165,7 +165,7 @@ def vector_decay(
     device: str = "sm_90",
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Linear attention with a decay for each key channel, over packed rows (module docstring).
+    """GLA, linear attention with a decay for each key channel, over packed rows (module docstring).
 
     The backward pass keeps the inputs, two more rows of K channels, and the scores.
 

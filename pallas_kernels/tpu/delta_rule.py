@@ -82,20 +82,20 @@ def delta_rule(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
 def _rule(q, k, v, g, beta, chunks, initial_state, scale, interpret):
-    return _forward(q, k, v, g, beta, chunks, initial_state, scale, interpret, wanted=("o", "final"))[0]
+    return _forward(q, k, v, g, beta, chunks, initial_state, scale, interpret, outputs=("o", "final"))[0]
 
 
 def _rule_fwd(q, k, v, g, beta, chunks, initial_state, scale, interpret):
-    wanted = ("o", "final", "inverse")
-    outputs, inverse = _forward(q, k, v, g, beta, chunks, initial_state, scale, interpret, wanted=wanted)
-    return outputs, (q, k, v, g, beta, chunks, initial_state, inverse)
+    outputs = ("o", "final", "inverse")
+    results, inverse = _forward(q, k, v, g, beta, chunks, initial_state, scale, interpret, outputs=outputs)
+    return results, (q, k, v, g, beta, chunks, initial_state, inverse)
 
 
-def _forward(q, k, v, g, beta, chunks, initial, scale, interpret, *, wanted):
+def _forward(q, k, v, g, beta, chunks, initial, scale, interpret, *, outputs):
     sizes, inputs = _sizes(q, v, chunks, initial), _inputs(q, k, v, g, beta, chunks) | {"initial": initial}
-    wanted = [name for name in wanted if name != "final" or initial is not None]
-    got = run("forward", sizes, pack_table(chunks), inputs, wanted, interpret, scale=scale)
-    return (rows_first(got["o"]), _states(got, "final", initial, chunks)), got.get("inverse")
+    outputs = [name for name in outputs if name != "final" or initial is not None]
+    results = run("forward", sizes, pack_table(chunks), inputs, outputs, interpret, scale=scale)
+    return (rows_first(results["o"]), _states(results, "final", initial, chunks)), results.get("inverse")
 
 
 def _sizes(q, v, chunks, initial):
@@ -111,11 +111,11 @@ def _inputs(q, k, v, g, beta, chunks):
     return rows | gates | {"document": pack_documents(chunks)}
 
 
-def _states(got, name, otherwise, chunks):
+def _states(results, name, otherwise, chunks):
     """The states a kernel stored; those of segments without a chunk, which it never saw, are ``otherwise``."""
     if otherwise is None:
         return None
-    return jnp.where(visited(chunks, otherwise.shape[0]), got[name][:-1], otherwise)
+    return jnp.where(visited(chunks, otherwise.shape[0]), results[name][:-1], otherwise)
 
 
 def _rule_bwd(scale, interpret, residuals, cotangents):
@@ -125,11 +125,11 @@ def _rule_bwd(scale, interpret, residuals, cotangents):
     inputs = _inputs(q, k, v, g, beta, chunks) | {"inverse": inverse}
     states = run("borders", sizes, table, inputs | {"initial": initial}, ("states",), interpret)["states"]
     inputs |= {"states": states, "do": heads_first(do), "dfinal": dfinal}
-    wanted = [name for name in KERNELS["reverse"].outputs if name != "dinitial" or initial is not None]
-    got = run("reverse", sizes, table, inputs, wanted, interpret, scale=scale)
-    rows = (rows_first(got[name]) for name in ("dq", "dk", "dv"))
-    gates = (unpack_gates(got[name]) for name in ("dg", "dbeta"))
-    return *rows, *gates, None, _states(got, "dinitial", dfinal, chunks)
+    outputs = [name for name in KERNELS["reverse"].outputs if name != "dinitial" or initial is not None]
+    results = run("reverse", sizes, table, inputs, outputs, interpret, scale=scale)
+    rows = (rows_first(results[name]) for name in ("dq", "dk", "dv"))
+    gates = (unpack_gates(results[name]) for name in ("dg", "dbeta"))
+    return *rows, *gates, None, _states(results, "dinitial", dfinal, chunks)
 
 
 _rule.defvjp(_rule_fwd, _rule_bwd)

@@ -133,23 +133,23 @@ def run(
     name: str,
     sizes: Sizes,
     table: jax.Array,
-    given: Mapping[str, jax.Array | None],
-    wanted: Sequence[str],
+    arrays: Mapping[str, jax.Array | None],
+    outputs: Sequence[str],
     interpret: Interpret,
     **constants: float,
 ) -> dict[str, jax.Array]:
-    """The outputs of a kernel that are ``wanted``, by name."""
+    """The outputs of a kernel whose names are ``outputs``."""
     kernel, target = KERNELS[name], calls.device()
     heads = heads_per_block(name, sizes, target.generation)
     blocks = Blocks(heads, sizes.rows, sizes.chunks, kernel.reverse)
-    arrays, specs = sizes.arrays(), sizes.specs(blocks)
-    inputs: Operands = {n: None if (x := given[n]) is None else Operand(x, specs[n]) for n in kernel.inputs}
-    outputs = {n: Operand(arrays[n], specs[n]) if n in wanted else None for n in kernel.outputs}
+    shapes, specs = sizes.arrays(), sizes.specs(blocks)
+    inputs: Operands = {n: None if (x := arrays[n]) is None else Operand(x, specs[n]) for n in kernel.inputs}
+    results = {n: Operand(shapes[n], specs[n]) if n in outputs else None for n in kernel.outputs}
     return calls.launch(
         functools.partial(kernel.body, blocks=blocks, **constants),
         table,
         inputs,
-        outputs,
+        results,
         state=(heads, sizes.keys, sizes.values),
         blocks=blocks,
         vmem=min(vmem_bytes(name, sizes, heads) * 5 // 4, target.vmem),  # compilers differ

@@ -52,8 +52,8 @@ def forward(
     scores = chunk.decays.between * product(queries, chunk.k, "nt")
     update = _update(chunk, solve, _residual(chunk, entering))
     read = chunk.decays.enter * _times_state(queries, entering)
-    own = product(_operand(scores, queries), _operand(update, queries))
-    o[...] = (scale * (read + own)).astype(o.dtype)
+    inside = product(_operand(scores, queries), _operand(update, queries))
+    o[...] = (scale * (read + inside)).astype(o.dtype)
     state[...] = _advance(chunk, entering, update)
     store_state(entry, blocks, final, state)
 

@@ -1,4 +1,4 @@
-"""Diagonal plus rank one on a TPU: each key channel decays, and one direction is rewritten.
+"""DPLR (diagonal plus low rank) on a TPU: each key channel decays, and one direction is rewritten.
 
 Per head, with a float32 state S [K, V]: ``S_t = (diag(exp(g_t)) + b_t a_t^T) S_{t-1} + k_t v_t^T``,
 ``o_t = scale S_t^T q_t`` (RWKV7, arXiv 2503.14456, section 4; Kimi delta attention, arXiv 2510.26692, section 3).
@@ -72,8 +72,8 @@ class _Chunk:
         reads = jnp.concatenate([a, jnp.exp(g) * q], 1)  # q reads after its row's decay, a before it
         masks = cut_masks(size, inside, copies=2)
         to_b, to_k = (decayed_scores(reads, writes, decays, masks, self.dtype) for writes in (b, k))
-        to_own = (diagonal(jnp.sum(q * writes, -1, keepdims=True)) for writes in (b, k))
-        qb, qk = (scores[:, size:] + own for scores, own in zip((to_b, to_k), to_own, strict=True))
+        to_itself = (diagonal(jnp.sum(q * writes, -1, keepdims=True)) for writes in (b, k))
+        qb, qk = (scores[:, size:] + itself for scores, itself in zip((to_b, to_k), to_itself, strict=True))
 
         enter = jnp.concatenate([decays.enter, decays.enter], 1)
         read = rounded_product(enter * reads, state, "nn", self.dtype)
@@ -97,7 +97,7 @@ def rank_one_decay(
     *,
     interpret: Interpret = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Diagonal plus rank one over packed rows (module docstring), with its gradients.
+    """DPLR, diagonal plus rank one, over packed rows (module docstring), with its gradients.
 
     Args:
         q, k: [N, H, K], float32 or bfloat16.

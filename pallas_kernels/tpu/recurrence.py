@@ -89,8 +89,8 @@ def vmem_bytes(inputs: Arrays, chunk: int, heads: int, inside: tuple[int, int]) 
     backward = dict(inputs) | {"do": v, "states": jax.ShapeDtypeStruct(state, q.dtype)}
     ways = (inputs, {"o": v}), (backward, {f"d{name}": x for name, x in inputs.items()})
     forward, backward = (
-        _vmem(blocks, given, _operands(blocks, given, wanted, document, loaded, store=True), arrays)
-        for (given, wanted), arrays in zip(ways, inside, strict=True)
+        _vmem(blocks, given, _operands(blocks, given, outputs, document, loaded, store=True), arrays)
+        for (given, outputs), arrays in zip(ways, inside, strict=True)
     )
     return forward, backward
 
@@ -187,10 +187,10 @@ def _documents(ref):
 # Calls.
 
 
-def _launch(form, kernel, given, wanted, chunks, loaded, *, store=True, reverse=False):
-    """Runs a kernel: arrays ``given`` and ``wanted`` by name, and the states that segments load and store."""
+def _launch(form, kernel, given, outputs, chunks, loaded, *, store=True, reverse=False):
+    """Runs a kernel: arrays ``given`` and ``outputs`` by name, and the states that segments load and store."""
     blocks = Blocks(form.heads[reverse], form.chunk, chunks.segment.shape[0], reverse)
-    operands = _operands(blocks, given, wanted, pack_documents(chunks), loaded, store)
+    operands = _operands(blocks, given, outputs, pack_documents(chunks), loaded, store)
     return calls.launch(
         functools.partial(kernel, body=form.body, blocks=blocks),
         pack_table(chunks),
@@ -204,12 +204,12 @@ def _launch(form, kernel, given, wanted, chunks, loaded, *, store=True, reverse=
     )
 
 
-def _operands(blocks, given, wanted, document, loaded, store):
+def _operands(blocks, arrays, shapes, document, loaded, store):
     inputs: dict[str, Operand | None] = {
-        name: Operand(x, _spec(blocks, name, x)) for name, x in given.items()
+        name: Operand(x, _spec(blocks, name, x)) for name, x in arrays.items()
     }
     outputs: dict[str, Operand | None] = {
-        name: Operand(_like(x), _spec(blocks, name, x)) for name, x in wanted.items()
+        name: Operand(_like(x), _spec(blocks, name, x)) for name, x in shapes.items()
     }
     inputs["document"] = None if document is None else Operand(document, blocks.documents())
     inputs["loaded"] = outputs["stored"] = None

@@ -1,4 +1,4 @@
-"""Scalar decay on a TPU: linear attention whose state decays by one gate for each head.
+"""Simple GLA on a TPU: linear attention whose state decays by one gate for each head.
 
 Per head, with a float32 state S [K, V]: ``S_t = exp(g_t) S_{t-1} + k_t v_t^T``, ``o_t = scale S_t^T q_t``.
 Chunk by chunk (arXiv 2405.21060, section 6) with G the running sum of g:
@@ -59,7 +59,7 @@ def scalar_decay(
     *,
     interpret: Interpret = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Linear attention with a decay for each head over packed rows (module docstring), with its gradients.
+    """Simple GLA, linear attention with a decay for each head over packed rows (module docstring), with its gradients.
 
     Args:
         q, k: [N, H, K], float32 or bfloat16; k or v is 0 on padding rows.

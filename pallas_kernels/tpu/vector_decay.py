@@ -1,4 +1,4 @@
-"""Vector decay on a TPU: linear attention whose key channels decay each by a gate of their own.
+"""GLA on a TPU: linear attention in which every key channel decays by a gate of its own.
 
 Per head, with a float32 state S [K, V]: ``S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T``, read as
 ``o_t = scale S_t^T q_t`` (GLA, arXiv 2312.06635, section 4.1), or with a bonus u before the token is
@@ -43,9 +43,9 @@ class _Chunk:
     def __call__(self, x, state, inside):
         q, k, v, g = x["q"], x["k"], x["v"], x["g"]
         decays = channel_decays(g, inside)
-        reads, own = (q, q * k * x["bonus"]) if "bonus" in x else (jnp.exp(g) * q, q * k)
+        reads, itself = (q, q * k * x["bonus"]) if "bonus" in x else (jnp.exp(g) * q, q * k)
         scores = decayed_scores(reads, k, decays, cut_masks(q.shape[1], inside), self.dtype)
-        scores += diagonal(jnp.sum(own, -1, keepdims=True))
+        scores += diagonal(jnp.sum(itself, -1, keepdims=True))
         o = rounded_product(scores, v, "nn", self.dtype)
         o += rounded_product(decays.enter * reads, state, "nn", self.dtype)
         written = rounded_product(decays.leave * k, v, "tn", self.dtype)
@@ -64,7 +64,7 @@ def vector_decay(
     *,
     interpret: Interpret = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Linear attention with a decay for each key channel over packed rows (module docstring), with its gradients.
+    """GLA, linear attention with a decay for each key channel over packed rows (module docstring), with its gradients.
 
     Args:
         q, k: [N, H, K], float32 or bfloat16; k or v is 0 on padding rows.
