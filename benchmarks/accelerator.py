@@ -16,11 +16,10 @@ from flax import nnx
 
 from benchmarks.operands import delta_rule_rows
 from benchmarks.timing import Call, interleaved_seconds
-from mom_jax.layers.mom import MoM
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.mixers import make_mixer
-from mom_jax.ops.delta_rule import gated_delta_rule
+from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
 from mom_jax.ops.segments import ChunkTable, plan_packing
 
 
@@ -92,7 +91,7 @@ def operator_table(sizes: Sizes = FULL) -> Iterator[str]:
 def _read(
     table: ChunkTable, impl: str, q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array, beta: jax.Array
 ) -> jax.Array:
-    return gated_delta_rule(q, k, v, g, beta, table, impl=impl)[0]
+    return DELTA_RULE(DeltaRuleRows(q, k, v, g, beta), table, impl=impl)[0]
 
 
 def layer_table(sizes: Sizes = FULL) -> Iterator[str]:

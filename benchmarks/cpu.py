@@ -15,13 +15,11 @@ from flax import nnx
 
 from benchmarks.operands import delta_rule_rows, one_segment
 from benchmarks.timing import interleaved_seconds, temporary_bytes
-from mom_jax.layers.mom import MoM
-from mom_jax.layers.output import HeadNormOutput
-from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
+from mom_jax.layers.mixer import MemoryMixer
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.presets import mom_340m
-from mom_jax.ops.delta_rule import gated_delta_rule
+from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
 from mom_jax.ops.loss import chunked_cross_entropy
 
 _TOKENS = 32  # that a decoding program reads
@@ -44,7 +42,7 @@ def plain_scan(q, k, v, g, beta):
 def chunked(q, k, v, g, beta):
     """Our operator on one segment."""
     table = one_segment(q.shape[0], q.shape[2])
-    return gated_delta_rule(q, k, v, g, beta, table, impl="xla")[0]
+    return DELTA_RULE(DeltaRuleRows(q, k, v, g, beta), table, impl="xla")[0]
 
 
 def jla(*rows):
@@ -106,10 +104,8 @@ def mixer_table() -> Iterator[str]:
 
 
 def _mixer_step(*, num_memories, top_k, shared, hidden, heads, size):
-    rngs = nnx.Rngs(0)
-    rule = GatedDeltaNet(hidden, heads, size, size, memories=num_memories + shared, conv_size=4, rngs=rngs)
-    output = HeadNormOutput(hidden, heads, size, gate=True, norm_eps=1e-5, rngs=rngs)
-    mixer = MoM(hidden, rule, output, num_memories=num_memories, top_k=top_k, shared=shared, rngs=rngs)
+    sizes = {"num_heads": heads, "head_k_dim": size, "num_memories": num_memories, "top_k": top_k, "shared": shared}
+    mixer = MemoryMixer(hidden, **sizes, options={"norm_eps": 1e-5}, rngs=nnx.Rngs(0))
     graph, params = nnx.split(mixer)
 
     def step(params, x):

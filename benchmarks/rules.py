@@ -5,7 +5,7 @@ use. `benchmarks.command` prints the tables.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,14 @@ from benchmarks.operands import delta_rule_rows, one_segment
 from benchmarks.timing import interleaved_seconds
 from mom_jax.models.config import MEMORY_RULES, MoMConfig
 from mom_jax.models.mixers import make_mixer
-from mom_jax.ops.delta_rule import gated_delta_rule
-from mom_jax.ops.gated_slots import gated_slots
-from mom_jax.ops.rank_one_decay import kda, rank_one_decay
-from mom_jax.ops.scalar_decay import scalar_decay
-from mom_jax.ops.titans import titans_linear
-from mom_jax.ops.ttt import ttt_linear
-from mom_jax.ops.vector_decay import vector_decay
+from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
+from mom_jax.ops.gated_slots import GatedSlotsRows, gated_slots
+from mom_jax.ops.primitive import Primitive
+from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, kda_rows
+from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
+from mom_jax.ops.titans import TitansRows, titans_linear
+from mom_jax.ops.ttt import TTTRows, ttt_linear
+from mom_jax.ops.vector_decay import VECTOR_DECAY, VectorDecayRows
 from mom_jax.typing import Array
 
 TIME, HEADS = 2048, 4
@@ -29,67 +30,44 @@ EVERY_ROW = jnp.ones(TIME, bool)
 
 
 class Entry(NamedTuple):
-    """An operator ``(rows, table, impl) -> outputs`` and its inputs for K = V = size."""
+    """A primitive and its rows for K = V = size."""
 
-    run: Callable[..., Array]
-    inputs: Callable[[int], dict[str, Array]]
+    primitive: Primitive
+    rows: Callable[..., Any]  # of `operands`
 
 
-def gates(size: int) -> dict[str, Array]:
-    """Operands of every rule: q, k, v, gates for each head and each channel, strengths."""
+def operands(size: int) -> dict[str, Array]:
+    """What rows are made of: q, k, v, gates for each head and each channel, strengths."""
     q, k, v, g, beta = delta_rule_rows(TIME, HEADS, size, size)
     channels = -0.3 * jax.nn.softplus(jax.random.normal(jax.random.key(1), q.shape))
-    unit = jnp.ones((HEADS, size))
     slots = jax.nn.softmax(jax.random.normal(jax.random.key(2), (TIME, HEADS, 64)))
-    return {"q": q, "k": k, "v": v, "g": g, "beta": beta, "channels": channels,
-            "s": slots, "slots": channels[..., :64], "unit": unit}  # fmt: skip
-
-
-def chosen(*names: str) -> Callable[[int], dict[str, Array]]:
-    """Some of `gates`."""
-    return lambda size: {name: gates(size)[name] for name in names}
+    return {"q": q, "k": k, "v": v, "g": g, "beta": beta, "channels": channels, "slots": slots}
 
 
 ENTRIES = {
-    "scalar decay": Entry(
-        lambda x, table, impl: scalar_decay(x["q"], x["k"], x["v"], x["g"], table, impl=impl)[0],
-        chosen("q", "k", "v", "g"),
-    ),
-    "delta": Entry(
-        lambda x, table, impl: gated_delta_rule(x["q"], x["k"], x["v"], x["g"], x["beta"], table, impl=impl)[0],
-        chosen("q", "k", "v", "g", "beta"),
-    ),
-    "vector decay": Entry(
-        lambda x, table, impl: vector_decay(x["q"], x["k"], x["v"], x["channels"], table, impl=impl)[0],
-        chosen("q", "k", "v", "channels"),
-    ),
+    "scalar decay": Entry(SCALAR_DECAY, lambda q, k, v, g, **_: ScalarDecayRows(q, k, v, g)),
+    "delta": Entry(DELTA_RULE, lambda q, k, v, g, beta, **_: DeltaRuleRows(q, k, v, g, beta)),
+    "vector decay": Entry(VECTOR_DECAY, lambda q, k, v, channels, **_: VectorDecayRows(q, k, v, channels)),
     "rwkv7": Entry(
-        lambda x, table, impl: rank_one_decay(
-            x["q"], x["k"], x["v"], -x["k"], x["beta"][..., None] * x["k"], x["channels"], table, impl=impl
-        )[0],
-        chosen("q", "k", "v", "beta", "channels"),
+        RANK_ONE_DECAY,
+        lambda q, k, v, beta, channels, **_: RankOneDecayRows(q, k, v, channels, a=-k, b=beta[..., None] * k),
     ),
-    "kda": Entry(
-        lambda x, table, impl: kda(x["q"], x["k"], x["v"], x["channels"], x["beta"], table, impl=impl)[0],
-        chosen("q", "k", "v", "beta", "channels"),
-    ),
+    "kda": Entry(RANK_ONE_DECAY, lambda q, k, v, beta, channels, **_: kda_rows(q, k, v, channels, beta)),
     "gsa, 64 slots": Entry(
-        lambda x, table, impl: gated_slots(x["q"], x["k"], x["v"], x["s"], x["slots"], table, impl=impl)[0],
-        chosen("q", "k", "v", "s", "slots"),
+        gated_slots(64), lambda q, k, v, channels, slots, **_: GatedSlotsRows(q, k, v, channels[..., :64], slots)
     ),
     "ttt": Entry(
-        lambda x, table, impl: ttt_linear(
-            x["q"], x["k"], x["v"], 0.1 * x["beta"], (x["unit"], 0 * x["unit"]), EVERY_ROW, table, impl=impl
-        )[0],
-        chosen("q", "k", "v", "beta", "unit"),
+        ttt_linear(16), lambda q, k, v, beta, **_: TTTRows(q, k, v, 0.1 * beta, EVERY_ROW, *_norm(k.shape[1:]))
     ),
     "titans": Entry(
-        lambda x, table, impl: titans_linear(
-            x["q"], x["k"], x["v"], 0.1 * x["beta"], 0.01 * x["beta"], 0.9 * x["beta"], EVERY_ROW, table, impl=impl
-        )[0],
-        chosen("q", "k", "v", "beta"),
+        titans_linear(16),
+        lambda q, k, v, beta, **_: TitansRows(q, k, v, 0.1 * beta, 0.01 * beta, 0.9 * beta, EVERY_ROW),
     ),
 }
+
+
+def _norm(shape):
+    return jnp.ones(shape), jnp.zeros(shape)
 
 
 def rule_table(names: Iterable[str] = ENTRIES, sizes: tuple[int, ...] = (64, 128), rounds: int = 3) -> Iterator[str]:
@@ -99,8 +77,8 @@ def rule_table(names: Iterable[str] = ENTRIES, sizes: tuple[int, ...] = (64, 128
     for name in names:
         for size in sizes:
             entry, table = ENTRIES[name], one_segment(TIME, size)
-            inputs = entry.inputs(size)
-            calls = {impl: (_with_gradient(entry.run, table, impl), (inputs,)) for impl in ("reference", "xla")}
+            inputs = operands(size)
+            calls = {impl: (_with_gradient(entry, table, impl), (inputs,)) for impl in ("reference", "xla")}
             ms = {impl: 1e3 * s for impl, s in interleaved_seconds(calls, rounds).items()}
             ratio = ms["reference"] / ms["xla"]
             yield f"| {name} | {size} | {ms['reference']:.0f} | {ms['xla']:.0f} | {ratio:.1f} |"
@@ -130,5 +108,5 @@ def _mixer(graph):
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
 
-def _with_gradient(run, table, impl):
-    return jax.jit(jax.value_and_grad(lambda x: jnp.sum(run(x, table, impl))))
+def _with_gradient(entry, table, impl):
+    return jax.jit(jax.value_and_grad(lambda x: jnp.sum(entry.primitive(entry.rows(**x), table, impl=impl)[0])))

@@ -17,7 +17,7 @@ from experiments.mqar import TINY, TINY_RATES, recalled
 from experiments.registry import Experiment, Point, Record
 from experiments.standing import standing, verdict
 from experiments.text import SIZES, of_rule, recipe
-from mom_jax.models.config import MemoryRuleName, MoMConfig
+from mom_jax.models.config import MoMConfig
 from mom_jax.models.presets import get_preset
 
 
@@ -25,7 +25,7 @@ class Model(NamedTuple):
     """A model of a comparison: what it is made from, and how."""
 
     change: Callable[[MoMConfig], MoMConfig] = lambda mixture: mixture
-    rule: MemoryRuleName = "gated_deltanet"
+    rule: str = "gated_deltanet"
 
 
 class Measure(NamedTuple):

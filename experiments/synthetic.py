@@ -18,7 +18,7 @@ from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.parts import build_model
 from mom_jax.ops.loss import token_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
-from mom_jax.ops.routing import load_balancing_loss
+from mom_jax.ops.routing import RouterOutput, auxiliary_loss
 from mom_jax.training.balance import balance_routers
 from mom_jax.training.optimizer import decay_mask
 
@@ -102,10 +102,10 @@ def train_and_score(
     }
 
 
-def recall_hidden_states(model: MoMForCausalLM, tokens: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def recall_hidden_states(model: MoMForCausalLM, tokens: jax.Array) -> tuple[jax.Array, RouterOutput | None]:
     """Hidden states [B, T, D] and router logits; the embeddings of fused tokens [B, T, 2] are summed."""
     x = model.embeddings[...].astype(model.config.compute_dtype)[tokens]
-    return model.hidden_states_of(x if tokens.ndim == 2 else x.sum(-2))[:2]
+    return model.hidden_states(inputs_embeds=x if tokens.ndim == 2 else x.sum(-2))[:2]
 
 
 def _generator(*seed: int) -> np.random.Generator:
@@ -158,11 +158,9 @@ def _train(graph, config, weight_decay, params, moments, batches, rates):
 
 def _loss(model: MoMForCausalLM, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
     """The loss, and the loads of memories where there is a router."""
-    logits, routers = _answers(model, batch)
-    top_k, bias = model.config.topk, model.router_bias()
-    auxiliary = load_balancing_loss(routers, top_k, bias=bias)
-    load = router_statistics(routers, top_k, bias=bias).get("load")
-    return _nats(logits, batch["answers"]) + model.config.auxiliary_weight * auxiliary, load
+    logits, router = _answers(model, batch)
+    loss = _nats(logits, batch["answers"]) + model.config.auxiliary_weight * auxiliary_loss(router)
+    return loss, router_statistics(router).get("load")
 
 
 def _nats(logits, answers):
@@ -170,10 +168,10 @@ def _nats(logits, answers):
 
 
 def _answers(model, batch):
-    hidden, routers = recall_hidden_states(model, batch["tokens"])
+    hidden, router = recall_hidden_states(model, batch["tokens"])
     asked = jnp.take_along_axis(hidden, batch["places"][..., None], 1)
     weight = model.output_embedding().astype(asked.dtype)
-    return jnp.einsum("bnd,vd->bnv", asked, weight, preferred_element_type=jnp.float32), routers
+    return jnp.einsum("bnd,vd->bnv", asked, weight, preferred_element_type=jnp.float32), router
 
 
 _SCORED = 128  # rows scored at a time
@@ -192,8 +190,7 @@ def _score(graph, params, batch: RecallBatch, width: int) -> dict[str, Any]:
 @functools.partial(jax.jit, static_argnums=0)
 def _score_part(graph, params, batch):
     model = nnx.merge(graph, params)
-    logits, routers = _answers(model, batch)
-    answers, bias = batch["answers"], model.router_bias()
+    logits, router = _answers(model, batch)
+    answers = batch["answers"]
     right = (jnp.argmax(logits, -1) == answers).sum() / (answers != IGNORE).sum()
-    statistics = router_statistics(routers, model.config.topk, bias=bias)
-    return {"accuracy": right, "loss": _nats(logits, answers), **statistics}
+    return {"accuracy": right, "loss": _nats(logits, answers), **router_statistics(router)}

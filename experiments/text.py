@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mom_jax.models.config import MemoryRuleName, MoMConfig
+from mom_jax.models.config import MoMConfig
 from mom_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, get_train_preset
 
 TINY = "tiny"
@@ -25,7 +25,7 @@ _PAPER_TEXT = {"path": "hf:cerebras/SlimPajama-627B:default:train",
 _SCORED = 2**16  # bytes that tiny models are scored on
 
 
-def recipe(size: str, rule: MemoryRuleName, change: Callable[[MoMConfig], MoMConfig], seed: int) -> TrainConfig:
+def recipe(size: str, rule: str, change: Callable[[MoMConfig], MoMConfig], seed: int) -> TrainConfig:
     """A training run.
 
     Args:
@@ -52,7 +52,7 @@ def recipe(size: str, rule: MemoryRuleName, change: Callable[[MoMConfig], MoMCon
     )
 
 
-def of_rule(preset: str, rule: MemoryRuleName) -> str:
+def of_rule(preset: str, rule: str) -> str:
     """The name of a preset with that rule."""
     return preset if rule == "gated_deltanet" else f"{preset}-{rule.replace('_', '-')}"
 

@@ -44,7 +44,7 @@ ANSWERS = "answers"  # folder in a run's of what the model has answered to tasks
 
 def train_and_report(config: TrainConfig, out: Console) -> Outcome:
     """Trains (or resumes) a run, then writes its report."""
-    outcome = train(config, HeldOut(config.model.topk), out)
+    outcome = train(config, HeldOut(), out)
     if not is_first():
         return outcome
     out.print(outcome.message + (f" ({time_left(outcome.seconds)})" if outcome.seconds else ""))
@@ -141,7 +141,7 @@ def score(
     batches = (shard_batch(batch, mesh) for batch in eval_batches(data, wanted, max_windows=max_windows))
     # Every held-out token is scored but the first of each document, which nothing predicts.
     bytes_per_token = data.held_out.text_bytes / (len(data.held_out) - data.held_out.documents)
-    scores = evaluate(model, batches, config.model.topk, bytes_per_token)
+    scores = evaluate(model, batches, bytes_per_token)
     if not math.isfinite(scores["loss"]):
         raise InputError("run", run_dir, f"its held-out loss at step {step} is {scores['loss']}; {_ANEW}")
     windows = len(TokenWindows(data.held_out, wanted.sequence_length, padded=True))

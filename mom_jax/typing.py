@@ -8,6 +8,6 @@ K  key channels per head   A  assignments per token,  W  taps of the short convo
 V  value channels per head    k plus the shared one
 """
 
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-__all__ = ["Array", "Bool", "Float", "Int"]
+__all__ = ["Array", "Bool", "Float", "Int", "Shaped"]

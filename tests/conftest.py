@@ -59,10 +59,10 @@ def _available(marker: str) -> bool:
 @pytest.fixture(scope="session", autouse=True)
 def small_groups():
     """Groups of chunks as small as they get, so that rows as short as those of tests cross from one to the next."""
-    from mom_jax.ops import chunks
+    from mom_jax.ops import chunk_groups
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "_CACHED_FLOATS", 1)
+        patch.setattr(chunk_groups, "_CACHED_FLOATS", 1)
         yield
 
 

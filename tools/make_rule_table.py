@@ -30,15 +30,15 @@ from support.parameters import randomised  # noqa: E402
 from support.stored_operators import run_stored  # noqa: E402
 
 from mom_jax.interop.publish import SINGLE_MEMORIES  # noqa: E402
-from mom_jax.layers.mom import MoM  # noqa: E402
+from mom_jax.layers.mixer import MemoryMixer  # noqa: E402
+from mom_jax.layers.rules.registry import find_rule  # noqa: E402
 from mom_jax.models.config import MEMORY_RULES  # noqa: E402
-from mom_jax.models.mixers import MEMORY_LAYERS, make_mixer  # noqa: E402
+from mom_jax.models.mixers import make_mixer  # noqa: E402
 from mom_jax.models.presets import get_preset  # noqa: E402
 
 README = ROOT / "README.md"
 PLACE = re.compile(r"(<!-- memory rules -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = ("alone", "mixture", "gradients", "decoding", "reference")
-IN_ONE_MODULE = {"linear_attention", "retnet", "lightning"}  # their classes tell the paper
 STORED = {
     "gated_deltanet": "gated_delta_rule",
     "deltanet": "delta_rule",
@@ -48,16 +48,16 @@ STORED = {
 ROWS, TIME = 2, 70
 
 
-def layer_of(rule: str, mixture: bool, impl: str) -> MoM:
+def layer_of(rule: str, mixture: bool, impl: str) -> MemoryMixer:
     """The memory layer of a rule's smallest preset, with random parameters."""
     config: Any = get_preset("mom-tiny" if rule == "gated_deltanet" else f"mom-tiny-{rule.replace('_', '-')}")
     config = config.__class__.from_dict(config.to_dict() | {"mixture": mixture, "hidden_size": 32, "impl": impl})
     layer = randomised(nnx.eval_shape(lambda: make_mixer(config, "memory", nnx.Rngs(0))), 0.2)
-    assert isinstance(layer, MoM)
+    assert isinstance(layer, MemoryMixer)
     return layer
 
 
-def outputs_and_gradients(layer: MoM, x: jax.Array, dy: jax.Array) -> tuple[jax.Array, Any]:
+def outputs_and_gradients(layer: MemoryMixer, x: jax.Array, dy: jax.Array) -> tuple[jax.Array, Any]:
     """Of one pass over x."""
     graph, params = nnx.split(layer)
 
@@ -69,7 +69,7 @@ def outputs_and_gradients(layer: MoM, x: jax.Array, dy: jax.Array) -> tuple[jax.
     return run(params, x)
 
 
-def decoded(layer: MoM, x: jax.Array) -> jax.Array:
+def decoded(layer: MemoryMixer, x: jax.Array) -> jax.Array:
     """Outputs of a prefill and single steps."""
     run = jax.jit(lambda x, cache: layer(x, None, None, cache, layer=1))
     y, _, cache = run(x[:, :5], layer.empty_cache(2, ROWS, jnp.float32))
@@ -106,12 +106,9 @@ def measure(rule: str) -> dict[str, float]:
 
 def told(rule: str) -> tuple[str, str]:
     """What stands in a row before and behind the numbers."""
-    module = MEMORY_LAYERS[rule].rule
-    text = module.__doc__ if rule in IN_ONE_MODULE else sys.modules[module.__module__].__doc__
-    paper = re.search(r"arXiv (\d{4}\.\d{5})", text or "")
+    paper, there = find_rule(rule).paper, SINGLE_MEMORIES.get(rule)
     assert paper is not None, f"{rule} names no paper"
-    there = SINGLE_MEMORIES.get(rule)
-    link = f"`{rule}` ([{paper[1]}](https://arxiv.org/abs/{paper[1]}))"
+    link = f"`{rule}` ([{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv}))"
     return link, "" if there is None else f"`{there.model_type}`"
 
 

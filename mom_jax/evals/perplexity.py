@@ -26,9 +26,9 @@ def position_buckets(length: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def _score(
-    graphdef: Any, params: Any, batch: Batch, top_k: int, routes: bool
+    graphdef: Any, params: Any, batch: Batch, routes: bool
 ) -> tuple[dict[str, jax.Array], jax.Array | None]:
     """Sums over one batch: ``nats`` and ``tokens`` per position bucket; load and entropy weighted by ``inputs``.
 
@@ -37,21 +37,19 @@ def _score(
     model: MoMForCausalLM = nnx.merge(graphdef, params)
     segments, labels = batch["segment_ids"], batch["labels"]
     real = (segments > 0).astype(jnp.int32)
-    hidden, router_logits, _ = model.hidden_states(batch["input_ids"], attention_mask=real, segment_ids=segments)
+    hidden, router, _ = model.hidden_states(batch["input_ids"], attention_mask=real, segment_ids=segments)
     weight = model.output_embedding()
     sums = [chunked_cross_entropy(hidden[:, a:b], weight, labels[:, a:b]) for a, b in position_buckets(labels.shape[1])]
     nats, tokens = (jnp.stack(column) for column in zip(*sums, strict=True))
     inputs = real.sum()
-    bias = model.router_bias()
-    statistics = jax.tree.map(lambda x: x * inputs, router_statistics(router_logits, top_k, real, bias))
-    sets = chosen_sets(router_logits, top_k, real, bias) if routes and router_logits else None
+    statistics = jax.tree.map(lambda x: x * inputs, router_statistics(router, real))
+    sets = chosen_sets(router, real) if routes and router is not None else None
     return {"nats": nats, "tokens": tokens, "inputs": inputs, **statistics}, sets
 
 
 def evaluate(
     model: MoMForCausalLM,
     batches: Iterable[Batch],
-    top_k: int,
     bytes_per_token: float,
     routes: list[jax.Array] | None = None,
 ) -> dict[str, Any]:
@@ -61,7 +59,6 @@ def evaluate(
         model: its parameters may be sharded; then call this under ``jax.set_mesh``.
         batches: ``input_ids``, ``labels`` (-100: not scored) and ``segment_ids`` (0: padding), each int32 [B, T] and
             of one shape; a label is scored in the one window that holds it.
-        top_k: memories per token.
         bytes_per_token: bytes of held-out text per scored token, for ``bits_per_byte``.
         routes: gets each batch's sets of memories [L, B, T, M] (`chosen_sets`), of models with a router.
 
@@ -78,7 +75,7 @@ def evaluate(
     graphdef, params = nnx.split(model.without_conv_leak())
     for batch in batches:
         length = batch["labels"].shape[1]
-        sums, sets = _score(graphdef, params, batch, top_k, routes is not None)
+        sums, sets = _score(graphdef, params, batch, routes is not None)
         if routes is not None and sets is not None:
             routes.append(sets)
         for name, value in sums.items():
@@ -105,14 +102,9 @@ def evaluate(
 
 
 class HeldOut:
-    """Scores a model that is being trained, again and again on the same batches; remembers how tokens were routed.
+    """Scores a model that is being trained, again and again on the same batches; remembers how tokens were routed."""
 
-    Args:
-        top_k: memories per token.
-    """
-
-    def __init__(self, top_k: int):
-        self._top_k = top_k
+    def __init__(self):
         self._former: list[jax.Array] = []  # sets of memories, batch by batch, on the devices
 
     def __call__(self, model: MoMForCausalLM, batches: Iterable[Batch]) -> dict[str, Any]:
@@ -123,7 +115,7 @@ class HeldOut:
             ``routing_churn`` [L]: the share of tokens whose set of memories is not that of the call before.
         """
         routes: list[jax.Array] = []
-        scores = {"held_out_loss": evaluate(model, batches, self._top_k, 1.0, routes)["loss"]}
+        scores = {"held_out_loss": evaluate(model, batches, 1.0, routes)["loss"]}
         if self._former:
             pairs = zip(self._former, routes, strict=True)
             counts = [np.stack(jax.device_get(_changes(former, latter))) for former, latter in pairs]

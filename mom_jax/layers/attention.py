@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from mom_jax.layers.cache import AttentionCache
 from mom_jax.layers.linear import Linear
+from mom_jax.layers.mixer_output import MixerOutput
 from mom_jax.ops.documents import DocumentRuns, count_documents
 from mom_jax.ops.rotary import rotary
 from mom_jax.typing import Array, Bool, Float, Int
@@ -62,7 +63,7 @@ class Attention(nnx.Module):
         segment_ids: Int[Array, "B T"] | DocumentRuns | None = None,
         cache: AttentionCache | None = None,
         layer: int | Array = 0,
-    ) -> tuple[Float[Array, "B T D"], AttentionCache | None]:
+    ) -> MixerOutput:
         """Mixes along time.
 
         Args:
@@ -74,7 +75,7 @@ class Attention(nnx.Module):
             cache: keys and values of all layers, read and written at ``layer``.
 
         Returns:
-            The output in ``x.dtype`` and the new cache. Without a window, a call beyond the
+            The output in ``x.dtype``, no router, and the new cache. Without a window, a call beyond the
             cache's capacity gives NaN, because what its tokens should see is lost.
         """
         batch, time, _ = x.shape
@@ -97,7 +98,7 @@ class Attention(nnx.Module):
         if cache is not None and self.window is None:
             o = jnp.where(jnp.any(position >= cache.keys.shape[2], 1)[:, None, None, None], jnp.nan, o)
         o = jnp.where(keep[..., None, None], o, 0).astype(x.dtype)
-        return self.o_proj(o.reshape(batch, time, -1)), cache
+        return MixerOutput(self.o_proj(o.reshape(batch, time, -1)), None, cache)
 
     def _visible(self, position, document, seen) -> Bool[Array, "B T S"]:
         distance = position[:, :, None] - seen.position[:, None]

@@ -21,9 +21,12 @@ _AXES = {
 }
 
 
-def param(rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> nnx.Param:
-    """A float32 parameter and the mesh axes (``fsdp``, ``tensor`` or None) that split it."""
-    return nnx.Param(init(rngs.params(), shape, jnp.float32), out_sharding=axes, eager_sharding=False)
+def param(
+    rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: tuple[Axis, ...], *, decays: bool = True
+) -> nnx.Param:
+    """A float32 parameter, the mesh axes (``fsdp``, ``tensor`` or None) that split it, whether weight decay applies."""
+    value = init(rngs.params(), shape, jnp.float32)
+    return nnx.Param(value, out_sharding=axes, eager_sharding=False, decays=decays)
 
 
 def mixer_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:

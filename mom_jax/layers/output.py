@@ -11,16 +11,23 @@ from flax import nnx
 
 from mom_jax.layers.linear import Linear, mixer_init, param
 from mom_jax.ops.norm import gated_rms_norm, rms_norm
+from mom_jax.ops.precision import widened
 from mom_jax.typing import Array, Float
 
 
 class Output(nnx.Module):
     """``o_proj(o)``: for rules that norm and gate their reads themselves, and what all outputs have.
 
+    Attributes:
+        heads_axis: the mesh axis that heads are split over, where the mixer runs on each device's own; the caller sums
+            over it.
+
     Args:
         hidden: D.
         num_heads, value_dim: H and V.
     """
+
+    heads_axis: str | None = None
 
     def __init__(self, hidden: int, num_heads: int, value_dim: int, *, rngs: nnx.Rngs):
         self.o_proj = Linear(num_heads * value_dim, hidden, split="row", init=mixer_init, rngs=rngs)
@@ -47,7 +54,7 @@ class HeadNormOutput(Output):
     def __init__(self, hidden: int, num_heads: int, value_dim: int, *, gate: bool, norm_eps: float, rngs: nnx.Rngs):
         if gate:
             self.g_proj = Linear(hidden, num_heads * value_dim, split="column", init=mixer_init, rngs=rngs)
-        self.norm = param(rngs, jax.nn.initializers.ones, (value_dim,), (None,))
+        self.norm = param(rngs, jax.nn.initializers.ones, (value_dim,), (None,), decays=False)
         super().__init__(hidden, num_heads, value_dim, rngs=rngs)
         self.gate, self.norm_eps = gate, norm_eps
 
@@ -70,7 +77,7 @@ class LowRankGateOutput(Output):
     def __init__(self, hidden: int, num_heads: int, value_dim: int, *, norm_eps: float, rngs: nnx.Rngs):
         self.g_down = Linear(hidden, value_dim, split="whole", init=mixer_init, rngs=rngs)
         self.g_up = Linear(value_dim, num_heads * value_dim, split="column", init=mixer_init, bias=True, rngs=rngs)
-        self.norm = param(rngs, jax.nn.initializers.ones, (value_dim,), (None,))
+        self.norm = param(rngs, jax.nn.initializers.ones, (value_dim,), (None,), decays=False)
         super().__init__(hidden, num_heads, value_dim, rngs=rngs)
         self.norm_eps = norm_eps
 
@@ -106,19 +113,19 @@ class HiddenNormOutput(Output):
     ):
         if gate:
             self.g_proj = Linear(hidden, num_heads * value_dim, split="column", init=mixer_init, rngs=rngs)
-        self.norm = param(rngs, jax.nn.initializers.ones, (num_heads * value_dim,), ("tensor",))
+        self.norm = param(rngs, jax.nn.initializers.ones, (num_heads * value_dim,), ("tensor",), decays=False)
         super().__init__(hidden, num_heads, value_dim, rngs=rngs)
         self.num_heads, self.activation, self.gate, self.norm_eps = num_heads, activation, gate, norm_eps
 
     def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
         """The reads that are projected; under a mesh the norm sums over all devices that hold heads."""
-        y = o.astype(jnp.float32)
+        y = widened(o)
         if self.activation is not None:
             y = self.activation(y)
         if self.gate:
-            y = y * jax.nn.silu(self.g_proj(x).astype(jnp.float32)).reshape(o.shape)
+            y = y * jax.nn.silu(widened(self.g_proj(x))).reshape(o.shape)
         squares = jnp.sum(y * y, (-2, -1), keepdims=True)
-        if o.shape[-2] < self.num_heads:
-            squares = jax.lax.psum(squares, "tensor")
+        if self.heads_axis is not None:
+            squares = jax.lax.psum(squares, self.heads_axis)
         y = y * jax.lax.rsqrt(squares / (self.num_heads * o.shape[-1]) + self.norm_eps)
         return (y * self.norm[...].reshape(o.shape[-2:])).astype(o.dtype)

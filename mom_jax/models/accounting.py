@@ -108,7 +108,7 @@ def _products(part, shape, kind, stack) -> float:
 
 def _recurrence(rule: MemoryRule, chosen: int, length: int) -> tuple[float, float]:
     forward, backward = rule.flops(rule.chunk_rows(length))
-    return chosen * rule.num_heads * forward, chosen * rule.num_heads * backward
+    return chosen * rule.sizes.num_heads * forward, chosen * rule.sizes.num_heads * backward
 
 
 def _attention(config, length) -> tuple[float, float]:

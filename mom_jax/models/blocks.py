@@ -4,18 +4,21 @@ import collections
 import dataclasses
 import functools
 import itertools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mom_jax.layers.cache import Cache
+from mom_jax.layers.cache import AttentionCache, Cache, MemoryCache
+from mom_jax.layers.mixer_output import MixerOutput
 from mom_jax.layers.mlp import SwiGLU
 from mom_jax.layers.norm import RMSNorm
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.documents import DocumentRuns
+from mom_jax.ops.routing import RouterOutput
 from mom_jax.typing import Array, Float, Int
 
 REMAT_POLICIES = {
@@ -45,21 +48,13 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         attention_mask: Int[Array, "B T"] | None,
         documents: DocumentRuns | None,
-        cache: Cache | None,
+        cache: MemoryCache | AttentionCache | None,
         layer: int | Array,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T M"] | None, Cache | None]:
-        """Returns hidden states, router logits (None from attention) and the new cache.
-
-        ``layer`` counts the layers of this block's kind.
-        """
-        own = None if cache is None else getattr(cache, self.kind)
-        mixed, *router_logits, own = self.attn(self.attn_norm(x), attention_mask, documents, own, layer)
-        if cache is not None:
-            cache = dataclasses.replace(cache, **{self.kind: own})
-        x = x + mixed
-        if self.has_mlp:
-            x = x + self.mlp(self.mlp_norm(x))
-        return x, (router_logits or [None])[0], cache
+    ) -> MixerOutput:
+        """Hidden states, with the router's decisions and the new cache of the mixer; ``layer`` counts this kind's."""
+        out = self.attn(self.attn_norm(x), attention_mask, documents, cache, layer)
+        x = x + out.y
+        return out._replace(y=x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x)
 
 
 def stack_blocks(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> Block:
@@ -73,61 +68,108 @@ def stack_blocks(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> Block:
     return blocks(rngs)
 
 
-def run_blocks(
-    kinds: tuple[str, ...],
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """The layers of a model: runs of one kind, in a pattern that repeats.
+
+    A pattern such as "five memory layers, then attention" is scanned over its repetitions, and each run
+    inside it over its layers: the program holds one block of each run, however deep the model is.
+    """
+
+    runs: tuple[tuple[str, int], ...]  # kind and number of layers, of one repetition
+    repeats: int
+
+    @classmethod
+    def of(cls, kinds: tuple[str, ...]) -> Self:
+        """The plan of layers of these kinds; layers of one kind are a single run."""
+        fits = (n for n in range(1, len(kinds) + 1) if len(kinds) % n == 0 and kinds[:n] * (len(kinds) // n) == kinds)
+        period = len(kinds) if len(set(kinds)) == 1 else next(fits)
+        runs = tuple((kind, len(list(run))) for kind, run in itertools.groupby(kinds[:period]))
+        return cls(runs, len(kinds) // period)
+
+    @property
+    def kinds(self) -> set[str]:
+        """Kinds of layers that there are."""
+        return {kind for kind, _ in self.runs}
+
+    def scan(
+        self, block: Callable[[str, Any, Any], tuple[Any, RouterOutput | None]], carry: Any, layers: dict[str, Any]
+    ) -> tuple[Any, RouterOutput | None]:
+        """Runs ``block(kind, carry, layer) -> (carry, router)`` over all layers in order.
+
+        Args:
+            block: of one layer.
+            carry: what goes from layer to layer.
+            layers: of each kind, arrays with a leading axis of its layers.
+
+        Returns:
+            The last carry, and the decisions of all routers, stacked; None if there are none.
+        """
+
+        def repetition(carry, xs):
+            done, routers = collections.Counter(), []
+            for kind, count in self.runs:
+                own = jax.tree.map(lambda a, i=done[kind], n=count: a[i : i + n], xs[kind])
+                carry, router = _scan(functools.partial(block, kind), carry, own, count)
+                done[kind] += count
+                routers += [] if router is None else [router]
+            return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routers) if routers else None
+
+        xs = jax.tree.map(lambda a: a.reshape(self.repeats, a.shape[0] // self.repeats, *a.shape[1:]), layers)
+        carry, routers = _scan(repetition, carry, xs, self.repeats)
+        return carry, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), routers)
+
+
+def run_layers(
+    plan: LayerPlan,
     stacks: dict[str, Block],
     x: Float[Array, "B T D"],
     attention_mask: Int[Array, "B T"] | None,
     documents: DocumentRuns | None,
-    cache: Cache | None,
     remat: str,
-) -> tuple[Float[Array, "B T D"], Float[Array, "L B T M"] | None, Cache | None]:
-    """Runs the blocks in the order of ``kinds``, the kind of each layer.
-
-    A pattern that repeats, such as "five memory layers, then attention", is scanned over its
-    repetitions, and each run of one kind inside it over its layers: the program holds one
-    block of each run, however deep the model is.
-
-    Returns:
-        Hidden states, the router logits of all memory layers (None if there are none), the new cache.
-    """
+) -> tuple[Float[Array, "B T D"], RouterOutput | None]:
+    """Runs all layers without a cache; gradients flow to the parameters, over which the loops run."""
     split = {kind: nnx.split(_coupled(stack)) for kind, stack in stacks.items()}
-    pattern = kinds[: _period(kinds)]
-    in_pattern, repeats = collections.Counter(pattern), len(kinds) // len(pattern)
-    runs = [(kind, len(list(run))) for kind, run in itertools.groupby(pattern)]
 
-    def block(kind, carry, xs):
-        params, layer = xs
-        if params is None:
-            params = jax.tree.map(lambda a: a[layer], split[kind][1])
-        x, router_logits, cache = nnx.merge(split[kind][0], params)(
-            carry[0], attention_mask, documents, carry[1], layer
-        )
-        return (x, cache), router_logits
+    def block(kind, x, own):
+        params, layer = own
+        out = nnx.merge(split[kind][0], params)(x, attention_mask, documents, None, layer)
+        return out.y, out.router
 
     if remat != "none":
         block = jax.checkpoint(block, policy=REMAT_POLICIES[remat], prevent_cse=False, static_argnums=0)
+    layers = {kind: (params, jnp.arange(_layers(params))) for kind, (_, params) in split.items()}
+    return plan.scan(block, x, layers)
 
-    def repetition(carry, xs):
-        done, logits = collections.Counter(), []
-        for kind, count in runs:
-            layers = jax.tree.map(lambda a, i=done[kind], n=count: a[i : i + n], xs[kind])
-            carry, router_logits = _scan(functools.partial(block, kind), carry, layers, count)
-            done[kind] += count
-            logits += [] if router_logits is None else [router_logits]
-        return carry, jnp.concatenate(logits) if logits else None
 
-    # What a loop runs over it gives gradients for, but XLA copies all of it when it was reshaped. A step of decoding
-    # would take most of its time for that, and needs no gradients: there a block looks its parameters up.
-    xs = {
-        kind: jax.tree.map(
-            lambda a, n=in_pattern[kind]: a.reshape(repeats, n, *a.shape[1:]),
-            (params if cache is None else None, jnp.arange(kinds.count(kind))),
-        )
-        for kind, (_, params) in split.items()
-    }
-    (x, cache), logits = _scan(repetition, (x, cache), xs, repeats)
-    return x, None if logits is None else logits.reshape(-1, *logits.shape[2:]), cache
+def decode_layers(
+    plan: LayerPlan,
+    stacks: dict[str, Block],
+    x: Float[Array, "B T D"],
+    attention_mask: Int[Array, "B T"] | None,
+    documents: DocumentRuns | None,
+    cache: Cache,
+) -> tuple[Float[Array, "B T D"], RouterOutput | None, Cache]:
+    """Runs all layers from a cache; a block looks its parameters up.
+
+    A loop that runs over parameters copies all of them where they had to be reshaped for it, which would be most of
+    a decoding step.
+    """
+    split = {kind: nnx.split(_coupled(stack)) for kind, stack in stacks.items()}
+
+    def block(kind, carry, layer):
+        (x, cache), (graph, params) = carry, split[kind]
+        own = jax.tree.map(lambda a: a[layer], params)
+        out = nnx.merge(graph, own)(x, attention_mask, documents, getattr(cache, kind), layer)
+        return (out.y, dataclasses.replace(cache, **{kind: out.cache})), out.router
+
+    layers = {kind: jnp.arange(_layers(params)) for kind, (_, params) in split.items()}
+    (x, cache), routers = plan.scan(block, (x, cache), layers)
+    return x, routers, cache
+
+
+def _layers(params: nnx.State) -> int:
+    return jax.tree.leaves(params)[0].shape[0]
 
 
 def _coupled(stack: Block) -> Block:
@@ -144,11 +186,3 @@ def _scan(body, carry, xs, length) -> tuple[Any, Any]:
         return jax.lax.scan(body, carry, xs)
     carry, y = body(carry, jax.tree.map(lambda a: a[0], xs))
     return carry, jax.tree.map(lambda a: a[None], y)
-
-
-def _period(kinds):
-    """Layers of the shortest pattern that the model repeats; all of them where they are of one kind, a single run."""
-    if len(set(kinds)) == 1:  # their parameters are scanned as they are, without a reshape
-        return len(kinds)
-    fits = (n for n in range(1, len(kinds) + 1) if len(kinds) % n == 0 and kinds[:n] * (len(kinds) // n) == kinds)
-    return next(fits)

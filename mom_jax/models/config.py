@@ -5,31 +5,17 @@ Importing this module does not import JAX.
 
 import dataclasses
 import difflib
+import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from mom_jax.errors import InputError
-from mom_jax.fields import Range, check_fields, checked
+from mom_jax.fields import Name, Range, check_fields, checked
 from mom_jax.files import read_json
 from mom_jax.interop.model_types import in_our_words
+from mom_jax.layers.rules import RULES
 
-MemoryRuleName = Literal[
-    "gated_deltanet",
-    "deltanet",
-    "kda",
-    "linear_attention",
-    "retnet",
-    "lightning",
-    "mamba2",
-    "gla",
-    "hgrn2",
-    "gsa",
-    "rwkv6",
-    "rwkv7",
-    "ttt",
-    "titans",
-]
-MEMORY_RULES = get_args(MemoryRuleName)
+MEMORY_RULES = tuple(RULES)
 RouterBalance = Literal["auxiliary", "loss_free", "none"]
 ImplName = Literal["auto", "reference", "xla", "tpu", "gpu"]
 
@@ -136,8 +122,10 @@ class MoMConfig:
     """Token at the end of a document, or several that end one."""
     attn: AttentionConfig = AttentionConfig()
     """Attention layers of a hybrid."""
-    memory_rule: MemoryRuleName = "gated_deltanet"
-    """How memories are written, forget and are read."""
+    memory_rule: Name = "gated_deltanet"
+    """How memories are written, forget and are read: a name, or package.module:Class for a rule of your own."""
+    rule_options: tuple[str, ...] = ()
+    """Options of the rule that have no field here, as name=value with the value in JSON."""
     mixture: bool = True
     """False: one memory that every token is written to, and no router."""
     allow_neg_eigval: bool = False
@@ -195,15 +183,19 @@ class MoMConfig:
         object.__setattr__(self, "expand_v", self.head_v_dim / self.head_dim)  # one number for one size
 
     def _check_rule(self) -> None:
-        if self.memory_rule == "ttt" and self.head_v_dim != self.head_dim:
-            raise InputError("expand_v", self.expand_v, "must be 1 with memory_rule ttt (values as wide as keys)")
-        if not self.use_output_gate and self.memory_rule in ("kda", "rwkv6", "rwkv7"):
-            remedy = f"is not available: memory_rule {self.memory_rule} has its own gate"
-            raise InputError("use_output_gate", False, remedy)
+        if self.memory_rule not in RULES and ":" not in self.memory_rule:
+            close = difflib.get_close_matches(self.memory_rule, RULES, n=1)
+            known = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(RULES)}"
+            raise InputError("memory_rule", self.memory_rule, f"{known}, or package.module:Class of your own")
+        self.own_rule_options()
         leaks = self.mixture and self.memory_rule == "gated_deltanet" and self.use_short_conv
         if self.reference_conv_leak and not leaks:
             remedy = "is for mixtures of gated_deltanet with short convolutions, as the reference has; leave it off"
             raise InputError("reference_conv_leak", True, remedy)
+
+    def own_rule_options(self) -> dict[str, Any]:
+        """``rule_options`` by name."""
+        return dict(_named_value(text) for text in self.rule_options)
 
     def _check_attention(self, attn: AttentionConfig) -> None:
         outside = [i for i in attn.layers if i >= self.num_hidden_layers]
@@ -285,6 +277,14 @@ class MoMConfig:
             InputError: the file is missing or not JSON, or as `from_dict`.
         """
         return cls.from_dict(read_json(Path(path), dict[str, Any], "give a model's config.json", "config"))
+
+
+def _named_value(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError as error:
+        raise InputError("rule_options", text, "expected name=value with the value in JSON, as in rank=8") from error
 
 
 def _attention(fields: Any) -> AttentionConfig:

@@ -15,9 +15,10 @@ from mom_jax.errors import InputError
 from mom_jax.layers.cache import Cache
 from mom_jax.layers.linear import param
 from mom_jax.layers.norm import RMSNorm
-from mom_jax.models.blocks import REMAT_POLICIES, Block, run_blocks, stack_blocks
+from mom_jax.models.blocks import REMAT_POLICIES, Block, LayerPlan, decode_layers, run_layers, stack_blocks
 from mom_jax.models.config import MoMConfig
 from mom_jax.ops.documents import count_documents
+from mom_jax.ops.routing import RouterOutput
 from mom_jax.typing import Array, Float, Int
 
 _STACKS = {"memory": "layers", "attention": "attention_layers"}  # the attribute that holds each kind of block
@@ -28,6 +29,15 @@ class CausalLMOutput(NamedTuple):
 
     logits: Float[Array, "B T vocab"]  # float32
     router_logits: tuple[Float[Array, "B T M"], ...]  # float32, one for each MoM layer
+    cache: Cache | None
+    router: RouterOutput | None = None  # what all routers decided, stacked; None without one
+
+
+class HiddenStates(NamedTuple):
+    """What comes before the output matrix."""
+
+    hidden: Float[Array, "B T D"]
+    router: RouterOutput | None  # what all routers decided, stacked; None without one
     cache: Cache | None
 
 
@@ -61,7 +71,7 @@ class MoMForCausalLM(nnx.Module):
                 "reference_conv_leak is on: without a cache, outputs depend on later tokens and other rows",
                 stacklevel=2,
             )
-        self.config = config
+        self.config, self.plan = config, LayerPlan.of(config.layer_kinds)
         init = jax.nn.initializers.normal(config.initializer_range)
         table = (config.vocab_size, config.hidden_size)
         self.embeddings = param(rngs, init, table, ("tensor", "fsdp"))
@@ -74,7 +84,7 @@ class MoMForCausalLM(nnx.Module):
     def __call__(
         self,
         input_ids: Int[Array, "B T"],
-        attention_mask: Int[Array, "B >=T"] | None = None,
+        attention_mask: Int[Array, "B S"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         cache: Cache | None = None,
     ) -> CausalLMOutput:
@@ -85,8 +95,8 @@ class MoMForCausalLM(nnx.Module):
 
         Args:
             input_ids: token ids.
-            attention_mask: 1 for tokens, 0 for padding, left, right or anywhere; columns of
-                earlier calls may precede, the last T count.
+            attention_mask: 1 for tokens, 0 for padding, left, right or anywhere; of S >= T columns, those of
+                earlier calls before them, the last T count.
             segment_ids: document numbers of packed rows. A document is a maximal run of one number along a
                 row's tokens, over padding and over calls; no layer looks into another one, and a number that comes
                 back is a new document. None: all tokens have the number of the row's last token (0 in an empty
@@ -97,47 +107,38 @@ class MoMForCausalLM(nnx.Module):
             InputError: a token id outside the vocabulary or a document number outside int32 (both
                 outside of ``jit``), or a mask of another shape.
         """
-        hidden, router_logits, cache = self.hidden_states(input_ids, attention_mask, segment_ids, cache)
-        weight = self.output_embedding().astype(hidden.dtype)
-        logits = jnp.einsum("btd,vd->btv", hidden, weight, preferred_element_type=jnp.float32)
-        return CausalLMOutput(logits, router_logits, cache)
+        out = self.hidden_states(input_ids, attention_mask, segment_ids, cache)
+        weight = self.output_embedding().astype(out.hidden.dtype)
+        logits = jnp.einsum("btd,vd->btv", out.hidden, weight, preferred_element_type=jnp.float32)
+        return CausalLMOutput(logits, () if out.router is None else tuple(out.router.logits), out.cache, out.router)
 
     def hidden_states(
         self,
-        input_ids: Int[Array, "B T"],
-        attention_mask: Int[Array, "B >=T"] | None = None,
+        input_ids: Int[Array, "B T"] | None = None,
+        attention_mask: Int[Array, "B S"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         cache: Cache | None = None,
         remat: str = "none",
-    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T M"], ...], Cache | None]:
+        inputs_embeds: Float[Array, "B T D"] | None = None,
+    ) -> HiddenStates:
         """As `__call__`, up to the final norm; ``remat`` is what a block keeps for its backward pass.
 
         ``none`` keeps everything, ``dots`` the results of dense matmuls, ``full`` only the
-        block's input.
+        block's input. ``inputs_embeds`` stands for the embeddings of ``input_ids``.
         """
-        self._check_ids(input_ids)
-        x = _replicated(self.embeddings[...].astype(self.config.compute_dtype))[input_ids]
-        return self.hidden_states_of(x, attention_mask, segment_ids, cache, remat)
-
-    def hidden_states_of(
-        self,
-        x: Float[Array, "B T D"],
-        attention_mask: Int[Array, "B >=T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: Cache | None = None,
-        remat: str = "none",
-    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T M"], ...], Cache | None]:
-        """As `hidden_states`, of positions that are embedded already."""
+        x = self._embedded(input_ids) if inputs_embeds is None else inputs_embeds
         attention_mask = _current_columns(attention_mask, x.shape[:2])
         if segment_ids is not None and segment_ids.shape != x.shape[:2]:
             raise InputError("segment_ids.shape", segment_ids.shape, f"expected {x.shape[:2]}, as input_ids")
         documents = count_documents(segment_ids, attention_mask, None if cache is None else cache.document)
         if remat not in REMAT_POLICIES:
             raise InputError("remat", remat, f"choose one of {', '.join(REMAT_POLICIES)}")
-        kinds = self.config.layer_kinds
-        stacks = {kind: self.blocks(kind) for kind in set(kinds)}
-        x, router_logits, cache = run_blocks(kinds, stacks, x, attention_mask, documents, cache, remat)
-        return self.norm(x), () if router_logits is None else tuple(router_logits), cache
+        stacks = {kind: self.blocks(kind) for kind in self.plan.kinds}
+        if cache is None:
+            x, router = run_layers(self.plan, stacks, x, attention_mask, documents, remat)
+        else:
+            x, router, cache = decode_layers(self.plan, stacks, x, attention_mask, documents, cache)
+        return HiddenStates(self.norm(x), router, cache)
 
     def without_conv_leak(self) -> Self:
         """This model, with clean convolutions if ``reference_conv_leak`` is on: as the reference evaluates."""
@@ -176,13 +177,13 @@ class MoMForCausalLM(nnx.Module):
             attention = self.blocks("attention").attn.empty_cache(kinds.count("attention"), batch_size, capacity, dtype)
         return Cache(memory, attention)
 
-    def _check_ids(self, input_ids):
-        if isinstance(input_ids, Tracer):
-            return
-        ids = np.asarray(input_ids)
-        wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
-        if wrong.size:
-            raise InputError("input_ids", int(wrong[0]), f"token ids must lie in [0, {self.config.vocab_size})")
+    def _embedded(self, input_ids):
+        if not isinstance(input_ids, Tracer):
+            ids = np.asarray(input_ids)
+            wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
+            if wrong.size:
+                raise InputError("input_ids", int(wrong[0]), f"token ids must lie in [0, {self.config.vocab_size})")
+        return _replicated(self.embeddings[...].astype(self.config.compute_dtype))[input_ids]
 
 
 def _replicated(table):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mom_jax.errors import InputError
-from mom_jax.models.config import MEMORY_RULES, MemoryRuleName, MoMConfig
+from mom_jax.models.config import MEMORY_RULES, MoMConfig
 
 
 def mom_tiny() -> MoMConfig:
@@ -48,7 +48,7 @@ _OF_RULE: dict[str, dict[str, Any]] = {
 }
 
 
-def _with_rule(size: Callable[[], MoMConfig], rule: MemoryRuleName) -> Callable[[], MoMConfig]:
+def _with_rule(size: Callable[[], MoMConfig], rule: str) -> Callable[[], MoMConfig]:
     return lambda: dataclasses.replace(size(), memory_rule=rule, **_OF_RULE.get(rule, {}))
 
 

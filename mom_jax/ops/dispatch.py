@@ -9,7 +9,7 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,9 @@ from mom_jax.ops.segments import ChunkTable
 from pallas_kernels.chunks import Chunks, Unsupported
 
 KERNELS = ("tpu", "gpu")
+# ``module:function``, imported when first used and called with plain arrays (`plain`); or a function with the
+# signature of the other implementations, for what puts several together.
+Kernel = str | Callable
 # Names of GPUs by generation, for programs that are compiled where there is none.
 _GENERATIONS = {
     "sm_80": ("A100", "A30"),
@@ -63,13 +66,13 @@ def uses_kernels(impl: str) -> bool:
     return impl in KERNELS or (impl == "auto" and target().has_kernels)
 
 
-def select(impl: str, implementations: Mapping[str, Callable], kernel: str | None = None) -> Callable:
-    """The implementation called ``impl`` of a primitive.
+def select(impl: str, implementations: Mapping[str, Callable], kernels: Mapping[str, Kernel]) -> Callable:
+    """The implementation called ``impl`` of an operator.
 
     Args:
-        impl: ``auto``, a name in ``implementations``, or ``tpu`` or ``gpu`` where there is a kernel.
+        impl: ``auto``, a name in ``implementations``, or ``tpu`` or ``gpu`` where there are kernels.
         implementations: by name; ``xla`` is among them, and works everywhere.
-        kernel: names the module in `pallas_kernels.tpu` and `pallas_kernels.gpu`, and its function.
+        kernels: by platform.
 
     Raises:
         InputError: an unknown name, with those that exist, or a kernel for another platform. Kernels
@@ -77,38 +80,48 @@ def select(impl: str, implementations: Mapping[str, Callable], kernel: str | Non
     """
     if impl in implementations:
         return implementations[impl]
-    known = ("auto", *implementations, *(KERNELS if kernel else ()))
+    known = ("auto", *implementations, *(KERNELS if kernels else ()))
     if impl not in known:
         raise InputError("impl", impl, f"choose one of {', '.join(known)}")
     device = target()
-    if kernel is None or (impl == "auto" and not device.has_kernels):
-        if kernel is not None and device.platform == "gpu":
+    if not kernels or (impl == "auto" and not device.has_kernels):
+        if kernels and device.platform == "gpu":
             _warn_of_gpu(device.kind)
         return implementations["xla"]
     if impl not in ("auto", device.platform):
         remedy = f"needs a {impl.upper()}, and this is compiled for {device.kind}; use auto or xla"
         raise InputError("impl", impl, remedy)
     fallback = implementations["xla"] if impl == "auto" else None
-    return functools.partial(_run_kernel, device, kernel, fallback)
+    return functools.partial(_run_kernel, device, kernels, fallback)
 
 
-def _run_kernel(device: Target, kernel: str, fallback: Callable | None, *arguments: Any) -> Any:
-    options = {"device": device.generation} if device.platform == "gpu" else {}
+def _run_kernel(device: Target, kernels: Mapping[str, Kernel], fallback: Callable | None, *arguments: Any) -> Any:
     try:
-        return _load(device, kernel)(*map(_plain, arguments), **options)
+        return kernel_for(device, kernels)(*arguments)
     except Unsupported as reason:
         if fallback is None:
             raise InputError("impl", device.platform, f"{reason}; use auto or xla") from reason
     return fallback(*arguments)
 
 
-def _load(device: Target, kernel: str) -> Callable:
+def kernel_for(device: Target, kernels: Mapping[str, Kernel]) -> Callable:
+    """The kernel for a device, with the signature of the other implementations.
+
+    Raises:
+        Unsupported: there is none.
+        InputError: a GPU without kernels, or without jax-triton.
+    """
     if device.platform == "gpu":
         _check_gpu(device)
-    name = f"pallas_kernels.{device.platform}.{kernel}"
-    if importlib.util.find_spec(name) is None:
-        raise Unsupported(f"there is no {kernel} kernel for a {device.platform.upper()}")
-    return getattr(importlib.import_module(name), kernel)
+    if device.platform not in kernels:
+        raise Unsupported(f"there is no such kernel for a {device.platform.upper()}")
+    kernel = kernels[device.platform]
+    if not isinstance(kernel, str):
+        return functools.partial(kernel, device)
+    module, _, function = kernel.partition(":")
+    run = getattr(importlib.import_module(module), function)
+    options = {"device": device.generation} if device.platform == "gpu" else {}
+    return lambda *arguments: run(*plain(arguments), **options)
 
 
 def _check_gpu(device: Target) -> None:
@@ -126,8 +139,15 @@ def _warn_of_gpu(kind: str) -> None:
     warnings.warn(f"impl=auto: the GPU kernels are made for {known}, not for {kind}; XLA runs instead", stacklevel=3)
 
 
-def _plain(argument: Any) -> Any:
-    return as_chunks(argument) if isinstance(argument, ChunkTable) else argument
+def plain(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    """Arguments as kernels take them: rows one by one, and tables as `Chunks`."""
+    for argument in arguments:
+        if isinstance(argument, ChunkTable):
+            yield as_chunks(argument)
+        elif hasattr(argument, "_fields"):
+            yield from argument
+        else:
+            yield argument
 
 
 def as_chunks(table: ChunkTable) -> Chunks:

@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.chunks import scan_chunks
+from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Bool, Float, Int
 
+Counted = tuple[Float[Array, "S H P K V"], Float[Array, " S"]]  # P matrices, and tokens of the present mini-batch
 Gradient = Callable[..., Array]  # of half a token's loss in its prediction: (prediction, target, *parameters)
 
 
@@ -47,17 +49,18 @@ def normalised_gradient(
     return flat * spread
 
 
-def layer_norm(
-    x: Float[Array, "*batch V"], weight: Float[Array, "*batch V"], bias: Float[Array, "*batch V"], eps: float = 1e-6
-) -> Float[Array, "*batch V"]:
-    """The inner layer norm in float32; what a rule makes of its memory's answer."""
-    return _standardise(x.astype(jnp.float32), eps)[0] * weight + bias
-
-
 def _standardise(x, eps):
     centred = x - jnp.mean(x, -1, keepdims=True)
     spread = jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + eps)
     return centred * spread, spread
+
+
+def counted_state(
+    valid: Bool[Array, " N"], old: Counted, matrices: Float[Array, "N H P K V"], mini_batch: int
+) -> Counted:
+    """The state after a step that gave ``matrices``; that before it where there was no token."""
+    count = jnp.where(old[1] + 1 == mini_batch, 0, old[1] + 1)
+    return jnp.where(valid[:, None, None, None, None], matrices, old[0]), jnp.where(valid, count, old[1])
 
 
 class Progress(NamedTuple):
@@ -79,8 +82,8 @@ def window_rows(chunk_size: int, mini_batch: int) -> int:
 
 
 def to_windows(x: Float[Array, "N *rest"], chunk_size: int, rows: int) -> Float[Array, "chunks windows *rest c"]:
-    """Cuts rows [N] or [N, H] or [N, H, D] into windows, heads first, in float32."""
-    x = x.reshape(-1, chunk_size // rows, rows, *x.shape[1:]).astype(jnp.float32)
+    """Cuts rows [N] or [N, H] or [N, H, D] into windows, heads first, in float32 or wider."""
+    x = widened(x.reshape(-1, chunk_size // rows, rows, *x.shape[1:]))
     return jnp.moveaxis(x, 2, 3) if x.ndim > 3 else x
 
 
@@ -173,6 +176,18 @@ def run_windows(
         return jax.lax.scan(lambda state, w: window(parameters, state, w), state, windows)
 
     heads, keys, values = windows.keys.shape[2], windows.keys.shape[-1], windows.targets.shape[-1]
-    shape = jax.ShapeDtypeStruct((heads, windows.end_state.shape[-1], keys, values), jnp.float32)
+    shape = jax.ShapeDtypeStruct((heads, windows.end_state.shape[-1], keys, values), windows.keys.dtype)
     o, final = scan_chunks(chunk, shape, parameters, windows, table, initial_state)
     return from_windows(o), final
+
+
+def fast_weights_flops(window: int, key_dim: int, value_dim: int, matrices: int) -> tuple[float, float]:
+    """Of `run_windows` for one row and head: forward, backward, which runs the forward pass again.
+
+    Gradients are taken at three places (the base, the base behind a border, the start) and the
+    state has ``matrices`` matrices.
+    """
+    state = 2.0 * key_dim * value_dim
+    per_window = (matrices + matrices**2) * state / window
+    forward = (3 + 2 * matrices) * state + per_window + 2.0 * window * (key_dim + value_dim)
+    return forward, 3 * forward

@@ -6,128 +6,113 @@ Per head, with keys hk of shape [K, M] and values hv of shape [M, V] in float32:
     hv_t = diag(exp(g_t)) hv_{t-1} + s_t v_t^T;   o_t = hv_t^T p_t
 
 s writes to slots (``1 - exp(g)`` in the paper) and g is their log decay. The second pass is
-`vector_decay` with p as query and s as key; the first one decays the value axis instead. M
+vector decay with p as query and s as key; the first one decays the value axis instead. M
 counts slots here, not memories.
-
-`gated_slots_step`, `gated_slots_scan` and `gated_slots_chunked` are three forms of one function.
-Padding rows must have ``s = 0`` and ``g = 0``.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.chunks import border_states, from_chunks, scan_rows, to_chunks, transpose
+from mom_jax.ops.chunks import border_states, from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import channel_decays, decayed_values, documents, masked
+from mom_jax.ops.dispatch import Target, kernel_for
+from mom_jax.ops.precision import widened
+from mom_jax.ops.primitive import Form, Primitive
 from mom_jax.ops.segments import ChunkTable
-from mom_jax.ops.vector_decay import vector_decay, vector_decay_step
+from mom_jax.ops.vector_decay import (
+    VECTOR_DECAY,
+    VectorDecayRows,
+    vector_decay_chunked,
+    vector_decay_flops,
+    vector_decay_step,
+)
 from mom_jax.typing import Array, Float
 
 Slots = tuple[Float[Array, "S H K M"], Float[Array, "S H M V"]]
 
 
-def gated_slots_step(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    s: Float[Array, "N H M"],
-    g: Float[Array, "N H M"],
-    state: Slots,
-    scale: float,
-) -> tuple[Float[Array, "N H V"], Slots]:
+class GatedSlotsRows(NamedTuple):
+    """Rows of gated slot attention."""
+
+    q: Float[Array, "N H K"]
+    k: Float[Array, "N H K"]
+    v: Float[Array, "N H V"]
+    g: Float[Array, "N H M"]  # log decay of each slot, at most 0
+    s: Float[Array, "N H M"]  # how much each slot takes of the token
+
+
+def gated_slots_step(rows: GatedSlotsRows, state: Slots, scale: float) -> tuple[Float[Array, "N H V"], Slots]:
     """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
     keys, values = state
-    q, k, slots, decay = (x.astype(jnp.float32) for x in (q, k, s, jnp.exp(g.astype(jnp.float32))))
-    keys = decay[..., None, :] * keys + k[..., None] * slots[..., None, :]
+    q, k, slots, g = map(widened, (rows.q, rows.k, rows.s, rows.g))
+    keys = jnp.exp(g)[..., None, :] * keys + k[..., None] * slots[..., None, :]
     p = jax.nn.softmax(scale * jnp.einsum("nhkm,nhk->nhm", keys, q), -1)
-    o, values = vector_decay_step(p, slots, v, g, None, values, 1.0)
+    o, values = vector_decay_step(VectorDecayRows(p, slots, rows.v, rows.g), values, 1.0)
     return o, (keys, values)
 
 
-def gated_slots_scan(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    s: Float[Array, "N H M"],
-    g: Float[Array, "N H M"],
-    table: ChunkTable,
-    initial_state: Slots | None,
-    scale: float,
+def _in_two_passes(
+    second: Form, rows: GatedSlotsRows, table: ChunkTable, state: Slots | None, scale: float
 ) -> tuple[Float[Array, "N H V"], Slots | None]:
-    """The recurrence exactly as written, one row after the other; arguments as `gated_slots`."""
-    step = functools.partial(gated_slots_step, scale=scale)
-    heads, keys, slots, values = q.shape[1], k.shape[-1], s.shape[-1], v.shape[-1]
-    sizes = (heads, keys, slots), (heads, slots, values)
-    shapes = tuple(jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes)
-    return scan_rows(step, (q, k, v, s, g), table, initial_state, shapes)
-
-
-def gated_slots_chunked(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    s: Float[Array, "N H M"],
-    g: Float[Array, "N H M"],
-    table: ChunkTable,
-    initial_state: Slots | None,
-    scale: float,
-    impl: str = "xla",
-) -> tuple[Float[Array, "N H V"], Slots | None]:
-    """The same function chunk by chunk: two linear passes with a softmax between them, the second by `vector_decay`.
+    """The same function chunk by chunk: two linear passes with a softmax between them, vector decay the second.
 
     The backward pass keeps the inputs and what it needs of the first pass's outputs, M values for each row.
     """
-    keys, values = (None, None) if initial_state is None else initial_state
-    p, keys = _slot_scores(q, k, s, g, table, keys, scale)
-    o, values = vector_decay(jax.nn.softmax(p, -1), s, v, g, table, values, scale=1.0, impl=impl)
+    keys, values = (None, None) if state is None else state
+    p, keys = _slot_scores(rows, table, keys, scale)
+    o, values = second(VectorDecayRows(jax.nn.softmax(p, -1), rows.s, rows.v, rows.g), table, values, 1.0)
     return o, None if keys is None or values is None else (keys, values)
 
 
-@functools.partial(jax.checkpoint, static_argnums=6)
-def _slot_scores(q, k, s, g, table, initial_state, scale):
-    """The first pass: float32 [N, H, M] and the keys' final state. Inside, states are [M, K]."""
-    q, k, s, g = (to_chunks(x, table.chunk_size) for x in (scale * q.astype(jnp.float32), k, s, g))
+def _with_kernel(
+    device: Target, rows: GatedSlotsRows, table: ChunkTable, state: Slots | None, scale: float
+) -> tuple[Float[Array, "N H V"], Slots | None]:
+    return _in_two_passes(kernel_for(device, VECTOR_DECAY.kernels), rows, table, state, scale)
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
+def _slot_scores(
+    rows: GatedSlotsRows, table: ChunkTable, state: Float[Array, "S H K M"] | None, scale: float
+) -> tuple[Float[Array, "N H M"], Float[Array, "S H K M"] | None]:
+    """The first pass, and the keys' final state. Inside, states are [M, K]."""
+    # [chunks, H, C, K or M]
+    q, k, s, g = (to_chunks(x, table.chunk_size) for x in (scale * widened(rows.q), rows.k, rows.s, rows.g))
     decays = channel_decays(g, table)
+    # [chunks, H, M, K]
     update = transpose(decays.leave * s) @ k
-    start = None if initial_state is None else transpose(initial_state)
+    start = None if state is None else transpose(state)
     states, final = border_states(update, decays.across[..., None], table, start)
+    # [chunks, H, C, C]
     earlier = masked(q @ transpose(k), documents(table).between)
+    # [chunks, H, C, M]
     before = decays.enter * (q @ transpose(states)) + decayed_values(earlier, s, decays)
     read = jnp.exp(g) * before + jnp.sum(q * k, -1, keepdims=True) * s
     return from_chunks(read), None if final is None else transpose(final)
 
 
-def gated_slots(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    s: Float[Array, "N H M"],
-    g: Float[Array, "N H M"],
-    table: ChunkTable,
-    initial_state: Slots | None = None,
-    *,
-    scale: float | None = None,
-    impl: str = "auto",
-) -> tuple[Float[Array, "N H V"], Slots | None]:
-    """Gated slot attention over packed rows (module docstring).
+@functools.cache
+def gated_slots(num_slots: int) -> Primitive:
+    """Gated slot attention with that many slots M for each head."""
 
-    Args:
-        q, k, v: float32 or bfloat16 rows.
-        s: how much each slot takes of the token; 0 on padding rows.
-        g: log decay of each slot, at most 0, and 0 on padding rows.
-        table: segments and documents of the rows.
-        initial_state: float32 keys and values of every segment; None starts from 0 and returns no state.
-        scale: of the slot scores, K^-0.5 if None.
-        impl: ``reference`` (token by token), or that of `vector_decay` for the second pass.
+    def state(heads: int, keys: int, values: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        sizes = (heads, keys, num_slots), (heads, num_slots, values)
+        return jax.ShapeDtypeStruct(sizes[0], jnp.float32), jax.ShapeDtypeStruct(sizes[1], jnp.float32)
 
-    Returns:
-        Outputs in ``v.dtype``, and the float32 state of every segment after its last row (an
-        empty segment keeps its initial state), or None without an initial state.
+    def flops(chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
+        keys = 2 * 2.0 * key_dim * num_slots + 2.0 * chunk * (key_dim + num_slots / 2)
+        forward = keys + vector_decay_flops(chunk, num_slots, value_dim)[0]
+        return forward, 3 * forward
 
-    Raises:
-        InputError: ``impl`` is unknown or cannot run here.
-    """
-    by: float = k.shape[-1] ** -0.5 if scale is None else scale
-    run = gated_slots_scan if impl == "reference" else functools.partial(gated_slots_chunked, impl=impl)
-    return run(q, k, v, s, g, table, initial_state, by)
+    return Primitive(
+        name="gated slots",
+        rows=GatedSlotsRows,
+        state=state,
+        step=gated_slots_step,
+        chunked=functools.partial(_in_two_passes, vector_decay_chunked),
+        kernels=dict.fromkeys(VECTOR_DECAY.kernels, _with_kernel),
+        inert=("g", "s"),
+        flops=flops,
+    )

@@ -1,18 +1,19 @@
-"""Normalisations, computed in float32."""
+"""Normalisations, computed in float32 or wider."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from mom_jax.ops.precision import widened
 from mom_jax.typing import Array, Float
 
 
 def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*batch D"]:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis; returns ``x.dtype``."""
-    y = x.astype(jnp.float32)
+    y = widened(x)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
-    return (y * weight.astype(jnp.float32)).astype(x.dtype)
+    return (y * widened(weight)).astype(x.dtype)
 
 
 def gated_rms_norm(
@@ -23,20 +24,20 @@ def gated_rms_norm(
     activation: Callable[[Array], Array] = jax.nn.silu,
 ) -> Float[Array, "*batch D"]:
     """``rms_norm(x) * activation(gate)`` without rounding in between; returns ``x.dtype``."""
-    y = rms_norm(x.astype(jnp.float32), weight, eps)
-    return (y * activation(gate.astype(jnp.float32))).astype(x.dtype)
+    y = rms_norm(widened(x), weight, eps)
+    return (y * activation(widened(gate))).astype(x.dtype)
 
 
 def layer_norm(
     x: Float[Array, "*batch D"], weight: Float[Array, "*heads D"], bias: Float[Array, "*heads D"], eps: float
 ) -> Float[Array, "*batch D"]:
-    """``(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`` over the last axis; float32."""
-    y = x.astype(jnp.float32)
+    """``(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`` over the last axis; float32 or wider."""
+    y = widened(x)
     y = y - jnp.mean(y, -1, keepdims=True)
     return y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps) * weight + bias
 
 
 def l2_norm(x: Float[Array, "*batch D"], eps: float = 1e-6) -> Float[Array, "*batch D"]:
     """``x / sqrt(sum(x^2) + eps)`` over the last axis; returns ``x.dtype``."""
-    y = x.astype(jnp.float32)
+    y = widened(x)
     return (y * jax.lax.rsqrt(jnp.sum(y * y, -1, keepdims=True) + eps)).astype(x.dtype)

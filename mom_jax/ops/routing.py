@@ -11,18 +11,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mom_jax.ops.precision import widened
 from mom_jax.typing import Array, Float, Int
 
 
-class Routing(NamedTuple):
-    """Where each token is written, and how its reads are mixed."""
+class RouterOutput(NamedTuple):
+    """Where each token is written, and how its reads are mixed: of one layer, or of L layers stacked."""
 
-    weights: Float[Array, "B T k"]  # float32, sums to 1 over k
-    memories: Int[Array, "B T k"]  # distinct memory indices in [0, M)
+    logits: Float[Array, "*L B T M"]  # float32
+    weights: Float[Array, "*L B T k"]  # float32, sums to 1 over k
+    memory_ids: Int[Array, "*L B T k"]  # distinct memory indices in [0, M)
+    load: Int[Array, "*L B M"]  # tokens of each row that chose each memory; padding does not count
 
 
-def route(logits: Float[Array, "B T M"], top_k: int, bias: Float[Array, "M"] | None = None) -> Routing:
-    """Softmax over the memories, top-k, renormalised over the chosen ones, in float32.
+def route(
+    logits: Float[Array, "*L B T M"], top_k: int, bias: Float[Array, "*#L M"] | None = None
+) -> tuple[Float[Array, "*L B T k"], Int[Array, "*L B T k"]]:
+    """Softmax over the memories, top-k, renormalised over the chosen ones, in float32: weights and memories.
 
     Ties go to the lower memory index.
 
@@ -32,22 +37,27 @@ def route(logits: Float[Array, "B T M"], top_k: int, bias: Float[Array, "M"] | N
         bias: float32, added to the probabilities for the choice alone: weights are those of the same memories without
             it, and it gets no gradient.
     """
-    logits = logits.astype(jnp.float32)
+    logits = widened(logits)
     probabilities = jax.nn.softmax(logits, axis=-1)
     if bias is None:
-        chosen, memories = jax.lax.top_k(probabilities, top_k)
-        return Routing(chosen / chosen.sum(-1, keepdims=True), memories)
-    _, memories = jax.lax.top_k(jax.lax.stop_gradient(probabilities + bias), top_k)
+        chosen, memory_ids = jax.lax.top_k(probabilities, top_k)
+        return chosen / chosen.sum(-1, keepdims=True), memory_ids
+    _, memory_ids = jax.lax.top_k(jax.lax.stop_gradient(probabilities + bias), top_k)
     # A softmax over the chosen logits alone: all their probabilities may have underflowed to 0.
-    return Routing(jax.nn.softmax(jnp.take_along_axis(logits, memories, -1), axis=-1), memories)
+    return jax.nn.softmax(jnp.take_along_axis(logits, memory_ids, -1), axis=-1), memory_ids
 
 
-def chosen_memories(
-    logits: Float[Array, "L B T M"], top_k: int, bias: Float[Array, "L M"] | None = None
-) -> Float[Array, "L B T M"]:
-    """1 for the memories that a token chooses in each layer, 0 for the others, in float32; arguments as of `route`."""
-    memories = jax.vmap(lambda layer, own: route(layer, top_k, own).memories)(logits, bias)
-    return jax.nn.one_hot(memories, logits.shape[-1]).sum(-2)
+def router_output(
+    logits: Float[Array, "L B T M"],
+    top_k: int,
+    attention_mask: Int[Array, "B T"] | None = None,
+    bias: Float[Array, "L M"] | None = None,
+) -> RouterOutput:
+    """What layers with these logits decide, where the logits are all there is; ``bias`` as in `route`."""
+    weights, memory_ids = route(logits, top_k, None if bias is None else bias[:, None, None])
+    hits = jax.nn.one_hot(memory_ids, logits.shape[-1], dtype=jnp.int32).sum(-2)
+    load = (hits if attention_mask is None else hits * (attention_mask != 0)[..., None]).sum(2)
+    return RouterOutput(logits, weights, memory_ids, load)
 
 
 def balanced_bias(bias: Float[Array, "L M"], load: Float[Array, "L M"], rate: float) -> Float[Array, "L M"]:
@@ -64,8 +74,7 @@ def balanced_bias(bias: Float[Array, "L M"], load: Float[Array, "L M"], rate: fl
 def load_balancing_loss(
     router_logits: tuple[Float[Array, "B T M"], ...],
     top_k: int,
-    attention_mask: Int[Array, "B T"] | None = None,
-    bias: Float[Array, "L M"] | None = None,
+    attention_mask: Int[Array, "B S"] | None = None,
 ) -> Float[Array, ""]:
     """Auxiliary load-balance loss of the Switch Transformer over all layers together.
 
@@ -76,22 +85,26 @@ def load_balancing_loss(
     Args:
         router_logits: one array [B, T, M] for each MoM layer.
         top_k: memories per token.
-        attention_mask: [B, >=T], 1 for real tokens; the last T columns are used.
-        bias: that of the choice, see `route`.
+        attention_mask: 1 for real tokens; of S >= T columns the last T are used.
 
     Returns:
         A float32 scalar, not yet scaled by ``aux_loss_scale``; 0 without MoM layers.
     """
     if not router_logits:
         return jnp.float32(0)
-    logits = jnp.stack(router_logits).astype(jnp.float32)
-    num_memories = logits.shape[-1]
-    chosen = chosen_memories(logits, top_k, bias)
-    if attention_mask is None:
-        keep = jnp.ones(logits.shape[1:-1], jnp.float32)
-    else:
-        keep = (attention_mask[:, -logits.shape[2] :] != 0).astype(jnp.float32)
-    count = jnp.maximum(keep.sum() * logits.shape[0], 1.0)
-    fraction = jnp.einsum("lbtm,bt->m", chosen, keep) / count
+    logits = jnp.stack(router_logits)
+    keep = None if attention_mask is None else attention_mask[:, -logits.shape[2] :]
+    return auxiliary_loss(router_output(logits, top_k, keep), keep)
+
+
+def auxiliary_loss(router: RouterOutput | None, attention_mask: Int[Array, "B T"] | None = None) -> Float[Array, ""]:
+    """`load_balancing_loss` of the stacked decisions of all layers, made under the same mask; 0 without a router."""
+    if router is None:
+        return jnp.float32(0)
+    logits = widened(router.logits)
+    layers, batch, time, num_memories = logits.shape
+    keep = jnp.ones((batch, time), jnp.float32) if attention_mask is None else (attention_mask != 0).astype(jnp.float32)
+    count = jnp.maximum(keep.sum() * layers, 1.0)
+    fraction = router.load.sum((0, 1)) / count
     probability = jnp.einsum("lbtm,bt->m", jax.nn.softmax(logits, axis=-1), keep) / count
     return num_memories * jnp.dot(fraction, probability)

@@ -1,4 +1,4 @@
-"""A memory that decays as a whole, over packed segments: linear attention with one gate for each head.
+"""A memory that decays as a whole (simple GLA, state-space duality), over packed segments: one gate for each head.
 
 Per head, with a state S of shape [K, V] in float32:
 
@@ -10,60 +10,44 @@ Linear attention (arXiv 2006.16236, section 3.3) has no gate (``g = None``), Ret
 
 A normaliser (``o_t / (q_t . sum_i k_i)``) needs no code of its own: append a column of ones to
 v, and the last column of outputs and states is the sum.
-
-`scalar_decay_step`, `scalar_decay_scan` and `scalar_decay_chunked` are three forms of one
-function. Padding rows must have ``k = 0`` or ``v = 0``, and ``g = 0``.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.chunks import border_states, from_chunks, matrix_state, scan_rows, to_chunks, transpose
+from mom_jax.ops.chunks import border_states, from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import documents, head_decays, masked
-from mom_jax.ops.dispatch import select
+from mom_jax.ops.precision import widened
+from mom_jax.ops.primitive import Primitive, matrix
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Float
 
 
+class ScalarDecayRows(NamedTuple):
+    """Rows of linear attention with a decay for each head."""
+
+    q: Float[Array, "N H K"]
+    k: Float[Array, "N H K"]
+    v: Float[Array, "N H V"]
+    g: Float[Array, "N H"] | None = None  # log decay, at most 0; None decays nothing
+
+
 def scalar_decay_step(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    g: Float[Array, "N H"] | None,
-    state: Float[Array, "N H K V"],
-    scale: float,
+    rows: ScalarDecayRows, state: Float[Array, "N H K V"], scale: float
 ) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
     """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
-    q, k, value = (x.astype(jnp.float32) for x in (q, k, v))
-    kept = state if g is None else jnp.exp(g.astype(jnp.float32))[..., None, None] * state
-    state = kept + k[..., None] * value[..., None, :]
-    return (scale * jnp.einsum("nhkv,nhk->nhv", state, q)).astype(v.dtype), state
+    q, k, v = map(widened, rows[:3])
+    kept = state if rows.g is None else jnp.exp(widened(rows.g))[..., None, None] * state
+    state = kept + k[..., None] * v[..., None, :]
+    return (scale * jnp.einsum("nhkv,nhk->nhv", state, q)).astype(rows.v.dtype), state
 
 
-def scalar_decay_scan(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    g: Float[Array, "N H"] | None,
-    table: ChunkTable,
-    initial_state: Float[Array, "S H K V"] | None,
-    scale: float,
-) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
-    """The recurrence exactly as written, one row after the other; arguments as `scalar_decay`."""
-    step = functools.partial(scalar_decay_step, scale=scale)
-    return scan_rows(step, (q, k, v, g), table, initial_state, matrix_state(k, v))
-
-
+@functools.partial(jax.checkpoint, static_argnums=3)
 def scalar_decay_chunked(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    g: Float[Array, "N H"] | None,
-    table: ChunkTable,
-    initial_state: Float[Array, "S H K V"] | None,
-    scale: float,
+    rows: ScalarDecayRows, table: ChunkTable, state: Float[Array, "S H K V"] | None, scale: float
 ) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
     """The same function chunk by chunk (arXiv 2405.21060, section 6).
 
@@ -74,64 +58,48 @@ def scalar_decay_chunked(
     Only the second equation runs in sequence, and it multiplies no matrices. The backward pass
     keeps the inputs and recomputes everything else, the states at chunk borders included.
     """
-    return _chunked(q, k, v, g, table, initial_state, scale)
-
-
-@functools.partial(jax.checkpoint, static_argnums=6)
-def _chunked(q, k, v, g, table, initial_state, scale):
-    dtype = v.dtype
-    q, k, v = (to_chunks(x, table.chunk_size) for x in (q, k, v))
-    between, enter, leave, across = _decays(g, table, q.shape[1])
+    # [chunks, H, C, K or V]
+    q, k, v = (to_chunks(x, table.chunk_size) for x in rows[:3])
+    # [chunks, H, C, C], [chunks, H, C] twice, [chunks, H]
+    between, enter, leave, across = _decays(rows.g, table, q)
+    # [chunks, H, K, C]
     writes = transpose(leave[..., None] * k)
-    states, final = border_states(writes @ v, across[..., None, None], table, initial_state)
+    # [chunks, H, K, V], [S, H, K, V]
+    states, final = border_states(writes @ v, across[..., None, None], table, state)
+    # [chunks, H, C, V]
     o = (between * (q @ transpose(k))) @ v + (enter[..., None] * q) @ states
-    return from_chunks(scale * o).astype(dtype), final
+    return from_chunks(scale * o).astype(rows.v.dtype), final
 
 
-def _decays(g, table, heads):
+def _decays(g: Float[Array, "N H"] | None, table: ChunkTable, q: Float[Array, "chunks H C K"]):
     if g is not None:
         return head_decays(to_chunks(g, table.chunk_size), table)
     inside, size = documents(table), table.chunk_size
-    shape = table.segment.shape[0], heads, size
+    shape = *q.shape[:2], size
     return (
-        masked(jnp.tril(jnp.ones((size, size))), inside.between),
-        masked(jnp.ones(shape), inside.enter),
-        masked(jnp.ones(shape), inside.leave),
-        masked(jnp.ones(shape[:-1]), inside.across),
+        masked(jnp.tril(jnp.ones((size, size), q.dtype)), inside.between),
+        masked(jnp.ones(shape, q.dtype), inside.enter),
+        masked(jnp.ones(shape, q.dtype), inside.leave),
+        masked(jnp.ones(shape[:-1], q.dtype), inside.across),
     )
 
 
-_IMPLEMENTATIONS = {"reference": scalar_decay_scan, "xla": scalar_decay_chunked}
+def _flops(chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
+    """The backward pass runs the forward one again."""
+    forward = 2 * 2.0 * key_dim * value_dim + 2.0 * chunk * (key_dim + value_dim) + 2.0 * chunk**2
+    return forward, 3 * forward
 
 
-def scalar_decay(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    g: Float[Array, "N H"] | None,
-    table: ChunkTable,
-    initial_state: Float[Array, "S H K V"] | None = None,
-    *,
-    scale: float | None = None,
-    impl: str = "auto",
-) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
-    """Linear attention with a decay for each head, over packed rows (module docstring).
-
-    Args:
-        q, k, v: float32 or bfloat16 rows; k or v is 0 on padding rows.
-        g: log decay, at most 0, and 0 on padding rows; None decays nothing.
-        table: segments and documents of the rows.
-        initial_state: float32 state of every segment; None starts from 0 and returns no state.
-        scale: of the output, K^-0.5 if None.
-        impl: ``auto``, ``reference`` (token by token), ``xla`` (chunk-parallel), or the kernels of
-            ``tpu`` or ``gpu`` (`mom_jax.ops.dispatch`).
-
-    Returns:
-        Outputs in ``v.dtype``, and the float32 state of every segment after its last row (an
-        empty segment keeps its initial state), or None without an initial state.
-
-    Raises:
-        InputError: ``impl`` is unknown or cannot run here.
-    """
-    scale = k.shape[-1] ** -0.5 if scale is None else scale
-    return select(impl, _IMPLEMENTATIONS, "scalar_decay")(q, k, v, g, table, initial_state, scale)
+SCALAR_DECAY = Primitive(
+    name="scalar decay",
+    rows=ScalarDecayRows,
+    state=matrix,
+    step=scalar_decay_step,
+    chunked=scalar_decay_chunked,
+    kernels={
+        "tpu": "pallas_kernels.tpu.scalar_decay:scalar_decay",
+        "gpu": "pallas_kernels.gpu.scalar_decay:scalar_decay",
+    },
+    inert=("k", "g"),
+    flops=_flops,
+)

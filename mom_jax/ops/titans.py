@@ -10,21 +10,21 @@ The loss is the paper's, ``|M^T k_t - v_t|^2``. With ``norm`` it is that of the 
 puts TTT's inner model in its place. That function's gradient misses a pair of parentheses: it
 divides two of three terms by the standard deviation. Here the gradient is that of the loss, as the
 paper has it. That function also returns ``o + layer_norm(o)``, one line on top of o.
-
-`titans_linear_step`, `titans_linear_scan` and `titans_linear_chunked` are three forms of one function.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.chunks import scan_rows
-from mom_jax.ops.dispatch import select
 from mom_jax.ops.fast_weights import (
+    Counted,
     Gradient,
     Progress,
     Windows,
+    counted_state,
+    fast_weights_flops,
     normalised_gradient,
     placed,
     progress,
@@ -33,116 +33,94 @@ from mom_jax.ops.fast_weights import (
     to_windows,
     window_rows,
 )
+from mom_jax.ops.precision import widened
+from mom_jax.ops.primitive import Primitive
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Bool, Float
 
-Norm = tuple[Float[Array, "H V"], Float[Array, "H V"]]
-State = tuple[Float[Array, "S H 3 K V"], Float[Array, " S"]]  # (M, P and M', tokens since M')
+
+class TitansRows(NamedTuple):
+    """Rows of Titans' linear memory; the norm is of all rows."""
+
+    q: Float[Array, "N H K"]
+    k: Float[Array, "N H K"]  # L2-normalised
+    v: Float[Array, "N H V"]
+    theta: Float[Array, "N H"]  # weight of the momentary surprise, the inner learning rate
+    alpha: Float[Array, "N H"]  # forgetting, in [0, 1]
+    eta: Float[Array, "N H"]  # decay of past surprise, in [0, 1]
+    valid: Bool[Array, " N"]  # rows that hold a token; the others neither write nor count
+    norm_weight: Float[Array, "H V"] | None = None  # of an inner layer norm, with K = V; None is the paper's loss
+    norm_bias: Float[Array, "H V"] | None = None
 
 
-def titans_linear_step(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    theta: Float[Array, "N H"],
-    alpha: Float[Array, "N H"],
-    eta: Float[Array, "N H"],
-    norm: Norm | None,
-    state: State,
-    scale: float,
-    mini_batch: int,
-    gradient: Gradient | None = None,
-) -> tuple[Float[Array, "N H V"], State]:
-    """One token for each of N independent states; arguments as `titans_linear_scan`. Returns outputs and new states."""
+def _step(
+    rows: TitansRows, state: Counted, scale: float, *, mini_batch: int, gradient: Gradient | None
+) -> tuple[Float[Array, "N H V"], Counted]:
+    """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
     matrices, count = state
+    # [N, H, K, V] each
     memory, momentum, base = (matrices[:, :, i] for i in range(3))
-    q, keys, target = _rows(q, k, v, norm)
+    # [N, H, K] twice, [N, H, V]
+    queries, keys, target = _targets(rows)
     prediction = jnp.einsum("nhkv,nhk->nhv", base, keys)
-    slope = _gradient(gradient, norm)(prediction, target, *(norm or ()))
-    theta, alpha, eta = (x.astype(jnp.float32)[..., None, None] for x in (theta, alpha, eta))
+    slope = _gradient(gradient, rows)(prediction, target, *_norm(rows))
+    # [N, H, 1, 1] each
+    theta, alpha, eta = (widened(x)[..., None, None] for x in (rows.theta, rows.alpha, rows.eta))
+    # [N, H, K, V]
     momentum = eta * momentum - 2 * theta * keys[..., None] * slope[..., None, :]
     memory = (1 - alpha) * memory + momentum
-    o = (scale * jnp.einsum("nhkv,nhk->nhv", memory, q)).astype(v.dtype)
-    count = count + 1
-    base = jnp.where((count == mini_batch)[:, None, None, None], memory, base)
-    return o, (jnp.stack([memory, momentum, base], 2), jnp.where(count == mini_batch, 0.0, count))
+    o = (scale * jnp.einsum("nhkv,nhk->nhv", memory, queries)).astype(rows.v.dtype)
+    base = jnp.where((count + 1 == mini_batch)[:, None, None, None], memory, base)
+    return o, counted_state(rows.valid, state, jnp.stack([memory, momentum, base], 2), mini_batch)
 
 
-def titans_linear_scan(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    theta: Float[Array, "N H"],
-    alpha: Float[Array, "N H"],
-    eta: Float[Array, "N H"],
-    norm: Norm | None,
-    valid: Bool[Array, " N"],
+def _by_windows(
+    rows: TitansRows,
     table: ChunkTable,
-    initial_state: State | None,
+    state: Counted | None,
     scale: float,
+    *,
     mini_batch: int,
-    gradient: Gradient | None = None,
-) -> tuple[Float[Array, "N H V"], State | None]:
-    """The recurrence exactly as written, one row after the other; arguments as `titans_linear`.
-
-    ``gradient`` replaces that of half the loss: ``(prediction, target, *norm)``.
-    """
-
-    def step(q, k, v, theta, alpha, eta, valid, state):
-        o, (matrices, count) = titans_linear_step(
-            q, k, v, theta, alpha, eta, norm, state, scale, mini_batch, gradient
-        )
-        return o, (jnp.where(valid[:, None, None, None, None], matrices, state[0]), jnp.where(valid, count, state[1]))
-
-    shape = (k.shape[1], 3, k.shape[-1], v.shape[-1])
-    shapes = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
-    return scan_rows(step, (q, k, v, theta, alpha, eta, valid), table, initial_state, shapes)
-
-
-def titans_linear_chunked(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    theta: Float[Array, "N H"],
-    alpha: Float[Array, "N H"],
-    eta: Float[Array, "N H"],
-    norm: Norm | None,
-    valid: Bool[Array, " N"],
-    table: ChunkTable,
-    initial_state: State | None,
-    scale: float,
-    mini_batch: int,
-    gradient: Gradient | None = None,
-) -> tuple[Float[Array, "N H V"], State | None]:
+    gradient: Gradient | None,
+) -> tuple[Float[Array, "N H V"], Counted | None]:
     """The same function by mini-batches (arXiv 2501.00663, section 3.2).
 
     Given a mini-batch's gradients, momentum and memory are linear in them, with coefficients from
     products of eta and of 1 - alpha between rows. Windows of rows run in sequence; the
     backward pass keeps the inputs and the state before each chunk.
     """
-    matrices, count = (None, None) if initial_state is None else initial_state
+    matrices, count = (None, None) if state is None else state
+    valid, size = rows.valid, table.chunk_size
     where, count = progress(valid, table, count, mini_batch)
-    c = window_rows(table.chunk_size, mini_batch)
-    queries, keys, targets = (to_windows(x, table.chunk_size, c) for x in _rows(scale * q, k, v, norm))
-    inert = ((theta, 0.0), (1 - alpha, 1.0), (eta, 1.0))
-    rates = (to_windows(jnp.where(valid[:, None], x, y), table.chunk_size, c) for x, y in inert)
-    coefficients = _coefficients(where, to_windows(valid, table.chunk_size, c)[:, :, None], *rates)
+    c = window_rows(size, mini_batch)
+    queries, keys, targets = _targets(rows)
+    # [chunks, windows, H, c, K or V]
+    queries, keys, targets = (to_windows(x, size, c) for x in (scale * queries, keys, targets))
+    # [chunks, windows, H, c], without effect on rows that are not valid
+    inert = ((rows.theta, 0), (1 - rows.alpha, 1), (rows.eta, 1))
+    rates = (to_windows(jnp.where(valid[:, None], x, y), size, c) for x, y in inert)
+    coefficients = _coefficients(where, to_windows(valid.astype(queries.dtype), size, c)[:, :, None], *rates)
     windows = Windows(queries, keys, targets, None, placed(where), *coefficients)
-    parameters = tuple(p.astype(jnp.float32) for p in norm or ())
-    o, matrices = run_windows(windows, _gradient(gradient, norm), parameters, 2, table, matrices)
-    return o.astype(v.dtype), None if matrices is None or count is None else (matrices, count)
+    o, matrices = run_windows(windows, _gradient(gradient, rows), _norm(rows), 2, table, matrices)
+    return o.astype(rows.v.dtype), None if matrices is None or count is None else (matrices, count)
 
 
-def _rows(q, k, v, norm):
-    """Queries, keys and targets in float32."""
-    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-    return q, k, v if norm is None else v - k
+def _targets(rows: TitansRows) -> tuple[Array, Array, Array]:
+    """Queries, keys [N, H, K] and targets [N, H, V]."""
+    q, k, v = map(widened, rows[:3])
+    return q, k, v if rows.norm_weight is None else v - k
 
 
-def _gradient(gradient: Gradient | None, norm: Norm | None) -> Gradient:
+def _norm(rows: TitansRows) -> tuple[Float[Array, "H V"], ...]:
+    if rows.norm_weight is None or rows.norm_bias is None:
+        return ()
+    return widened(rows.norm_weight), widened(rows.norm_bias)
+
+
+def _gradient(gradient: Gradient | None, rows: TitansRows) -> Gradient:
     if gradient is not None:
         return gradient
-    return squared_gradient if norm is None else normalised_gradient
+    return squared_gradient if rows.norm_weight is None else normalised_gradient
 
 
 def _products(x):
@@ -164,13 +142,13 @@ def _coefficients(where: Progress, valid, theta, keep, eta):
     nothing = jnp.zeros_like(memory)
     read_state = jnp.stack([memory, from_momentum, nothing], -1)
 
-    first_border = (where.border & (where.document == 0))[:, :, None].astype(jnp.float32)
+    first_border = (where.border & (where.document == 0))[:, :, None].astype(keep.dtype)
     border_state = jnp.einsum("...t,...tp->...p", first_border, read_state)
     border_rows = jnp.einsum("...t,...ti->...i", first_border, memory_rows)
 
     last_border = where.border & (where.document == where.document[..., -1:])
-    at_border = last_border[:, :, None].astype(jnp.float32)
-    unmoved = (old[..., -1] & ~jnp.any(last_border, -1)[:, :, None])[..., None] * jnp.array([0.0, 0.0, 1.0])
+    at_border = last_border[:, :, None].astype(keep.dtype)
+    unmoved = (old[..., -1] & ~jnp.any(last_border, -1)[:, :, None])[..., None] * jnp.array([0, 0, 1], memory.dtype)
     base_state = jnp.einsum("...t,...tp->...p", at_border, read_state) + unmoved
     base_rows = jnp.einsum("...t,...ti->...i", at_border, memory_rows)
     last_momentum = jnp.stack([nothing[..., -1], momentum[..., -1], nothing[..., -1]], -1)
@@ -179,47 +157,27 @@ def _coefficients(where: Progress, valid, theta, keep, eta):
     return read_state, memory_rows, border_state, border_rows, end_state, end_rows
 
 
-_IMPLEMENTATIONS = {"reference": titans_linear_scan, "xla": titans_linear_chunked}
-
-
-def titans_linear(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    theta: Float[Array, "N H"],
-    alpha: Float[Array, "N H"],
-    eta: Float[Array, "N H"],
-    valid: Bool[Array, " N"],
-    table: ChunkTable,
-    initial_state: State | None = None,
-    *,
-    norm: Norm | None = None,
-    mini_batch: int = 16,
-    scale: float | None = None,
-    impl: str = "auto",
-) -> tuple[Float[Array, "N H V"], State | None]:
-    """Titans' linear memory over packed rows (module docstring).
+@functools.cache
+def titans_linear(mini_batch: int, gradient: Gradient | None = None) -> Primitive:
+    """Titans' linear memory.
 
     Args:
-        q, k, v: float32 or bfloat16 rows; keys are expected L2-normalised.
-        theta: weight of the momentary surprise, the inner learning rate.
-        alpha: forgetting, in [0, 1].
-        eta: decay of past surprise, in [0, 1].
-        valid: rows that hold a token; the others neither write nor count.
-        table: segments and documents of the rows.
-        initial_state: float32 state of every segment; None starts from 0 and returns no state.
-        norm: weight and bias of an inner layer norm, with K = V; None is the paper's loss.
         mini_batch: tokens that take their gradients at the same memory; 1 is the paper's recurrence.
-        scale: of the output, K^-0.5 if None.
-        impl: ``auto``, ``reference`` (token by token) or ``xla`` (by mini-batches).
-
-    Returns:
-        Outputs in ``v.dtype``, and the float32 state of every segment after its last row (an
-        empty segment keeps its initial state), or None without an initial state.
-
-    Raises:
-        InputError: unknown ``impl``.
+        gradient: ``(prediction, target, *norm)``, in the place of that of half the loss.
     """
-    scale = k.shape[-1] ** -0.5 if scale is None else scale
-    run = functools.partial(select(impl, _IMPLEMENTATIONS), scale=scale, mini_batch=mini_batch)
-    return run(q, k, v, theta, alpha, eta, norm, valid, table, initial_state)
+
+    def state(heads: int, keys: int, values: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """M, P and M', and how many tokens came since M'."""
+        shape = (heads, 3, keys, values)
+        return jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+
+    return Primitive(
+        name="titans linear",
+        rows=TitansRows,
+        state=state,
+        step=functools.partial(_step, mini_batch=mini_batch, gradient=gradient),
+        chunked=functools.partial(_by_windows, mini_batch=mini_batch, gradient=gradient),
+        inert=("valid",),
+        shared=("norm_weight", "norm_bias"),
+        flops=lambda chunk, keys, values: fast_weights_flops(window_rows(chunk, mini_batch), keys, values, 3),
+    )

@@ -15,20 +15,20 @@ if None. The function `chunk_ttt_linear_ref` of flash-linear-attention has that 
 The model that a token reconstructs itself with is ``f(x) = x + LN(x W)``, hence the target v - k.
 What a layer returns is f at the query, ``q + layer_norm(o)``, by the paper (section 2.7); the
 function named above returns ``o + layer_norm(o)``. Both are one line on top of o.
-
-`ttt_linear_step`, `ttt_linear_scan` and `ttt_linear_chunked` are three forms of one function.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.chunks import scan_rows
-from mom_jax.ops.dispatch import select
 from mom_jax.ops.fast_weights import (
+    Counted,
     Progress,
     Windows,
+    counted_state,
+    fast_weights_flops,
     normalised_gradient,
     placed,
     progress,
@@ -36,102 +36,77 @@ from mom_jax.ops.fast_weights import (
     to_windows,
     window_rows,
 )
+from mom_jax.ops.precision import widened
+from mom_jax.ops.primitive import Primitive
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Bool, Float
 
-Norm = tuple[Float[Array, "H D"], Float[Array, "H D"]]
-State = tuple[Float[Array, "S H 2 D+1 D"], Float[Array, " S"]]  # (W' and the gradients since, tokens since)
+
+class TTTRows(NamedTuple):
+    """Rows of TTT-Linear; the last three are of all rows, or of the inner norm and the start."""
+
+    q: Float[Array, "N H D"]
+    k: Float[Array, "N H D"]  # L2-normalised
+    v: Float[Array, "N H D"]
+    rate: Float[Array, "N H"]  # inner learning rate of each token
+    valid: Bool[Array, " N"]  # rows that hold a token; the others neither write nor count
+    norm_weight: Float[Array, "H D"]  # of the inner layer norm
+    norm_bias: Float[Array, "H D"]
+    # factor of all gradients that a token reads in its mini-batch; with that of the last token the mini-batch stays
+    position_rate: Float[Array, "N H"] | None = None  # 1 if None
+    start: Float[Array, "H D+1 D"] | None = None  # the learnt memory of a new document; zeros if None
 
 
-def ttt_linear_step(
-    q: Float[Array, "N H D"],
-    k: Float[Array, "N H D"],
-    v: Float[Array, "N H D"],
-    rate: Float[Array, "N H"],
-    position_rate: Float[Array, "N H"] | None,
-    norm: Norm,
-    start: Float[Array, "H D+1 D"] | None,
-    state: State,
-    scale: float,
-    mini_batch: int,
-) -> tuple[Float[Array, "N H D"], State]:
+def _step(rows: TTTRows, state: Counted, scale: float, *, mini_batch: int) -> tuple[Float[Array, "N H D"], Counted]:
     """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
     matrices, count = state
-    queries, keys, targets = _rows(q, k, v, scale)
-    own = jnp.zeros(()) if start is None else start.astype(jnp.float32)
+    # [N, H, D + 1] twice, [N, H, D]
+    queries, keys, targets = _augmented(rows, scale)
+    norm = widened(rows.norm_weight), widened(rows.norm_bias)
+    start = jnp.zeros((), queries.dtype) if rows.start is None else widened(rows.start)
+    # [N, H, D + 1, D]
     base, gathered = matrices[:, :, 0], matrices[:, :, 1]
-    slope = normalised_gradient(jnp.einsum("nhkv,nhk->nhv", base + own, keys), targets, *norm)
-    gathered = gathered + rate.astype(jnp.float32)[..., None, None] * keys[..., None] * slope[..., None, :]
-    factor = jnp.ones_like(rate) if position_rate is None else position_rate
-    current = base - factor.astype(jnp.float32)[..., None, None] * gathered
-    o = jnp.einsum("nhkv,nhk->nhv", current + own, queries).astype(v.dtype)
-    count = count + 1
-    full = (count == mini_batch)[:, None, None, None]
-    matrices = jnp.stack([jnp.where(full, current, base), jnp.where(full, 0.0, gathered)], 2)
-    return o, (matrices, jnp.where(count == mini_batch, 0.0, count))
+    # [N, H, D]
+    slope = normalised_gradient(jnp.einsum("nhkv,nhk->nhv", base + start, keys), targets, *norm)
+    # [N, H, D + 1, D]
+    gathered = gathered + widened(rows.rate)[..., None, None] * keys[..., None] * slope[..., None, :]
+    factor = jnp.ones_like(rows.rate) if rows.position_rate is None else rows.position_rate
+    current = base - widened(factor)[..., None, None] * gathered
+    o = jnp.einsum("nhkv,nhk->nhv", current + start, queries).astype(rows.v.dtype)
+    full = (count + 1 == mini_batch)[:, None, None, None]
+    new = jnp.stack([jnp.where(full, current, base), jnp.where(full, 0, gathered)], 2)
+    return o, counted_state(rows.valid, state, new, mini_batch)
 
 
-def ttt_linear_scan(
-    q: Float[Array, "N H D"],
-    k: Float[Array, "N H D"],
-    v: Float[Array, "N H D"],
-    rate: Float[Array, "N H"],
-    position_rate: Float[Array, "N H"] | None,
-    norm: Norm,
-    start: Float[Array, "H D+1 D"] | None,
-    valid: Bool[Array, " N"],
-    table: ChunkTable,
-    initial_state: State | None,
-    scale: float,
-    mini_batch: int,
-) -> tuple[Float[Array, "N H D"], State | None]:
-    """The recurrence exactly as written, one row after the other; arguments as `ttt_linear`."""
-
-    def step(q, k, v, rate, position_rate, valid, state):
-        o, (matrices, count) = ttt_linear_step(q, k, v, rate, position_rate, norm, start, state, scale, mini_batch)
-        return o, (jnp.where(valid[:, None, None, None, None], matrices, state[0]), jnp.where(valid, count, state[1]))
-
-    heads, size = k.shape[1:]
-    shapes = jax.ShapeDtypeStruct((heads, 2, size + 1, size), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
-    return scan_rows(step, (q, k, v, rate, position_rate, valid), table, initial_state, shapes)
-
-
-def ttt_linear_chunked(
-    q: Float[Array, "N H D"],
-    k: Float[Array, "N H D"],
-    v: Float[Array, "N H D"],
-    rate: Float[Array, "N H"],
-    position_rate: Float[Array, "N H"] | None,
-    norm: Norm,
-    start: Float[Array, "H D+1 D"] | None,
-    valid: Bool[Array, " N"],
-    table: ChunkTable,
-    initial_state: State | None,
-    scale: float,
-    mini_batch: int,
-) -> tuple[Float[Array, "N H D"], State | None]:
+def _by_windows(
+    rows: TTTRows, table: ChunkTable, state: Counted | None, scale: float, *, mini_batch: int
+) -> tuple[Float[Array, "N H D"], Counted | None]:
     """The same function by mini-batches (the dual form of arXiv 2407.04620, section 2.5).
 
     Windows of rows run in sequence, since the layer norm makes a mini-batch's gradients nonlinear in
     the memory. The backward pass keeps the inputs and the state before each chunk.
     """
-    matrices, count = (None, None) if initial_state is None else initial_state
-    where, count = progress(valid, table, count, mini_batch)
+    matrices, count = (None, None) if state is None else state
+    where, count = progress(rows.valid, table, count, mini_batch)
     c = window_rows(table.chunk_size, mini_batch)
-    queries, keys, targets = (to_windows(x, table.chunk_size, c) for x in _rows(q, k, v, scale))
-    rate = to_windows(jnp.where(valid[:, None], rate, 0.0), table.chunk_size, c)
-    factor = jnp.ones_like(rate) if position_rate is None else to_windows(position_rate, table.chunk_size, c)
-    own = None if start is None else (queries @ start.astype(jnp.float32), keys @ start.astype(jnp.float32))
+    # [chunks, windows, H, c, D + 1] twice, [chunks, windows, H, c, D]
+    queries, keys, targets = (to_windows(x, table.chunk_size, c) for x in _augmented(rows, scale))
+    # [chunks, windows, H, c]
+    rate = to_windows(jnp.where(rows.valid[:, None], rows.rate, 0), table.chunk_size, c)
+    factor = rows.position_rate
+    factor = jnp.ones_like(rate) if factor is None else to_windows(factor, table.chunk_size, c)
+    start = None if rows.start is None else widened(rows.start)
+    own = None if start is None else (queries @ start, keys @ start)
     coefficients = _coefficients(where, rate, factor)
     windows = Windows(queries, keys, targets, own, placed(where), *coefficients)
-    parameters = tuple(p.astype(jnp.float32) for p in norm)
+    parameters = widened(rows.norm_weight), widened(rows.norm_bias)
     o, matrices = run_windows(windows, normalised_gradient, parameters, 0, table, matrices)
-    return o.astype(v.dtype), None if matrices is None or count is None else (matrices, count)
+    return o.astype(rows.v.dtype), None if matrices is None or count is None else (matrices, count)
 
 
-def _rows(q, k, v, scale):
-    """Queries and keys with a 1 appended for the bias, and targets; float32."""
-    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+def _augmented(rows: TTTRows, scale: float) -> tuple[Array, Array, Array]:
+    """Queries and keys [N, H, D + 1] with a 1 for the bias, and targets [N, H, D]."""
+    q, k, v = map(widened, rows[:3])
     one = jnp.ones_like(k[..., :1])
     return jnp.concatenate([scale * q, one], -1), jnp.concatenate([k, one], -1), v - k
 
@@ -164,48 +139,22 @@ def _coefficients(where: Progress, rate, factor):
     return read_state, read_rows, border_state, border_rows, end_state.reshape(*end_state.shape[:-1], 2, 2), end_rows
 
 
-_IMPLEMENTATIONS = {"reference": ttt_linear_scan, "xla": ttt_linear_chunked}
+@functools.cache
+def ttt_linear(mini_batch: int) -> Primitive:
+    """TTT-Linear whose tokens take their gradients at the same memory for ``mini_batch`` tokens."""
 
+    def state(heads: int, keys: int, values: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """W' and the gradients gathered since, and how many tokens those are of."""
+        shape = (heads, 2, keys + 1, values)
+        return jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
 
-def ttt_linear(
-    q: Float[Array, "N H D"],
-    k: Float[Array, "N H D"],
-    v: Float[Array, "N H D"],
-    rate: Float[Array, "N H"],
-    norm: Norm,
-    valid: Bool[Array, " N"],
-    table: ChunkTable,
-    initial_state: State | None = None,
-    *,
-    position_rate: Float[Array, "N H"] | None = None,
-    start: Float[Array, "H D+1 D"] | None = None,
-    mini_batch: int = 16,
-    scale: float | None = None,
-    impl: str = "auto",
-) -> tuple[Float[Array, "N H D"], State | None]:
-    """TTT-Linear over packed rows (module docstring).
-
-    Args:
-        q, k, v: float32 or bfloat16 rows; keys are expected L2-normalised.
-        rate: inner learning rate of each token.
-        norm: weight and bias of the inner layer norm.
-        valid: rows that hold a token; the others neither write nor count.
-        table: segments and documents of the rows.
-        initial_state: float32 state of every segment; None starts from 0 and returns no state.
-        position_rate: factor of all gradients that a token reads in its mini-batch; that of the last
-            token is the factor with which the mini-batch stays. 1 if None.
-        start: the learnt memory of a new document, to which states are added; zeros if None.
-        mini_batch: tokens that take their gradients at the same memory.
-        scale: of the queries, D^-0.5 if None.
-        impl: ``auto``, ``reference`` (token by token) or ``xla`` (by mini-batches).
-
-    Returns:
-        Outputs in ``v.dtype`` before the layer norm, and the float32 state of every segment after its last row (an
-        empty segment keeps its initial state), or None without an initial state.
-
-    Raises:
-        InputError: unknown ``impl``.
-    """
-    scale = k.shape[-1] ** -0.5 if scale is None else scale
-    run = functools.partial(select(impl, _IMPLEMENTATIONS), scale=scale, mini_batch=mini_batch)
-    return run(q, k, v, rate, position_rate, norm, start, valid, table, initial_state)
+    return Primitive(
+        name="ttt linear",
+        rows=TTTRows,
+        state=state,
+        step=functools.partial(_step, mini_batch=mini_batch),
+        chunked=functools.partial(_by_windows, mini_batch=mini_batch),
+        inert=("valid",),
+        shared=("norm_weight", "norm_bias", "start"),
+        flops=lambda chunk, keys, values: fast_weights_flops(window_rows(chunk, mini_batch), keys + 1, values, 2),
+    )

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mom_jax.models.parts import ModelParts, model_parts
 from mom_jax.ops.loss import chunked_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
-from mom_jax.ops.routing import load_balancing_loss
+from mom_jax.ops.routing import auxiliary_loss
 from mom_jax.training.balance import balance_routers
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -37,16 +37,14 @@ def _loss(
     params: Any, micro: Batch, total_tokens: jax.Array, config: TrainConfig, parts: ModelParts
 ) -> tuple[jax.Array, Metrics]:
     model = parts.merge(params)
-    hidden, router_logits, _ = model.hidden_states(
+    hidden, router, _ = model.hidden_states(
         micro["input_ids"], segment_ids=micro["segment_ids"], remat=config.remat
     )
     nats, _ = chunked_cross_entropy(hidden, model.output_embedding(), micro["labels"])
     lm_loss = nats / total_tokens
-    top_k, bias = config.model.topk, model.router_bias()
-    aux_loss = load_balancing_loss(router_logits, top_k, bias=bias) / config.gradient_accumulation
+    aux_loss = auxiliary_loss(router) / config.gradient_accumulation
     loss = lm_loss + config.model.auxiliary_weight * aux_loss
-    statistics = router_statistics(router_logits, top_k, bias=bias)
-    shares = jax.tree.map(lambda x: x / config.gradient_accumulation, statistics)
+    shares = jax.tree.map(lambda x: x / config.gradient_accumulation, router_statistics(router))
     return loss, {"loss": loss, "lm_loss": lm_loss, "aux_loss": aux_loss, **shares}
 
 

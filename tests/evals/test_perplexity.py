@@ -43,7 +43,7 @@ def batches() -> Iterator[dict[str, jax.Array]]:
 
 @pytest.fixture(scope="module")
 def scores(model):
-    return evaluate(model, batches(), CONFIG.topk, bytes_per_token=2.0)
+    return evaluate(model, batches(), bytes_per_token=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_loads_leave_padding_out(scores, expected):
 
 
 def test_held_out_loss_is_the_same_number(model, scores):
-    assert HeldOut(CONFIG.topk)(model, batches()) == {"held_out_loss": scores["loss"]}
+    assert HeldOut()(model, batches()) == {"held_out_loss": scores["loss"]}
 
 
 def test_churn_is_the_share_of_tokens_with_another_set(model, expected):
@@ -103,7 +103,7 @@ def test_churn_is_the_share_of_tokens_with_another_set(model, expected):
     other = jax.tree.map(lambda leaf: leaf, params)
     nnx.replace_by_pure_dict(other, values)
     other = nnx.merge(graph, other)
-    held_out = HeldOut(CONFIG.topk)
+    held_out = HeldOut()
     assert "routing_churn" not in held_out(model, batches())
     assert held_out(model, batches())["routing_churn"] == [0.0, 0.0]
     churn = held_out(other, batches())["routing_churn"]
@@ -121,7 +121,7 @@ def test_churn_is_the_share_of_tokens_with_another_set(model, expected):
 
 def test_nothing_to_score_is_an_error(model):
     with pytest.raises(ValueError, match="no label"):
-        evaluate(model, [], CONFIG.topk, 1.0)
+        evaluate(model, [], 1.0)
 
 
 @pytest.mark.parametrize(("length", "last"), [(1, (0, 1)), (16, (0, 16)), (17, (16, 17)), (2048, (1024, 2048))])

@@ -47,7 +47,7 @@ def test_fused_tokens_are_sums_of_embeddings():
     @jax.jit
     def both(fused, plain):
         return (
-            (recall_hidden_states(model, fused)[0], model.hidden_states_of(summed)[0]),
+            (recall_hidden_states(model, fused)[0], model.hidden_states(inputs_embeds=summed)[0]),
             (recall_hidden_states(model, plain)[0], model.hidden_states(plain)[0]),
         )
 

@@ -6,12 +6,9 @@ import pytest
 from flax import nnx
 from support.parameters import randomised
 
-from mom_jax.layers.mom import MoM
-from mom_jax.layers.output import HeadNormOutput
-from mom_jax.layers.rules.deltanet import DeltaNet
-from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
+from mom_jax.layers.mixer import MemoryMixer
 
-MakeLayer = Callable[..., MoM]
+MakeLayer = Callable[..., MemoryMixer]
 
 
 @pytest.fixture(scope="session")
@@ -29,17 +26,25 @@ def make_layer() -> MakeLayer:
         single_projection: bool = False,
         output_gate: bool = True,
         conv_size: int | None = 4,
-        rule: type[GatedDeltaNet | DeltaNet] = GatedDeltaNet,
+        rule: str = "gated_deltanet",
         **options,
-    ) -> MoM:
-        sizes = (hidden, heads, key_dim, value_dim)
-        memories = 1 if single_projection or num_memories is None else num_memories + shared
+    ) -> MemoryMixer:
+        conv = {"use_short_conv": False} if conv_size is None else {"conv_size": conv_size}
 
-        def layer() -> MoM:
-            rngs = nnx.Rngs(0)
-            made = rule(*sizes, memories=memories, conv_size=conv_size, **options, rngs=rngs)
-            output = HeadNormOutput(hidden, heads, value_dim, gate=output_gate, norm_eps=1e-5, rngs=rngs)
-            return MoM(hidden, made, output, num_memories=num_memories, top_k=top_k, shared=shared, rngs=rngs)
+        def layer() -> MemoryMixer:
+            return MemoryMixer(
+                hidden,
+                rule=rule,
+                num_heads=heads,
+                head_k_dim=key_dim,
+                head_v_dim=value_dim,
+                num_memories=num_memories,
+                top_k=top_k,
+                shared=shared,
+                single_projection=single_projection,
+                options={"use_output_gate": output_gate, "norm_eps": 1e-5, **conv, **options},
+                rngs=nnx.Rngs(0),
+            )
 
         return randomised(nnx.eval_shape(layer), 0.35)
 

@@ -7,9 +7,7 @@ from flax import nnx
 from goldens.read import assign, load, mixer_parameters, parameters_by_name, under
 from support.compare import assert_close
 
-from mom_jax.layers.mom import MoM
-from mom_jax.layers.output import HeadNormOutput
-from mom_jax.layers.rules.gated_deltanet import GatedDeltaNet
+from mom_jax.layers.mixer import MemoryMixer
 from mom_jax.models.config import MoMConfig
 
 
@@ -18,17 +16,19 @@ def evaluated():
     """The stored arrays, our outputs, and our gradients of sum(y * dy)."""
     stored = load("layer_defaults")
     with nnx.use_eager_sharding(False):
-        rngs = nnx.Rngs(0)
-        rule = GatedDeltaNet(32, 2, 16, 32, memories=8, conv_size=4, rngs=rngs)
-        output = HeadNormOutput(32, 2, 32, gate=True, norm_eps=1e-5, rngs=rngs)
-        layer = MoM(32, rule, output, num_memories=8, top_k=2, shared=False, rngs=rngs)
+        sizes = {"num_heads": 2, "head_k_dim": 16, "head_v_dim": 32, "num_memories": 8, "shared": False}
+        layer = MemoryMixer(32, **sizes, options={"norm_eps": 1e-5}, rngs=nnx.Rngs(0))
     config = MoMConfig(num_hidden_layers=1, num_memories=8, shared_mem=False)
     assign(layer, mixer_parameters(layer, config, under(stored, "sd")))
     graph, params = nnx.split(layer)
 
     @jax.jit
     def run(params, x, dy):
-        (y, logits), pull = jax.vjp(lambda params, x: nnx.merge(graph, params)(x)[:2], params, x)
+        def mixed(params, x):
+            y, router, _ = nnx.merge(graph, params)(x)
+            return y, router.logits
+
+        (y, logits), pull = jax.vjp(mixed, params, x)
         return y, logits, pull((dy, jnp.zeros_like(logits)))
 
     y, logits, (dparams, dx) = run(params, stored["in/x"], stored["in/dy"])

@@ -7,7 +7,7 @@ import pytest
 from support.dependence import dependence
 from support.mixer import choose
 
-from mom_jax.layers.rules import parts
+from mom_jax.layers import convolution
 
 ROWS, TIME = 2, 12
 
@@ -79,7 +79,7 @@ def test_a_leak_is_seen(make_layer, x, monkeypatch):
         shifted = [jnp.pad(x, ((16 * w, 0), (0, 0)))[: len(x)] for w in range(weight.shape[1])]
         return jax.nn.silu(sum(s * weight[:, -1 - w] for w, s in enumerate(shifted)))
 
-    monkeypatch.setattr(parts, "short_conv", blind)
+    monkeypatch.setattr(convolution, "short_conv", blind)
     layer = make_layer(shared=False)
     may = allowed(choose(layer.router.weight[...], x, 2))
     with pytest.raises(AssertionError, match=r"\[\["):

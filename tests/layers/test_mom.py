@@ -11,15 +11,13 @@ from goldens.read import parameters_by_name
 from support.compare import assert_close
 from support.mixer import choose, dense_mixer, sequences
 
-from mom_jax.layers.rules.deltanet import DeltaNet
-
 CASES = {
     "shared": ({}, 11),
     "routed only, no gate, no convolution": ({"shared": False, "output_gate": False, "conv_size": None}, 11),
     "one projection, top-1": ({"single_projection": True, "top_k": 1}, 11),
     "all memories, one tap, one token": ({"top_k": 4, "conv_size": 1}, 1),
     "a single memory": ({"num_memories": None, "shared": False}, 11),
-    "deltanet": ({"rule": DeltaNet, "allow_neg_eigval": True}, 11),
+    "deltanet": ({"rule": "deltanet", "allow_neg_eigval": True}, 11),
     "sizes of a model": ({"hidden": 32, "heads": 1, "key_dim": 64, "value_dim": 64}, 70),
 }
 
@@ -60,8 +58,9 @@ def test_equals_the_dense_definition(make_layer, case):
     found = sequences(memories, layer.memories - layer.shared, layer.shared, mask, documents)
     by_name = {name: np.asarray(value, np.float64) for name, value in parameters_by_name(params).items()}
     with jax.enable_x64(True):
-        heads = layer.rule.num_heads
-        options = {"heads": heads, "shared": layer.shared, "max_beta": layer.rule.max_beta}
+        heads = layer.rule.sizes.num_heads
+        max_beta = 2.0 if layer.rule.options.allow_neg_eigval else 1.0
+        options = {"heads": heads, "shared": layer.shared, "max_beta": max_beta}
         dense = functools.partial(dense_mixer, memories=memories, found=found, eps=layer.output.norm_eps, **options)
         run = jax.jit(functools.partial(differentiate, dense))
         want, (dp, dx_want) = jax.device_get(run(by_name, np.asarray(x, np.float64), np.asarray(dy, np.float64)))

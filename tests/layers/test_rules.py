@@ -12,7 +12,8 @@ from support.dependence import values_and_dependence
 from support.mixer import choose
 from support.parameters import randomised
 
-from mom_jax.layers.mom import MoM
+from mom_jax.errors import InputError
+from mom_jax.layers.mixer import MemoryMixer
 from mom_jax.models.config import MEMORY_RULES, MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.documents import count_documents
@@ -34,12 +35,12 @@ OPTIONS = {
 
 
 @functools.cache
-def layer_of(rule: str, mixture: bool = True) -> MoM:
+def layer_of(rule: str, mixture: bool = True) -> MemoryMixer:
     """A layer of the rule with parameters that make every part matter; a mixture's are the same at every call."""
     sizes = {"hidden_size": D, "num_heads": 2, "head_dim": 8, "expand_v": 1.5, "num_hidden_layers": 3}
     config = MoMConfig(**sizes | OPTIONS.get(rule, {}), memory_rule=rule, mixture=mixture)
     layer = randomised(nnx.eval_shape(lambda: make_mixer(config, "memory", nnx.Rngs(0))), 0.4)
-    assert isinstance(layer, MoM)
+    assert isinstance(layer, MemoryMixer)
     return layer
 
 
@@ -48,7 +49,7 @@ def hidden():
     return jnp.asarray(np.random.default_rng(1).normal(size=(ROWS, TIME, D)), jnp.float32)
 
 
-def memory_of(layer: MoM, single: MoM, memory: int) -> MoM:
+def memory_of(layer: MemoryMixer, single: MemoryMixer, memory: int) -> MemoryMixer:
     """One memory of a mixture as a layer of its own that returns its reads."""
     graph, params = nnx.split(single)
     values, own = nnx.to_pure_dict(params), nnx.to_pure_dict(nnx.state(layer.rule))
@@ -64,7 +65,7 @@ def full_pass(rule: str) -> tuple[np.ndarray, np.ndarray]:
     layer = layer_of(rule)
     read = lambda x: layer.read(x, MASK, NUMBERS, layer=1)[0].reshape(ROWS, TIME, -1)  # noqa: E731
     values, sizes = values_and_dependence(read, hidden())
-    return values.reshape(ROWS, TIME, layer.rule.num_heads, -1), sizes
+    return values.reshape(ROWS, TIME, layer.rule.sizes.num_heads, -1), sizes
 
 
 def check_memories_one_by_one(rule):
@@ -127,6 +128,24 @@ def test_dtypes(rule):
     y, _, after = jax.eval_shape(lambda x, cache: layer(x, None, None, cache, layer=1), x, cache)
     assert y.dtype == jnp.bfloat16
     assert all(a.dtype == b.dtype for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(cache), strict=True))
+
+
+@pytest.mark.parametrize(
+    "fields,message",
+    [
+        ({"memory_rule": "kda", "use_output_gate": False}, r"use_output_gate=False: is not available: memory_rule kda"),
+        ({"memory_rule": "rwkv6", "use_output_gate": False}, r"use_output_gate=False: .* rwkv6 has its own gate"),
+        ({"memory_rule": "ttt", "expand_v": 2.0}, r"expand_v=2\.0: must be 1 with memory_rule ttt"),
+        ({"rule_options": ("rank=8",)}, r"rank=8: is no option of GatedDeltaNet, which has .*allow_neg_eigval"),
+        ({"memory_rule": "nowhere:Rule"}, r"memory_rule=nowhere:Rule: there is no module nowhere"),
+        ({"memory_rule": "json:loads"}, r"memory_rule=json:loads: json has no class loads derived from MemoryRule"),
+        ({"memory_rule": "mom_jax.layers.rules.rule:MemoryRule"}, r"does not define primitive and rows"),
+    ],
+)
+def test_what_a_rule_refuses(fields, message):
+    """Field, value and remedy in one line, before a parameter is made."""
+    with pytest.raises(InputError, match=message):
+        nnx.eval_shape(lambda: make_mixer(MoMConfig(**fields), "memory", nnx.Rngs(0)))
 
 
 def test_retnet_by_definition():

@@ -14,7 +14,7 @@ from mom_jax.models.baselines import BASELINES, get_baseline
 from mom_jax.models.config import MEMORY_RULES, AttentionConfig, MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.presets import get_preset
-from mom_jax.ops.flops import delta_rule_flops
+from mom_jax.ops.delta_rule import DELTA_RULE
 
 D, H, K, V, M, W, WIDE, VOCAB = 16, 2, 8, 12, 4, 4, 24, 32
 CONFIG = MoMConfig(vocab_size=VOCAB, hidden_size=D, num_hidden_layers=2, num_heads=H, head_dim=K, expand_v=1.5,
@@ -42,7 +42,7 @@ def test_a_memory_layer_by_hand():
     vectors = 2 * H + V + 2 * D
     filters = W * (2 * H * K + H * V)
     products = 2 * (shared_by_all - vectors - filters + 3 * one_memory + 3 * filters)
-    forward, backward = delta_rule_flops(32, K, V)
+    forward, backward = DELTA_RULE.flops(32, K, V)
     assert layer.forward == pytest.approx(products + 3 * H * forward)
     assert layer.backward == pytest.approx(2 * products + 3 * H * backward)
     assert layer.state_bytes == 4 * 5 * (H * K * V + (W - 1) * (2 * H * K + H * V)) + 8

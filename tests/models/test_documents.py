@@ -105,7 +105,7 @@ def test_gradients_stay_inside_a_document(kind):
     """Exactly 0 from every other document, one of the same number included; not 0 from the tokens before."""
     model, _ = taken_apart(kind)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, TIME, 16)), jnp.float32)
-    sizes = dependence(lambda x: model.hidden_states_of(x, MASK, NUMBERS)[0], x)
+    sizes = dependence(lambda x: model.hidden_states(None, MASK, NUMBERS, inputs_embeds=x)[0], x)
     same = (RUNS[:, :, None, None] == RUNS) & (np.arange(2)[:, None, None, None] == np.arange(2)[:, None])
     real, itself = MASK[:, :, None, None] * MASK, np.eye(2 * TIME).reshape(2, TIME, 2, TIME)
     may = same & (np.arange(TIME)[:, None, None] >= np.arange(TIME)) & (real + itself > 0)

@@ -48,7 +48,8 @@ def evaluated(name: str, leak: bool = False):
     def run(params, ids, mask, labels):
         def loss(params):
             model = nnx.merge(graph, params)
-            hidden, router_logits, _ = model.hidden_states(ids, mask)
+            hidden, router, _ = model.hidden_states(ids, mask)
+            router_logits = tuple(router.logits)
             total, count = chunked_cross_entropy(hidden, model.output_embedding(), labels)
             aux = load_balancing_loss(router_logits, model.config.topk, mask)
             lm = total / count

@@ -41,8 +41,8 @@ def one_by_one(graph, params, ids):
     for kind in model.config.layer_kinds:
         stack, stacked = nnx.split(model.layers if kind == "memory" else model.attention_layers)
         block = nnx.merge(stack, jax.tree.map(lambda a, i=seen[kind]: a[i], stacked))
-        x, router_logits, _ = block(x, None, None, None, 0)
-        logits += [] if router_logits is None else [router_logits]
+        x, router, _ = block(x, None, None, None, 0)
+        logits += [] if router is None else [router.logits]
         seen[kind] += 1
     return tuple(logits), model.norm(x) @ model.lm_head[...].T
 

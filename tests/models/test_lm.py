@@ -15,7 +15,7 @@ from mom_jax.errors import InputError
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.loss import chunked_cross_entropy
-from mom_jax.ops.routing import load_balancing_loss
+from mom_jax.ops.routing import auxiliary_loss
 
 
 def tokens(rows=2, time=12, seed=0):
@@ -26,9 +26,9 @@ def tokens(rows=2, time=12, seed=0):
 def train_loss(graph, ids, params, remat="none"):
     """Loss of next-token prediction with the auxiliary loss, as training computes it."""
     model = nnx.merge(graph, params)
-    hidden, router_logits, _ = model.hidden_states(ids, remat=remat)
+    hidden, router, _ = model.hidden_states(ids, remat=remat)
     total, count = chunked_cross_entropy(hidden, model.output_embedding(), jnp.roll(ids, -1, 1))
-    return total / count + 0.01 * load_balancing_loss(router_logits, model.config.topk)
+    return total / count + 0.01 * auxiliary_loss(router)
 
 
 @functools.cache

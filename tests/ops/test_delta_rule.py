@@ -1,4 +1,7 @@
-"""The gated delta rule: token by token = chunk by chunk = single steps = a float64 loop over single segments."""
+"""The gated delta rule: token by token = chunk by chunk = a float64 loop over single segments.
+
+What holds for every recurrence: `test_recurrences.py`.
+"""
 
 import functools
 
@@ -10,16 +13,15 @@ from support.compare import assert_close
 from support.delta_rule import CASES, NAMES, case, cotangents_of, example, expected, with_gradients
 from support.packed import Layout
 
-from mom_jax.errors import InputError
-from mom_jax.ops.delta_rule import delta_rule_step, gated_delta_rule
+from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
 
 TOLERANCE = 1e-5  # of the largest value of each array, in float32
 
 
 def rule(impl, layout, resets, inputs):
     """Outputs of the tokens and final states."""
-    q, k, v, g, beta = (layout.pack(inputs[name]) for name in NAMES[:-1])
-    o, final = gated_delta_rule(q, k, v, g, beta, layout.table(resets), inputs["state"], impl=impl)
+    rows = DeltaRuleRows(**{name: layout.pack(inputs[name]) for name in NAMES[:-1]})
+    o, final = DELTA_RULE(rows, layout.table(resets), inputs["state"], impl=impl)
     return o[layout.index], final
 
 
@@ -65,36 +67,6 @@ def test_very_strong_decay_between_weak_ones():
     assert_close(got[0], expected(inputs, (30,), ())[0], TOLERANCE)
 
 
-def test_repeated_steps_equal_the_chunks():
-    """`delta_rule_step` over four rows at once, token by token."""
-    inputs = example(4 * 21, 4)
-    outputs, state = [], inputs["state"]
-    step = jax.jit(functools.partial(delta_rule_step, scale=8**-0.5))
-    by_token = {name: inputs[name].reshape(4, 21, *inputs[name].shape[1:]) for name in NAMES[:-1]}
-    for t in range(21):
-        o, state = step(*(by_token[name][:, t] for name in NAMES[:-1]), state)
-        outputs.append(o)
-    want = jax.jit(functools.partial(rule, "xla", Layout((21,) * 4, 16), None))(inputs)
-    assert_close((jnp.stack(outputs, 1).reshape(want[0].shape), state), want, TOLERANCE)
-
-
-def test_hand_over():
-    """Two calls joined by the state equal one: values, and gradients through the border."""
-    inputs = example(50, 1)
-    cotangents = cotangents_of(inputs)
-
-    def two(inputs):
-        outputs, state = [], inputs["state"]
-        for begin, end in ((0, 19), (19, 50)):
-            part = {name: inputs[name][begin:end] for name in NAMES[:-1]} | {"state": state}
-            o, state = rule("xla", Layout((end - begin,), 16), None, part)
-            outputs.append(o)
-        return jnp.concatenate(outputs), state
-
-    got = jax.jit(functools.partial(with_gradients, two))(inputs, cotangents)
-    assert_close(got, measured("xla", 16, inputs, (50,), ()), TOLERANCE)
-
-
 def test_vmap_and_checkpoint():
     """A leading axis by vmap, and rematerialisation, change neither values nor gradients."""
     lengths = (17, 0, 9)
@@ -105,53 +77,3 @@ def test_vmap_and_checkpoint():
     got = jax.jit(jax.vmap(lambda x: with_gradients(function, x, cotangents)))(stacked)
     for i, inputs in enumerate(several):
         assert_close(jax.tree.map(lambda x: x[i], got), measured("xla", 16, inputs, lengths, (20,)), TOLERANCE)  # noqa: B023
-
-
-def test_bfloat16():
-    """bfloat16 inputs: outputs bfloat16 within 2^-7 of the same inputs in float32, state float32."""
-    lengths = (33, 5)
-    inputs = example(38, 2)
-    half = {name: x.astype(jnp.bfloat16) if name in "qkv" else x for name, x in inputs.items()}
-    o, state = rule("xla", Layout(lengths, 16), None, half)
-    want, want_state = rule("reference", Layout(lengths, 16), None, jax.tree.map(lambda x: x.astype(jnp.float32), half))
-    assert state is not None and o.dtype == jnp.bfloat16 and state.dtype == jnp.float32
-    assert_close(o, want, 2**-7)
-    assert_close(state, want_state, TOLERANCE)
-    gradients = jax.grad(lambda x: rule("xla", Layout(lengths, 16), None, x)[0].astype(jnp.float32).sum())(half)
-    assert {name: x.dtype for name, x in gradients.items()} == {name: x.dtype for name, x in half.items()}
-    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in gradients.values())
-
-
-@pytest.mark.parametrize("impl", ["reference", "xla"])
-def test_no_state_is_a_state_of_zeros(impl):
-    """Without an initial state segments begin empty and no state returns: outputs and gradients are those of zeros."""
-    lengths, resets = (17, 0, 9), (20,)
-    layout, inputs = Layout(lengths, 16), example(26, 3)
-    cotangent = cotangents_of(inputs)[0]
-
-    def outputs(state, x):
-        q, k, v, g, beta = (layout.pack(x[name]) for name in NAMES[:-1])
-        o, final = gated_delta_rule(q, k, v, g, beta, layout.table(resets), state, impl=impl)
-        assert (final is None) == (state is None)
-        return o[layout.index]
-
-    zeros = jnp.zeros_like(inputs.pop("state"))
-    run = lambda state: jax.jit(lambda x: with_gradients(functools.partial(outputs, state), x, cotangent))(inputs)  # noqa: E731
-    assert_close(run(None), run(zeros), 1e-6)
-
-
-def test_scale():
-    """``scale`` replaces K^-0.5."""
-    layout, inputs = Layout((9,), 16), example(9, 1)
-    q, k, v, g, beta = (layout.pack(inputs[name]) for name in NAMES[:-1])
-    o, _ = gated_delta_rule(q, k, v, g, beta, layout.table(), inputs["state"], scale=1.0)
-    want, _ = gated_delta_rule(q, k, v, g, beta, layout.table(), inputs["state"])
-    assert_close(o, want * 8**0.5, 1e-6)
-
-
-def test_unknown_implementation():
-    """The message names those that exist."""
-    layout, inputs = Layout((3,), 16), example(3, 1)
-    q, k, v, g, beta = (layout.pack(inputs[name]) for name in NAMES[:-1])
-    with pytest.raises(InputError, match=r"impl=cuda: choose one of auto, reference, xla"):
-        gated_delta_rule(q, k, v, g, beta, layout.table(), impl="cuda")

@@ -6,6 +6,7 @@ from jax.sharding import AbstractMesh
 
 from mom_jax.errors import InputError
 from mom_jax.ops import dispatch
+from mom_jax.ops.delta_rule import DELTA_RULE
 from mom_jax.ops.dispatch import select, target, uses_kernels
 from pallas_kernels.chunks import Unsupported
 
@@ -18,16 +19,17 @@ def compiling_for(platform: str, kind: str):
     return jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device))
 
 
-@pytest.fixture
+@pytest.fixture(name="fast")
 def kernels(monkeypatch):
     """Kernels that tell where they ran, and refuse negative numbers."""
 
-    def run(x, device="a TPU"):
+    def run(device, x):
         if x < 0:
             raise Unsupported("x is negative")
-        return f"kernel on {device}"
+        return f"kernel on {device.generation or device.kind}"
 
-    monkeypatch.setattr(dispatch, "_load", lambda device, kernel: run)
+    monkeypatch.setattr(dispatch, "_check_gpu", lambda device: None)
+    return dict.fromkeys(dispatch.KERNELS, run)
 
 
 def test_target():
@@ -40,34 +42,35 @@ def test_target():
     assert uses_kernels("gpu") and not uses_kernels("auto")
 
 
-def test_auto(kernels):
+def test_auto(fast):
     """XLA on a CPU, without a kernel, and for what a kernel refuses."""
-    assert select("auto", FORMS, "fast")(1) == "xla"
+    assert select("auto", FORMS, fast)(1) == "xla"
     with compiling_for("gpu", "NVIDIA A100-SXM4-80GB"):
-        assert select("auto", FORMS)(1) == "xla"
-        assert select("auto", FORMS, "fast")(1) == "kernel on sm_80"
-        assert select("auto", FORMS, "fast")(-1) == "xla"
+        assert select("auto", FORMS, {})(1) == "xla"
+        assert select("auto", FORMS, fast)(1) == "kernel on sm_80"
+        assert select("auto", FORMS, fast)(-1) == "xla"
 
 
-def test_by_name(kernels):
+def test_by_name(fast):
     """A named implementation runs, or says why it cannot."""
-    assert select("reference", FORMS, "fast")(1) == "reference"
+    assert select("reference", FORMS, fast)(1) == "reference"
     with pytest.raises(InputError, match=r"impl=tpu: needs a TPU, and this is compiled for cpu; use auto or xla"):
-        select("tpu", FORMS, "fast")
+        select("tpu", FORMS, fast)
     with pytest.raises(InputError, match=r"impl=gpu: choose one of auto, reference, xla$"):
-        select("gpu", FORMS)
+        select("gpu", FORMS, {})
     with compiling_for("tpu", "TPU v6 lite"):
-        assert select("tpu", FORMS, "fast")(1) == "kernel on a TPU"
+        assert select("tpu", FORMS, fast)(1) == "kernel on TPU v6 lite"
         with pytest.raises(InputError, match=r"impl=tpu: x is negative; use auto or xla"):
-            select("tpu", FORMS, "fast")(-1)
+            select("tpu", FORMS, fast)(-1)
 
 
-def test_no_such_kernel():
+def test_no_such_kernel(fast):
     """A primitive without a kernel for the platform runs in XLA, unless the kernel is asked for."""
+    del fast["tpu"]
     with compiling_for("tpu", "TPU v5 lite"):
-        assert select("auto", FORMS, "fast")(1) == "xla"
-        with pytest.raises(InputError, match=r"impl=tpu: there is no fast kernel for a TPU; use auto or xla"):
-            select("tpu", FORMS, "fast")(1)
+        assert select("auto", FORMS, fast)(1) == "xla"
+        with pytest.raises(InputError, match=r"impl=tpu: there is no such kernel for a TPU; use auto or xla"):
+            select("tpu", FORMS, fast)(1)
 
 
 @pytest.mark.parametrize("kind", ["NVIDIA L4", "NVIDIA A10", "NVIDIA GeForce RTX 4090", "NVIDIA B300", "Tesla V100"])
@@ -77,10 +80,10 @@ def test_gpus_without_kernels(monkeypatch, kind):
     dispatch._warn_of_gpu.cache_clear()
     with compiling_for("gpu", kind):
         with pytest.warns(UserWarning, match=f"the GPU kernels are made for sm_80.*, not for {kind}; XLA runs") as said:
-            assert [select("auto", FORMS, "delta_rule")(1) for _ in range(3)] == ["xla"] * 3
+            assert [select("auto", FORMS, DELTA_RULE.kernels)(1) for _ in range(3)] == ["xla"] * 3
         assert len(said) == 1 and not uses_kernels("auto")
         with pytest.raises(InputError, match=rf"impl=gpu: .*not for {kind}; use auto or xla"):
-            select("gpu", FORMS, "delta_rule")(1)
+            select("gpu", FORMS, DELTA_RULE.kernels)(1)
 
 
 def test_a_gpu_of_another_generation():
@@ -93,4 +96,4 @@ def test_without_jax_triton(monkeypatch):
     """Nothing falls back silently where kernels are a package away."""
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
     with compiling_for("gpu", "NVIDIA H200"), pytest.raises(InputError, match=r"impl=gpu: needs jax-triton"):
-        select("auto", FORMS, "delta_rule")(1)
+        select("auto", FORMS, DELTA_RULE.kernels)(1)

@@ -7,7 +7,7 @@ from goldens.read import load, under
 from support.compare import assert_close
 from support.packed import Layout
 
-from mom_jax.ops.delta_rule import gated_delta_rule
+from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
 from mom_jax.ops.norm import l2_norm
 
 IMPLEMENTATIONS = ("reference", "xla")
@@ -20,8 +20,8 @@ def differentiate(layout, impl, inputs, do, dstate):
 
     def rule(inputs):
         x = dict(inputs, q=l2_norm(inputs["q"]), k=l2_norm(inputs["k"]))
-        q, k, v, g, beta = (layout.pack(x[name]) for name in NAMES[:-1])
-        o, state = gated_delta_rule(q, k, v, g, beta, table, x["initial_state"], impl=impl)
+        rows = DeltaRuleRows(**{name: layout.pack(x[name]) for name in NAMES[:-1]})
+        o, state = DELTA_RULE(rows, table, x["initial_state"], impl=impl)
         return o[layout.index], state
 
     @jax.jit

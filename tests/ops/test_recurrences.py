@@ -14,8 +14,6 @@ from support.recurrences import DOCUMENTS, EXTREMES, RAGGED, TOLERANCE, with_gra
 from support.recurrences import outputs as outputs_of
 
 from mom_jax.errors import InputError
-from mom_jax.ops.scalar_decay import scalar_decay
-from mom_jax.ops.vector_decay import vector_decay
 
 
 def outputs(primitive, impl, layout, resets, inputs):
@@ -71,7 +69,7 @@ def test_chunks_equal_tokens(name):
 
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_steps_equal_two_calls(name):
-    """`*_step` over four rows at once, and two calls in chunks of which the second continues the first."""
+    """Steps over four rows at once, and two calls in chunks of which the second continues the first."""
     lengths, cut, inputs = (22,) * 4, 11, example(name, 4 * 22, 4)
     by_row = jax.tree.map(lambda x: np.reshape(x, (4, 22, *x.shape[1:])), inputs["rows"])
 
@@ -133,13 +131,14 @@ def test_sizes_of_models(name):
 
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_bfloat16(name):
-    """bfloat16 rows: outputs in bfloat16, within 2^-7 of float32; state float32; gradients as inputs."""
+    """bfloat16 rows: outputs in the dtype of the values, within 2^-7 of float32; state float32; gradients as inputs."""
     layout, inputs = Layout(RAGGED, 8), example(name, sum(RAGGED), len(RAGGED))
     half = inputs | {"rows": {n: x.astype(jnp.bfloat16) if n in "qkv" else x for n, x in inputs["rows"].items()}}
     o, state = values(name, "xla", layout, DOCUMENTS, half)
     rounded = jax.tree.map(lambda x: x.astype(np.float32), half)
     want, want_state = values(name, "reference", layout, DOCUMENTS, rounded)
-    assert o.dtype == jnp.bfloat16 and all(x.dtype == jnp.float32 for x in jax.tree.leaves(state))
+    written = jax.eval_shape(lambda: PRIMITIVES[name].packed(half["rows"], half["shared"]).v)
+    assert o.dtype == written.dtype and all(x.dtype == jnp.float32 for x in jax.tree.leaves(state))
     assert_close(o.astype(jnp.float32), want, 2**-7)
     assert_close(state, want_state, TOLERANCE)
     run = functools.partial(outputs, PRIMITIVES[name], "xla", layout, DOCUMENTS)
@@ -166,11 +165,51 @@ def test_unknown_implementation(name):
         jax.eval_shape(run, example(name, 3, 1))
 
 
-def test_scale():
+@pytest.mark.parametrize("name", ["delta rule", "scalar decay", "vector decay"])
+def test_scale(name):
     """``scale`` replaces K^-0.5."""
-    layout, rows = Layout((9,), 16), example("vector decay", 9, 1)["rows"]
-    q, k, v, g = (layout.pack(rows[name]) for name in "qkvg")
-    for operator, gate in ((scalar_decay, g[..., 0]), (vector_decay, g)):
-        run = jax.jit(functools.partial(operator, scale=1.0))
-        want = jax.jit(operator)(q, k, v, gate, layout.table())[0] * 8**0.5
-        assert_close(run(q, k, v, gate, layout.table())[0], want, 1e-6)
+    layout, inputs = Layout((9,), 16), example(name, 9, 1)
+    rows = jax.tree.map(layout.pack, inputs["rows"])
+    run = jax.jit(functools.partial(PRIMITIVES[name].run, rows, {}, layout.table(), None), static_argnames="scale")
+    assert_close(run(scale=1.0)[0], run()[0] * 8**0.5, 1e-6)
+
+
+def _like(valid, x):
+    return valid.reshape(-1, *[1] * (x.ndim - 1))
+
+
+@pytest.mark.parametrize("impl", ["reference", "xla"])
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_padding_is_inert(name, impl):
+    """Whatever stands on padding rows: once masked it neither writes nor decays, in values, states and gradients."""
+    case, layout, inputs = PRIMITIVES[name], Layout((5, 0, 9), 8), jax.tree.map(jnp.asarray, example(name, 14, 3))
+    valid, table = layout.pack(np.ones(14, bool)), layout.table((7,))
+    noise = lambda x: 3 * np.random.default_rng(1).normal(size=(layout.rows, *x.shape[1:])).astype(np.float32)  # noqa: E731
+    padding = jax.tree.map(noise, inputs["rows"])
+
+    def run(rows, padding):
+        packed = {name: layout.pack(x) + jnp.where(_like(valid, x), 0, padding[name]) for name, x in rows.items()}
+        rows = case.primitive.masked(case.packed(packed, inputs["shared"]), valid)
+        o, state = case.primitive(rows, table, inputs["state"], impl=impl)
+        return o[layout.index], state
+
+    call = jax.jit(lambda *x: (run(*x), jax.grad(lambda *x: jnp.sum(run(*x)[0] ** 2), argnums=(0, 1))(*x)))
+    got, (_, through_padding) = call(inputs["rows"], padding)
+    want, _ = call(inputs["rows"], jax.tree.map(np.zeros_like, padding))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert not any(np.any(x) for x in jax.tree.leaves(through_padding))
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_double_precision(name):
+    """With 64-bit types: float32 rows trace with gradients, and float64 rows are computed in float64."""
+    layout, inputs = Layout((9, 5), 8), example(name, 14, 2)
+    run = lambda impl: functools.partial(outputs, PRIMITIVES[name], impl, layout, (6,))  # noqa: E731
+    with jax.enable_x64(True):
+        for impl in ("xla", "reference"):
+            (_, state), gradients = jax.eval_shape(functools.partial(with_gradients, run(impl)), inputs)
+            assert {x.dtype for x in jax.tree.leaves((state, gradients))} == {np.dtype(np.float32)}
+        wide = jax.tree.map(lambda x: x.astype(np.float64), inputs)
+        got, want = (jax.device_get(jax.jit(run(impl))(wide)) for impl in ("xla", "reference"))
+    assert {x.dtype for x in jax.tree.leaves(got)} == {np.dtype(np.float64)}
+    assert_close(got, want, 1e-12)

@@ -7,7 +7,7 @@ import pytest
 from support.compare import assert_close
 
 from mom_jax.ops.router_statistics import chosen_sets, dead_memories, router_statistics, routing_churn
-from mom_jax.ops.routing import balanced_bias, load_balancing_loss, route
+from mom_jax.ops.routing import auxiliary_loss, balanced_bias, load_balancing_loss, route, router_output
 
 
 def softmax(x):
@@ -39,24 +39,24 @@ def test_route(top_k):
     p = softmax(logits)
     order = np.argsort(-p, -1, kind="stable")[..., :top_k]
     chosen = np.take_along_axis(p, order, -1)
-    np.testing.assert_array_equal(routing.memories, order)
-    assert routing.weights.dtype == jnp.float32
-    assert_close(routing.weights, chosen / chosen.sum(-1, keepdims=True), 1e-6)
+    np.testing.assert_array_equal(routing[1], order)
+    assert routing[0].dtype == jnp.float32
+    assert_close(routing[0], chosen / chosen.sum(-1, keepdims=True), 1e-6)
 
 
 def test_ties_and_extremes():
     """Ties go to the lower index; a memory whose probability underflows to 0 is still a distinct choice."""
-    np.testing.assert_array_equal(route(jnp.zeros((1, 1, 4)), 3).memories[0, 0], [0, 1, 2])
+    np.testing.assert_array_equal(route(jnp.zeros((1, 1, 4)), 3)[1][0, 0], [0, 1, 2])
     routing = route(jnp.array([[[-1e4, 0.0, -2e4, -3e4]]]), 3)
-    np.testing.assert_array_equal(routing.memories[0, 0], [1, 0, 2])
-    np.testing.assert_array_equal(routing.weights[0, 0], [1, 0, 0])
+    np.testing.assert_array_equal(routing[1][0, 0], [1, 0, 2])
+    np.testing.assert_array_equal(routing[0][0, 0], [1, 0, 0])
 
 
 def test_route_in_float32():
     """bfloat16 logits are widened before the softmax."""
     (logits,) = random_layers(1)
     half = logits.astype(jnp.bfloat16)
-    np.testing.assert_array_equal(route(half, 2).weights, route(half.astype(jnp.float32), 2).weights)
+    np.testing.assert_array_equal(route(half, 2)[0], route(half.astype(jnp.float32), 2)[0])
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 5])
@@ -105,7 +105,8 @@ def test_statistics(masked):
     """Loads and entropies against a loop over tokens."""
     layers = random_layers()
     mask = np.random.default_rng(1).integers(0, 2, (2, 9)) if masked else np.ones((2, 9), int)
-    got = router_statistics(layers, 2, jnp.asarray(mask) if masked else None)
+    keep = jnp.asarray(mask) if masked else None
+    got = router_statistics(router_output(jnp.stack(layers), 2, keep), keep)
     load, entropy = np.zeros((3, 5)), np.zeros(3)
     for i, layer in enumerate(layers):
         for b, t in zip(*np.nonzero(mask), strict=True):
@@ -126,18 +127,18 @@ def test_a_bias_moves_the_choice_but_not_the_weights(top_k):
     (logits,), bias = random_layers(1), random_bias(1)[0]
     routing, p = route(logits, top_k, bias), softmax(logits)
     order = np.argsort(-(p + np.asarray(bias)), -1, kind="stable")[..., :top_k]
-    np.testing.assert_array_equal(routing.memories, order)
+    np.testing.assert_array_equal(routing[1], order)
     chosen = np.take_along_axis(p, order, -1)
-    assert_close(routing.weights, chosen / chosen.sum(-1, keepdims=True), 1e-6)
+    assert_close(routing[0], chosen / chosen.sum(-1, keepdims=True), 1e-6)
     if top_k < 5:
-        assert np.any(np.sort(routing.memories) != np.sort(route(logits, top_k).memories))
+        assert np.any(np.sort(routing[1]) != np.sort(route(logits, top_k)[1]))
 
 
 def test_a_bias_of_zero_changes_nothing():
     """Same choices, weights and gradients as without."""
     (logits,) = random_layers(1)
-    mixed = lambda logits, bias: jnp.sum(route(logits, 2, bias).weights ** 2)  # noqa: E731
-    np.testing.assert_array_equal(route(logits, 2, jnp.zeros(5)).memories, route(logits, 2).memories)
+    mixed = lambda logits, bias: jnp.sum(route(logits, 2, bias)[0] ** 2)  # noqa: E731
+    np.testing.assert_array_equal(route(logits, 2, jnp.zeros(5))[1], route(logits, 2)[1])
     one, other = jax.grad(mixed)(logits, jnp.zeros(5)), jax.grad(mixed)(logits, None)
     assert_close(one, other, 1e-5, atol=1e-7)
 
@@ -145,12 +146,12 @@ def test_a_bias_of_zero_changes_nothing():
 def test_gradients_know_nothing_of_the_bias():
     """It gets exactly none, and those of the logits are those of the same choice made without it."""
     (logits,), bias = random_layers(1), random_bias(1)[0]
-    memories = route(logits, 2, bias).memories
+    memories = route(logits, 2, bias)[1]
 
     def mixed(weights):
         return jnp.sum(weights * jnp.arange(1.0, 3.0))
 
-    of_logits, of_bias = jax.grad(lambda x, b: mixed(route(x, 2, b).weights), argnums=(0, 1))(logits, bias)
+    of_logits, of_bias = jax.grad(lambda x, b: mixed(route(x, 2, b)[0]), argnums=(0, 1))(logits, bias)
     chosen = lambda x: jax.nn.softmax(jnp.take_along_axis(x, memories, -1))  # noqa: E731
     assert_close(of_logits, jax.grad(lambda x: mixed(chosen(x)))(logits), 1e-6)
     assert not np.asarray(of_bias).any()
@@ -160,9 +161,9 @@ def test_a_bias_against_certainty():
     """Memories whose probabilities underflowed to 0 can be chosen, with finite weights and gradients."""
     logits, bias = jnp.array([[[0.0, -200.0, -201.0]]]), jnp.array([-2.0, 0.0, 0.0])
     routing = route(logits, 2, bias)
-    np.testing.assert_array_equal(routing.memories[0, 0], [1, 2])
-    assert_close(routing.weights[0, 0], softmax([1.0, 0.0]), 1e-6)
-    assert np.isfinite(jax.grad(lambda x: route(x, 2, bias).weights[..., 0].sum())(logits)).all()
+    np.testing.assert_array_equal(routing[1][0, 0], [1, 2])
+    assert_close(routing[0][0, 0], softmax([1.0, 0.0]), 1e-6)
+    assert np.isfinite(jax.grad(lambda x: route(x, 2, bias)[0][..., 0].sum())(logits)).all()
 
 
 def test_loss_and_statistics_of_a_biased_choice():
@@ -170,12 +171,14 @@ def test_loss_and_statistics_of_a_biased_choice():
     layers, bias = random_layers(), random_bias()
     chosen = np.zeros((3, 5))
     for layer, (logits, own) in enumerate(zip(layers, bias, strict=True)):
-        chosen[layer] = np.bincount(np.asarray(route(logits, 2, own).memories).reshape(-1), minlength=5)
-    got, plain = router_statistics(layers, 2, bias=bias), router_statistics(layers, 2)
+        chosen[layer] = np.bincount(np.asarray(route(logits, 2, own)[1]).reshape(-1), minlength=5)
+    logits = jnp.stack(layers)
+    biased = router_output(logits, 2, bias=bias)
+    got, plain = router_statistics(biased), router_statistics(router_output(logits, 2))
     assert_close(got, {"load": chosen / (2 * 18), "routing_entropy": plain["routing_entropy"]}, 1e-6)
     probability = softmax(jnp.stack(layers)).mean((0, 1, 2))
     want = 5 * np.dot(chosen.sum(0) / (3 * 18), probability)
-    assert_close(load_balancing_loss(layers, 2, bias=bias), want, 1e-6)
+    assert_close(auxiliary_loss(biased), want, 1e-6)
 
 
 def test_the_bias_moves_against_the_load():
@@ -187,10 +190,10 @@ def test_the_bias_moves_against_the_load():
 def test_a_skewed_router_evens_out():
     """From one memory that nearly all tokens choose and one that hardly any does to loads within a tenth of balance."""
     (logits,), bias = random_layers(1, 4, 256, 4), jnp.zeros((1, 4))
-    logits = (logits + jnp.array([2.0, 0, 0, -2.0]),)
-    load = router_statistics(logits, 2)["load"]
+    logits = (logits + jnp.array([2.0, 0, 0, -2.0]))[None]
+    load = router_statistics(router_output(logits, 2))["load"]
     assert load[0, 0] > 0.45 and load[0, 3] < 0.05
-    step = jax.jit(lambda bias: router_statistics(logits, 2, bias=bias)["load"])
+    step = jax.jit(lambda bias: router_statistics(router_output(logits, 2, bias=bias))["load"])
     for _ in range(200):
         load = step(bias)
         bias = balanced_bias(bias, load, 0.005)
@@ -208,8 +211,8 @@ def test_churn_counts_sets():
     first = jnp.array([[[[3.0, 2.0, 0.0], [3.0, 2.0, 0.0], [3.0, 2.0, 0.0], [3.0, 2.0, 0.0]]]])
     second = jnp.array([[[[2.0, 3.0, 0.0], [3.0, 0.0, 2.0], [3.0, 2.0, 0.0], [0.0, 3.0, 2.0]]]])
     mask = jnp.array([[1, 1, 1, 0]])
-    former, latter = (chosen_sets(tuple(logits), 2, mask) for logits in (first, second))
+    former, latter = (chosen_sets(router_output(logits, 2), mask) for logits in (first, second))
     np.testing.assert_array_equal(former.sum((-2, -1)), [[6]])
     np.testing.assert_array_equal(routing_churn(former, latter), [1])
-    biased = chosen_sets(tuple(first), 2, mask, jnp.array([[0.0, 0.0, 2.0]]))
+    biased = chosen_sets(router_output(first, 2, bias=jnp.array([[0.0, 0.0, 2.0]])), mask)
     np.testing.assert_array_equal(routing_churn(former, biased), [3])

@@ -15,7 +15,7 @@ from support.recurrences import DOCUMENTS, RAGGED, outputs, with_gradients
 
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.ops.delta_rule import gated_delta_rule
+from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
 from mom_jax.ops.grouped_matmul import grouped_matmul
 
 ON = [pytest.param("gpu", marks=pytest.mark.gpu), pytest.param("tpu", marks=pytest.mark.tpu)]
@@ -43,8 +43,8 @@ def check(run, inputs, impl, dtype):
 def delta_rule(lengths, resets, impl, inputs):
     """Outputs of the tokens and final states."""
     layout = Layout(lengths, 64)
-    rows = (layout.pack(inputs[name]) for name in delta.NAMES[:-1])
-    o, final = gated_delta_rule(*rows, layout.table(resets), inputs["state"], impl=impl)
+    rows = DeltaRuleRows(*(layout.pack(inputs[name]) for name in delta.NAMES[:-1]))
+    o, final = DELTA_RULE(rows, layout.table(resets), inputs["state"], impl=impl)
     return o[layout.index], final
 
 

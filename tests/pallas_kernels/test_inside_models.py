@@ -1,6 +1,5 @@
 """Kernels inside a model, interpreted on the host: packed by layers, scanned, rematerialised; beside XLA."""
 
-import functools
 import importlib
 
 import jax
@@ -36,12 +35,13 @@ def test_model(platform, monkeypatch):
 
     want, ran = measured("xla"), []
 
-    def load(device, kernel):
-        ran.append(kernel)
-        module = importlib.import_module(f"pallas_kernels.{platform}.{kernel}")
-        return functools.partial(getattr(module, kernel), interpret=True)
+    def interpreted(device, kernels):
+        module, _, function = kernels[device.platform].partition(":")
+        ran.append(function)
+        kernel = getattr(importlib.import_module(module), function)
+        return lambda *arguments: kernel(*dispatch.plain(arguments), interpret=True)
 
-    monkeypatch.setattr(dispatch, "_load", load)
+    monkeypatch.setattr(dispatch, "kernel_for", interpreted)
     monkeypatch.setattr(dispatch, "target", lambda: DEVICES[platform])
     assert_close(measured(platform), want, 1e-4)
     assert set(ran) == ({"delta_rule", "grouped_matmul"} if platform == "gpu" else {"delta_rule"})

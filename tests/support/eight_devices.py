@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mom_jax.models.config import AttentionConfig, MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.loss import chunked_cross_entropy
-from mom_jax.ops.routing import load_balancing_loss
+from mom_jax.ops.routing import auxiliary_loss
 from support.compare import assert_close
 from support.parameters import random_model, randomised
 
@@ -30,10 +30,10 @@ def train(graph, params, ids, mask, documents):
 
     def loss(params):
         model = nnx.merge(graph, params)
-        hidden, router_logits, _ = model.hidden_states(ids, mask, documents)
+        hidden, router, _ = model.hidden_states(ids, mask, documents)
         weight = model.output_embedding()
         total, count = chunked_cross_entropy(hidden, weight, jnp.roll(ids, -1, 1))
-        aux = load_balancing_loss(router_logits, CONFIG.topk, mask)
+        aux = auxiliary_loss(router, mask)
         return total / count + CONFIG.aux_loss_scale * aux, hidden @ weight.T
 
     return jax.value_and_grad(loss, has_aux=True)(params)

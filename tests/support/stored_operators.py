@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from goldens.read import load, under
 
-from mom_jax.ops.delta_rule import gated_delta_rule
-from mom_jax.ops.fast_weights import layer_norm
-from mom_jax.ops.gated_slots import gated_slots
-from mom_jax.ops.rank_one_decay import kda, rank_one_decay
-from mom_jax.ops.scalar_decay import scalar_decay
-from mom_jax.ops.titans import titans_linear_chunked, titans_linear_scan
-from mom_jax.ops.ttt import ttt_linear
-from mom_jax.ops.vector_decay import vector_decay
+from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
+from mom_jax.ops.gated_slots import GatedSlotsRows, gated_slots
+from mom_jax.ops.norm import layer_norm
+from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, kda_rows
+from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
+from mom_jax.ops.titans import TitansRows, titans_linear
+from mom_jax.ops.ttt import TTTRows, ttt_linear
+from mom_jax.ops.vector_decay import VECTOR_DECAY, VectorDecayRows
 from support.packed import Layout
 
 HEADS = 2
@@ -25,27 +25,28 @@ def fixed(gates):
 
     def rule(x, table, impl, **options):
         g = jnp.broadcast_to(jnp.asarray(gates, jnp.float32), (x["q"].shape[0], HEADS)) * x["valid"]
-        return scalar_decay(x["q"], x["k"], x["v"], g, table, x["initial_state"], impl=impl, **options)
+        return scalar(x | {"g": g}, table, impl, **options)
 
     return rule
 
 
 def scalar(x, table, impl, **options):
     """No gate, or one for each token and head."""
-    return scalar_decay(x["q"], x["k"], x["v"], x.get("g"), table, x["initial_state"], impl=impl, **options)
+    rows = ScalarDecayRows(x["q"], x["k"], x["v"], x.get("g"))
+    return SCALAR_DECAY(rows, table, x["initial_state"], impl=impl, **options)
 
 
 def normalised(x, table, impl):
     """A column of ones beside v sums the keys; the reference adds 1e-10 to the sum."""
     v = jnp.concatenate([x["v"], jnp.broadcast_to(x["valid"][..., None], (*x["v"].shape[:-1], 1))], -1)
     state = jnp.zeros((1, HEADS, x["k"].shape[-1], v.shape[-1]))
-    o, state = scalar_decay(x["q"], x["k"], v, None, table, state, impl=impl)
+    o, state = SCALAR_DECAY(ScalarDecayRows(x["q"], x["k"], v), table, state, impl=impl)
     return o[..., :-1] / (o[..., -1:] + 1e-10), (state[..., :-1], state[..., -1][None])
 
 
 def gla(x, table, impl):
     """A gate for each channel."""
-    return vector_decay(x["q"], x["k"], x["v"], x["gk"], table, x["initial_state"], impl=impl)
+    return VECTOR_DECAY(VectorDecayRows(x["q"], x["k"], x["v"], x["gk"]), table, x["initial_state"], impl=impl)
 
 
 def hgrn2(x, table, impl):
@@ -55,44 +56,51 @@ def hgrn2(x, table, impl):
 
 def rwkv6(x, table, impl):
     """The old state, and a bonus for the token itself."""
-    return vector_decay(x["q"], x["k"], x["v"], x["w"], table, x["initial_state"], bonus=x["u"], impl=impl)
+    rows = VectorDecayRows(x["q"], x["k"], x["v"], x["w"], x["u"])
+    return VECTOR_DECAY(rows, table, x["initial_state"], impl=impl)
 
 
 def rwkv7(x, table, impl):
     """a meets the state before it decays."""
-    rows = (x[name] for name in "rkvabw")
-    return rank_one_decay(*rows, table, x["initial_state"], impl=impl)
+    rows = RankOneDecayRows(q=x["r"], k=x["k"], v=x["v"], g=x["w"], a=x["a"], b=x["b"])
+    return RANK_ONE_DECAY(rows, table, x["initial_state"], impl=impl)
 
 
 def delta(x, table, impl):
     """Without a gate it never forgets."""
-    g = x.get("g", jnp.zeros_like(x["beta"]))
-    return gated_delta_rule(x["q"], x["k"], x["v"], g, x["beta"], table, x["initial_state"], impl=impl)
+    rows = DeltaRuleRows(x["q"], x["k"], x["v"], x.get("g", jnp.zeros_like(x["beta"])), x["beta"])
+    return DELTA_RULE(rows, table, x["initial_state"], impl=impl)
 
 
 def kimi(x, table, impl):
     """Decay for each channel, then the delta rule."""
-    return kda(x["q"], x["k"], x["v"], x["g"], x["beta"], table, x["initial_state"], impl=impl)
+    rows = kda_rows(x["q"], x["k"], x["v"], x["g"], x["beta"])
+    return RANK_ONE_DECAY(rows, table, x["initial_state"], impl=impl)
 
 
 def gsa(x, table, impl):
     """Two passes over slots."""
-    rows = (x[name] for name in "qkvsg")
-    return gated_slots(*rows, table, (x["hk0"], x["hv0"]), impl=impl)
+    rows = GatedSlotsRows(**{name: x[name] for name in "qkvgs"})
+    return gated_slots(x["s"].shape[-1])(rows, table, (x["hk0"], x["hv0"]), impl=impl)
 
 
 def normalised_sum(o, x):
     """What the reference returns: the memory's answer plus its layer norm."""
-    return o + layer_norm(o, x["norm_weight"], x["norm_bias"])
+    return o + layer_norm(o, x["norm_weight"], x["norm_bias"], 1e-6)
+
+
+def norm_of(x):
+    """The inner norm, by name."""
+    return {name: x[name] for name in ("norm_weight", "norm_bias")}
 
 
 def ttt(x, table, impl):
     """One rate for all gradients that a token reads; the bias is the last row of the memory."""
-    rows = x["q"], x["k"], x["v"], jnp.ones_like(x["valid"]), (x["norm_weight"], x["norm_bias"])
     base = jnp.concatenate([x["initial_state"], x["initial_state_bias"]], -2)
     state = jnp.stack([base, jnp.zeros_like(base)], 2), jnp.zeros(1)
     valid, place = x["valid"][:, 0] > 0, x["eta"][..., 0]
-    o, (state, _) = ttt_linear(*rows, valid, table, state, position_rate=place, mini_batch=8, impl=impl)
+    rows = TTTRows(x["q"], x["k"], x["v"], jnp.ones_like(x["valid"]), valid, position_rate=place, **norm_of(x))
+    o, (state, _) = ttt_linear(8)(rows, table, state, impl=impl)
     return normalised_sum(o, x), (state[:, :, 0, :-1], state[:, :, 0, -1:])
 
 
@@ -107,14 +115,12 @@ def misplaced_division(prediction, target, weight, bias, eps=1e-6):
 
 
 def titans(x, table, impl):
-    """With the reference's gradient, which is not that of its loss."""
-    rows = [x["q"], x["k"], x["v"], *(x[name][..., 0] for name in ("theta", "alpha", "eta"))]
+    """With the reference's gradient, which is not that of its loss; it does not scale."""
+    rates = {name: x[name][..., 0] for name in ("theta", "alpha", "eta")}
     start = jnp.zeros_like(x["initial_state"])
     state = jnp.stack([x["initial_state"], start, x["initial_state"]], 2), jnp.zeros(1)
-    norm, valid = (x["norm_weight"], x["norm_bias"]), x["valid"][:, 0] > 0
-    run = {"reference": titans_linear_scan, "xla": titans_linear_chunked}[impl]
-    scale = 1.0  # the reference does not scale here
-    o, (state, _) = run(*rows, norm, valid, table, state, scale, 8, misplaced_division)
+    rows = TitansRows(x["q"], x["k"], x["v"], **rates, valid=x["valid"][:, 0] > 0, **norm_of(x))
+    o, (state, _) = titans_linear(8, misplaced_division)(rows, table, state, scale=1.0, impl=impl)
     return normalised_sum(o, x), state[:, :, 0]
 
 

@@ -15,7 +15,7 @@ from mom_jax.models.blocks import Block
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.loss import IGNORE, chunked_cross_entropy
-from mom_jax.ops.routing import load_balancing_loss, route
+from mom_jax.ops.routing import RouterOutput, auxiliary_loss
 
 
 class Ours:
@@ -53,9 +53,9 @@ class Ours:
         record = {"embedded": _numpy(x)}
         for number, (kind, rank) in enumerate(self._places):
             _, graph, params = self._stacks[kind]
-            x, router_logits = _run_block(graph, params, rank, x)
+            x, router = _run_block(graph, params, rank, x)
             record[f"hidden/{number}"] = _numpy(x)
-            for name, value in self._routing(router_logits).items():
+            for name, value in self._routing(router).items():
                 record[f"{name}/{number}"] = value
         return {**record, "logits": _numpy(_logits(self.model.norm(x), self.model.output_embedding()))}
 
@@ -65,19 +65,19 @@ class Ours:
         stack, graph, params = self._stacks[kind]
         inputs = jnp.asarray(x, self.config.compute_dtype)
         if cotangent is None:
-            hidden, router_logits = _run_block(graph, params, rank, inputs)
-            return {"hidden": _numpy(hidden), **self._routing(router_logits)}
+            hidden, router = _run_block(graph, params, rank, inputs)
+            return {"hidden": _numpy(hidden), **self._routing(router)}
         of_params, of_x = _block_gradients(graph, params, rank, inputs, jnp.asarray(cotangent, inputs.dtype))
         named = published(self.config, {f"{stack}.{name}": value for name, value in by_name(of_params).items()})
         inside = f"model.layers.{layer}."
         found = {name.removeprefix(inside): value for name, value in named.items() if name.startswith(inside)}
         return {f"gradient/{name}": value for name, value in {**found, "x": _numpy(of_x)}.items()}
 
-    def _routing(self, router_logits: jax.Array | None) -> Record:
-        if router_logits is None:
+    def _routing(self, router: RouterOutput | None) -> Record:
+        if router is None:
             return {}
-        memories = np.asarray(route(router_logits, self.config.topk).memories)
-        return {"router": _numpy(router_logits), "choices": as_mask(memories, self.config.num_memories)}
+        choices = as_mask(np.asarray(router.memory_ids), self.config.num_memories)
+        return {"router": _numpy(router.logits), "choices": choices}
 
     def loss_and_gradients(self, ids: np.ndarray) -> Record:
         """As `Subject.loss_and_gradients`, by the functions that training uses."""
@@ -146,9 +146,9 @@ def _step(graph, params, ids, cache):
 def _gradients(graph, params, ids, labels):
     def total_loss(params):
         model: MoMForCausalLM = nnx.merge(graph, params)
-        hidden, router_logits, _ = model.hidden_states(ids)
+        hidden, router, _ = model.hidden_states(ids)
         nats, count = chunked_cross_entropy(hidden, model.output_embedding(), labels)
-        aux = load_balancing_loss(router_logits, model.config.topk)
+        aux = auxiliary_loss(router)
         total = nats / count + model.config.aux_loss_scale * aux
         return total, {"lm": nats / count, "aux": aux, "total": total}
 

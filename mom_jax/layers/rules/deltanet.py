@@ -4,82 +4,52 @@ Each memory has its own key, value and strength projections; the query projectio
 convolutions are shared by all memories.
 """
 
-from typing import Any
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
-from mom_jax.layers.rules.parts import per_memory, recur
-from mom_jax.layers.rules.qkv import QueryKeyValueRule
-from mom_jax.ops.delta_rule import delta_rule_step, gated_delta_rule
-from mom_jax.ops.flops import delta_rule_flops
+from mom_jax.layers.projections import per_memory
+from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
+from mom_jax.layers.rules.rule import Paper, RuleSizes
+from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
 from mom_jax.ops.norm import l2_norm
+from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
 
+@dataclasses.dataclass(frozen=True)
+class DeltaNetOptions(ConvOptions):
+    """Options of the delta rules."""
+
+    allow_neg_eigval: bool = False  # write strengths up to 2 instead of 1 (arXiv 2411.12537)
+
+
 class DeltaNet(QueryKeyValueRule):
-    """The delta rule with learnt write strength; keys and queries are L2-normalised.
+    """The delta rule with learnt write strength; keys and queries are L2-normalised."""
 
-    Args:
-        hidden: D.
-        num_heads, key_dim, value_dim: H, and K and V per head.
-        memories: G, the shared memory included; 1 with one projection for all memories.
-        allow_neg_eigval: write strengths up to 2 instead of 1 (arXiv 2411.12537).
-        options: of `QueryKeyValueRule`.
-    """
-
+    Options = DeltaNetOptions
+    paper = Paper("2406.06484", "equation 2")
+    primitive = DELTA_RULE
     per_memory = (*QueryKeyValueRule.per_memory, "b_proj")
+    activate = True
 
-    def __init__(
-        self,
-        hidden: int,
-        num_heads: int,
-        key_dim: int,
-        value_dim: int,
-        *,
-        memories: int,
-        allow_neg_eigval: bool = False,
-        rngs: nnx.Rngs,
-        **options: Any,
-    ):
-        sizes = (hidden, num_heads, key_dim, value_dim)
-        super().__init__(*sizes, memories=memories, activate=True, rngs=rngs, **options)
-        self.b_proj = per_memory(rngs, memories, hidden, num_heads)
-        self.max_beta = 2.0 if allow_neg_eigval else 1.0
+    def __init__(self, sizes: RuleSizes, options: DeltaNetOptions, *, rngs: nnx.Rngs):
+        super().__init__(sizes, options, rngs=rngs)
+        self.b_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.num_heads)
 
-    def __call__(
+    def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
-        """Writes the tokens into their memories and reads them, row by packed row."""
-        q, k, v, (b,), cache = self.rows(x, packing, cache, layer, self.b_proj[...])
-        return self.run(q, k, v, b, jnp.zeros(b.shape, jnp.float32), packing, cache, layer)
+    ) -> tuple[DeltaRuleRows, None, MemoryCache | None]:
+        """Packed rows of the delta rule, and the cache."""
+        q, k, v, (b,), cache = self.qkv(x, packing, cache, layer, self.b_proj[...])
+        beta = self.strengths(b)
+        return DeltaRuleRows(l2_norm(q), l2_norm(k), v, jnp.zeros_like(beta), beta), None, cache
 
-    def run(
-        self,
-        q: Float[Array, "N H K"],
-        k: Float[Array, "N H K"],
-        v: Float[Array, "N H V"],
-        b: Float[Array, "N H"],
-        decay: Float[Array, "N H"],
-        packing: Packing,
-        cache: MemoryCache | None,
-        layer: int | Array,
-    ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
-        """The delta rule over packed rows, with write strengths from their logits ``b``; padding does nothing."""
-        q, k = l2_norm(q), l2_norm(k)
-        strength = self.max_beta * jax.nn.sigmoid(b.astype(jnp.float32))
-        g, beta = (jnp.where(packing.valid[:, None], y, 0) for y in (decay, strength))
-        return recur(
-            lambda state: gated_delta_rule(q, k, v, g, beta, packing.table, state, impl=self.impl),
-            lambda state: delta_rule_step(q, k, v, g, beta, state, scale=self.key_dim**-0.5),
-            packing,
-            cache,
-            layer,
-        )
-
-    def flops(self, chunk: int) -> tuple[float, float]:
-        """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""
-        return delta_rule_flops(chunk, self.key_dim, self.value_dim)
+    def strengths(self, logits: Float[Array, "N H"]) -> Float[Array, "N H"]:
+        """Write strengths from their logits."""
+        largest = 2.0 if self.options.allow_neg_eigval else 1.0
+        return largest * jax.nn.sigmoid(widened(logits))

@@ -4,53 +4,55 @@ Each memory has its own key, value, gate and strength projections; the query pro
 short convolutions, ``A_log`` and ``dt_bias`` are shared by all memories.
 """
 
-from typing import Any
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
-from mom_jax.layers.rules.deltanet import DeltaNet
-from mom_jax.layers.rules.parts import log_rates, per_memory, time_step_bias
+from mom_jax.layers.projections import log_rates, per_memory, time_step_bias
+from mom_jax.layers.rules.deltanet import DeltaNet, DeltaNetOptions
+from mom_jax.layers.rules.rule import Paper, RuleSizes
+from mom_jax.ops.delta_rule import DeltaRuleRows
+from mom_jax.ops.norm import l2_norm
+from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
 
+@dataclasses.dataclass(frozen=True)
+class GatedDeltaNetOptions(DeltaNetOptions):
+    """Options of Gated DeltaNet."""
+
+    # without a cache, convolve the sequences of the routed memories end to end (`mom_jax.ops.reference_conv_leak`)
+    reference_conv_leak: bool = False
+
+
 class GatedDeltaNet(DeltaNet):
-    """The delta rule with learnt decay.
+    """The delta rule with learnt decay ``exp(-exp(A_log) softplus(W_a x + dt_bias))`` for each head."""
 
-    Args:
-        hidden: D.
-        num_heads, key_dim, value_dim: H, and K and V per head.
-        memories: G, the shared memory included; 1 with one projection for all memories.
-        options: of `DeltaNet`.
-    """
-
+    Options = GatedDeltaNetOptions
+    paper = Paper("2412.06464", "equation 10")
     per_memory = (*DeltaNet.per_memory, "a_proj")
 
-    def __init__(
-        self,
-        hidden: int,
-        num_heads: int,
-        key_dim: int,
-        value_dim: int,
-        *,
-        memories: int,
-        rngs: nnx.Rngs,
-        **options: Any,
-    ):
-        super().__init__(hidden, num_heads, key_dim, value_dim, memories=memories, rngs=rngs, **options)
-        self.a_proj = per_memory(rngs, memories, hidden, num_heads)
-        self.A_log = log_rates(rngs, num_heads, least=1e-4)
-        self.dt_bias = time_step_bias(rngs, num_heads)
+    def __init__(self, sizes: RuleSizes, options: GatedDeltaNetOptions, *, rngs: nnx.Rngs):
+        super().__init__(sizes, options, rngs=rngs)
+        self.a_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.num_heads)
+        self.A_log = log_rates(rngs, sizes.num_heads, least=1e-4)
+        self.dt_bias = time_step_bias(rngs, sizes.num_heads)
 
-    def __call__(
+    @property
+    def leaking_memories(self) -> int:
+        """The routed ones where that is asked for."""
+        return self.sizes.routed if self.options.reference_conv_leak else 0
+
+    def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
-        """Writes the tokens into their memories and reads them, row by packed row."""
+    ) -> tuple[DeltaRuleRows, None, MemoryCache | None]:
+        """Packed rows of the delta rule, and the cache."""
         gates = jnp.concatenate([self.b_proj[...], self.a_proj[...]], -1)
-        q, k, v, (gates,), cache = self.rows(x, packing, cache, layer, gates)
-        b, a = jnp.split(gates.astype(jnp.float32), 2, axis=-1)
-        decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(a + self.dt_bias[...])
-        return self.run(q, k, v, b, decay, packing, cache, layer)
+        q, k, v, (gates,), cache = self.qkv(x, packing, cache, layer, gates)
+        b, a = jnp.split(widened(gates), 2, axis=-1)
+        g = -jnp.exp(self.A_log[...]) * jax.nn.softplus(a + self.dt_bias[...])
+        return DeltaRuleRows(l2_norm(q), l2_norm(k), v, g, self.strengths(b)), None, cache

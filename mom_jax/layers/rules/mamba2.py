@@ -5,18 +5,18 @@ share queries and keys. Each memory has its own key, value and time-step project
 projection, the convolutions, ``A_log``, ``dt_bias`` and the skip ``D`` are shared by all memories.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
-from mom_jax.layers.rules.parts import log_rates, per_memory, recur, time_step_bias
-from mom_jax.layers.rules.qkv import QueryKeyValueRule
-from mom_jax.ops.flops import scalar_decay_flops
-from mom_jax.ops.scalar_decay import scalar_decay, scalar_decay_step
+from mom_jax.layers.output import HiddenNormOutput, Output
+from mom_jax.layers.projections import log_rates, per_memory, time_step_bias
+from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
+from mom_jax.layers.rules.rule import Paper, RuleSizes
+from mom_jax.ops.precision import widened
+from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
@@ -24,53 +24,42 @@ from mom_jax.typing import Array, Float
 class Mamba2(QueryKeyValueRule):
     """``S_t = exp(-exp(A_log) dt) S_{t-1} + k (dt v)^T;  o = S^T q + D v`` with ``dt = softplus(W x + dt_bias)``.
 
-    Args:
-        hidden: D of the model.
-        num_heads, key_dim, value_dim: H, K (the paper's state size N) and V (its head size P).
-        memories: G, the shared memory included; 1 with one projection for all memories.
-        options: of `QueryKeyValueRule`.
+    K is the paper's state size N, V its head size P.
     """
 
+    paper = Paper("2405.21060", "sections 6 and 7")
+    primitive = SCALAR_DECAY
+    scale = 1.0
     per_memory = (*QueryKeyValueRule.per_memory, "dt_proj")
     whole_history = ("q", "k")
+    activate = True
+    shared_keys = True
+    conv_bias = True
 
-    def __init__(
-        self,
-        hidden: int,
-        num_heads: int,
-        key_dim: int,
-        value_dim: int,
-        *,
-        memories: int,
-        rngs: nnx.Rngs,
-        **options: Any,
-    ):
-        sizes = (hidden, num_heads, key_dim, value_dim)
-        super().__init__(*sizes, memories=memories, activate=True, key_heads=1, rngs=rngs, **options)
-        self.dt_proj = per_memory(rngs, memories, hidden, num_heads)
-        self.A_log = log_rates(rngs, num_heads, least=1.0)
-        self.dt_bias = time_step_bias(rngs, num_heads)
-        self.D = param(rngs, jax.nn.initializers.ones, (num_heads,), ("tensor",))
+    def __init__(self, sizes: RuleSizes, options: ConvOptions, *, rngs: nnx.Rngs):
+        super().__init__(sizes, options, rngs=rngs)
+        heads = sizes.num_heads
+        self.dt_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, heads)
+        self.A_log = log_rates(rngs, heads, least=1.0)
+        self.dt_bias = time_step_bias(rngs, heads)
+        self.D = param(rngs, jax.nn.initializers.ones, (heads,), ("tensor",), decays=False)
 
-    def __call__(
+    @classmethod
+    def make_output(cls, sizes: RuleSizes, options: ConvOptions, rngs: nnx.Rngs) -> Output:
+        """Gate, then a norm over all heads."""
+        shape = (sizes.hidden_size, sizes.num_heads, sizes.head_v_dim)
+        return HiddenNormOutput(*shape, gate=options.use_output_gate, norm_eps=options.norm_eps, rngs=rngs)
+
+    def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
-        """Writes the tokens into their memories and reads them, row by packed row."""
-        q, k, v, (dt,), cache = self.rows(x, packing, cache, layer, self.dt_proj[...])
-        q, k = (jnp.broadcast_to(y, (*v.shape[:2], self.key_dim)) for y in (q, k))
-        step = jax.nn.softplus(dt.astype(jnp.float32) + self.dt_bias[...])
-        step = jnp.where(packing.valid[:, None], step, 0)
-        g, written = -jnp.exp(self.A_log[...]) * step, v.astype(jnp.float32) * step[..., None]
-        o, cache = recur(
-            lambda state: scalar_decay(q, k, written, g, packing.table, state, scale=1.0, impl=self.impl),
-            lambda state: scalar_decay_step(q, k, written, g, state, 1.0),
-            packing,
-            cache,
-            layer,
-        )
-        skip = jnp.where(packing.valid[:, None, None], self.D[...][:, None] * v.astype(jnp.float32), 0)
-        return (o + skip).astype(x.dtype), cache
+    ) -> tuple[ScalarDecayRows, Array, MemoryCache | None]:
+        """Packed rows of scalar decay, the values for the skip, and the cache."""
+        q, k, v, (dt,), cache = self.qkv(x, packing, cache, layer, self.dt_proj[...])
+        q, k = (jnp.broadcast_to(y, (*v.shape[:2], y.shape[-1])) for y in (q, k))
+        step, value = jax.nn.softplus(widened(dt) + self.dt_bias[...]), widened(v)
+        rows = ScalarDecayRows(q, k, value * step[..., None], -jnp.exp(self.A_log[...]) * step)
+        return rows, value, cache
 
-    def flops(self, chunk: int) -> tuple[float, float]:
-        """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""
-        return scalar_decay_flops(chunk, self.key_dim, self.value_dim)
+    def finished(self, o: Float[Array, "N H V"], rest: Array, packing: Packing) -> Float[Array, "N H V"]:
+        """Reads, with D times the token's own value."""
+        return o + jnp.where(packing.valid[:, None, None], self.D[...][:, None] * rest, 0)

@@ -1,68 +1,67 @@
 """The common half of most rules: queries shared by all memories, keys and values of each memory's own."""
 
+import dataclasses
 from typing import ClassVar
 
 import jax
 from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
+from mom_jax.layers.convolution import conv_history, conv_weight, convolve
 from mom_jax.layers.linear import Linear, mixer_init, param
-from mom_jax.layers.rules.parts import conv_history, conv_weight, convolve, per_memory, project
-from mom_jax.layers.rules.rule import MemoryRule
+from mom_jax.layers.projections import per_memory, project
+from mom_jax.layers.rules.rule import MemoryRule, RuleOptions, RuleSizes, heads
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvOptions(RuleOptions):
+    """Options of rules with short convolutions."""
+
+    use_short_conv: bool = True
+    conv_size: int = 4  # taps W
+
+    @property
+    def taps(self) -> int | None:
+        """W, None without convolutions."""
+        return self.conv_size if self.use_short_conv else None
 
 
 class QueryKeyValueRule(MemoryRule):
     """Projections to queries, keys and values, and short convolutions along each memory's sequence.
 
-    Args:
-        hidden: D.
-        num_heads, key_dim, value_dim: H, and K and V per head.
-        memories: G, the shared memory included; 1 with one projection for all memories.
-        conv_size: taps W of the short convolutions with SiLU after them; None for none.
-        activate: SiLU in the place of the convolutions where there are none.
-        key_heads: heads of queries and keys, 1 where all heads share them; H if None.
+    Attributes:
+        activate_conv: SiLU after the convolutions.
+        activate: SiLU in the place of convolutions where there are none.
+        shared_keys: all heads share queries and keys.
         conv_bias: add a bias to each convolution.
-        leaking_memories: without a cache, convolve the sequences of that many memories end to end
-            (`mom_jax.ops.reference_conv_leak`).
     """
 
+    Options = ConvOptions
     per_memory = ("k_proj", "v_proj")
     per_row = ("q_conv1d", "k_conv1d", "v_conv1d")
     activate_conv: ClassVar[bool] = True
+    activate: ClassVar[bool] = False
+    shared_keys: ClassVar[bool] = False
+    conv_bias: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        hidden: int,
-        num_heads: int,
-        key_dim: int,
-        value_dim: int,
-        *,
-        memories: int,
-        conv_size: int | None,
-        activate: bool = False,
-        key_heads: int | None = None,
-        conv_bias: bool = False,
-        leaking_memories: int = 0,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(num_heads, key_dim, value_dim)
-        self.keys, self.values = (key_heads or num_heads) * key_dim, num_heads * value_dim
-        own = key_heads is None
-        self.q_proj = Linear(hidden, self.keys, split="column" if own else "whole", init=mixer_init, rngs=rngs)
-        self.k_proj = per_memory(rngs, memories, hidden, self.keys, split=own)
-        self.v_proj = per_memory(rngs, memories, hidden, self.values)
-        self.conv_size, self.activate, self.leaking_memories = conv_size, activate, leaking_memories
-        self.conv_bias = conv_bias
-        if conv_size is not None:
-            for name, channels, split in (("q", self.keys, own), ("k", self.keys, own), ("v", self.values, True)):
-                setattr(self, f"{name}_conv1d", conv_weight(rngs, channels, conv_size, split))
-                if conv_bias:
-                    bias = param(rngs, jax.nn.initializers.zeros, (channels,), ("tensor" if split else None,))
-                    setattr(self, f"{name}_conv1d_bias", bias)
+    def __init__(self, sizes: RuleSizes, options: ConvOptions, *, rngs: nnx.Rngs):
+        super().__init__(sizes, options, rngs=rngs)
+        self.taps, own = options.taps, not self.shared_keys
+        keys = sizes.key_dim if own else sizes.head_k_dim
+        split = "column" if own else "whole"
+        self.q_proj = Linear(sizes.hidden_size, keys, split=split, init=mixer_init, rngs=rngs)
+        self.k_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, keys, split=own)
+        self.v_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.value_dim)
+        for name, channels in self._channels().items() if self.taps is not None else ():
+            split_heads = own or name == "v"
+            setattr(self, f"{name}_conv1d", conv_weight(rngs, channels, self.taps, split_heads))
+            if self.conv_bias:
+                axes = ("tensor" if split_heads else None,)
+                setattr(self, f"{name}_conv1d_bias", param(rngs, jax.nn.initializers.zeros, (channels,), axes))
 
-    def rows(
+    def qkv(
         self,
         x: Float[Array, "B T D"],
         packing: Packing,
@@ -70,20 +69,32 @@ class QueryKeyValueRule(MemoryRule):
         layer: int | Array,
         *gates: Float[Array, "G D F"],
     ) -> tuple[Array, Array, Array, list[Float[Array, "N F"]], MemoryCache | None]:
-        """Packed rows: q and k [N, key heads, K], v [N, H, V], one array for each further projection, the cache."""
+        """Packed rows: q and k [N, H, K], v [N, H, V], one array for each further projection, the cache."""
         q = pack(self.q_proj(x), packing)
-        k, v, *rest = project(x, packing, (self.k_proj[...], self.v_proj[...], *gates), self.impl)
-        if self.conv_size is not None:
-            rows = {"q": q, "k": k, "v": v}
-            weights = {name: getattr(self, f"{name}_conv1d")[...] for name in rows}
-            biases = {name: getattr(self, f"{name}_conv1d_bias")[...] for name in rows if self.conv_bias}
-            options = {"activate": self.activate_conv, "leaking_memories": self.leaking_memories}
-            (q, k, v), cache = convolve(rows, weights, packing, cache, layer, biases=biases, **options)
+        k, v, *rest = project(x, packing, (self.k_proj[...], self.v_proj[...], *gates), self.options.impl)
+        if self.taps is not None:
+            q, k, v, cache = self._convolved({"q": q, "k": k, "v": v}, packing, cache, layer)
         elif self.activate:
             q, k, v = (jax.nn.silu(y) for y in (q, k, v))
-        q, k = (y.reshape(y.shape[0], -1, self.key_dim) for y in (q, k))
-        return q, k, v.reshape(v.shape[0], -1, self.value_dim), rest, cache
+        keys, values = self.sizes.head_k_dim, self.sizes.head_v_dim
+        return heads(q, keys), heads(k, keys), heads(v, values), rest, cache
+
+    def _convolved(self, rows, packing, cache, layer):
+        weights = {name: getattr(self, f"{name}_conv1d")[...] for name in rows}
+        biases = {name: getattr(self, f"{name}_conv1d_bias")[...] for name in rows if self.conv_bias}
+        options = {"biases": biases, "activate": self.activate_conv, "leaking_memories": self.leaking_memories}
+        (q, k, v), cache = convolve(rows, weights, packing, cache, layer, **options)
+        return q, k, v, cache
+
+    @property
+    def leaking_memories(self) -> int:
+        """Memories whose sequences are convolved end to end without a cache (`mom_jax.ops.reference_conv_leak`)."""
+        return 0
 
     def conv_history(self) -> dict[str, tuple[int, int]]:
         """Inputs that the short convolutions remember: (W-1, channels) by name."""
-        return conv_history(self.conv_size, q=self.keys, k=self.keys, v=self.values)
+        return conv_history(self.taps, **self._channels())
+
+    def _channels(self) -> dict[str, int]:
+        keys = self.sizes.head_k_dim if self.shared_keys else self.sizes.key_dim
+        return {"q": keys, "k": keys, "v": self.sizes.value_dim}

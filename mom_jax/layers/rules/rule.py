@@ -1,51 +1,143 @@
-"""What every memory rule offers to the layers that use it."""
+"""What every memory rule declares, and what it offers to the layers that use it."""
 
-from typing import Any, ClassVar
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
+from mom_jax.layers.output import HeadNormOutput, Output
+from mom_jax.layers.recurrence import recur
 from mom_jax.ops.chunks import chunk_rows
+from mom_jax.ops.primitive import Primitive, Rows
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
+
+
+class Paper(NamedTuple):
+    """Where a rule comes from."""
+
+    arxiv: str
+    place: str  # section or equation
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleSizes:
+    """The sizes of a memory layer.
+
+    Attributes:
+        hidden_size: D.
+        num_heads, head_k_dim, head_v_dim: H, and K and V of each head.
+        projections: memories with projections of their own: all G, the shared one included, or 1 for one of all.
+        routed: memories that the router chooses from, M.
+        layers: memory layers of the model.
+    """
+
+    hidden_size: int
+    num_heads: int
+    head_k_dim: int
+    head_v_dim: int
+    projections: int = 1
+    routed: int = 1
+    layers: int = 1
+
+    @property
+    def key_dim(self) -> int:
+        """H * K."""
+        return self.num_heads * self.head_k_dim
+
+    @property
+    def value_dim(self) -> int:
+        """H * V."""
+        return self.num_heads * self.head_v_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleOptions:
+    """What every rule can be told; a rule's own options are those of its class ``Options``.
+
+    Options with the name of a `MoMConfig` field take their value from it, the others from its ``rule_options``.
+    """
+
+    use_output_gate: bool = True  # gate what is read
+    norm_eps: float = 1e-6  # of the norm of what is read
+    impl: str = "auto"  # of the recurrence (`mom_jax.ops.dispatch`)
 
 
 class MemoryRule(nnx.Module):
     """How memories are written, forget and are read: G of them at once, over packed rows.
 
-    A rule holds the projections that make rows out of tokens and calls one primitive of
-    `mom_jax.ops`. Parameters named in ``per_memory`` have a leading axis G, one slice for each
-    memory; all memories share the others. Those named in ``per_row`` are shared and yet applied
-    once for each memory that a token goes to. ``whole_history`` names the convolutions whose
-    inputs belong to no head. ``impl`` chooses the implementation of the primitive (`mom_jax.ops.dispatch`).
+    A rule is one module that declares all there is to know about it. It holds the projections that make rows out of
+    tokens (`rows`), and names the recurrence that runs over them. Overridden where they differ from what stands here:
+    ``finished``, what becomes of a row's read, and ``make_output``, what follows when reads are mixed.
+
+    Attributes:
+        Options: its options, checked when they are made.
+        paper: where it comes from.
+        primitive: its recurrence.
+        scale: of the recurrence's outputs, K^-0.5 if None.
+        per_memory: parameters with a leading axis of memories, one slice for each; all memories share the others.
+        per_row: shared parameters that are applied once for each memory that a token goes to.
+        whole_history: convolutions whose inputs belong to no head.
+        heads_axis: the mesh axis that heads are split over, where the mixer runs on each device's own.
 
     Args:
-        num_heads, key_dim, value_dim: H, and K and V per head.
+        sizes: of the layer.
+        options: an instance of ``Options``.
+        rngs: for the initial values of parameters.
     """
 
-    per_memory: ClassVar[tuple[str, ...]]
+    Options: ClassVar[type[RuleOptions]] = RuleOptions
+    paper: ClassVar[Paper | None] = None
+    primitive: Primitive
+    scale: ClassVar[float | None] = None
+    per_memory: ClassVar[tuple[str, ...]] = ()
     per_row: ClassVar[tuple[str, ...]] = ()
     whole_history: ClassVar[tuple[str, ...]] = ()
-    impl: str = "auto"
+    heads_axis: str | None = None
 
-    def __init__(self, num_heads: int, key_dim: int, value_dim: int):
-        self.num_heads, self.key_dim, self.value_dim = num_heads, key_dim, value_dim
+    def __init__(self, sizes: RuleSizes, options: RuleOptions, *, rngs: nnx.Rngs):
+        self.sizes, self.options = sizes, options
+
+    @classmethod
+    def make_output(cls, sizes: RuleSizes, options: RuleOptions, rngs: nnx.Rngs) -> Output:
+        """What follows the mixing of reads: norm within heads, gate and projection, as MoM has it."""
+        shape = (sizes.hidden_size, sizes.num_heads, sizes.head_v_dim)
+        return HeadNormOutput(*shape, gate=options.use_output_gate, norm_eps=options.norm_eps, rngs=rngs)
+
+    def rows(
+        self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
+    ) -> tuple[Rows, Any, MemoryCache | None]:
+        """Packed rows of the primitive, what `finished` needs of them besides, and the cache."""
+        raise NotImplementedError
+
+    def finished(self, o: Float[Array, "N H V"], rest: Any, packing: Packing) -> Float[Array, "N H V"]:
+        """What a row's read becomes before reads are mixed; 0 or finite on padding rows."""
+        return o
 
     def __call__(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
     ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
-        """Writes the tokens into their memories and reads them, row by packed row."""
-        raise NotImplementedError
+        """Writes the tokens into their memories and reads them, row by packed row; outputs in ``x.dtype``."""
+        rows, rest, cache = self.rows(x, packing, cache, layer)
+        o, cache = recur(self.primitive, rows, packing, cache, layer, scale=self.scale, impl=self.options.impl)
+        return self.finished(o, rest, packing).astype(x.dtype), cache
 
     def chunk_rows(self, time: int) -> int:
         """Alignment of packed segments for rows of ``time`` tokens; 1 for a single step."""
-        return chunk_rows(time, self.key_dim, self.impl)
+        return chunk_rows(time, self.sizes.head_k_dim, self.options.impl)
 
     def flops(self, chunk: int) -> tuple[float, float]:
         """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""
-        raise NotImplementedError
+        return self.primitive.flops(chunk, self.sizes.head_k_dim, self.sizes.head_v_dim)
+
+    def state_shapes(self) -> Any:
+        """Shape of the float32 state of one memory, or a tuple of them in a `jax.ShapeDtypeStruct` each."""
+        return self.primitive.state(self.sizes.num_heads, self.sizes.head_k_dim, self.sizes.head_v_dim)
 
     def conv_history(self) -> dict[str, tuple[int, int]]:
         """Inputs that convolutions remember: (tokens, channels) by name."""
@@ -56,9 +148,23 @@ class MemoryRule(nnx.Module):
 
     def head_numbers(self, local: int) -> Float[Array, " local"]:
         """Numbers of the ``local`` heads that this device holds, from 0 to H - 1, as floats."""
-        first = 0 if local == self.num_heads else local * jax.lax.axis_index("tensor")
+        first = 0 if self.heads_axis is None else local * jax.lax.axis_index(self.heads_axis)
         return jnp.arange(local, dtype=jnp.float32) + first
 
-    def state_shapes(self) -> Any:
-        """Shape of the float32 state of one memory, or a tuple of them in a `jax.ShapeDtypeStruct` each."""
-        return jax.ShapeDtypeStruct((self.num_heads, self.key_dim, self.value_dim), jnp.float32)
+
+def named_options(rule: type[MemoryRule], values: Mapping[str, Any]) -> RuleOptions:
+    """The options of a rule from values by name.
+
+    Raises:
+        InputError: a name that the rule does not know, or a value that it refuses.
+    """
+    known = [field.name for field in dataclasses.fields(rule.Options)]
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(name, value, f"is no option of {rule.__name__}, which has {', '.join(known)}")
+    return rule.Options(**values)
+
+
+def heads(y: Float[Array, "N F"], size: int) -> Float[Array, "N H size"]:
+    """Channels of a row, cut into heads of ``size`` channels."""
+    return y.reshape(y.shape[0], -1, size)

@@ -5,92 +5,93 @@ value and decay projections; the query (receptance), gate and blending projectio
 the norm are shared by all memories.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
+from mom_jax.layers.convolution import token_before
 from mom_jax.layers.linear import Linear, mixer_init, param
-from mom_jax.layers.rules.parts import add_bias, per_memory, recur, through, token_before
-from mom_jax.layers.rules.rule import MemoryRule
-from mom_jax.ops.flops import vector_decay_flops
+from mom_jax.layers.output import Output
+from mom_jax.layers.projections import add_bias, per_memory, through
+from mom_jax.layers.rules.rule import MemoryRule, Paper, RuleOptions, RuleSizes, heads
 from mom_jax.ops.norm import layer_norm
+from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import Packing, pack
-from mom_jax.ops.vector_decay import vector_decay, vector_decay_step
+from mom_jax.ops.vector_decay import VECTOR_DECAY, VectorDecayRows
 from mom_jax.typing import Array, Float
 
 
+@dataclasses.dataclass(frozen=True)
+class RWKV6Options(RuleOptions):
+    """Options of RWKV6."""
+
+    proj_low_rank_dim: int = 32  # rank of each of the five blends of a token with the one before
+    decay_low_rank_dim: int = 64  # rank of the decay's projection
+
+    def __post_init__(self):
+        if not self.use_output_gate:
+            raise InputError("use_output_gate", False, "is not available: memory_rule rwkv6 has its own gate")
+
+
 class RWKV6(MemoryRule):
-    """Decay ``exp(-exp(W_2 tanh(W_1 x_w) + b))``; reads are normalised within heads and gated before they are mixed.
+    """Decay ``exp(-exp(W_2 tanh(W_1 x_w) + b))``; reads are normalised within heads and gated before they are mixed."""
 
-    Args:
-        hidden: D.
-        num_heads, key_dim, value_dim: H, and K and V per head.
-        memories: G, the shared memory included; 1 with one projection for all memories.
-        blend_rank: of each of the five blends of a token with the one before.
-        decay_rank: of the decay's projection.
-        norm_eps: of the norm.
-    """
-
+    Options = RWKV6Options
+    paper = Paper("2404.05892", "section 4.2")
+    primitive = VECTOR_DECAY
+    scale = 1.0
     per_memory = ("k_proj", "v_proj", "w_down", "w_up", "w_bias")
     per_row = ("q_proj", "g_proj", "x_down", "x_up")
     whole_history = ("x",)
 
-    def __init__(
-        self,
-        hidden: int,
-        num_heads: int,
-        key_dim: int,
-        value_dim: int,
-        *,
-        memories: int,
-        blend_rank: int = 32,
-        decay_rank: int = 64,
-        norm_eps: float = 1e-5,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(num_heads, key_dim, value_dim)
-        keys, values, zeros = num_heads * key_dim, num_heads * value_dim, jax.nn.initializers.zeros
+    def __init__(self, sizes: RuleSizes, options: RWKV6Options, *, rngs: nnx.Rngs):
+        super().__init__(sizes, options, rngs=rngs)
+        hidden, keys, values = sizes.hidden_size, sizes.key_dim, sizes.value_dim
+        memories, blend, zeros = sizes.projections, options.proj_low_rank_dim, jax.nn.initializers.zeros
+        of_heads = (sizes.num_heads, sizes.head_v_dim)
         self.x_mix = param(rngs, zeros, (hidden,), (None,))
-        self.x_down = Linear(hidden, 5 * blend_rank, split="whole", init=mixer_init, rngs=rngs)
-        self.x_up = param(rngs, mixer_init, (5, blend_rank, hidden), (None, None, "fsdp"))
+        self.x_down = Linear(hidden, 5 * blend, split="whole", init=mixer_init, rngs=rngs)
+        self.x_up = param(rngs, mixer_init, (5, blend, hidden), (None, None, "fsdp"))
         self.x_bias = param(rngs, zeros, (5, hidden), (None, None))
         self.q_proj = Linear(hidden, keys, split="column", init=mixer_init, rngs=rngs)
         self.k_proj = per_memory(rngs, memories, hidden, keys)
         self.v_proj = per_memory(rngs, memories, hidden, values)
-        self.w_down = per_memory(rngs, memories, hidden, decay_rank, split=False)
-        self.w_up = per_memory(rngs, memories, decay_rank, keys)
+        self.w_down = per_memory(rngs, memories, hidden, options.decay_low_rank_dim, split=False)
+        self.w_up = per_memory(rngs, memories, options.decay_low_rank_dim, keys)
         self.w_bias = param(rngs, zeros, (memories, keys), (None, "tensor"))
         self.g_proj = Linear(hidden, values, split="column", init=mixer_init, rngs=rngs)
-        self.bonus = param(rngs, zeros, (num_heads, key_dim), ("tensor", None))
-        self.norm = param(rngs, jax.nn.initializers.ones, (num_heads, value_dim), ("tensor", None))
-        self.norm_bias = param(rngs, zeros, (num_heads, value_dim), ("tensor", None))
-        self.hidden, self.norm_eps = hidden, norm_eps
+        self.bonus = param(rngs, zeros, (sizes.num_heads, sizes.head_k_dim), ("tensor", None))
+        self.norm = param(rngs, jax.nn.initializers.ones, of_heads, ("tensor", None), decays=False)
+        self.norm_bias = param(rngs, zeros, of_heads, ("tensor", None), decays=False)
 
-    def __call__(
+    @classmethod
+    def make_output(cls, sizes: RuleSizes, options: RWKV6Options, rngs: nnx.Rngs) -> Output:
+        """A projection alone: reads are normed and gated before they are mixed."""
+        return Output(sizes.hidden_size, sizes.num_heads, sizes.head_v_dim, rngs=rngs)
+
+    def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
-        """Writes the tokens into their memories and reads them, row by packed row."""
+    ) -> tuple[VectorDecayRows, Array, MemoryCache | None]:
+        """Packed rows of vector decay with a bonus, the gate, and the cache."""
+        impl, keys = self.options.impl, self.sizes.head_k_dim
         (r, w, k, v, g), cache = self._blends(pack(x, packing), packing, cache, layer)
         q, gate = self.q_proj(r), self.g_proj(g)
-        k, v = through(k, packing, self.k_proj[...], self.impl), through(v, packing, self.v_proj[...], self.impl)
-        low = jnp.tanh(through(w, packing, self.w_down[...], self.impl))
-        w = through(low, packing, self.w_up[...], self.impl)
-        decay = -jnp.exp(add_bias(w.astype(jnp.float32), packing, self.w_bias[...]))
-        q, k, decay = (y.reshape(y.shape[0], -1, self.key_dim) for y in (q, k, decay))
-        valid = packing.valid[:, None, None]
-        v, decay = jnp.where(valid, v.reshape(*q.shape[:2], self.value_dim), 0), jnp.where(valid, decay, 0)
-        bonus = self.bonus[...]
-        o, cache = recur(
-            lambda state: vector_decay(q, k, v, decay, packing.table, state, bonus=bonus, scale=1.0, impl=self.impl),
-            lambda state: vector_decay_step(q, k, v, decay, bonus, state, 1.0),
-            packing,
-            cache,
-            layer,
-        )
-        o = layer_norm(o, self.norm[...], self.norm_bias[...], self.norm_eps)
-        o = o * jax.nn.silu(gate.astype(jnp.float32)).reshape(o.shape)
-        return jnp.where(valid, o, 0).astype(x.dtype), cache
+        k, v = through(k, packing, self.k_proj[...], impl), through(v, packing, self.v_proj[...], impl)
+        low = jnp.tanh(through(w, packing, self.w_down[...], impl))
+        w = through(low, packing, self.w_up[...], impl)
+        decay = heads(-jnp.exp(add_bias(widened(w), packing, self.w_bias[...])), keys)
+        v = heads(v, self.sizes.head_v_dim)
+        return VectorDecayRows(heads(q, keys), heads(k, keys), v, decay, self.bonus[...]), gate, cache
+
+    def finished(self, o: Float[Array, "N H V"], rest: Array, packing: Packing) -> Float[Array, "N H V"]:
+        """Reads, normalised within heads and gated."""
+        o = layer_norm(o, self.norm[...], self.norm_bias[...], self.options.norm_eps)
+        o = o * jax.nn.silu(widened(rest)).reshape(o.shape)
+        return jnp.where(packing.valid[:, None, None], o, 0)
 
     def _blends(self, rows, packing, cache, layer):
         """Each row blended with the one before in five ways, for receptance, decay, key, value and gate."""
@@ -102,10 +103,6 @@ class RWKV6(MemoryRule):
         mix = mix + self.x_bias[...].astype(rows.dtype)[:, None]
         return rows + delta * mix, cache
 
-    def flops(self, chunk: int) -> tuple[float, float]:
-        """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""
-        return vector_decay_flops(chunk, self.key_dim, self.value_dim)
-
     def conv_history(self) -> dict[str, tuple[int, int]]:
         """The last token that each memory saw: (1, D)."""
-        return {"x": (1, self.hidden)}
+        return {"x": (1, self.sizes.hidden_size)}

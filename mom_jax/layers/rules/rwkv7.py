@@ -8,21 +8,40 @@ The paper blends the values of each layer with the first layer's. Memories of di
 nothing to do with each other, so that a mixture has no such thing; it is left out here.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
+from mom_jax.layers.convolution import token_before
 from mom_jax.layers.linear import Linear, mixer_init, param
-from mom_jax.layers.rules.parts import add_bias, per_memory, recur, through, token_before
-from mom_jax.layers.rules.rule import MemoryRule
-from mom_jax.ops.flops import rank_one_decay_flops
+from mom_jax.layers.output import Output
+from mom_jax.layers.projections import add_bias, per_memory, through
+from mom_jax.layers.rules.rule import MemoryRule, Paper, RuleOptions, RuleSizes, heads
 from mom_jax.ops.norm import l2_norm, layer_norm
-from mom_jax.ops.rank_one_decay import rank_one_decay, rank_one_decay_step
+from mom_jax.ops.precision import widened
+from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float
 
 _LOG_DECAY = -0.6065306597126334  # -exp(-1/2): the strongest decay, of one token
+
+
+@dataclasses.dataclass(frozen=True)
+class RWKV7Options(RuleOptions):
+    """Options of RWKV7: ranks of its three low-rank projections."""
+
+    decay_low_rank_dim: int = 64
+    a_low_rank_dim: int = 64  # of the removal rate
+    gate_low_rank_dim: int = 128
+    norm_eps: float = 1e-5  # for one key channel; K times that is added to variances
+
+    def __post_init__(self):
+        if not self.use_output_gate:
+            raise InputError("use_output_gate", False, "is not available: memory_rule rwkv7 has its own gate")
 
 
 class RWKV7(MemoryRule):
@@ -30,97 +49,73 @@ class RWKV7(MemoryRule):
 
     Reads are normalised within heads, get the bonus of the present token and are gated before they
     are mixed.
-
-    Args:
-        hidden: D.
-        num_heads, key_dim, value_dim: H, and K and V per head.
-        memories: G, the shared memory included; 1 with one projection for all memories.
-        decay_rank, rate_rank, gate_rank: of the three low-rank projections.
-        norm_eps: of the norm, for one key channel; K times that is added to variances.
     """
 
+    Options = RWKV7Options
+    paper = Paper("2503.14456", "section 4")
+    primitive = RANK_ONE_DECAY
+    scale = 1.0
     per_memory = ("k_proj", "v_proj", "w_down", "w_up", "w_bias", "a_down", "a_up", "a_bias")
     per_row = ("q_proj", "g_down", "g_up")
     whole_history = ("x",)
 
-    def __init__(
-        self,
-        hidden: int,
-        num_heads: int,
-        key_dim: int,
-        value_dim: int,
-        *,
-        memories: int,
-        decay_rank: int = 64,
-        rate_rank: int = 64,
-        gate_rank: int = 128,
-        norm_eps: float = 1e-5,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(num_heads, key_dim, value_dim)
-        keys, values = num_heads * key_dim, num_heads * value_dim
+    def __init__(self, sizes: RuleSizes, options: RWKV7Options, *, rngs: nnx.Rngs):
+        super().__init__(sizes, options, rngs=rngs)
+        hidden, keys, values, memories = sizes.hidden_size, sizes.key_dim, sizes.value_dim, sizes.projections
         constant, of_heads = jax.nn.initializers.constant, ("tensor", None)
+        key_heads, value_heads = (sizes.num_heads, sizes.head_k_dim), (sizes.num_heads, sizes.head_v_dim)
         self.x_mix = param(rngs, constant(0.5), (6, hidden), (None, None))
         self.q_proj = Linear(hidden, keys, split="column", init=mixer_init, rngs=rngs)
         self.k_proj = per_memory(rngs, memories, hidden, keys)
         self.v_proj = per_memory(rngs, memories, hidden, values)
-        self.w_down = per_memory(rngs, memories, hidden, decay_rank, split=False)
-        self.w_up = per_memory(rngs, memories, decay_rank, keys)
+        self.w_down = per_memory(rngs, memories, hidden, options.decay_low_rank_dim, split=False)
+        self.w_up = per_memory(rngs, memories, options.decay_low_rank_dim, keys)
         self.w_bias = param(rngs, constant(-2.5), (memories, keys), (None, "tensor"))
-        self.a_down = per_memory(rngs, memories, hidden, rate_rank, split=False)
-        self.a_up = per_memory(rngs, memories, rate_rank, keys)
+        self.a_down = per_memory(rngs, memories, hidden, options.a_low_rank_dim, split=False)
+        self.a_up = per_memory(rngs, memories, options.a_low_rank_dim, keys)
         self.a_bias = param(rngs, constant(-0.19), (memories, keys), (None, "tensor"))
-        self.g_down = Linear(hidden, gate_rank, split="whole", init=mixer_init, rngs=rngs)
-        self.g_up = Linear(gate_rank, values, split="column", init=mixer_init, rngs=rngs)
-        self.k_k = param(rngs, constant(0.71), (num_heads, key_dim), of_heads)
-        self.k_a = param(rngs, constant(1.02), (num_heads, key_dim), of_heads)
-        self.r_k = param(rngs, constant(-0.04), (num_heads, key_dim), of_heads)
-        self.norm = param(rngs, constant(1.0), (num_heads, value_dim), of_heads)
-        self.norm_bias = param(rngs, constant(0.0), (num_heads, value_dim), of_heads)
-        self.hidden, self.norm_eps = hidden, norm_eps
+        self.g_down = Linear(hidden, options.gate_low_rank_dim, split="whole", init=mixer_init, rngs=rngs)
+        self.g_up = Linear(options.gate_low_rank_dim, values, split="column", init=mixer_init, rngs=rngs)
+        self.k_k = param(rngs, constant(0.71), key_heads, of_heads)
+        self.k_a = param(rngs, constant(1.02), key_heads, of_heads)
+        self.r_k = param(rngs, constant(-0.04), key_heads, of_heads)
+        self.norm = param(rngs, constant(1.0), value_heads, of_heads, decays=False)
+        self.norm_bias = param(rngs, constant(0.0), value_heads, of_heads, decays=False)
 
-    def __call__(
+    @classmethod
+    def make_output(cls, sizes: RuleSizes, options: RWKV7Options, rngs: nnx.Rngs) -> Output:
+        """A projection alone: reads are normed and gated before they are mixed."""
+        return Output(sizes.hidden_size, sizes.num_heads, sizes.head_v_dim, rngs=rngs)
+
+    def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
-        """Writes the tokens into their memories and reads them, row by packed row."""
+    ) -> tuple[RankOneDecayRows, tuple[Array, Array], MemoryCache | None]:
+        """Packed rows of diagonal plus rank one; the token's own bonus and the gate; and the cache."""
+        impl, size = self.options.impl, self.sizes.head_k_dim
         rows = pack(x, packing)
         before, cache = token_before(rows, packing, cache, layer)
         blends = rows + (before - rows) * self.x_mix[...].astype(rows.dtype)[:, None]
         of_receptance, of_decay, of_key, of_value, of_rate, of_gate = blends
-        r, k, v = (
-            self.q_proj(of_receptance),
-            through(of_key, packing, self.k_proj[...], self.impl),
-            through(of_value, packing, self.v_proj[...], self.impl),
-        )
-        low = jnp.tanh(through(of_decay, packing, self.w_down[...], self.impl))
-        w = add_bias(through(low, packing, self.w_up[...], self.impl).astype(jnp.float32), packing, self.w_bias[...])
-        low = through(of_rate, packing, self.a_down[...], self.impl)
-        a = add_bias(through(low, packing, self.a_up[...], self.impl).astype(jnp.float32), packing, self.a_bias[...])
-        gate = self.g_up(jax.nn.sigmoid(self.g_down(of_gate)))
+        r, gate = self.q_proj(of_receptance), self.g_up(jax.nn.sigmoid(self.g_down(of_gate)))
+        k, v = through(of_key, packing, self.k_proj[...], impl), through(of_value, packing, self.v_proj[...], impl)
+        low = jnp.tanh(through(of_decay, packing, self.w_down[...], impl))
+        w = add_bias(widened(through(low, packing, self.w_up[...], impl)), packing, self.w_bias[...])
+        low = through(of_rate, packing, self.a_down[...], impl)
+        a = add_bias(widened(through(low, packing, self.a_up[...], impl)), packing, self.a_bias[...])
 
-        r, k, w, a = (y.astype(jnp.float32).reshape(y.shape[0], -1, self.key_dim) for y in (r, k, w, a))
-        valid, rate = packing.valid[:, None, None], jax.nn.sigmoid(a)
-        removal = jnp.where(valid, l2_norm(k * self.k_k[...]), 0)
-        k = k * (1 + (rate - 1) * self.k_a[...])
-        v = jnp.where(valid, v.reshape(*r.shape[:2], self.value_dim), 0)
-        g = jnp.where(valid, _LOG_DECAY * jax.nn.sigmoid(w), 0)
-        change = -removal, removal * rate
-        o, cache = recur(
-            lambda state: rank_one_decay(r, k, v, *change, g, packing.table, state, scale=1.0, impl=self.impl),
-            lambda state: rank_one_decay_step(r, k, v, *change, g, state, 1.0),
-            packing,
-            cache,
-            layer,
-        )
-        o = layer_norm(o, self.norm[...], self.norm_bias[...], self.key_dim * self.norm_eps)
-        o = o + jnp.sum(r * k * self.r_k[...], -1, keepdims=True) * v.astype(jnp.float32)
-        o = o * gate.astype(jnp.float32).reshape(o.shape)
-        return jnp.where(valid, o, 0).astype(x.dtype), cache
+        r, k, w, a = (heads(widened(y), size) for y in (r, k, w, a))
+        removal, rate = l2_norm(k * self.k_k[...]), jax.nn.sigmoid(a)
+        k, v = k * (1 + (rate - 1) * self.k_a[...]), heads(v, self.sizes.head_v_dim)
+        bonus = jnp.sum(r * k * self.r_k[...], -1, keepdims=True) * widened(v)
+        g = _LOG_DECAY * jax.nn.sigmoid(w)
+        return RankOneDecayRows(r, k, v, g, a=-removal, b=removal * rate), (bonus, gate), cache
 
-    def flops(self, chunk: int) -> tuple[float, float]:
-        """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""
-        return rank_one_decay_flops(chunk, self.key_dim, self.value_dim)
+    def finished(self, o: Float[Array, "N H V"], rest: tuple[Array, Array], packing: Packing) -> Float[Array, "N H V"]:
+        """Reads, normalised within heads, with the bonus, and gated."""
+        bonus, gate = rest
+        o = layer_norm(o, self.norm[...], self.norm_bias[...], self.sizes.head_k_dim * self.options.norm_eps)
+        return jnp.where(packing.valid[:, None, None], (o + bonus) * widened(gate).reshape(o.shape), 0)
 
     def conv_history(self) -> dict[str, tuple[int, int]]:
         """The last token that each memory saw: (1, D)."""
-        return {"x": (1, self.hidden)}
+        return {"x": (1, self.sizes.hidden_size)}

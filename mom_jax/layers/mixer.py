@@ -1,6 +1,8 @@
 """The Mixture-of-Memories layer (arXiv 2502.13685, section 3), and the single memory it generalises."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,52 +10,91 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import Linear, mixer_init
-from mom_jax.layers.output import Output
-from mom_jax.layers.rules.rule import MemoryRule
+from mom_jax.layers.mixer_output import MixerOutput
+from mom_jax.layers.rules.registry import find_rule
+from mom_jax.layers.rules.rule import MemoryRule, RuleSizes, named_options
 from mom_jax.ops.documents import DocumentRuns, count_documents
-from mom_jax.ops.routing import Routing, route
+from mom_jax.ops.precision import widened
+from mom_jax.ops.routing import RouterOutput, route
 from mom_jax.ops.segments import Packing, plan_packing, unpack_mix
 from mom_jax.typing import Array, Float, Int
 
+TENSOR_AXIS = "tensor"
 
-class MoM(nnx.Module):
+
+class MemoryMixer(nnx.Module):
     """Routes each token to its top-k memories and the shared one, and mixes what it reads there.
 
     Memories that a token does not choose are not touched by it. With ``num_memories=None`` there is
-    one memory that every token is written to, and no router: the rule as it was published. Under a
-    mesh that is set with `jax.set_mesh`, rows are split over the axes ``data`` and ``fsdp`` and
+    one memory that every token is written to, and no router: the rule as it was published. It is a layer by itself,
+    for any model:
+
+        mixer = MemoryMixer(512, rule="gated_deltanet", num_heads=4, num_memories=4, top_k=2, rngs=nnx.Rngs(0))
+        y, router, _ = mixer(x)  # [B, T, 512]
+
+    Under a mesh that is set with `jax.set_mesh`, rows are split over the axes ``data`` and ``fsdp`` and
     heads over ``tensor``.
 
     Args:
-        hidden: D.
-        rule: how the memories are written and read; holds ``num_memories + shared`` of them.
-        output: from mixed reads to the layer's output.
+        hidden_size: D.
+        rule: how memories are written and read: a name, ``package.module:Class``, or a class.
+        num_heads: H.
+        head_k_dim, head_v_dim: K and V of each head; D / H, and K, if None.
         num_memories, top_k: M and k.
-        shared: the last memory sees every token.
-        biased: the router has a bias, 0 at first, that counts for the choice alone (`mom_jax.ops.routing.route`); it
-            has no gradient and is moved by `mom_jax.ops.routing.balanced_bias`.
+        shared: one more memory sees every token.
+        single_projection: one projection to keys, values and gates for all memories.
+        router_bias: the router has a bias, 0 at first, that counts for the choice alone (`mom_jax.ops.routing.route`);
+            it has no gradient and is moved by `mom_jax.ops.routing.balanced_bias`.
+        layers: memory layers of the model, which some rules depend on.
+        options: of the rule, by name (its class ``Options``); defaults if None.
+
+    Raises:
+        InputError: a rule or option that does not exist, or sizes that do not fit.
     """
 
     def __init__(
         self,
-        hidden: int,
-        rule: MemoryRule,
-        output: Output,
+        hidden_size: int,
         *,
-        num_memories: int | None,
-        top_k: int = 1,
-        shared: bool = False,
-        biased: bool = False,
+        rule: str | type[MemoryRule] = "gated_deltanet",
+        num_heads: int = 4,
+        head_k_dim: int | None = None,
+        head_v_dim: int | None = None,
+        num_memories: int | None = 4,
+        top_k: int = 2,
+        shared: bool = True,
+        single_projection: bool = False,
+        router_bias: bool = False,
+        layers: int = 1,
+        options: Mapping[str, Any] | None = None,
         rngs: nnx.Rngs,
     ):
-        self.num_memories, self.top_k, self.shared, self.biased = num_memories, top_k, shared, biased
+        if num_memories is not None and not 1 <= top_k <= num_memories:
+            raise InputError("top_k", top_k, f"must lie between 1 and num_memories ({num_memories})")
+        self.num_memories, self.biased = num_memories, router_bias
+        self.top_k, self.shared = (1, False) if num_memories is None else (top_k, shared)
+        made = find_rule(rule) if isinstance(rule, str) else rule
+        keys = head_k_dim or _head_dim(hidden_size, num_heads)
+        sizes = RuleSizes(
+            hidden_size,
+            num_heads,
+            keys,
+            head_v_dim or keys,
+            projections=1 if single_projection else self.memories,
+            routed=num_memories or 1,
+            layers=layers,
+        )
+        chosen = named_options(made, options or {})
+        self.rule = made(sizes, chosen, rngs=rngs)
+        self.output = made.make_output(sizes, chosen, rngs)
         if num_memories is not None:
-            self.router = Linear(hidden, num_memories, split="replicated", init=mixer_init, rngs=rngs)
-            if biased:  # no draw from rngs: with and without it, the other parameters start the same
-                self.router_bias = nnx.Param(jnp.zeros(num_memories), out_sharding=(None,), eager_sharding=False)
-        self.rule, self.output = rule, output
+            self.router = Linear(hidden_size, num_memories, split="replicated", init=mixer_init, rngs=rngs)
+            if router_bias:  # no draw from rngs: with and without it, the other parameters start the same
+                zeros = jnp.zeros(num_memories)
+                self.router_bias = nnx.Param(zeros, out_sharding=(None,), eager_sharding=False, decays=False)
 
     @property
     def memories(self) -> int:
@@ -72,7 +113,7 @@ class MoM(nnx.Module):
         segment_ids: Int[Array, "B T"] | DocumentRuns | None = None,
         cache: MemoryCache | None = None,
         layer: int | Array = 0,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T M"] | None, MemoryCache | None]:
+    ) -> MixerOutput:
         """Mixes along time.
 
         Args:
@@ -86,8 +127,7 @@ class MoM(nnx.Module):
             cache: memories of all layers, read and written at ``layer``.
 
         Returns:
-            The output in ``x.dtype``, the router logits in float32 (None without a router), and the
-            new cache.
+            The output in ``x.dtype``, the router's decisions, and the new cache.
         """
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
@@ -101,42 +141,44 @@ class MoM(nnx.Module):
         segment_ids: Int[Array, "B T"] | DocumentRuns | None = None,
         cache: MemoryCache | None = None,
         layer: int | Array = 0,
-    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T M"] | None, MemoryCache | None]:
+    ) -> tuple[Float[Array, "B T H V"], RouterOutput | None, MemoryCache | None]:
         """As `__call__`, up to the mixed reads that the output module takes; on one device."""
-        batch, time, _ = x.shape
-        routing, logits = self._route(x)
+        logits, weights, memory_ids = self._route(x)
         last = None if cache is None else cache.document[layer]
         documents = count_documents(segment_ids, attention_mask, last)
         packing = plan_packing(
-            routing.memories,
+            memory_ids,
             self.num_memories or 1,
             shared=self.shared,
-            chunk_size=self.rule.chunk_rows(time),
+            chunk_size=self.rule.chunk_rows(x.shape[1]),
             attention_mask=attention_mask,
             documents=documents,
         )
         o, cache = self.rule(x, packing, cache, layer)
         if cache is not None:
-            cache = _note_tokens(cache, layer, attention_mask, time)
+            cache = _note_tokens(cache, layer, attention_mask, x.shape[1])
             if documents is not None:
                 cache = _forget_earlier_documents(cache, layer, packing, documents)
-        ones = jnp.ones((batch, time, 1 if self.shared else 0), jnp.float32)
-        return unpack_mix(o, jnp.concatenate([routing.weights, ones], -1), packing), logits, cache
+        ones = jnp.ones((*x.shape[:2], 1 if self.shared else 0), weights.dtype)
+        reads = unpack_mix(o, jnp.concatenate([weights, ones], -1), packing)
+        if logits is None:
+            return reads, None, cache
+        load = packing.length.reshape(-1, x.shape[0])[: self.num_memories].T
+        return reads, RouterOutput(logits, weights, memory_ids, load), cache
 
-    def _mix(self, x, attention_mask, segment_ids, cache, layer, tensor_axis=None):
-        o, logits, cache = self.read(x, attention_mask, segment_ids, cache, layer)
-        y = self.output(o, x)
-        return (y if tensor_axis is None else jax.lax.psum(y, tensor_axis)), logits, cache
+    def _mix(self, x, attention_mask, segment_ids, cache, layer) -> MixerOutput:
+        o, router, cache = self.read(x, attention_mask, segment_ids, cache, layer)
+        return MixerOutput(self.output(o, x), router, cache)
 
     def _route(self, x):
-        """Choices and router logits; without a router every token chooses the one memory."""
+        """Router logits, weights and choices; without a router every token chooses the one memory."""
         if self.num_memories is None:
             shape = (*x.shape[:2], 1)
-            return Routing(jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.int32)), None
-        logits = self.router(x.astype(jnp.float32))
-        return route(logits, self.top_k, self.router_bias[...] if self.biased else None), logits
+            return None, jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
+        logits = self.router(widened(x))
+        return logits, *route(logits, self.top_k, self.router_bias[...] if self.biased else None)
 
-    def _mix_sharded(self, mesh, x, attention_mask, segment_ids, cache, layer):
+    def _mix_sharded(self, mesh, x, attention_mask, segment_ids, cache, layer) -> MixerOutput:
         """The same on every device's own rows and heads, with one sum over the tensor axis."""
         graph, params = nnx.split(self)
         rows = _batch_axes(mesh, x.shape[0])
@@ -144,12 +186,22 @@ class MoM(nnx.Module):
         of_cache = None if cache is None else _cache_specs(cache, rows, self.rule.whole_history)
 
         def local(params, x, attention_mask, segment_ids, cache, layer):
-            return nnx.merge(graph, params)._mix(x, attention_mask, segment_ids, cache, layer, tensor_axis="tensor")
+            mixer = nnx.merge(graph, params)
+            mixer.rule.heads_axis = mixer.output.heads_axis = TENSOR_AXIS
+            out = mixer._mix(x, attention_mask, segment_ids, cache, layer)
+            return out._replace(y=jax.lax.psum(out.y, TENSOR_AXIS))
 
         specs = (of_params, P(rows), P(rows), P(rows), of_cache, P())
-        outs = (P(rows), None if self.num_memories is None else P(rows), of_cache)
+        router = None if self.num_memories is None else RouterOutput(*[P(rows)] * len(RouterOutput._fields))
+        outs = MixerOutput(P(rows), router, of_cache)
         run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)
         return run(params, x, attention_mask, segment_ids, cache, jnp.asarray(layer))
+
+
+def _head_dim(hidden_size: int, num_heads: int) -> int:
+    if hidden_size % num_heads:
+        raise InputError("num_heads", num_heads, f"does not divide hidden_size ({hidden_size}); set head_k_dim")
+    return hidden_size // num_heads
 
 
 def _batch_axes(mesh, batch):
@@ -163,15 +215,15 @@ def _batch_axes(mesh, batch):
 
 def _local_spec(value, spec):
     """The spec inside the mixer: split over tensor, gathered over fsdp; scanned slices lost their layer axis."""
-    return P(*(axis if axis == "tensor" else None for axis in tuple(spec)[len(spec) - value.ndim :]))
+    return P(*(axis if axis == TENSOR_AXIS else None for axis in tuple(spec)[len(spec) - value.ndim :]))
 
 
 def _cache_specs(cache, rows, whole):
     specs = {
         "recurrent": jax.tree.map(
-            lambda state: P(None, None, rows, *["tensor"] * (state.ndim > 3)), cache.recurrent
+            lambda state: P(None, None, rows, *[TENSOR_AXIS] * (state.ndim > 3)), cache.recurrent
         ),
-        "conv": {name: P(None, None, rows, None, None if name in whole else "tensor") for name in cache.conv},
+        "conv": {name: P(None, None, rows, None, None if name in whole else TENSOR_AXIS) for name in cache.conv},
         "document": P(None, rows),
         "length": P(None, rows),
     }

@@ -1,0 +1,66 @@
+"""Projections of each memory's own, and the parameters of gates."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mom_jax.layers.linear import mixer_init, param
+from mom_jax.ops.grouped_matmul import grouped_matmul
+from mom_jax.ops.segments import Packing, pack
+from mom_jax.typing import Array, Float
+
+
+def per_memory(rngs: nnx.Rngs, memories: int, inputs: int, outputs: int, split: bool = True) -> nnx.Param:
+    """A projection of its own for each of G memories: [G, inputs, outputs], its outputs split over heads or not."""
+    return param(rngs, mixer_init, (memories, inputs, outputs), (None, "fsdp", "tensor" if split else None))
+
+
+def project(
+    x: Float[Array, "B T D"], packing: Packing, weights: tuple[Float[Array, "G D F"], ...], impl: str
+) -> tuple[Float[Array, "N F"], ...]:
+    """Packed rows of ``x`` through each memory's own weights, in ``x.dtype``; G = 1 is one projection for all."""
+    weights = tuple(w.astype(x.dtype) for w in weights)
+    if weights[0].shape[0] == 1:
+        return tuple(pack(jnp.dot(x, w[0]), packing) for w in weights)
+    return grouped_matmul(pack(x, packing), weights, packing.group_sizes, tile=packing.table.chunk_size, impl=impl)
+
+
+def through(
+    rows: Float[Array, "N D"], packing: Packing, weight: Float[Array, "G D F"], impl: str
+) -> Float[Array, "N F"]:
+    """Packed rows through each memory's own further weights."""
+    weight = weight.astype(rows.dtype)
+    if weight.shape[0] == 1:
+        return jnp.dot(rows, weight[0])
+    tile = packing.table.chunk_size
+    return grouped_matmul(rows, (weight,), packing.group_sizes, tile=tile, impl=impl)[0]
+
+
+def add_bias(rows: Float[Array, "N F"], packing: Packing, bias: Float[Array, "G F"]) -> Float[Array, "N F"]:
+    """Adds each memory's own bias to its rows; float32."""
+    if bias.shape[0] == 1:
+        return rows + bias
+    table = packing.table
+    memory = table.segment // (table.num_segments // packing.group_sizes.shape[0])
+    return rows + jnp.repeat(bias.at[memory].get(mode="clip"), table.chunk_size, axis=0)
+
+
+def log_rates(rngs: nnx.Rngs, heads: int, least: float) -> nnx.Param:
+    """``A_log``, one for each head: the logarithm of decay rates that are uniform in [least, 16]."""
+
+    def init(key, shape, dtype):
+        return jnp.log(jax.random.uniform(key, shape, dtype, minval=least, maxval=16.0))
+
+    return param(rngs, init, (heads,), ("tensor",), decays=False)
+
+
+def time_step_bias(rngs: nnx.Rngs, channels: int) -> nnx.Param:
+    """``dt_bias``: the inverse softplus of time steps that are log-uniform in [0.001, 0.1]."""
+
+    def init(key, shape, dtype):
+        dt = jnp.exp(jax.random.uniform(key, shape, dtype, minval=math.log(1e-3), maxval=math.log(0.1)))
+        return dt + jnp.log(-jnp.expm1(-dt))
+
+    return param(rngs, init, (channels,), ("tensor",), decays=False)

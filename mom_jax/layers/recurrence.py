@@ -1,0 +1,61 @@
+"""From a rule's rows to what its memories answer, through the states in the cache where there is one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.layers.cache import MemoryCache
+from mom_jax.ops.primitive import Primitive, Rows, default_scale
+from mom_jax.ops.segments import ChunkTable, Packing
+from mom_jax.typing import Array, Float
+
+
+def recur(
+    primitive: Primitive,
+    rows: Rows,
+    packing: Packing,
+    cache: MemoryCache | None,
+    layer: int | Array,
+    *,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
+    """Runs a recurrence over packed rows, of which padding does nothing.
+
+    Args:
+        primitive: the recurrence.
+        rows: its inputs; what must be inert on padding rows is set to 0 here.
+        packing: of the rows.
+        cache: memories of all layers, read and written at ``layer``; without it they start empty.
+        scale: of the output, K^-0.5 if None.
+        impl: of the primitive.
+    """
+    rows = primitive.masked(rows, packing.valid)
+    if cache is None:
+        return primitive(rows, packing.table, scale=scale, impl=impl)[0], None
+    table = packing.table
+    if table.chunk_size == 1:
+        o, recurrent = _one_token(primitive, rows, table, cache, layer, default_scale(rows, scale))
+    else:
+        state = jax.tree.map(lambda a: a[layer].reshape(-1, *a.shape[3:]), cache.recurrent)
+        o, state = primitive(rows, table, state, scale=scale, impl=impl)
+        recurrent = jax.tree.map(lambda a, b: a.at[layer].set(b.reshape(a.shape[1:])), cache.recurrent, state)
+    return o, dataclasses.replace(cache, recurrent=recurrent)
+
+
+def _one_token(primitive, rows, table, cache, layer, scale):
+    """A step for each row from the state of its own segment: what is not written is not touched.
+
+    In place: were the states of all layers reshaped, XLA would copy them at every step.
+    """
+    place = (layer, *jnp.divmod(table.segment, cache.document.shape[-1]))  # memory, batch row
+    state = jax.tree.map(lambda a: _row_states(a.at[place].get(mode="clip"), table), cache.recurrent)
+    o, state = primitive.step(rows, state, scale)
+    return o, jax.tree.map(lambda a, b: a.at[place].set(b, mode="drop"), cache.recurrent, state)
+
+
+def _row_states(state: Float[Array, "N ..."], table: ChunkTable) -> Float[Array, "N ..."]:
+    if table.reset is None:
+        return state
+    return jnp.where(table.reset.reshape(-1, *[1] * (state.ndim - 1)), 0, state)

@@ -1,0 +1,46 @@
+"""From the name of a memory rule to its class."""
+
+import importlib
+import inspect
+import os
+import sys
+
+from mom_jax.errors import InputError
+from mom_jax.layers.rules import RULES
+from mom_jax.layers.rules.rule import MemoryRule
+
+
+def find_rule(name: str) -> type[MemoryRule]:
+    """The class of a rule: one of ``RULES``, or ``package.module:Class`` of anybody's.
+
+    Modules are looked for where Python looks, and then in the current folder.
+
+    Raises:
+        InputError: no such name, module or class, or a class that lacks what a rule must declare.
+    """
+    place = RULES.get(name, name)
+    module, _, attribute = place.partition(":")
+    if not attribute:
+        raise InputError("memory_rule", name, f"choose one of {', '.join(RULES)}, or package.module:Class of your own")
+    found = getattr(_module(name, module), attribute, None)
+    if not (inspect.isclass(found) and issubclass(found, MemoryRule)):
+        raise InputError("memory_rule", name, f"{module} has no class {attribute} derived from {MemoryRule.__name__}")
+    missing = [part for part in ("primitive", "rows") if getattr(found, part, None) is getattr(MemoryRule, part, None)]
+    if missing:
+        remedy = f"the class does not define {' and '.join(missing)}; see docs/your-own-rule.md"
+        raise InputError("memory_rule", name, remedy)
+    return found
+
+
+def _module(name: str, module: str):
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or " "):
+            remedy = f"there is no module {error.name}; run where it lies, or put its folder on PYTHONPATH"
+        else:
+            remedy = f"importing {module} failed with {type(error).__name__}: {error}"
+        raise InputError("memory_rule", name, remedy) from error

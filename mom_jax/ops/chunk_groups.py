@@ -1,0 +1,162 @@
+"""One driver for recurrences whose chunks multiply matrices with the state: chunks in groups, forward and backward.
+
+What a chunk needs besides the state is computed for a group of chunks at once, then the group is run through in
+sequence, then comes the next one. A group is as large as a cache holds, so what is computed in between stays there.
+
+The backward pass keeps the inputs, what `ChunkForm` says of each chunk, and one state for each group. States at
+chunk borders are recomputed, a group's at a time.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.ops.chunks import State, Stored, final_states, initial_carry, load, store
+from mom_jax.ops.dispatch import target
+from mom_jax.ops.segments import ChunkTable
+from mom_jax.typing import Array, Float
+
+# Floats of one array in a group of chunks: some twenty such arrays fit into the caches of a CPU's cores; where all
+# chunks of a group run in parallel, more of them keep the device busy.
+_CACHED_FLOATS = 2**17
+_PARALLEL_FLOATS = 2**22
+
+Rows = Any  # a tuple of floating arrays [chunks, H, C, ...]
+Chunk = Any  # a tuple of arrays: [chunks, H, ...] of a group, [H, ...] of one chunk
+
+
+class ChunkForm(NamedTuple):
+    """A recurrence chunk by chunk; S is the state [H, K, V], dS its gradient.
+
+    Attributes:
+        saved: ``rows -> rows``: those that the backward pass needs.
+        prepare: ``(rows, table) -> (chunk, kept)`` of a group: what needs no state, and what of it backward keeps.
+        forward: ``(chunk, S) -> (S, o, kept)`` of one chunk.
+        resume: ``(saved rows, table, kept, do) -> (chunk, pull)`` of a group: what the next two take of each chunk, and
+            from ``(chunk, S before each chunk, what backward returned)`` to the gradients of all rows.
+        advance: ``(chunk, S) -> S`` of one chunk, as ``forward`` does it.
+        backward: ``(chunk, S, dS) -> (dS, gradients)`` of one chunk, from dS behind it to dS before it.
+    """
+
+    saved: Callable[[Rows], Rows]
+    prepare: Callable[[Rows, ChunkTable], tuple[Chunk, Any]]
+    forward: Callable[[Chunk, State], tuple[State, Array, Any]]
+    resume: Callable[[Rows, ChunkTable, Any, Array], tuple[Chunk, Callable[[Chunk, State, Any], Rows]]]
+    advance: Callable[[Chunk, State], State]
+    backward: Callable[[Chunk, State, State], tuple[State, Any]]
+
+
+def run_in_groups(
+    form: ChunkForm, shape: jax.ShapeDtypeStruct, rows: Rows, table: ChunkTable, state: Float[Array, "S H K V"] | None
+) -> tuple[Float[Array, "chunks H C V"], Float[Array, "S H K V"] | None]:
+    """Outputs of all chunks, and the state of every segment after its last one.
+
+    Args:
+        form: of the recurrence.
+        shape: of one state.
+        rows: inputs of the recurrence, cut into chunks.
+        table: segments and documents of the chunks.
+        state: of every segment; None starts from 0 and returns none.
+    """
+    return _run(form, shape, rows, table, state)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(form, shape, rows, table, state):
+    return _run_fwd(form, shape, rows, table, state)[0]
+
+
+def _run_fwd(form, shape, rows, table, state):
+    body = functools.partial(_forward_group, form)
+    (_, stored), (o, *kept) = jax.lax.scan(body, initial_carry(state, shape), to_groups(rows, table))
+    return (from_groups(o, table), final_states(stored)), (form.saved(rows), table, state, kept)
+
+
+def _forward_group(form, carried, group):
+    """Outputs of some chunks, and what their backward pass keeps: of each chunk, and the state before the first."""
+    rows, table = group
+    chunks, kept_of_all = form.prepare(rows, table)
+
+    def body(carried, xs):
+        state, stored = carried
+        chunk, first, segment, last = xs
+        state, o, kept = form.forward(chunk, load(stored, state, segment, first))
+        return (state, store(stored, state, segment, last)), (o, kept)
+
+    after, (o, kept) = jax.lax.scan(body, carried, (chunks, table.first, table.segment, table.last))
+    return after, (o, (kept_of_all, kept), carried[0])
+
+
+def _run_bwd(form, shape, residuals, cotangents):
+    rows, table, state, kept = residuals
+    do, dfinal = cotangents
+    _, start = initial_carry(state, shape)
+    groups = (*to_groups((rows, do), table), *kept)
+    body = functools.partial(_backward_group, form, start)
+    (_, dstored), gradients = jax.lax.scan(body, initial_carry(dfinal, shape), groups, reverse=True)
+    return from_groups(gradients, table), None, final_states(dstored)
+
+
+def _backward_group(form, start, carried, group):
+    """Gradients of the rows of some chunks."""
+    (rows, do), table, kept, entering = group
+    chunks, pull = form.resume(rows, table, kept, do)
+    states = _states_before(form, start, entering, chunks, table)
+
+    def body(carried, xs):
+        dstate, dstored = carried
+        chunk, state, first, segment, last = xs
+        dstate, gradients = form.backward(chunk, state, load(dstored, dstate, segment, last))
+        return (dstate, store(dstored, dstate, segment, first)), gradients
+
+    xs = (chunks, states, table.first, table.segment, table.last)
+    carried, gradients = jax.lax.scan(body, carried, xs, reverse=True)
+    return carried, pull(chunks, states, gradients)
+
+
+_run.defvjp(_run_fwd, _run_bwd)
+
+
+def _states_before(form: ChunkForm, start: Stored, entering: State, chunks: Chunk, table: ChunkTable) -> State:
+    """The state before each chunk of a group, from that before the first; ``start`` is what segments start from."""
+
+    def body(state, xs):
+        chunk, first, segment = xs
+        state = load(start, state, segment, first)
+        return form.advance(chunk, state), state
+
+    return jax.lax.scan(body, entering, (chunks, table.first, table.segment))[1]
+
+
+def to_groups(rows: Any, table: ChunkTable) -> tuple[Any, ChunkTable]:
+    """Consecutive chunks together, as many as a cache holds: arrays [groups, chunks, ...], and the groups' tables.
+
+    Empty chunks of no segment fill the last group.
+
+    Args:
+        rows: floating arrays [chunks, H, C, ...].
+    """
+    widest = max(jax.tree.leaves(rows), key=lambda x: x[0].size)
+    floats = _CACHED_FLOATS if target().platform == "cpu" else _PARALLEL_FLOATS
+    count = table.segment.shape[0]
+    size = min(max(4, floats // max(widest[0].size, 1)), count)
+    groups = -(-count // size)
+
+    def cut(x: Array, fill: int = 0) -> Array:
+        padding = [(0, groups * size - count)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, padding, constant_values=fill).reshape(groups, size, *x.shape[1:])
+
+    reset = None if table.reset is None else cut(table.reset.reshape(count, -1)).reshape(groups, -1)
+    tables = dataclasses.replace(
+        table, segment=cut(table.segment, table.num_segments), first=cut(table.first), last=cut(table.last), reset=reset
+    )
+    return jax.tree.map(cut, rows), tables
+
+
+def from_groups(rows: Any, table: ChunkTable) -> Any:
+    """The inverse of `to_groups` for arrays [groups, chunks, ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: table.segment.shape[0]], rows)

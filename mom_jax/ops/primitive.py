@@ -1,0 +1,123 @@
+"""A recurrence as one object: what it reads, one step, its chunk-parallel form, its kernels, its state and its cost.
+
+A memory rule makes rows of its tokens and hands them to a primitive. Suites, benchmarks and tools iterate over
+`mom_jax.ops.primitives.PRIMITIVES`, so what they do for one recurrence they do for all.
+
+Every form is ``(rows, table, state, scale) -> (o, state)``: packed rows [N, ...] ordered by a `ChunkTable`, the state
+of every segment [S, ...] or None to start from 0 and keep none, and outputs [N, H, V].
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.ops.chunks import final_states, initial_carry, load, store
+from mom_jax.ops.dispatch import Kernel, select
+from mom_jax.ops.segments import ChunkTable
+from mom_jax.typing import Array, Bool, Float
+
+Rows = Any  # a NamedTuple of arrays [N, ...], q, k and v among them; None for what is optional
+State = Any  # an array or a tuple of them: [S, ...] of all segments, [N, ...] of rows that are segments of their own
+Form = Callable[[Rows, ChunkTable, State, float], tuple[Array, State]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Primitive:
+    """A recurrence over packed rows.
+
+    Attributes:
+        name: as the field calls it.
+        rows: the NamedTuple of its inputs, in the order of the kernels' arguments.
+        state: ``(H, K, V)`` to one memory's state, a `jax.ShapeDtypeStruct` or a tuple of them.
+        step: ``(rows, state, scale) -> (o, state)``, one token for each of N states: the definition, and decoding.
+        flops: ``(C, K, V)`` to the FLOPs of the matrix products of ``chunked`` for one row and head: forward, backward.
+        inert: fields that must be 0 on padding rows, which then neither write nor decay.
+        chunked: the chunk-parallel form; None runs the steps one after the other.
+        kernels: by platform, ``module:function`` on plain arrays (`mom_jax.ops.dispatch`).
+        shared: fields that are no rows but one value for all of them.
+    """
+
+    name: str
+    rows: Callable[..., Rows]
+    state: Callable[[int, int, int], Any]
+    step: Callable[[Rows, State, float], tuple[Array, State]]
+    flops: Callable[[int, int, int], tuple[float, float]]
+    inert: tuple[str, ...]
+    chunked: Form | None = None
+    kernels: Mapping[str, Kernel] = dataclasses.field(default_factory=dict)
+    shared: tuple[str, ...] = ()
+
+    def __call__(
+        self, rows: Rows, table: ChunkTable, state: State = None, *, scale: float | None = None, impl: str = "auto"
+    ) -> tuple[Float[Array, "N H V"], State]:
+        """Runs the recurrence over packed rows.
+
+        Args:
+            rows: inputs in float32 or bfloat16; the fields in ``inert`` are 0 on padding rows.
+            table: segments and documents of the rows.
+            state: float32, of every segment; None starts from 0 and returns no state.
+            scale: of the output, K^-0.5 if None.
+            impl: ``auto``, ``reference`` (token by token), ``xla`` (chunk-parallel), or the kernels of ``tpu`` or
+                ``gpu`` (`mom_jax.ops.dispatch`).
+
+        Returns:
+            Outputs in ``v.dtype``, and the state of every segment after its last row (an empty segment keeps its
+            own), or None without a state.
+
+        Raises:
+            InputError: ``impl`` is unknown or cannot run here.
+        """
+        forms = {"reference": self.scan, "xla": self.chunked or self.scan}
+        return select(impl, forms, self.kernels)(rows, table, state, default_scale(rows, scale))
+
+    def scan(self, rows: Rows, table: ChunkTable, state: State, scale: float) -> tuple[Float[Array, "N H V"], State]:
+        """The recurrence exactly as written: its ``step``, one row after the other."""
+        given = rows._asdict()
+        own = {name: x for name, x in given.items() if name not in self.shared}
+        common = {name: given[name] for name in self.shared}
+        length = table.segment.shape[0] * table.chunk_size
+        begins = jnp.zeros(length, bool).at[:: table.chunk_size].set(table.first)
+        segment = jnp.repeat(table.segment, table.chunk_size)
+        forget = jnp.zeros(length, bool) if table.reset is None else table.reset
+
+        def body(carried, xs):
+            running, stored = carried
+            row, begins_t, segment_t, forget_t = xs
+            running = load(stored, running, segment_t, begins_t)
+            running = jax.tree.map(lambda a: jnp.where(forget_t, 0, a)[None], running)
+            row = jax.tree.map(lambda x: x[None], row)
+            o, running = self.step(self.rows(**row, **common), running, scale)
+            running = jax.tree.map(lambda a: a[0], running)
+            return (running, store(stored, running, segment_t, True)), o[0]
+
+        carry = initial_carry(state, self.state_of(rows))
+        (_, stored), o = jax.lax.scan(body, carry, (own, begins, segment, forget))
+        return o, final_states(stored)
+
+    def state_of(self, rows: Rows) -> Any:
+        """Shapes and dtypes of one state for such rows; float64 where the rows are."""
+        shapes = self.state(rows.v.shape[1], rows.k.shape[-1], rows.v.shape[-1])
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.promote_types(s.dtype, rows.v.dtype)), shapes)
+
+    def masked(self, rows: Rows, valid: Bool[Array, " N"]) -> Rows:
+        """The rows with what must be inert on padding rows set to 0 there."""
+        given = rows._asdict()
+        inert = {name: given[name] for name in self.inert if given[name] is not None}
+        return rows._replace(**{name: _zeroed(x, valid) for name, x in inert.items()})
+
+
+def _zeroed(x: Array, keep: Bool[Array, " N"]) -> Array:
+    return jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
+
+
+def default_scale(rows: Rows, scale: float | None) -> float:
+    """``scale``, or K^-0.5 if None."""
+    return rows.k.shape[-1] ** -0.5 if scale is None else scale
+
+
+def matrix(heads: int, keys: int, values: int) -> jax.ShapeDtypeStruct:
+    """The state of most recurrences: [H, K, V] in float32."""
+    return jax.ShapeDtypeStruct((heads, keys, values), jnp.float32)
