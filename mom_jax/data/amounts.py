@@ -30,10 +30,9 @@ class Amount:
     def of(cls, infos: Iterable[ShardInfo]) -> "Amount":
         """The sum over shards."""
         infos = list(infos)
-        sums = (
-            sum(getattr(info, field) for info in infos) for field in ("documents", "text_bytes", "tokens", "skipped")
-        )
-        return cls(*sums, next((info.skipped_example for info in infos if info.skipped), ""))
+        example = next((info.skipped_example for info in infos if info.skipped), "")
+        fields = ("documents", "text_bytes", "tokens", "skipped")
+        return cls(**{field: sum(getattr(info, field) for info in infos) for field in fields}, skipped_example=example)
 
 
 def tell_amounts(train: Amount, held_out: Amount, rule: str, what: str = "text") -> list[str]:
@@ -47,8 +46,8 @@ def tell_amounts(train: Amount, held_out: Amount, rule: str, what: str = "text")
 
 def tell_data(data: PreparedData) -> list[str]:
     """`tell_amounts` of opened shards."""
-    amounts = (Amount.of(shard.info for shard in side.shards) for side in (data.train, data.held_out))
-    return tell_amounts(*amounts, data.rule)
+    train, held_out = (Amount.of(shard.info for shard in side.shards) for side in (data.train, data.held_out))
+    return tell_amounts(train, held_out, data.rule)
 
 
 def tell_plan(planned: Plan, held_out_fraction: float) -> list[str]:

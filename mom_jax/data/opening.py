@@ -20,7 +20,7 @@ def open_unpacked(path: Path) -> BinaryIO:
     """
     packing = compression(path.name)
     if packing == "xz":
-        return lzma.open(path, "rb")
+        return io.BufferedReader(lzma.open(path, "rb"), 2**20)  # type: ignore[arg-type]
     stream = path.open("rb")
     if packing is None:
         return stream

@@ -14,7 +14,8 @@ from mom_jax import terminal
 from mom_jax.data.plan import Unit
 from mom_jax.errors import InputError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # Below this much text, starting worker processes costs more than it saves.
 _WORTH_WORKERS = 64 * 2**20
