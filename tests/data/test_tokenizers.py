@@ -213,7 +213,7 @@ def test_mistral_comes_from_its_package(monkeypatch, tmp_path, piece_model):
 
 def test_mistral_without_its_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'mom-jax\[mistral\]'"):
+    with pytest.raises(InputError, match=r"needs the package mistral-common: .*pip install .*\[mistral\]"):
         load_tokenizer("mistral")
 
 
