@@ -19,6 +19,7 @@ from mom_jax.terminal import let_go, printable, reader_left
 
 INTERRUPTED, READER_LEFT, UNEXPECTED = 130, 141, 70
 
+_LONGEST = 160  # characters of a file's name that are shown
 _SMALLER = "take a smaller --data.batch-size or --data.sequence-length, or --remat full for training"
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -67,15 +68,23 @@ def _of_machine(error: BaseException) -> tuple[str, int] | None:
         return f"{_REMEDIES[errno.ENOSPC]} ({said[:200]})", 1
     if isinstance(error, MemoryError) or (_of_xla(error) and "RESOURCE_EXHAUSTED" in said):
         return f"out of memory ({said[:200] or 'on the host'}); {_SMALLER}", 1
-    if isinstance(error, RuntimeError) and "nable to initialize backend" in said:
-        return f"JAX finds no device: {said[:300]}; unset JAX_PLATFORMS, or set JAX_PLATFORMS=cpu", 1
+    if isinstance(error, RuntimeError | AssertionError) and _place(error).startswith("xla_bridge.py:"):
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        return f"JAX finds no device ({said[:300] or wanted}); unset JAX_PLATFORMS, or set JAX_PLATFORMS=cpu", 1
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed here; run pip install -e . in the checkout again", 1
     return None
 
 
 def _name(name: object) -> str:
-    return os.fsdecode(name) if isinstance(name, bytes) else str(name)
+    shown = os.fsdecode(name) if isinstance(name, bytes) else str(name)
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
+
+
+def _place(error: BaseException) -> str:
+    """File and line where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
 
 
 def _of_xla(error: BaseException) -> bool:
@@ -84,9 +93,7 @@ def _of_xla(error: BaseException) -> bool:
 
 
 def _unexpected(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    what = f"unexpected {type(error).__name__}{where}: {str(error)[:300] or 'no message'}"
+    what = f"unexpected {type(error).__name__} at {_place(error)}: {str(error)[:300] or 'no message'}"
     log = _write_log(error)
     place = f"the whole traceback is in {log}" if log else "its traceback could not be written to a file"
     return f"{what}; this is a mistake of mom-jax, please report it: {place}"

@@ -32,7 +32,7 @@ FAILURES = [
     (os_error(errno.EISDIR, "runs/[/b]"), 1, "runs/[/b]: Is a directory"),
     (os_error(errno.ENOENT, "runs/\udce9"), 1, r"runs/\udce9: No such file"),
     (os_error(errno.EMFILE, "a"), 1, "a: too many open files; raise the limit"),
-    (os_error(errno.ENAMETOOLONG, "a" * 300), 1, "aaa"),
+    (os_error(errno.ENAMETOOLONG, "a" * 300), 1, "a" * 160 + "...: the name is too long"),
     (os_error(errno.EROFS, "a"), 1, "a: lies on a file system that is read-only"),
     (os_error(errno.EIO), 1, "Input/output error"),
     (TimeoutError(), 1, "TimeoutError"),
@@ -40,7 +40,6 @@ FAILURES = [
     (MemoryError(), 1, "out of memory (on the host); take a smaller"),
     (np._core._exceptions._ArrayMemoryError((10**12,), np.dtype("f8")), 1, "out of memory (Unable to allocate"),
     (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while allocating 8 bytes"), 1, "out of memory (RESOURCE"),
-    (RuntimeError("Unable to initialize backend 'cuda': no"), 1, "JAX finds no device"),
     (ModuleNotFoundError("No module named 'umap'", name="umap"), 1, "the package umap is not installed here"),
     (UnicodeEncodeError("ascii", "é", 0, 1, "no"), 2, "a text does not fit its encoding"),
     (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "no"), 2, "a text does not fit its encoding"),
@@ -83,6 +82,15 @@ def test_what_nobody_foresaw_says_so_and_is_written_down(error, capsys, monkeypa
 def test_a_broken_pipe_that_is_not_ours_is_told(capsys, monkeypatch):
     assert run(BrokenPipeError(errno.EPIPE, "Broken pipe"), monkeypatch) == 1
     assert capsys.readouterr().err == "mom-jax: Broken pipe\n"
+
+
+@pytest.mark.parametrize("platform", ["cuda", "no-such-platform"])
+def test_a_platform_that_is_not_there(platform):
+    code = "import jax, sys; from mom_jax.cli.failures import complain\ntry:\n    jax.devices()\nexcept BaseException"
+    code += " as error:\n    sys.exit(complain(error))"
+    environment = {**os.environ, "JAX_PLATFORMS": platform}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "mom-jax: JAX finds no device (" in done.stderr and platform in done.stderr
 
 
 @pytest.mark.parametrize("line", ["help train", "--help", "data --help"])
