@@ -128,6 +128,16 @@ def test_progress_on_a_terminal_is_a_bar_and_may_be_left_out(monkeypatch):
         assert shown == "" if quiet else "[/b] windows" in shown and "/2" in shown
 
 
+def test_the_name_of_a_model_is_no_markup(monkeypatch):
+    from mom_jax.interop import pretrained
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(pretrained, "_PROGRESS_BYTES", 0)
+    with pretrained._progress("loading models[/b]", 8) as advance:
+        advance(4)
+    assert "loading models[/b]" in sys.stderr.getvalue()
+
+
 def test_a_reader_that_left_is_noticed():
     read, write = os.pipe()
     with os.fdopen(write, "w", encoding="utf-8") as stream:

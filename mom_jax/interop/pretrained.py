@@ -219,7 +219,7 @@ def _on_host(leaf: jax.Array, where: tuple[int, ...]) -> np.ndarray:
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on the terminal that counts bytes of parameters; none for small models."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     console = terminal.console(sys.stderr)
     hidden = total < _PROGRESS_BYTES or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:

@@ -211,11 +211,11 @@ def test_folders_of_linked_files_and_folders(tmp_path):
     (tmp_path / "blobs" / "0a1b").write_bytes(_lines(["linked"]))
     root = tmp_path / "root"
     (root / "own").mkdir(parents=True)
-    (root / "own" / "a.txt").write_text("own")
+    (root / "own" / "a.txt").write_text("own", encoding="utf-8")
     (root / "train.jsonl").symlink_to(tmp_path / "blobs" / "0a1b")  # as the hub's cache keeps its files
     (root / "again.jsonl").symlink_to(tmp_path / "blobs" / "0a1b")
     (tmp_path / "far").mkdir()
-    (tmp_path / "far" / "b.txt").write_text("far")
+    (tmp_path / "far" / "b.txt").write_text("far", encoding="utf-8")
     (root / "linked").symlink_to(tmp_path / "far")
     (root / "round").symlink_to(root)
     (root / "broken.txt").symlink_to(tmp_path / "nowhere")
@@ -239,7 +239,7 @@ def test_what_is_left_out_is_told(tmp_path):
     ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text("{}" if name.endswith("json") else "" if "void" in name else "words")
+        path.write_text("{}" if name.endswith("json") else "" if "void" in name else "words", encoding="utf-8")
     (tmp_path / "rows.json").write_bytes(_lines(["row"]))
     found = _found(tmp_path, exclude=())
     assert [source.name for source in found.sources] == ["a.txt", "rows.json"]
@@ -273,14 +273,14 @@ def test_what_is_left_out_is_told(tmp_path):
 def test_exclude(tmp_path, patterns, kept):
     for name in ("a.txt", "b.md", "sub/c.md", "sub/deep/d.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
+        (tmp_path / name).write_text(name, encoding="utf-8")
     assert _names(tmp_path, exclude=patterns) == _names(f"{tmp_path}/**/*.*", exclude=patterns) == kept
     unused = "1 patterns to exclude that match nothing (*.MD)"
     assert (unused in "".join(_found(tmp_path, exclude=patterns).left_out.lines())) == ("*.MD" in patterns)
 
 
 def test_nothing_is_left(tmp_path):
-    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
     with pytest.raises(InputError, match=r"gives no text \(left out: 1 excluded \(a.txt\)\)"):
         _found(tmp_path, exclude=("*",))
     (tmp_path / "sub").mkdir()

@@ -94,7 +94,7 @@ def test_every_file_is_read_once(folder, tmp_path, reads):
 
 def test_what_was_just_written_is_not_remembered(tmp_path):
     path = tmp_path / "a"
-    path.write_text("one")
+    path.write_text("one", encoding="utf-8")
     sums = Sums(str(tmp_path / "cache"), tmp_path)
     with sums.opened():
         first = list(sums.of([(str(path), None)]))
@@ -114,7 +114,7 @@ def test_a_damaged_memory_costs_a_second_reading(folder, tmp_path, reads, blob):
 
 
 def test_a_cache_that_cannot_be_written_costs_time_alone(folder, tmp_path, reads):
-    (tmp_path / "cache").write_text("a file where a folder should be")
+    (tmp_path / "cache").write_text("a file where a folder should be", encoding="utf-8")
     count = len(_open(folder, tmp_path).shards)
     _open(folder, tmp_path)
     assert len(reads) == 4 * count
