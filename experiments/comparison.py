@@ -16,9 +16,9 @@ from experiments.architectures import mixture
 from experiments.mqar import TINY, TINY_RATES, recalled
 from experiments.registry import Experiment, Point, Record
 from experiments.standing import standing, verdict
-from experiments.text import SIZES, of_rule, recipe
+from experiments.text import SIZES, recipe
 from mom_jax.models.config import MoMConfig
-from mom_jax.models.presets import get_preset
+from mom_jax.models.presets import get_preset, with_rule
 
 
 class Model(NamedTuple):
@@ -163,7 +163,7 @@ def _recall(model: Model, seed: int, layers: int, models: Path) -> dict[str, Any
     """The easier of `experiments.mqar`'s tiny tasks, with the learning rate that validates best."""
     config = mixture(dataclasses.asdict(RECALL_TASK))
     small = {field: getattr(config, field) for field in _SHAPE} | {"num_hidden_layers": layers}
-    options = get_preset(of_rule("mom-tiny", model.rule))
+    options = with_rule(get_preset("mom-tiny"), model.rule)
     config = model.change(dataclasses.replace(options, **small))
     points = [{**dataclasses.asdict(RECALL_TASK), "learning_rate": rate, "seed": seed} for rate in TINY_RATES]
     results = [{"learning_rate": point["learning_rate"], **recalled(config, point, models)} for point in points]

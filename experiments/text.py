@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mom_jax.models.config import MoMConfig
+from mom_jax.models.presets import with_rule
 from mom_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, get_train_preset
 
 TINY = "tiny"
@@ -34,8 +35,9 @@ def recipe(size: str, rule: str, change: Callable[[MoMConfig], MoMConfig], seed:
         change: makes the model from that mixture.
         seed: of parameters and of the order of the text.
     """
-    config = get_train_preset(of_rule("mom-tiny" if size == TINY else size, rule))
-    model = change(dataclasses.replace(config.model, **(_SMALL if size == TINY else {})))
+    config = get_train_preset("mom-tiny" if size == TINY else size)
+    mixture = with_rule(config.model, rule)
+    model = change(dataclasses.replace(mixture, **(_SMALL if size == TINY else {})))
     data = dataclasses.replace(config.data, seed=seed, **({} if size == TINY else _PAPER_TEXT))
     config = dataclasses.replace(config, model=model, data=data, seed=seed)
     if size != TINY:
@@ -50,11 +52,6 @@ def recipe(size: str, rule: str, change: Callable[[MoMConfig], MoMConfig], seed:
         eval_every=50,
         eval_windows=32,
     )
-
-
-def of_rule(preset: str, rule: str) -> str:
-    """The name of a preset with that rule."""
-    return preset if rule == "gated_deltanet" else f"{preset}-{rule.replace('_', '-')}"
 
 
 def trained(config: TrainConfig, models: Path) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mom_jax.decoding import generate
     from mom_jax.interop.pretrained import load_pretrained, save_pretrained
+    from mom_jax.layers.mixer import MemoryMixer
     from mom_jax.models.config import MoMConfig
     from mom_jax.models.lm import MoMForCausalLM
     from mom_jax.ops.routing import load_balancing_loss
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "MemoryMixer": "mom_jax.layers.mixer",
     "MoMConfig": "mom_jax.models.config",
     "MoMForCausalLM": "mom_jax.models.lm",
     "generate": "mom_jax.decoding",
@@ -25,6 +27,7 @@ _HOME = {
 }
 
 __all__ = [
+    "MemoryMixer",
     "MoMConfig",
     "MoMForCausalLM",
     "__version__",

@@ -48,13 +48,18 @@ _OF_RULE: dict[str, dict[str, Any]] = {
 }
 
 
-def _with_rule(size: Callable[[], MoMConfig], rule: str) -> Callable[[], MoMConfig]:
-    return lambda: dataclasses.replace(size(), memory_rule=rule, **_OF_RULE.get(rule, {}))
+def with_rule(config: MoMConfig, rule: str) -> MoMConfig:
+    """The configuration with another memory rule, and the options of that rule's paper."""
+    return dataclasses.replace(config, memory_rule=rule, **_OF_RULE.get(rule, {}))
+
+
+def _preset(size: Callable[[], MoMConfig], rule: str) -> Callable[[], MoMConfig]:
+    return lambda: with_rule(size(), rule)
 
 
 # A size by itself has the default rule; each other rule has a preset of every size: mom-340m-gla.
 PRESETS: dict[str, Callable[[], MoMConfig]] = _SIZES | {
-    f"{name}-{rule.replace('_', '-')}": _with_rule(size, rule)
+    f"{name}-{rule.replace('_', '-')}": _preset(size, rule)
     for name, size in _SIZES.items()
     for rule in MEMORY_RULES
     if rule != "gated_deltanet"
