@@ -25,7 +25,7 @@ test: ## the whole suite
 # Left out: suites that hold one implementation against another in many cases. What is measured against stored numbers stays.
 EXHAUSTIVE := ops/test_recurrences.py ops/test_delta_rule.py layers/test_rules.py layers/test_mom.py models/test_lm.py \
     models/test_sharding.py models/test_hybrid.py models/test_cache.py models/test_accounting.py \
-    pallas_kernels/test_decays.py pallas_kernels/test_inside_models.py
+    pallas_kernels/test_sizes.py pallas_kernels/test_inside_models.py
 
 test-second-python: ## kernels, operators, layers and models on another supported Python (without the longest suites)
 	@tools/test-second-python .venv $(PYTEST) tests/pallas_kernels tests/ops tests/layers tests/models \

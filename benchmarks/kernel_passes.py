@@ -1,26 +1,45 @@
-"""A training pass of every operator that has kernels, for the benchmarks and tools that compile or time them all."""
+"""A training pass of every operator that has kernels, for the benchmarks and tools that compile or time them all.
+
+The operators are the primitives of `mom_jax.ops.primitives` that name kernels, and grouped products.
+"""
 
 import importlib
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mom_jax.ops import grouped_matmul
+from mom_jax.ops.primitive import Primitive
+from mom_jax.ops.primitives import PRIMITIVES
 from pallas_kernels.chunks import Chunks
 
 HEADS, CHUNK, CHUNKS = 4, 64, 16
 SIZES = (64, 128, 256)
 DTYPES = ("float32", "bfloat16")
-_QKV = {"q": "N H K", "k": "N H K", "v": "N H V"}
-_KERNELS = {  # by operator: its rows, and the platforms
-    "delta_rule": (_QKV | {"g": "N H", "beta": "N H"}, ("gpu", "tpu")),
-    "scalar_decay": (_QKV | {"g": "N H"}, ("gpu", "tpu")),
-    "vector_decay": (_QKV | {"g": "N H K", "bonus": ""}, ("gpu", "tpu")),
-    "rank_one_decay": (_QKV | {"g": "N H K", "a": "N H K", "b": "N H K"}, ("tpu",)),
-    "grouped_matmul": ({}, ("gpu",)),
-}
-OPERATORS = {p: tuple(name for name, (_, on) in _KERNELS.items() if p in on) for p in ("gpu", "tpu")}
+
+
+class Operator(NamedTuple):
+    """What kernels of a platform compute."""
+
+    path: str  # "module:function"
+    primitive: Primitive | None  # None: grouped products
+
+    def load(self) -> Callable:
+        """The function; its module has ``CONFIGS``."""
+        module, _, name = self.path.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+def _operators(platform: str) -> dict[str, Operator]:
+    kernels = [(x.kernels, x) for x in PRIMITIVES.values()] + [(grouped_matmul.KERNELS, None)]
+    paths = [(of[platform], primitive) for of, primitive in kernels if isinstance(of.get(platform), str)]
+    return {path.partition(":")[2]: Operator(path, primitive) for path, primitive in paths}
+
+
+OPERATORS = {platform: _operators(platform) for platform in ("gpu", "tpu")}  # by the name of the function
 
 
 class Case(NamedTuple):
@@ -32,9 +51,13 @@ class Case(NamedTuple):
     dtype: str
 
 
-def kernel(case: Case) -> Callable:
-    """The operator's function; its module has ``CONFIGS``."""
-    return getattr(importlib.import_module(f"pallas_kernels.{case.platform}.{case.operator}"), case.operator)
+def shapes(primitive: Primitive, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The shape of each of a primitive's rows, from its annotations and the sizes N, H, K and V."""
+    found = {}
+    for name, hint in typing.get_type_hints(primitive.rows).items():
+        array = next(x for x in (*typing.get_args(hint), hint) if hasattr(x, "dim_str"))
+        found[name] = tuple(sizes[axis] for axis in array.dim_str.split())
+    return found
 
 
 def training(case: Case, chunks: int = CHUNKS, **options: Any) -> tuple[Callable, tuple[Any, ...]]:
@@ -42,12 +65,13 @@ def training(case: Case, chunks: int = CHUNKS, **options: Any) -> tuple[Callable
 
     ``options`` are keywords of the operator.
     """
-    operator, rows = kernel(case), _KERNELS[case.operator][0]
-    inputs, fixed, constants = _recurrence(case, rows, chunks) if rows else _grouped(case, chunks)
+    operator = OPERATORS[case.platform][case.operator]
+    run, make = operator.load(), _grouped if operator.primitive is None else _recurrence
+    inputs, fixed, constants = make(case, operator.primitive, chunks)
 
     def both(inputs, fixed):
         def outputs(*inputs):
-            return operator(*inputs, *fixed, *constants, **options)[0]  # without final states
+            return run(*inputs, *fixed, *constants, **options)[0]  # without final states
 
         y, pull = jax.vjp(outputs, *inputs)
         return y, pull(jnp.ones_like(y))
@@ -55,18 +79,20 @@ def training(case: Case, chunks: int = CHUNKS, **options: Any) -> tuple[Callable
     return both, (inputs, fixed)
 
 
-def _recurrence(case, rows, chunks):
+def _recurrence(case, primitive, chunks):
+    """Rows in the case's dtype but for gates, without what all rows share; one segment for all chunks."""
     sizes = {"N": chunks * CHUNK, "H": HEADS, "K": case.size, "V": case.size}
-    inputs = []
-    for name, axes in rows.items():
-        dtype = "float32" if name in ("g", "beta") else case.dtype
-        inputs.append(jax.ShapeDtypeStruct([sizes[axis] for axis in axes.split()], dtype) if axes else None)
+    dtypes = dict.fromkeys("qkvab", case.dtype)
+    inputs = tuple(
+        None if name in primitive.shared else jax.ShapeDtypeStruct(shape, dtypes.get(name, "float32"))
+        for name, shape in shapes(primitive, sizes).items()
+    )
     flags: Any = jax.ShapeDtypeStruct((chunks,), jnp.bool)
     segment: Any = jax.ShapeDtypeStruct((chunks,), jnp.int32)
-    return tuple(inputs), (Chunks(segment, flags, flags, None),), (None, 1.0)
+    return inputs, (Chunks(segment, flags, flags, None),), (None, 1.0)
 
 
-def _grouped(case, chunks):
+def _grouped(case, _, chunks):
     width = HEADS * case.size
     x = jax.ShapeDtypeStruct((chunks * CHUNK, width), case.dtype)
     weight = jax.ShapeDtypeStruct((5, width, width), case.dtype)

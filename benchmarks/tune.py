@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from rich.progress import Progress
 
-from benchmarks.kernel_passes import DTYPES, OPERATORS, SIZES, Case, kernel, training
+from benchmarks.kernel_passes import DTYPES, OPERATORS, SIZES, Case, training
 from benchmarks.timing import interleaved_seconds, machine
 from mom_jax.errors import InputError
 from mom_jax.ops.dispatch import target
@@ -42,7 +42,7 @@ def generation() -> str:
 
 def configs(case: Case) -> Configs:
     """The table of an operator's kernels."""
-    return sys.modules[kernel(case).__module__].CONFIGS
+    return sys.modules[OPERATORS[case.platform][case.operator].load().__module__].CONFIGS
 
 
 def chosen(case: Case, device: str) -> Choice:

@@ -7,7 +7,7 @@ from jax.custom_batching import sequential_vmap
 from mom_jax.ops.dispatch import select
 from mom_jax.typing import Array, Float, Int
 
-_KERNELS = {"gpu": "pallas_kernels.gpu.grouped_matmul:grouped_matmul"}
+KERNELS = {"gpu": "pallas_kernels.gpu.grouped_matmul:grouped_matmul"}
 Weights = tuple[Float[Array, "G D F"], ...]
 
 
@@ -33,7 +33,7 @@ def grouped_matmul(
         InputError: ``gpu`` cannot run here.
     """
     name = impl if impl in ("auto", "gpu") else "xla"
-    return select(name, {"xla": _by_xla}, _KERNELS)(x, weights, group_sizes, tile)
+    return select(name, {"xla": _by_xla}, KERNELS)(x, weights, group_sizes, tile)
 
 
 def _by_xla(x, weights, group_sizes, tile):

@@ -7,82 +7,60 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from support import delta_rule as delta
 from support.compare import assert_close
+from support.kernels import CASES, DIRECTIONS, GATES, cotangents_of, example, of_tokens, program
 from support.packed import Layout
 from support.primitives import PRIMITIVES
-from support.recurrences import DOCUMENTS, RAGGED, outputs, with_gradients
+from support.recurrences import DOCUMENTS, RAGGED
 
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
 from mom_jax.ops.grouped_matmul import grouped_matmul
 
 ON = [pytest.param("gpu", marks=pytest.mark.gpu), pytest.param("tpu", marks=pytest.mark.tpu)]
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2**-6}
-LONG = (300, 0, 1, 64, 129)
+LONG = Layout((300, 0, 1, 64, 129), 64)
+NAMES = list(dict.fromkeys(name for _, name in CASES))
 
 
-def cast(inputs, dtype):
-    """Queries, keys and values in the dtype; gates and states stay float32."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.asarray(x, dtype if path[-1].key in ("q", "k", "v", "a", "b") else jnp.float32), inputs
-    )
+@functools.cache
+def run_as(name, impl):
+    """A recurrence with an implementation; without a kernel for the device it runs in XLA, as ``auto`` has it."""
+    primitive = PRIMITIVES[name].primitive
+    impl = "auto" if impl in ("gpu", "tpu") and impl not in primitive.kernels else impl
+    return lambda rows, table, state, scale: primitive(rows, table, state, scale=scale, impl=impl)
 
 
-def check(run, inputs, impl, dtype):
+def check(impl, name, inputs, layout, resets, dtype="float32"):
     """``impl`` gives what the reference gives for the same rounded inputs in float32."""
-    inputs = cast(inputs, dtype)
-    got = jax.jit(functools.partial(with_gradients, functools.partial(run, impl)))(inputs)
-    exact = jax.tree.map(lambda x: x.astype(jnp.float32), inputs)
+    table, rows = layout.table(resets), inputs.rows._asdict()
+    rounded = {n: jnp.asarray(x, dtype) if n in ("q", "k", "v", "a", "b") else x for n, x in rows.items()}
+    inputs = inputs._replace(rows=inputs.rows._replace(**rounded))
+    got = program(run_as(name, impl))(inputs, cotangents_of(inputs), table)
+    exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), inputs)
     with jax.default_matmul_precision("highest"):
-        want = jax.jit(functools.partial(with_gradients, functools.partial(run, "reference")))(exact)
-    assert_close(jax.tree.map(lambda x: np.asarray(x, np.float32), got), want, TOLERANCES[dtype], atol=1e-6)
-
-
-def delta_rule(lengths, resets, impl, inputs):
-    """Outputs of the tokens and final states."""
-    layout = Layout(lengths, 64)
-    rows = DeltaRuleRows(*(layout.pack(inputs[name]) for name in delta.NAMES[:-1]))
-    o, final = DELTA_RULE(rows, layout.table(resets), inputs["state"], impl=impl)
-    return o[layout.index], final
+        want = program(run_as(name, "reference"))(exact, cotangents_of(inputs), table)
+    got, want = (jax.tree.map(lambda x: np.asarray(x, np.float32), x) for x in (got, want))
+    assert_close(*(of_tokens(name, layout, x) for x in (got, want)), TOLERANCES[dtype], atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("impl", ON)
-def test_delta_rule(impl, size, dtype):
+def test_recurrences(impl, name, size, dtype):
     """Empty, one-token and ragged segments, documents inside."""
-    inputs = delta.example(sum(LONG), len(LONG), (2, size, size))
-    check(functools.partial(delta_rule, LONG, (70, 300, 320)), inputs, impl, dtype)
+    check(impl, name, example(name, LONG, (size, size)), LONG, (70, 300, 320), dtype)
 
 
-@pytest.mark.parametrize("name", delta.CASES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("impl", ON)
-def test_delta_rule_at_its_limits(impl, name):
-    """The cases that every implementation is held against, in float32."""
-    lengths, resets, changes = delta.CASES[name]
-    inputs = delta.example(sum(lengths), len(lengths), (2, 64, 64), **changes)
-    check(functools.partial(delta_rule, lengths, resets), inputs, impl, "float32")
-
-
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("size", [64, 256])
-@pytest.mark.parametrize("name", ["scalar decay", "no decay", "vector decay", "vector decay, bonus", "rwkv7", "kda"])
-@pytest.mark.parametrize("impl", ON)
-def test_decays(impl, name, size, dtype):
-    """The other recurrences; those without a kernel for the device run in XLA, as ``auto`` has it."""
-    primitive = PRIMITIVES[name]
-
-    def run(impl, inputs):
-        how = functools.partial(_run, primitive, "auto" if impl in ("gpu", "tpu") else impl)
-        return outputs(how, Layout(RAGGED, 64), DOCUMENTS, inputs)
-
-    check(run, primitive.example(sum(RAGGED), len(RAGGED), (size, size)), impl, dtype)
-
-
-def _run(primitive, impl, rows, shared, table, state):
-    return primitive.run(rows, shared, table, state, impl)
+def test_limits(impl, name):
+    """Log gates from 0 to -1e4, and keys of one direction, in float32."""
+    layout, case = Layout(RAGGED, 16), PRIMITIVES[name]
+    changes = [dict.fromkeys(case.gates, gate) for gate in GATES.values() if case.gates]
+    for change in (*changes, *(DIRECTIONS.values() if "beta" in case.rows else ())):
+        check(impl, name, example(name, layout, (64, 64), **change), layout, DOCUMENTS)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

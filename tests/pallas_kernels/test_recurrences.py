@@ -1,0 +1,47 @@
+"""The kernels of every recurrence, interpreted on the host: values, states and all gradients, token by token."""
+
+import numpy as np
+from support.kernels import CASES, DIRECTIONS, GATES, KERNELS, PLATFORMS, compare, each, example
+from support.packed import Layout
+from support.primitives import PRIMITIVES
+from support.recurrences import DOCUMENTS, RAGGED
+
+
+@each(CASES)
+def test_kernels_equal_tokens(platform, name):
+    """Empty, one-token and ragged segments with documents; then log gates from 0 to -1e4, alone and among weak ones.
+
+    Gradients of gates that let nothing through are 0 in theory.
+    """
+    layout, sizes, gates = Layout(RAGGED, 16), PLATFORMS[platform].smallest, PRIMITIVES[name].gates
+    compare(platform, name, example(name, layout, sizes), layout, DOCUMENTS)
+    for extreme in GATES.values() if gates else ():
+        inputs = example(name, layout, sizes, **dict.fromkeys(gates, extreme))
+        compare(platform, name, inputs, layout, DOCUMENTS, atol=1e-6)
+
+
+@each([case for case in CASES if "beta" in PRIMITIVES[case[1]].rows])
+def test_keys_of_one_direction(platform, name):
+    """Nearly equal keys, and equal ones written with a strength of 2, which turn the state round at every token."""
+    layout, sizes = Layout(RAGGED, 16), PLATFORMS[platform].smallest
+    for direction, change in DIRECTIONS.items():
+        # what the equations of a chunk with a gate for each channel lose in float32 where the state turns round: 2e-5
+        tolerance = 5e-5 if (name, direction) == ("kda", "equal, strength 2") else 1e-5
+        compare(platform, name, example(name, layout, sizes, **change), layout, DOCUMENTS, tolerance=tolerance)
+
+
+@each(KERNELS)
+def test_no_state(platform, name):
+    """Without an initial state segments begin empty, and none returns; unused chunks disturb nothing."""
+    layout = Layout((17, 0, 9), 16, spare_chunks=2)
+    inputs = example(name, layout, PLATFORMS[platform].smallest)._replace(state=None)
+    (_, final), _ = compare(platform, name, inputs, layout, (20,))
+    assert final is None
+
+
+@each(KERNELS)
+def test_nothing_but_unused_chunks(platform, name):
+    """Segments without rows keep their states and pass their gradients on; as many as in the first test."""
+    layout = Layout((0,) * len(RAGGED), 16, spare_chunks=Layout(RAGGED, 16).rows // 16)
+    (o, _), _ = compare(platform, name, example(name, layout, PLATFORMS[platform].smallest), layout, ())
+    assert not np.any(o)

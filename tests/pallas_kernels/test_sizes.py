@@ -1,0 +1,42 @@
+"""The kernels of every recurrence, interpreted on the host: at the sizes of models, and in half precision."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from support.kernels import KERNELS, PLATFORMS, compare, each, example
+from support.packed import Layout
+
+SIZES = [
+    *((platform, name, (70, 0), 64, PLATFORMS[platform].sizes) for platform, name in KERNELS),
+    ("tpu", "delta rule", (200,), 128, (64, 128)),
+    ("tpu", "delta rule", (20,), 32, (256, 512)),
+    ("tpu", "no decay", (70,), 64, (256, 512)),
+    ("gpu", "delta rule", (20,), 32, (256, 128)),
+    ("gpu", "scalar decay", (20,), 32, (256, 64)),
+    ("gpu", "vector decay, bonus", (20,), 32, (128, 64)),
+]
+
+
+@pytest.mark.parametrize(
+    "platform, name, lengths, chunk, sizes", SIZES, ids=["-".join(map(str, (*x[:2], x[3], *x[4]))) for x in SIZES]
+)
+def test_sizes_of_models(platform, name, lengths, chunk, sizes):
+    """Long chunks, lengths that are no multiple of them, wide keys and wider values; a document inside, or none."""
+    layout = Layout(lengths, chunk)
+    compare(platform, name, example(name, layout, sizes), layout, None if len(lengths) > 1 else (13,))
+
+
+@each(KERNELS)
+def test_half_precision(platform, name):
+    """Outputs and gradients in their dtypes, float32 states, all near those of the same rows in float64.
+
+    Memory that no kernel has written is NaN here: states of empty segments, scratch, unused chunks.
+    """
+    layout, (smallest, _, half, tolerance, unwritten) = Layout((40, 0, 5, 0), 32), PLATFORMS[platform]
+    inputs = example(name, layout, smallest)
+    rounded = inputs._replace(rows=inputs.rows._replace(**{n: getattr(inputs.rows, n).astype(half) for n in "qkv"}))
+    (o, final), gradients = compare(
+        platform, name, rounded, layout, None, tolerance=tolerance, interpret=unwritten
+    )
+    assert o.dtype == half and final.dtype == jnp.float32
+    assert jax.tree.map(lambda x: x.dtype, gradients) == jax.tree.map(lambda x: x.dtype, rounded)

@@ -1,0 +1,151 @@
+"""The kernels of every recurrence as tests see them: interpreted on the host, beside single tokens in double precision.
+
+Which there are is what the primitives name.
+"""
+
+import functools
+import importlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from mom_jax.ops.dispatch import plain
+from support.compare import assert_close
+from support.compile import optimised
+from support.primitives import PRIMITIVES
+from support.recurrences import EXTREMES
+
+
+class Platform(NamedTuple):
+    """What a platform's kernels are tested with."""
+
+    smallest: tuple[int, int]  # K and V
+    sizes: tuple[int, int]  # of models
+    half: str
+    tolerance: float  # of half precision
+    unwritten: Any  # the interpreter in which memory is NaN until a kernel writes it
+
+
+PLATFORMS = {
+    "tpu": Platform((64, 64), (128, 64), "bfloat16", 2**-6, pltpu.InterpretParams(uninitialized_memory="nan")),
+    # bfloat16 has no interpreter in Triton; with 8 bits instead of 11 it is eight times as far off
+    "gpu": Platform((16, 16), (64, 128), "float16", 2e-3, unwritten=True),
+}
+
+
+def kernel_of(platform: str, name: str):
+    """The kernel of a recurrence, or None; those that put others together are not called by themselves."""
+    path = PRIMITIVES[name].primitive.kernels.get(platform)
+    if not isinstance(path, str):
+        return None
+    module, _, function = path.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+CASES = [(platform, name) for platform in PLATFORMS for name in PRIMITIVES if kernel_of(platform, name)]
+# One for each kernel.
+KERNELS = list({kernel_of(*case): case for case in reversed(CASES)}.values())[::-1]
+
+
+def each(cases):
+    """One test for each platform and recurrence."""
+    ids = [f"{platform}-{name.replace(', ', '-').replace(' ', '-')}" for platform, name in cases]
+    return pytest.mark.parametrize("platform, name", cases, ids=ids)
+
+
+GATES = EXTREMES | {"strong": lambda g: np.where(np.random.default_rng(3).random(g.shape) < 0.3, -50.0, -0.1)}
+
+
+def _keys(spread, gate, strength):
+    """Changes that make keys of one direction but for ``spread``, with one gate and one strength of writing."""
+
+    def near(k):
+        k = 1 + spread * k
+        return k / np.linalg.norm(k, axis=-1, keepdims=True)
+
+    return {"k": near, "g": lambda g: np.full_like(g, gate), "beta": lambda beta: np.full_like(beta, strength)}
+
+
+# Of recurrences that write with a strength beta: the second turns the state round at every token.
+DIRECTIONS = {"nearly equal": _keys(0.02, -1e-3, 0.98), "equal, strength 2": _keys(0.0, -0.02, 2.0)}
+
+
+class Inputs(NamedTuple):
+    """What a recurrence is differentiated in."""
+
+    rows: Any  # the primitive's, packed
+    state: Any
+
+
+def example(name, layout, sizes, **changes) -> Inputs:
+    """Random inputs; ``changes`` map what they are made of by name."""
+    case = PRIMITIVES[name]
+    inputs = case.example(sum(layout.lengths), len(layout.lengths), sizes, **changes)
+    rows = case.packed(inputs["rows"], inputs["shared"])._asdict()
+    rows = {n: x if x is None or n in case.primitive.shared else layout.pack(x) for n, x in rows.items()}
+    return Inputs(case.primitive.rows(**rows), inputs["state"])
+
+
+def cotangents_of(inputs: Inputs):
+    """Random cotangents of the outputs, those of padding and of unused chunks too, and of the final states."""
+    rng = np.random.default_rng(99)
+    o = rng.normal(size=inputs.rows.v.shape).astype(np.float32)
+    return o, None if inputs.state is None else rng.normal(size=inputs.state.shape).astype(np.float32)
+
+
+@functools.cache
+def program(run):
+    """Values and gradients of ``run(rows, table, state, scale)`` for inputs, cotangents and a table."""
+
+    def both(inputs, cotangents, table):
+        scale = inputs.rows.k.shape[-1] ** -0.5
+        outputs, pull = jax.vjp(lambda x: run(x.rows, table, x.state, scale), inputs)
+        return outputs, pull(jax.tree.map(lambda y, d: d.astype(y.dtype), outputs, cotangents))[0]
+
+    return optimised(both)
+
+
+@functools.cache
+def interpreted(kernel, interpret):
+    """A kernel with the signature of the other implementations."""
+    return lambda *arguments: kernel(*plain(arguments), interpret=interpret)
+
+
+def measured(platform, name, inputs, table, interpret: Any = True):
+    """Outputs [N, H, V], final states and the gradients of all inputs."""
+    return program(interpreted(kernel_of(platform, name), interpret))(inputs, cotangents_of(inputs), table)
+
+
+def expected(name, inputs, table):
+    """The same by single tokens in float64."""
+    with jax.enable_x64(True):
+        wide, cotangents = jax.tree.map(lambda x: np.asarray(x, np.float64), (inputs, cotangents_of(inputs)))
+        return jax.device_get(program(PRIMITIVES[name].primitive.scan)(wide, cotangents, table))
+
+
+def of_tokens(name, layout, results):
+    """Without rows that are padding or in unused chunks."""
+    (o, final), (rows, dstate) = results
+    shared = PRIMITIVES[name].primitive.shared
+    rows = {n: x if x is None or n in shared else x[layout.index] for n, x in rows._asdict().items()}
+    return (o[layout.index], final), (rows, dstate)
+
+
+def compare(platform, name, inputs, layout, resets, *, tolerance=1e-5, atol=0.0, interpret: Any = True):
+    """Holds a kernel against `expected`, to a tolerance of each array's largest value; everything is finite.
+
+    Segments without rows keep their states, and pass gradients on, bit for bit. Returns what the kernel gave.
+    """
+    table = layout.table(resets)
+    results = measured(platform, name, inputs, table, interpret)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(results))
+    got, want = (of_tokens(name, layout, x) for x in (results, expected(name, inputs, table)))
+    assert_close(jax.tree.map(lambda x: np.asarray(x, np.float64), got), want, tolerance, atol)
+    if inputs.state is not None:
+        empty = np.array(layout.lengths) == 0
+        np.testing.assert_array_equal(results[0][1][empty], inputs.state[empty])
+        np.testing.assert_array_equal(results[1].state[empty], cotangents_of(inputs)[1][empty])
+    return results
