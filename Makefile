@@ -13,7 +13,7 @@ PYTEST := -m pytest -n 2 --dist worksteal
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-20s %s\n", $$1, $$2 }'
 
-demo: ## train a small model on this machine's Python sources, evaluate, write a report (about 5 minutes, installation included)
+demo: ## train a small model on this machine's Python sources, evaluate, write a report (two and a half minutes of training at most)
 	@tools/make-venv .venv
 	@.venv/bin/mom-jax demo
 

@@ -24,7 +24,7 @@ VERBS = {
     "experiment": ("experiments.command", "run an experiment of the paper, or list all with their status"),
     "bench": ("benchmarks.command", "speed and memory on this machine"),
     "report": ("experiments.report.command", "one HTML page of finished runs and sweeps, beside the paper's numbers"),
-    "demo": ("mom_jax.cli.demo", "train mom-tiny for about three minutes, evaluate it and write a report"),
+    "demo": ("mom_jax.cli.demo", "train mom-tiny for two minutes and a half at most, evaluate it, write a report"),
 }
 
 

@@ -194,8 +194,11 @@ def test_damage_is_one_line(trained, tmp_path, capsys):
 
 
 def test_demo_goes_from_text_to_report(tiny_run, tmp_path, capsys):
-    assert main(["demo", *tiny_run, "--steps", "20", "--run-dir", str(tmp_path / "run")]) == 0
+    """Also where its time is over before its steps are done, as on a slow machine."""
+    line = ["demo", *tiny_run, "--steps", "5000", "--max-minutes", "0.02", "--run-dir", str(tmp_path / "run")]
+    assert main(line) == 0
     shown = capsys.readouterr().out
+    assert "for 5000 steps or 0.02 minutes" in shown.splitlines()[0] and "by max_minutes=0.02" in shown
     for expected in ("unigram", "bigram", "trigram", "this model", "def __init__(self, ", "report:"):
         assert expected in shown
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
