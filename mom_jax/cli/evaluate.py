@@ -55,6 +55,8 @@ class EvalConfig:
         check_fields(self)
         if self.tasks is not None and not self.task_names:
             raise InputError("tasks", self.tasks or "''", "names no task; try --tasks recall")
+        if self.tasks and not self.sample:
+            raise InputError("no_sample", "", "does not go with --tasks, which writes no sample")
         for field in ("max_windows",) if self.tasks else ("include_path", "limit"):
             if getattr(self, field) is not None:
                 remedy = f"{'does not go' if self.tasks else 'goes only'} with --tasks"
