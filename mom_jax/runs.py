@@ -48,7 +48,8 @@ def train_and_report(config: TrainConfig, out: Console) -> Outcome:
     if not is_first():
         return outcome
     out.print(outcome.message + (f" ({time_left(outcome.seconds)})" if outcome.seconds else ""))
-    out.print(f"report: {write_report(config.run_dir)}")
+    if outcome.step:  # told to stop before the first step, it has nothing to report
+        out.print(f"report: {write_report(config.run_dir)}")
     return outcome
 
 

@@ -192,12 +192,13 @@ def test_damage_is_one_line(trained, tmp_path, capsys):
         assert "params/_METADATA: is missing; delete" in error and error.count("\n") == 1
 
 
-def test_demo_goes_from_text_to_report(tiny_run, tmp_path, capsys):
+def test_demo_goes_from_text_to_report(tiny_run, tmp_path, monkeypatch, capsys):
     """Also where its time is over before its steps are done, as on a slow machine."""
-    line = ["demo", *tiny_run, "--steps", "5000", "--max-minutes", "0.02", "--run-dir", str(tmp_path / "run")]
+    monkeypatch.setattr("mom_jax.training.loop._Sitting._must_stop", lambda self, step, stop: step >= 5)
+    line = ["demo", *tiny_run, "--steps", "5000", "--max-minutes", "0.01", "--run-dir", str(tmp_path / "run")]
     assert main(line) == 0
     shown = capsys.readouterr().out
-    assert "for 5000 steps or 0.02 minutes" in shown.splitlines()[0] and "by max_minutes=0.02" in shown
+    assert "for 5000 steps or 0.01 minutes" in shown.splitlines()[0] and "stopped at step 5" in shown
     for expected in ("unigram", "bigram", "trigram", "this model", "def __init__(self, ", "report:"):
         assert expected in shown
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
