@@ -33,8 +33,8 @@ def main(args: Sequence[str]) -> int:
     out, limit = console(), config.max_minutes
     time = "" if limit is None else f" or {limit:g} minutes, what comes first"
     out.print(
-        f"This trains a small mixture of memories for {config.steps} steps{time}. Then it scores the model beside n-gram "
-        "models, has it continue a prompt and writes a report: about a minute on two cores."
+        f"This trains a small mixture of memories for {config.steps} steps{time}. Then it scores the model beside "
+        "n-gram models, has it continue a prompt and writes a report: about a minute on two cores."
     )
     prepared(config.data)  # its time is not the training's
     outcome = train_and_report(config, out)
