@@ -183,15 +183,15 @@ def _gradients(q, k, g, beta, prepared, chunks, border, residual, do, dborder, d
 
 def _each(name, kernel, inputs, outputs, call):
     """Runs a kernel that has a program for each chunk and head."""
-    config, grid = call.config(CONFIGS, name), (call.chunks, call.heads)
+    config, grid = call.config(CONFIGS, name), {"chunks": call.chunks, "heads": call.heads}
     return call.run(kernel, config, *inputs, grid=grid, outputs=outputs, flops=_flops(name, call))
 
 
 def _along(name, kernel, inputs, outputs, states, call, tail=0):
     """Runs a kernel that keeps a block of the state and passes through the chunks of each run, the unused ones last."""
     config = call.config(CONFIGS, name)
-    runs = tail + (call.chunks if states is None else states.shape[0])
-    grid = (call.values // config.block_v, call.heads, runs)
+    runs = ("chunks", call.chunks) if states is None else ("segments", states.shape[0])
+    grid = {"blocks": call.values // config.block_v, "heads": call.heads, runs[0]: runs[1] + tail}
     stated = states is not None
     return call.run(kernel, config, *inputs, grid=grid, outputs=outputs, flops=_flops(name, call), STATE=stated)
 

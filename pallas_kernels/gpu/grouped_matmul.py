@@ -218,7 +218,7 @@ def _product(x, weight, group_sizes, tile, device, interpret, *, transposed):
     tiles = tiles_of(group_sizes, rows, tile, height)
     return _launch(
         product_kernel, config, x, weight, *tiles,
-        grid=(tiles.group.shape[0] * -(-columns // width),),
+        grid={"tiles": tiles.group.shape[0] * -(-columns // width)},
         outputs=[jax.ShapeDtypeStruct((rows, columns), x.dtype)],
         flops=2 * rows * inner * columns,
         device=device, interpret=interpret, GROUPS=groups, N=columns, K=inner, TRANSPOSED=transposed,
@@ -234,7 +234,7 @@ def _weight_gradient(x, dy, weight, group_sizes, tile, device, interpret):
     start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(group_sizes).astype(jnp.int32)])
     return _launch(
         weight_gradient_kernel, config, x, dy, start,
-        grid=(-(-inputs // height) * -(-outputs // width), weight.shape[0]),
+        grid={"blocks": -(-inputs // height) * -(-outputs // width), "groups": weight.shape[0]},
         outputs=[like(weight)],
         flops=2 * rows * inputs * outputs,
         device=device, interpret=interpret, M=inputs, N=outputs, BM=height, BN=width, BK=min(config.block_k, tile),

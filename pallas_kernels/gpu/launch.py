@@ -6,16 +6,18 @@ started with ``TRITON_INTERPRET=1``; it works on NumPy arrays and needs no PyTor
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.chunks import Unsupported
 from pallas_kernels.gpu.assembler import ptx_version
 
-Grid = tuple[int] | tuple[int, int] | tuple[int, int, int]
+Grid = Mapping[str, int]  # programs along x, then y and z, by what they are one of
+MOST_PROGRAMS = (2**31 - 1, 2**16 - 1, 2**16 - 1)  # along x, y and z, of CUDA
 
 
 def launch(
@@ -35,7 +37,7 @@ def launch(
     Args:
         kernel: a ``triton.jit`` function: pointers to inputs, pointers to outputs, integers, ``constexpr`` arguments.
         inputs: contiguous arrays.
-        grid: programs along up to three axes.
+        grid: programs along up to three axes, by names for messages.
         outputs: shapes and dtypes; every element must be written by the kernel.
         interpret: run in Triton's interpreter on the host.
         device: what the kernel is compiled for: ``sm_`` and NVIDIA's compute capability, or ``gfx`` and AMD's number.
@@ -45,10 +47,14 @@ def launch(
             becomes or ceases to be 1 or a multiple of 16.
 
     Raises:
+        Unsupported: more programs along an axis than a GPU can run.
         ModuleNotFoundError: jax-triton is missing.
     """
+    for (name, programs), most in zip(grid.items(), MOST_PROGRAMS, strict=False):
+        if programs > most:
+            raise Unsupported(f"{name}={programs}: the GPU kernels run {most} at most")
     if interpret:
-        run = _Interpreted(kernel, grid, outputs, scalars)
+        run = _Interpreted(kernel, tuple(grid.values()), outputs, scalars)
         return jax.pure_callback(run, list(outputs), *inputs, vmap_method="sequential")
     import jax_triton
 
@@ -58,7 +64,7 @@ def launch(
         *inputs,
         kernel=kernel,
         out_type=list(outputs),
-        grid=grid,
+        grid=tuple(grid.values()),
         num_warps=num_warps,
         num_stages=num_stages,
         compute_capability=int(device.removeprefix("sm_")) if nvidia else None,
@@ -79,7 +85,13 @@ _ONE_AT_A_TIME = threading.Lock()  # the interpreter swaps functions of triton.l
 class _Interpreted:
     """One launch in the interpreter; outputs begin as NaN, or the least integer, to show what is not written."""
 
-    def __init__(self, kernel: Any, grid: Grid, outputs: Sequence[jax.ShapeDtypeStruct], scalars: dict[str, Any]):
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        outputs: Sequence[jax.ShapeDtypeStruct],
+        scalars: dict[str, Any],
+    ):
         self.kernel, self.grid, self.outputs, self.scalars = kernel, grid, outputs, scalars
 
     def __call__(self, *inputs: Any) -> list[np.ndarray]:

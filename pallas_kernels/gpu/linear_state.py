@@ -219,7 +219,7 @@ def outputs(
     o, last = call.run(
         outputs_kernel, config,
         rows.reads, rows.writes, *factors, rows.across, rows.scores, v, start, _or(initial_state, start),
-        grid=((start.shape[0] - 1) * call.heads * (call.values // config.block_v),),
+        grid={"blocks": (start.shape[0] - 1) * call.heads * (call.values // config.block_v)},
         outputs=[like(v), final],
         flops=2 * v.size * (2 * call.keys + call.rows),
         FACTORS=rows.read_factor is not None, VECTOR=rows.across.ndim == 3, STATE=initial_state is not None,
@@ -235,7 +235,7 @@ def _borders(rows, factor, across, v, chunks, initial_state, call, *, reverse):
     states = jax.ShapeDtypeStruct((call.chunks, call.heads, call.keys, call.values), v.dtype)
     states, final = call.run(
         borders_kernel, config, rows, _or(factor, start), across, v, start, _or(initial_state, start),
-        grid=((start.shape[0] - 1) * call.heads * blocks,),
+        grid={"blocks": (start.shape[0] - 1) * call.heads * blocks},
         outputs=[states, jax.ShapeDtypeStruct(initial_state.shape if store else (1,), jnp.float32)],
         flops=2 * v.size * call.keys,
         FACTORS=factor is not None, VECTOR=across.ndim == 3, STATE=initial_state is not None, FINAL=store,
@@ -274,7 +274,7 @@ def value_gradient(rows: Rows, v: jax.Array, do: jax.Array, leaving: jax.Array, 
     config = call.config(CONFIGS, "value_gradient")
     return call.run(
         value_gradient_kernel, config, rows.scores, rows.writes, _or(rows.write_factor, rows.scores), leaving, do,
-        grid=(call.chunks * call.heads * (call.values // config.block_v),),
+        grid={"blocks": call.chunks * call.heads * (call.values // config.block_v)},
         outputs=[like(v)],
         flops=2 * v.size * (call.keys + call.rows),
         FACTORS=rows.write_factor is not None,

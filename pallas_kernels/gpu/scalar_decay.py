@@ -194,7 +194,7 @@ def _row_decays(g: jax.Array, document: jax.Array | None, scale: float) -> tuple
 def _scores(q, k, g, chunks, call):
     return call.run(
         scores_kernel, call.config(CONFIGS, "scores"), q, k, g, g if chunks.document is None else chunks.document,
-        grid=(call.chunks * call.heads,),
+        grid={"chunks and heads": call.chunks * call.heads},
         outputs=[jax.ShapeDtypeStruct((call.chunks, call.heads, call.rows, call.rows), k.dtype)],
         flops=2 * k.size * call.rows,
     )[0]  # fmt: skip
@@ -208,7 +208,7 @@ def _gradients(q, k, v, do, g, decays, scores, borders: Borders, chunks, call):
         gradients_kernel, config,
         q, k, v, do, g, g if chunks.document is None else chunks.document,
         *decays[:2], scores, borders.states, borders.leaving,
-        grid=(call.chunks * call.heads * parts,),
+        grid={"blocks": call.chunks * call.heads * parts},
         outputs=[like(q), like(k), like(g), *map(float32, [(parts, *g.shape)] * 2), float32((parts, *g.shape[:2]))],
         flops=2 * v.size * (2 * call.keys + call.rows * parts) + 4 * k.size * call.rows,
     )  # fmt: skip

@@ -230,7 +230,7 @@ def _prepare(q, k, g, bonus, chunks, call) -> Rows:
     scores, reads, writes, across = call.run(
         prepare_kernel, call.config(CONFIGS, "prepare"),
         q, k, g, g if bonus is None else bonus, g if chunks.document is None else chunks.document,
-        grid=(call.chunks * call.heads,),
+        grid={"chunks and heads": call.chunks * call.heads},
         outputs=[square, like(q), like(k), across],
         flops=4 * k.size * call.rows * (_cuts(call) + 1),
         BONUS=bonus is not None, cuts=_cuts(call),
@@ -246,7 +246,7 @@ def _gradients(q, k, v, do, g, bonus, borders: Borders, chunks, call):
         gradients_kernel, config,
         q, k, v, do, g, g if bonus is None else bonus, g if chunks.document is None else chunks.document,
         borders.states, borders.leaving,
-        grid=(call.chunks * call.heads * parts,),
+        grid={"blocks": call.chunks * call.heads * parts},
         outputs=[like(q), like(k), like(g), of_bonus],
         flops=2 * v.size * (2 * call.keys + call.rows * parts) + 8 * k.size * call.rows * (_cuts(call) + 1),
         BONUS=bonus is not None, cuts=_cuts(call),

@@ -115,6 +115,7 @@ def train_table() -> Iterator[str]:
     yield f"| NVIDIA H100, lowered | 1 x 1 x 1 | 8 x 2048 | {count} | {seconds:.0f} | - |"
 
 
+PACKAGES = ("jax", "triton", "jax-triton", "nvidia-cuda-nvcc-cu12", "libtpu")
 TABLES = {"gpu": gpu_table, "tpu": tpu_table, "traffic": traffic_table, "train": train_table}
 
 
@@ -123,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="which tables; all by default")
     for name in parser.parse_args().tables or TABLES:
-        versions = ", ".join(f"{package} {version(package)}" for package in ("jax", "triton", "jax-triton", "libtpu"))
+        versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
         lines = [f"{datetime.date.today()}; {versions}", "", *TABLES[name]()]
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         table = "\n".join(lines) + "\n"
