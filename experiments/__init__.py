@@ -1,1 +1,1 @@
-"""One module per table or figure, floor 7 of the house; `experiments.registry` lists them."""
+"""`studies`, one module for each table or figure; `common`, what they are made of; sweeps; the HTML page."""

@@ -12,8 +12,6 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.registry import EXPERIMENTS, SCALES, Experiment, Record, check_name, get_experiment
-from experiments.sweep import belonging, missing, read_records, run_sweep, sweep_folder
 from mom_jax import terminal
 from mom_jax.cli.notes import note
 from mom_jax.cli.parsing import Place, parse
@@ -21,6 +19,9 @@ from mom_jax.errors import InputError
 from mom_jax.fields import check_fields
 from mom_jax.paths import why_not_writable
 from mom_jax.terminal import print_table
+
+from .registry import EXPERIMENTS, SCALES, Experiment, Record, check_name, get_experiment
+from .sweep import belonging, missing, read_records, run_sweep, sweep_folder
 
 DESCRIPTION = f"""Runs an experiment: each of its points that is not there yet, then a table and plots. Every finished
 point is a line of JSON in the sweep's folder, so a sweep that was stopped goes on, and machines that share

@@ -24,24 +24,24 @@ class Record(TypedDict):
 
 
 SCALES = ("tiny", "paper")
-# name: (module with EXPERIMENT, what it shows)
+# name: (module of `studies` with EXPERIMENT, what it shows)
 EXPERIMENTS = {
-    "recall": ("experiments.recall", "recall by architecture (table 2)"),
-    "longbench": ("experiments.longbench", "long contexts by architecture (table 3)"),
-    "mixed-or-expanded": ("experiments.mixed_or_expanded", "several memories or one as large as all (table 4)"),
-    "auxiliary-loss": ("experiments.auxiliary_loss", "scale of the auxiliary loss, and the shared memory (table 6)"),
-    "commonsense": ("experiments.commonsense", "language modelling by architecture (table 7)"),
-    "hybrid": ("experiments.hybrid", "some layers of attention among the memories (table 8)"),
-    "equal-activated": ("experiments.equal_activated", "equal activated parameters (table 9)"),
-    "generation": ("experiments.generation", "time and memory of generation by length (figure 3)"),
-    "extrapolation": ("experiments.extrapolation", "text longer than that of the training (figure 4)"),
-    "load-balance": ("experiments.load_balance", "what each memory gets, and what keeps it even (figure 5)"),
-    "memories": ("experiments.memories", "number of memories and share of them that is chosen (figures 6, 8)"),
-    "specialisation": ("experiments.specialisation", "what goes to which memory (UMAP)"),
-    "mqar": ("experiments.mqar", "recall at equal state and at equal parameters (not in the paper)"),
-    "interference": ("experiments.interference", "an old pair after many later ones (not in the paper)"),
-    "selective-copy": ("experiments.selective_copy", "items among blanks, said again in order (not in the paper)"),
-    "throughput": ("experiments.throughput", "training speed by number of memories (not in the paper)"),
+    "recall": ("recall", "recall by architecture (table 2)"),
+    "longbench": ("longbench", "long contexts by architecture (table 3)"),
+    "mixed-or-expanded": ("mixed_or_expanded", "several memories or one as large as all (table 4)"),
+    "auxiliary-loss": ("auxiliary_loss", "scale of the auxiliary loss, and the shared memory (table 6)"),
+    "commonsense": ("commonsense", "language modelling by architecture (table 7)"),
+    "hybrid": ("hybrid", "some layers of attention among the memories (table 8)"),
+    "equal-activated": ("equal_activated", "equal activated parameters (table 9)"),
+    "generation": ("generation", "time and memory of generation by length (figure 3)"),
+    "extrapolation": ("extrapolation", "text longer than that of the training (figure 4)"),
+    "load-balance": ("load_balance", "what each memory gets, and what keeps it even (figure 5)"),
+    "memories": ("memories", "number of memories and share of them that is chosen (figures 6, 8)"),
+    "specialisation": ("specialisation", "what goes to which memory (UMAP)"),
+    "mqar": ("mqar", "recall at equal state and at equal parameters (not in the paper)"),
+    "interference": ("interference", "an old pair after many later ones (not in the paper)"),
+    "selective-copy": ("selective_copy", "items among blanks, said again in order (not in the paper)"),
+    "throughput": ("throughput", "training speed by number of memories (not in the paper)"),
 }
 
 
@@ -90,8 +90,17 @@ def get_experiment(name: str) -> Experiment:
     Raises:
         InputError: an unknown name, with the closest known ones.
     """
+    return get_module(name).EXPERIMENT
+
+
+def get_module(name: str) -> Any:
+    """The module of an experiment; its docstring says what is compared, on which hardware, and what the paper found.
+
+    Raises:
+        InputError: as `get_experiment`.
+    """
     check_name(name)
-    return importlib.import_module(EXPERIMENTS[name][0]).EXPERIMENT
+    return importlib.import_module(f"mom_jax.experiments.studies.{EXPERIMENTS[name][0]}")
 
 
 def check_name(name: str) -> None:

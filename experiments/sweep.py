@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.registry import Experiment, Point, Record
 from mom_jax.errors import InputError
 from mom_jax.files import json_line, read_json_lines, with_nan
 from mom_jax.paths import local_path, output_folder
 from mom_jax.training.sittings import now, versions
+
+from .registry import Experiment, Point, Record
 
 
 def sweep_folder(base: str | Path, name: str, scale: str) -> Path:

@@ -1,6 +1,6 @@
 """How kernels run, in numbers that were chosen rather than derived: one kind of table for every kernel.
 
-The table of a kernel stands beside it; `python -m benchmarks.tune` searches for better numbers on the hardware.
+The table of a kernel stands beside it; `python -m mom_jax.benchmarks.tune` searches for better numbers on the hardware.
 """
 
 from collections.abc import Sequence

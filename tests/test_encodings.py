@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TOP = ("mom_jax", "pallas_kernels", "experiments", "benchmarks", "tools", "docs", "tests")
+TOP = ("mom_jax", "pallas_kernels", "experiments", "tools", "docs", "tests")
 # What opens files: position of the mode among the arguments, and the mode without one.
 OPENERS = {
     "open": (1, "r"),

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+from mom_jax.experiments.command import ExperimentConfig
+from mom_jax.experiments.report.command import ReportConfig
 
-from experiments.command import ExperimentConfig
-from experiments.report.command import ReportConfig
 from mom_jax.cli.compare import CompareConfig
 from mom_jax.cli.convert import ConvertConfig
 from mom_jax.cli.data import PrepareConfig

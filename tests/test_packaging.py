@@ -24,10 +24,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def run_python(code: str) -> str:
-    """Output of a fresh interpreter that sees the tree but holds no GPU."""
+def run_python(code: str, folder: Path | None = None) -> str:
+    """Output of a fresh interpreter, started in a folder, that sees the tree but holds no GPU."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=300)
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, env=env, timeout=300, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -152,6 +153,23 @@ def test_light_modules_leave_jax_alone(module):
     heavy = {"jax", "flax", "grain", "matplotlib"}
     out = run_python(f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))")
     assert out.strip() == "[]"
+
+
+def test_experiments_and_benchmarks_are_ours_whatever_the_folder_holds(tmp_path):
+    """Every module of them can be imported where a user has packages of these names."""
+    for name in ("experiments", "benchmarks", "tools"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('not ours')", encoding="utf-8")
+    code = """
+import importlib, pkgutil
+for name in ("mom_jax.benchmarks", "mom_jax.experiments"):
+    for module in pkgutil.walk_packages(importlib.import_module(name).__path__, f"{name}."):
+        print(importlib.import_module(module.name).__name__)
+"""
+    found = set(run_python(code, tmp_path).split())
+    assert {"mom_jax.benchmarks.tune", "mom_jax.experiments.studies.mqar", "mom_jax.experiments.report.page"} <= found
+    top = {path.relative_to(ROOT).parts[0] for path in ROOT.glob("*/__init__.py")}
+    assert top - {"experiments", "tools", "tests"} == {"mom_jax", "pallas_kernels"}, "what a wheel installs"
 
 
 def test_front_door():

@@ -6,15 +6,15 @@ Finished points stay in docs/results: what is there is not run again. Delete a f
 """
 
 import argparse
-import importlib
 import inspect
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.timing import machine
-from experiments.registry import EXPERIMENTS, Record, get_experiment
-from experiments.sweep import belonging, read_records, sweep_folder
+from mom_jax.experiments.registry import EXPERIMENTS, Record, get_experiment, get_module
+from mom_jax.experiments.sweep import belonging, read_records, sweep_folder
+
+from mom_jax.benchmarks.timing import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE, PAGE = ROOT / "docs/results", ROOT / "docs/results.md"
@@ -58,7 +58,7 @@ def section(name: str) -> tuple[list[str], str]:
 
 def about(name: str) -> list[str]:
     """The paragraphs of the experiment's module behind its title and commands."""
-    paragraphs = (inspect.getdoc(importlib.import_module(EXPERIMENTS[name][0])) or "").split("\n\n")
+    paragraphs = (inspect.getdoc(get_module(name)) or "").split("\n\n")
     return [paragraph for paragraph in paragraphs[1:] if not paragraph.startswith(" ")]
 
 

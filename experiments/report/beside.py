@@ -2,7 +2,10 @@
 
 from typing import NamedTuple
 
-from experiments.paper import (
+from mom_jax.evals.harness.suites import SUITES, suite_means
+from mom_jax.reports.tables import Table
+
+from ..paper import (
     AUXILIARY_LOSS,
     COMMONSENSE,
     EQUAL_ACTIVATED,
@@ -12,10 +15,8 @@ from experiments.paper import (
     RECALL,
     PaperTable,
 )
-from experiments.report.parts import Section
-from experiments.report.runs import Run
-from mom_jax.evals.harness.suites import SUITES, suite_means
-from mom_jax.reports.tables import Table
+from .parts import Section
+from .runs import Run
 
 
 class Ours(NamedTuple):

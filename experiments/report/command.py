@@ -45,9 +45,9 @@ def main(args: Sequence[str]) -> int:
     wanted = parse(ReportConfig, args, prog="mom-jax report", description=DESCRIPTION)
     folders = list(dict.fromkeys(local_path(path, "paths").resolve() for path in wanted.paths))
     # JAX loads only now, after the arguments have proved sound.
-    from experiments.report.page import make_page
-    from experiments.report.runs import read_run
-    from experiments.report.sweeps import is_sweep, read_sweep
+    from .page import make_page
+    from .runs import read_run
+    from .sweeps import is_sweep, read_sweep
 
     sweeps = [folder for folder in folders if is_sweep(folder)]
     runs = [folder for folder in folders if folder not in sweeps]
@@ -92,8 +92,8 @@ _LONGEST = 120  # bytes of a page's name
 
 def _check(folder: Path) -> None:
     """Raises `InputError` for a folder that holds no run; it names those inside that do."""
-    from experiments.report.runs import is_run
-    from experiments.report.sweeps import is_sweep
+    from .runs import is_run
+    from .sweeps import is_sweep
 
     if is_run(folder):
         return

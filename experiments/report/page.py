@@ -5,14 +5,15 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from experiments.report.beside import beside_paper
-from experiments.report.parts import Section
-from experiments.report.runs import Run, show_run
-from experiments.report.side_by_side import compare_runs
-from experiments.report.sweeps import Sweep, show_sweep
 from mom_jax import __version__
 from mom_jax.reports.tables import Table
 from mom_jax.training.sittings import now
+
+from .beside import beside_paper
+from .parts import Section
+from .runs import Run, show_run
+from .side_by_side import compare_runs
+from .sweeps import Sweep, show_sweep
 
 
 def make_page(runs: Sequence[Run], sweeps: Sequence[Sweep]) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.report.parts import Picture, Section
 from mom_jax.cli.train import command_of
 from mom_jax.errors import InputError
 from mom_jax.evals.results import Evaluation, Tasks, read_evaluations, read_tasks
@@ -19,6 +18,8 @@ from mom_jax.reports.records import Records, Sitting, read_records, read_sitting
 from mom_jax.reports.tables import Table, detail_tables, evaluation_tables, in_words, task_tables
 from mom_jax.reports.words import TWO_LOSSES, describe_model, last_held_out, sample_of
 from mom_jax.training.config import CONFIG_FILE, TrainConfig
+
+from .parts import Picture, Section
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,13 +5,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.report.parts import Picture, Section
-from experiments.report.runs import Run
 from mom_jax.cli.train import command_of
 from mom_jax.drawing import legend_beside, one_panel, picture
 from mom_jax.evals.harness.suites import suite_means
 from mom_jax.reports.tables import Table, scored_windows
 from mom_jax.training.config import flat
+
+from .parts import Picture, Section
+from .runs import Run
 
 # Fields that say where and how a run went, not what it computed.
 _ELSEWHERE = ("run_dir", "max_minutes", "log_every", "eval_every", "data.cache_dir")

@@ -3,17 +3,17 @@
 import dataclasses
 import inspect
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from experiments.registry import EXPERIMENTS, SCALES, Experiment, Record, get_experiment
-from experiments.report.parts import Picture, Section, readable, shown
-from experiments.sweep import belonging, read_records
 from mom_jax.errors import InputError
 from mom_jax.reports.tables import Table
 from mom_jax.training.config import flat
+
+from ..registry import EXPERIMENTS, SCALES, Experiment, Record, get_experiment, get_module
+from ..sweep import belonging, read_records
+from .parts import Picture, Section, readable, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,4 +140,4 @@ def _names(items: list[dict[str, Any]]) -> list[str]:
 
 def _about(sweep: Sweep) -> str:
     """The text at the head of the experiment's module: what is compared, the paper's numbers and ours."""
-    return inspect.cleandoc(sys.modules[EXPERIMENTS[sweep.name][0]].__doc__ or "")
+    return inspect.cleandoc(get_module(sweep.name).__doc__ or "")

@@ -21,9 +21,9 @@ VERBS = {
     "data": ("mom_jax.cli.data", "prepare token shards (mom-jax data prepare)"),
     "compare": ("mom_jax.cli.compare", "our numbers beside the PyTorch reference's, from one checkpoint"),
     "plan": ("mom_jax.cli.plan", "parameters, state and FLOPs of a model, beside its baselines"),
-    "experiment": ("experiments.command", "run an experiment of the paper, or list all with their status"),
-    "bench": ("benchmarks.command", "speed and memory on this machine"),
-    "report": ("experiments.report.command", "one HTML page of finished runs and sweeps, beside the paper's numbers"),
+    "experiment": ("mom_jax.experiments.command", "run an experiment of the paper, or list all with their status"),
+    "bench": ("mom_jax.benchmarks.command", "speed and memory on this machine"),
+    "report": ("mom_jax.experiments.report.command", "one HTML page of finished runs and sweeps, beside the paper"),
     "demo": ("mom_jax.cli.demo", "train mom-tiny for two minutes and a half at most, evaluate it, write a report"),
 }
 

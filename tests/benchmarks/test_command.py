@@ -2,14 +2,14 @@
 
 import pytest
 
-from benchmarks import command
+from mom_jax.benchmarks import command
 from mom_jax.cli.main import main
 
 
 def test_the_tables_of_this_machine(capsys, monkeypatch):
     """All in their order, or the named ones."""
-    monkeypatch.setattr("benchmarks.cpu.operator_table", lambda: ["| 1 |"])
-    monkeypatch.setattr("benchmarks.rules.rule_table", lambda: ["| 2 |"])
+    monkeypatch.setattr("mom_jax.benchmarks.cpu.operator_table", lambda: ["| 1 |"])
+    monkeypatch.setattr("mom_jax.benchmarks.rules.rule_table", lambda: ["| 2 |"])
     monkeypatch.setattr(command, "CPU", {name: command.CPU[name] for name in ("operator", "recurrences")})
     for tables, lines in (((), "| 1 | 2 |"), (("recurrences",), "| 2 |")):
         assert main(["bench", *tables]) == 0

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.kernel_passes import OPERATORS, Case
-from benchmarks.tune import choose, chosen, configs, neighbours, search
+from mom_jax.benchmarks.kernel_passes import OPERATORS, Case
+from mom_jax.benchmarks.tune import choose, chosen, configs, neighbours, search
 from pallas_kernels.configs import Config, find
 from pallas_kernels.gpu import linear_state
 

@@ -3,11 +3,12 @@
 import dataclasses
 
 import pytest
+from mom_jax.experiments.common import comparison
+from mom_jax.experiments.common.standing import standing, verdict
+from mom_jax.experiments.common.text import SIZES, recipe
+from mom_jax.experiments.registry import EXPERIMENTS, get_experiment
+from mom_jax.experiments.studies import hybrid, memories, recall
 
-from experiments import comparison, hybrid, memories, recall
-from experiments.registry import EXPERIMENTS, get_experiment
-from experiments.standing import standing, verdict
-from experiments.text import SIZES, recipe
 from mom_jax.models.config import MoMConfig
 
 COMPARISONS = ("recall", "longbench", "mixed-or-expanded", "auxiliary-loss", "commonsense", "hybrid", "equal-activated")

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from mom_jax.experiments.studies import generation
 
-from experiments import generation
 from mom_jax.models.accounting import account, total
 from mom_jax.models.baselines import transformer
 from mom_jax.models.config import MoMConfig

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from mom_jax.experiments.common.seeds import COMPARED
+from mom_jax.experiments.studies import interference
 
-from experiments import interference
-from experiments.seeds import COMPARED
 from mom_jax.data import recall
 
 

@@ -5,10 +5,10 @@ import functools
 import jax
 import numpy as np
 import pytest
+from mom_jax.experiments.common.architectures import ARCHITECTURES, architecture, mixture
+from mom_jax.experiments.common.synthetic import Training, recall_hidden_states, train_and_score
+from mom_jax.experiments.studies import mqar
 
-from experiments import mqar
-from experiments.architectures import ARCHITECTURES, architecture, mixture
-from experiments.synthetic import Training, recall_hidden_states, train_and_score
 from mom_jax.data.recall import fused_mqar
 from mom_jax.data.recall import mqar as make_mqar
 from mom_jax.models.accounting import account, total

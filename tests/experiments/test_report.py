@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from mom_jax.experiments.common.architectures import ARCHITECTURES
+from mom_jax.experiments.registry import get_experiment
 
-from experiments import paper
-from experiments.architectures import ARCHITECTURES
-from experiments.registry import get_experiment
 from mom_jax.cli.main import main
 from mom_jax.cli.train import command_of, parse_train
 from mom_jax.evals.harness.suites import SUITES
+from mom_jax.experiments import paper
 from mom_jax.interop.published import write_config
 from mom_jax.models.presets import get_preset
 from mom_jax.training.config import get_train_preset
@@ -299,7 +299,7 @@ def test_an_impossible_place_is_named_with_its_cause(run, out, cause, capsys):
 
 def test_a_page_overwrites_none_of_another_run(run, tmp_path, monkeypatch, capsys):
     """Each in its own folder; several beside the first, named after all; or where --out says, a file or a folder."""
-    monkeypatch.setattr("experiments.report.runs.draw_pictures", lambda *_: {})
+    monkeypatch.setattr("mom_jax.experiments.report.runs.draw_pictures", lambda *_: {})
     other, pages = make_run(tmp_path / "runs/second"), tmp_path / "pages"
     for line in ([run], [other], [run, other], [run, "--out", pages], [other, "--out", pages / "new/b.html"]):
         assert main(["report", *map(str, line)]) == 0
@@ -310,7 +310,7 @@ def test_a_page_overwrites_none_of_another_run(run, tmp_path, monkeypatch, capsy
 
 
 def test_a_folder_that_cannot_be_written_to(run, monkeypatch, capsys):
-    monkeypatch.setattr("experiments.report.command.why_not_writable", lambda folder: "Read-only file system")
+    monkeypatch.setattr("mom_jax.experiments.report.command.why_not_writable", lambda folder: "Read-only file system")
     assert "(Read-only file system); give another place with --out" in complaint(capsys, str(run))
 
 
@@ -340,7 +340,7 @@ DAMAGED = {
 def test_a_damaged_file_stops_no_report(run, name, monkeypatch):
     """What cannot be read is named on the page, the rest is shown."""
     if name != "metrics.jsonl":
-        monkeypatch.setattr("experiments.report.runs.draw_pictures", lambda *_: {})
+        monkeypatch.setattr("mom_jax.experiments.report.runs.draw_pictures", lambda *_: {})
     old = (run / name).read_text(encoding="utf-8") if name == "metrics.jsonl" else ""
     for content in DAMAGED[name] if name.endswith(".json") else ["".join(DAMAGED[name])]:
         (run / name).write_text(old + content, encoding="utf-8")

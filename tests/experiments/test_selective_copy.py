@@ -3,9 +3,8 @@
 import json
 
 import pytest
-
-from experiments import selective_copy
-from experiments.seeds import COMPARED
+from mom_jax.experiments.common.seeds import COMPARED
+from mom_jax.experiments.studies import selective_copy
 
 
 @pytest.mark.parametrize("scale", ["tiny", "paper"])

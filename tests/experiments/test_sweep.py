@@ -3,11 +3,11 @@
 import json
 import math
 
+import mom_jax.experiments.command as command
 import pytest
+from mom_jax.experiments.registry import EXPERIMENTS, Experiment, get_experiment
+from mom_jax.experiments.sweep import belonging, missing, read_records, run_sweep
 
-import experiments.command as command
-from experiments.registry import EXPERIMENTS, Experiment, get_experiment
-from experiments.sweep import belonging, missing, read_records, run_sweep
 from mom_jax.cli.main import main
 from mom_jax.errors import InputError
 

@@ -6,8 +6,9 @@ import random
 
 import numpy as np
 import pytest
+from mom_jax.experiments.common import text
+from mom_jax.experiments.studies import extrapolation, specialisation
 
-from experiments import extrapolation, specialisation, text
 from mom_jax.errors import InputError
 
 

@@ -5,8 +5,8 @@ import json
 import math
 
 import pytest
+from mom_jax.experiments.studies import throughput
 
-from experiments import throughput
 from mom_jax.models.config import MoMConfig
 from mom_jax.training.config import TrainConfig
 

@@ -5,7 +5,7 @@ import re
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.kernel_passes import OPERATORS, shapes
+from mom_jax.benchmarks.kernel_passes import OPERATORS, shapes
 from pallas_kernels.chunks import Chunks, Unsupported
 from pallas_kernels.tpu import calls
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.processes import compiling
 
-from benchmarks.kernel_passes import OPERATORS
+from mom_jax.benchmarks.kernel_passes import OPERATORS
 
 pytestmark = pytest.mark.compilers
 
@@ -21,7 +21,7 @@ import dataclasses, json
 from pallas_kernels.gpu.assembler import find_ptxas
 from tools.install_compilers import FOLDER
 from tools.kernels import gpu
-from benchmarks.kernel_passes import OPERATORS, Case, training
+from mom_jax.benchmarks.kernel_passes import OPERATORS, Case, training
 assert find_ptxas() == FOLDER / "nvidia/cuda_nvcc/bin/ptxas", find_ptxas()
 for operator in OPERATORS["gpu"]:
     for device in {DEVICES}:
@@ -32,7 +32,7 @@ for operator in OPERATORS["gpu"]:
 """
 
 TPU = f"""
-from benchmarks.kernel_passes import OPERATORS, Case, training
+from mom_jax.benchmarks.kernel_passes import OPERATORS, Case, training
 from tools.kernels import tpu
 from tools.kernels.equations import calls
 for operator in OPERATORS["tpu"]:
@@ -43,7 +43,7 @@ for operator in OPERATORS["tpu"]:
 
 CUDA = f"""
 import jax
-from benchmarks.kernel_passes import OPERATORS, Case, training
+from mom_jax.benchmarks.kernel_passes import OPERATORS, Case, training
 from tools.kernels.equations import calls
 for operator in OPERATORS["gpu"]:
     function, arguments = training(Case("gpu", operator, 64, "{DTYPE}"))

@@ -29,7 +29,7 @@ sys.path.append(str(FOLDER))  # before JAX looks for what lowers to CUDA
 import jax
 from rich.progress import track
 
-from benchmarks.kernel_passes import CHUNK, CHUNKS, DTYPES, HEADS, OPERATORS, SIZES, Case, training
+from mom_jax.benchmarks.kernel_passes import CHUNK, CHUNKS, DTYPES, HEADS, OPERATORS, SIZES, Case, training
 from tools.kernels import gpu, tpu, train_step
 from tools.kernels.equations import calls, moved_bytes
 

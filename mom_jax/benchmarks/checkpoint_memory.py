@@ -1,4 +1,4 @@
-"""``python -m benchmarks.checkpoint_memory [PRESET]``: peak host memory of loading, saving and converting a model.
+"""``python -m mom_jax.benchmarks.checkpoint_memory [PRESET]``: peak host memory of loading, saving and converting.
 
 Random weights of a preset (mom-340m by default) go through `load_pretrained`, `save_pretrained` and
 ``mom-jax convert``, each in a process of its own. Memory is the resident set, mapped file pages
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _child(*arguments: str) -> str:
-    command = [sys.executable, "-c", "import benchmarks.checkpoint_memory as m; m.measure()", *arguments]
+    command = [sys.executable, "-c", "import mom_jax.benchmarks.checkpoint_memory as m; m.measure()", *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     return done.stdout.splitlines()[-1]
 

@@ -16,11 +16,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from experiments.comparison import training_facts
-from experiments.recall import MODELS
-from experiments.registry import Experiment, Point, Record
-from experiments.standing import verdict
-from experiments.text import recipe
+from ..common.comparison import training_facts
+from ..common.standing import verdict
+from ..common.text import recipe
+from ..registry import Experiment, Point, Record
+from .recall import MODELS
 
 COMPARED = {"MoM": "C0", "Gated DeltaNet": "C7", "GLA": "C1", "HGRN2": "C2", "RetNet": "C3", "Transformer++": "C4"}
 LENGTHS = {"tiny": (512, 1024, 2048, 4096, 8192), "paper": (2048, 4096, 8192, 16384, 32768)}
@@ -40,7 +40,7 @@ def points(scale: str) -> list[Point]:
 
 def run(point: Point, models: Path) -> dict[str, Any]:
     """Bits per byte and perplexity at each length, in their order."""
-    from experiments.text import held_out_scores, trained
+    from ..common.text import held_out_scores, trained
 
     model = MODELS[point["model"]]
     run_dir = trained(recipe(point["size"], model.rule, model.change, point["seed"]), models)

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.architectures import mixture
-from experiments.mqar import TINY, TINY_RATES, recalled
-from experiments.registry import Experiment, Point, Record
-from experiments.standing import standing, verdict
-from experiments.text import SIZES, recipe
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.presets import get_preset, with_rule
+
+from ..registry import Experiment, Point, Record
+from ..studies.mqar import TINY, TINY_RATES, recalled
+from .architectures import mixture
+from .standing import standing, verdict
+from .text import SIZES, recipe
 
 
 class Model(NamedTuple):
@@ -86,7 +87,7 @@ class Comparison:
 
     def run(self, point: Point, models: Path) -> dict[str, Any]:
         """Trains a model, unless it has been trained before, and scores it."""
-        from experiments.text import held_out_scores, task_scores, trained
+        from .text import held_out_scores, task_scores, trained
 
         model, measure, size = self.models[point["model"]], point["measure"], point["size"]
         if measure == "recall":
@@ -160,7 +161,7 @@ def training_facts(size: str, measure: str) -> dict[str, Any]:
 
 
 def _recall(model: Model, seed: int, layers: int, models: Path) -> dict[str, Any]:
-    """The easier of `experiments.mqar`'s tiny tasks, with the learning rate that validates best."""
+    """The easier of `mqar`'s tiny tasks, with the learning rate that validates best."""
     config = mixture(dataclasses.asdict(RECALL_TASK))
     small = {field: getattr(config, field) for field in _SHAPE} | {"num_hidden_layers": layers}
     options = with_rule(get_preset("mom-tiny"), model.rule)

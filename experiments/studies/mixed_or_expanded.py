@@ -10,8 +10,9 @@ mixed (444M) 28.16, 41.97, expanded (550M) 26.32, 41.32. Ours are in docs/result
 same question at equal active state and at equal parameters.
 """
 
-from experiments.comparison import Comparison, Model
 from mom_jax.models.baselines import expanded
+
+from ..common.comparison import Comparison, Model
 
 MODELS = {
     "Gated DeltaNet, mixed": Model(),

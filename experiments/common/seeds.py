@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.architectures import ARCHITECTURES, architecture
-from experiments.registry import Point, Record
 from mom_jax.models.config import MoMConfig
 
+from ..registry import Point, Record
+from .architectures import ARCHITECTURES, architecture
+
 if TYPE_CHECKING:
-    from experiments.synthetic import Maker
+    from .synthetic import Maker
 
 # those of recall that are compared at equal state
 COMPARED = ("mom", "single", "equal-active", "equal-total", "attention")
@@ -31,7 +32,7 @@ class Task:
     num_memories: int
     steps: int
     batch_size: int
-    questions: int  # see `experiments.synthetic.Training`
+    questions: int  # see `synthetic.Training`
 
 
 def points_of(task: Task, rates: Iterable[float]) -> list[Point]:
@@ -48,8 +49,8 @@ def points_of(task: Task, rates: Iterable[float]) -> list[Point]:
 def train(
     point: Point, mixture: MoMConfig, make: "Maker", tests: "Mapping[str, Maker] | None" = None
 ) -> dict[str, Any]:
-    """Trains and scores the model of a point beside its mixture; see `experiments.synthetic.train_and_score`."""
-    from experiments.synthetic import Training, train_and_score
+    """Trains and scores the model of a point beside its mixture; see `synthetic.train_and_score`."""
+    from .synthetic import Training, train_and_score
 
     training = Training(*(point[name] for name in ("learning_rate", "steps", "batch_size", "seed", "questions")))
     return train_and_score(architecture(point["architecture"], mixture), make, training, tests)

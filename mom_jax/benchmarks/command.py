@@ -66,7 +66,7 @@ def main(args: Sequence[str]) -> int:
     # JAX loads only now, after the arguments have proved sound.
     import jax
 
-    from benchmarks.timing import machine
+    from mom_jax.benchmarks.timing import machine
 
     known = CPU if jax.default_backend() == "cpu" and not wanted.tiny else ACCELERATOR
     names = _names(wanted.tables, known)
@@ -77,8 +77,8 @@ def main(args: Sequence[str]) -> int:
     for name in names:
         print(f"### {known[name].title}\n", flush=True)
         module, _, function = known[name].function.partition(":")
-        table = getattr(importlib.import_module(f"benchmarks.{module}"), function)
-        for line in table(importlib.import_module("benchmarks.accelerator").TINY) if wanted.tiny else table():
+        table = getattr(importlib.import_module(f"mom_jax.benchmarks.{module}"), function)
+        for line in table(importlib.import_module("mom_jax.benchmarks.accelerator").TINY) if wanted.tiny else table():
             print(line, flush=True)
         print()
     return 0

@@ -1,4 +1,4 @@
-"""Kernels on this machine's GPU or TPU, beside PyTorch where its packages are; `benchmarks.command` prints the tables.
+"""Kernels on this machine's GPU or TPU, beside PyTorch where its packages are; `command` prints the tables.
 
 bfloat16, the published sizes (4 heads of 256, 4 memories, top-2 and a shared one). Times are the best
 of several turns that all candidates take in one process.
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.operands import delta_rule_rows
-from benchmarks.timing import Call, interleaved_seconds
+from mom_jax.benchmarks.operands import delta_rule_rows
+from mom_jax.benchmarks.timing import Call, interleaved_seconds
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.mixers import make_mixer

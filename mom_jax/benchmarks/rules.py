@@ -1,7 +1,7 @@
 """Recurrences chunk by chunk and token by token, mixtures beside single memories, on a CPU.
 
 Forward plus backward in all arguments, T=2048, H=4, float32, one segment, in the chunks that layers
-use. `benchmarks.command` prints the tables.
+use. `command` prints the tables.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.operands import delta_rule_rows, one_segment
-from benchmarks.timing import interleaved_seconds
+from mom_jax.benchmarks.operands import delta_rule_rows, one_segment
+from mom_jax.benchmarks.timing import interleaved_seconds
 from mom_jax.models.config import MEMORY_RULES, MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.comparison import training_facts
-from experiments.recall import MODELS
-from experiments.registry import Experiment, Point, Record
-from experiments.text import recipe
 from mom_jax.errors import InputError, install
+
+from ..common.comparison import training_facts
+from ..common.text import recipe
+from ..registry import Experiment, Point, Record
+from .recall import MODELS
 
 _SIZES = {"tiny": "tiny", "paper": "mom-340m"}
 _DRAWN = 2000  # tokens of a picture
@@ -46,7 +47,7 @@ def run(point: Point, models: Path) -> dict[str, Any]:
     """
     if importlib.util.find_spec("umap") is None:
         raise InputError("experiment", "specialisation", f"needs umap-learn: {install('experiments')}")
-    from experiments.text import trained
+    from ..common.text import trained
 
     run_dir = trained(recipe(point["size"], MODELS["MoM"].rule, MODELS["MoM"].change, point["seed"]), models)
     ids, states, chosen, names = routed(run_dir)

@@ -25,9 +25,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-from experiments.registry import Experiment, Point, Record
 from mom_jax.models.config import MoMConfig
 from mom_jax.training.config import TrainConfig, get_train_preset
+
+from ..registry import Experiment, Point, Record
 
 MIXTURES = ((2, 1), (4, 1), (4, 2), (8, 1), (8, 2), (8, 4), (16, 2), (16, 4))  # (memories, chosen by a token)
 COLOURS = {1: "C1", 2: "C0", 4: "C2"}  # by k; top-2 is what the paper trains

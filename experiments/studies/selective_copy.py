@@ -4,7 +4,7 @@
     mom-jax experiment selective-copy --scale paper      GPUs; spread it with --shard i/n
 
 A model has to write items, pass over blanks, and tell the i-th marker from the others, which are the same token: it has
-to count. The models are those of recall (`experiments.mqar`): the mixture, one memory of its size, of equal active and
+to count. The models are those of recall (`studies/mqar.py`): the mixture, one memory of its size, of equal active and
 of equal total state, and attention. All but attention have short convolutions.
 
 Tiny: 4 and 8 items of 14 in 32 tokens, two layers of width 32 with one head of 4 key and 8 value channels, 4 memories
@@ -20,11 +20,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.architectures import ARCHITECTURES, mixture
-from experiments.registry import Experiment, Point, Record
-from experiments.seeds import Task, by_architecture, cells, draw, points_of, train
-from experiments.standing import verdict
 from mom_jax.data.recall import selective_copy
+
+from ..common.architectures import ARCHITECTURES, mixture
+from ..common.seeds import Task, by_architecture, cells, draw, points_of, train
+from ..common.standing import verdict
+from ..registry import Experiment, Point, Record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

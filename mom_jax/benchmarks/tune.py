@@ -1,6 +1,6 @@
-"""``python -m benchmarks.tune``: better configurations for the kernels of this machine's GPU or TPU, change by change.
+"""``python -m mom_jax.benchmarks.tune``: better configurations for this machine's kernels, change by change.
 
-    python -m benchmarks.tune delta_rule --size 256 --dtype bfloat16
+    python -m mom_jax.benchmarks.tune delta_rule --size 256 --dtype bfloat16
 
 Doubles and halves each number of the configurations (`pallas_kernels.configs`) that an operator's kernels have here,
 and keeps what makes a forward and backward pass at the published sizes faster, until nothing does. Prints the entries
@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from rich.progress import Progress
 
-from benchmarks.kernel_passes import DTYPES, OPERATORS, SIZES, Case, training
-from benchmarks.timing import interleaved_seconds, machine
+from mom_jax.benchmarks.kernel_passes import DTYPES, OPERATORS, SIZES, Case, training
+from mom_jax.benchmarks.timing import interleaved_seconds, machine
 from mom_jax.errors import InputError
 from mom_jax.ops.dispatch import target
 from pallas_kernels.configs import Config, Configs, Entry, find

@@ -10,7 +10,7 @@ docs/results.md. What becomes of the load without it is the experiment `load-bal
 
 import dataclasses
 
-from experiments.comparison import Comparison, Model
+from ..common.comparison import Comparison, Model
 
 
 def scaled(scale: float) -> Model:

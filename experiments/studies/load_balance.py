@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.comparison import MEASURES, Comparison, Model, grouped
-from experiments.registry import Experiment, Point, Record
-from experiments.text import recipe
 from mom_jax.models.config import RouterBalance
+
+from ..common.comparison import MEASURES, Comparison, Model, grouped
+from ..common.text import recipe
+from ..registry import Experiment, Point, Record
 
 
 def balanced(by: RouterBalance) -> Model:
@@ -37,8 +38,9 @@ _COMPARISON = Comparison(MODELS, tiny={"text": 2, "recall": 3})
 
 def run(point: Point, models: Path) -> dict[str, Any]:
     """The comparison's result with ``load`` [L][M]; of text also ``history``: load and churn while it was trained."""
-    from experiments.text import held_out_scores, trained
     from mom_jax.training.log import read_metrics
+
+    from ..common.text import held_out_scores, trained
 
     result = _COMPARISON.run(point, models)
     if point["measure"] == "recall":

@@ -6,12 +6,13 @@
 Tiny: synthetic recall of 8 pairs in fused tokens, three seeds. Paper: models trained on SlimPajama and asked FDA,
 SWDE, SQuAD, NQ, TriviaQA and DROP, inputs cut to 2K tokens. Its averages at 380M and 1.3B: Transformer++ 31.70,
 37.31; RetNet 17.19, 26.45; HGRN2 21.14, 27.13; GLA 21.71, 31.93; GSA 19.77, 32.05; Gated DeltaNet 24.78, 32.30; MoM
-28.16, 36.04. Every task's number is in `experiments.paper.RECALL`; ours are in docs/results.md.
+28.16, 36.04. Every task's number is in `paper.RECALL`; ours are in docs/results.md.
 """
 
-from experiments.comparison import Comparison, Model
-from experiments.text import SIZES
 from mom_jax.models.baselines import single, transformer
+
+from ..common.comparison import Comparison, Model
+from ..common.text import SIZES
 
 MODELS = {
     "MoM": Model(),

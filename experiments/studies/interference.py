@@ -8,13 +8,13 @@ that it has to keep all of them. Then it is tested on other rows: a few pairs, m
 for), and the key of the very first pair. A model that is trained on that question would learn to write nothing but
 the first token; one that is trained to keep everything cannot know which write matters. Accuracy against m says how
 long a write lasts: in a mixture many later writes go elsewhere, one memory of equal state has more room for all. The
-models are those of recall (`experiments.mqar`): the mixture, one memory of its size, of equal active and of equal total
+models are those of recall (`studies/mqar.py`): the mixture, one memory of its size, of equal active and of equal total
 state, and attention, which overwrites nothing.
 
 Tiny: 4 pairs and up to 8 distractors, vocabulary 64, one layer of width 32 with one head of 4 key and 8 value
 channels, 4 memories of which 2 are chosen, two learning rates, three seeds.
 Paper: 32 pairs and up to 480 distractors, vocabulary 8192, two layers of width 128 with one head of 32 key and 64 value
-channels, the learning rates and rows of `experiments.mqar`, three seeds.
+channels, the learning rates and rows of `studies/mqar.py`, three seeds.
 """
 
 import dataclasses
@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.architectures import ARCHITECTURES, mixture
-from experiments.mqar import PAPER_RATES, TINY_RATES
-from experiments.registry import Experiment, Point, Record
-from experiments.seeds import Task, by_architecture, cells, draw, points_of, train
-from experiments.standing import verdict
 from mom_jax.data.recall import BLANK, IGNORE, RecallBatch, fused_mqar, interference
+
+from ..common.architectures import ARCHITECTURES, mixture
+from ..common.seeds import Task, by_architecture, cells, draw, points_of, train
+from ..common.standing import verdict
+from ..registry import Experiment, Point, Record
+from .mqar import PAPER_RATES, TINY_RATES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.comparison import MEASURES, Comparison, Model, grouped
-from experiments.registry import Experiment, Record
 from mom_jax.models.baselines import single
+
+from ..common.comparison import MEASURES, Comparison, Model, grouped
+from ..registry import Experiment, Record
 
 RATIOS = {"half chosen": (0.5, "C0"), "a quarter chosen": (0.25, "C1")}
 

@@ -10,9 +10,10 @@ commonsense tasks: hybrid 37.80, 42.38; MoM 28.16, 41.97; Transformer++ 31.70, 4
 
 import dataclasses
 
-from experiments.comparison import Comparison, Model
 from mom_jax.models.baselines import transformer
 from mom_jax.models.config import MoMConfig
+
+from ..common.comparison import Comparison, Model
 
 
 def hybrid(mixture: MoMConfig) -> MoMConfig:

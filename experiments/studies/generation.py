@@ -34,10 +34,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from experiments.registry import Experiment, Point, Record
 from mom_jax.models.baselines import single, transformer
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.presets import get_preset
+
+from ..registry import Experiment, Point, Record
 
 # The name of a point, the label, the colour, which is the same in every plot.
 ARCHITECTURES = {

@@ -2,10 +2,11 @@
 
 import dataclasses
 
-from experiments.registry import Point
 from mom_jax.models.baselines import equal_active, expanded, single, transformer
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.presets import get_preset
+
+from ..registry import Point
 
 # In the order of the plot: the name of a point, the label, the colour, which is the same in every plot.
 ARCHITECTURES = {

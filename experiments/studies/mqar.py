@@ -32,12 +32,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from experiments.architectures import ARCHITECTURES, architecture, mixture
-from experiments.registry import Experiment, Point, Record
-from experiments.seeds import SEEDS, Task, best
-from experiments.standing import verdict
 from mom_jax.files import read_json, write_json
 from mom_jax.models.config import MoMConfig
+
+from ..common.architectures import ARCHITECTURES, architecture, mixture
+from ..common.seeds import SEEDS, Task, best
+from ..common.standing import verdict
+from ..registry import Experiment, Point, Record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,8 +91,9 @@ def recalled(config: MoMConfig, point: Point, models: Path) -> dict[str, Any]:
         point: fields of `Pairs`, ``learning_rate`` and ``seed``.
         models: where results are kept.
     """
-    from experiments.synthetic import Training, train_and_score
     from mom_jax.data.recall import fused_mqar, mqar
+
+    from ..common.synthetic import Training, train_and_score
 
     asked = {name: point[name] for name in ("task", "length", "pairs", "vocab", *_TRAINING)}
     key = json.dumps([asked, config.to_dict()], sort_keys=True)

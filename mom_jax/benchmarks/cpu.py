@@ -1,4 +1,4 @@
-"""The operator, the mixer and the model on a CPU; `benchmarks.command` prints the tables.
+"""The operator, the mixer and the model on a CPU; `command` prints the tables.
 
 Every number is the best of several turns, ratios are of calls that took turns in one process.
 """
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.operands import delta_rule_rows, one_segment
-from benchmarks.timing import interleaved_seconds, temporary_bytes
+from mom_jax.benchmarks.operands import delta_rule_rows, one_segment
+from mom_jax.benchmarks.timing import interleaved_seconds, temporary_bytes
 from mom_jax.layers.mixer import MemoryMixer
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM

@@ -8,9 +8,10 @@ recall of 8 pairs (three seeds), and bits per byte of source code (two). Paper a
 of recall and commonsense tasks: Gated DeltaNet 24.78, 41.44; MoM 26.51, 41.50. Ours are in docs/results.md.
 """
 
-from experiments.architectures import with_parameters_of
-from experiments.comparison import Comparison, Model
 from mom_jax.models.baselines import single
+
+from ..common.architectures import with_parameters_of
+from ..common.comparison import Comparison, Model
 
 MODELS = {"MoM": Model(), "Gated DeltaNet, wider MLP": Model(with_parameters_of), "Gated DeltaNet": Model(single)}
 
