@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mom_jax.errors import InputError
 from mom_jax.files import json_line, read_json_lines, with_nan
+from mom_jax.locks import only_writer
 from mom_jax.paths import local_path, output_folder
 from mom_jax.training.sittings import now, versions
 
@@ -70,7 +71,7 @@ def run_sweep(
         tell: called after each point with how many of the shard's are done, how many it has, and the record.
 
     Raises:
-        InputError: nothing can be written into the folder.
+        InputError: nothing can be written into the folder, or another command runs this shard.
     """
     index, count = shard
     mine = points[index::count]
@@ -79,15 +80,16 @@ def run_sweep(
         return
     output_folder(folder)
     path = folder / (f"points-{index}-of-{count}.jsonl" if count > 1 else "points.jsonl")
-    _end_line(path)
-    for number, point in enumerate(left, len(mine) - len(left) + 1):
-        started = time.monotonic()
-        result = experiment.run(point, folder.parent / "models")
-        seconds = time.monotonic() - started
-        record = {"point": point, "result": result, "seconds": seconds, "date": now(), "versions": versions()}
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json_line(record))
-        tell(number, len(mine), record)
+    with only_writer(folder, path.stem, "out"):
+        _end_line(path)
+        for number, point in enumerate(left, len(mine) - len(left) + 1):
+            started = time.monotonic()
+            result = experiment.run(point, folder.parent / "models")
+            seconds = time.monotonic() - started
+            record = {"point": point, "result": result, "seconds": seconds, "date": now(), "versions": versions()}
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json_line(record))
+            tell(number, len(mine), record)
 
 
 def _key(point: Point) -> str:

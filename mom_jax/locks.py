@@ -26,8 +26,8 @@ class _Owner(TypedDict):
 
 
 @contextmanager
-def only_writer(folder: Path, what: str, field: str = "run_dir") -> Iterator[None]:
-    """Keeps others from entering this with the same arguments, in this process or another one; they need not wait.
+def only_writer(folder: Path, what: str, field: str = "run_dir", *, wait: float = 0.0) -> Iterator[None]:
+    """Keeps others from entering this with the same arguments, in this process or another one.
 
     The operating system holds the lock for the process and drops it at its end, so nothing has to be cleared away after
     a crash. It holds on network file systems that pass locks on; one that knows no locks is said to be unguarded.
@@ -36,6 +36,7 @@ def only_writer(folder: Path, what: str, field: str = "run_dir") -> Iterator[Non
         folder: what is written into; it is made.
         what: is written there, in a word: the lock's name.
         field: what the error names.
+        wait: seconds to wait for another writer's end.
 
     Raises:
         InputError: somebody else is in it; names process, host and command.
@@ -43,7 +44,7 @@ def only_writer(folder: Path, what: str, field: str = "run_dir") -> Iterator[Non
     folder.mkdir(parents=True, exist_ok=True)
     lock, owner = filelock.FileLock(folder / f".{what}.lock"), folder / f".{what}.lock.json"
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except filelock.Timeout:
         raise InputError(field, folder, f"is in use: {_named(owner)}; let it end, or choose another folder") from None
     except (NotImplementedError, OSError) as error:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import filelock
 import pytest
@@ -33,6 +34,23 @@ def test_another_process_is_named_and_leaves_no_lock_when_it_is_killed(tmp_path)
         holder.wait()
     with only_writer(tmp_path, "work"):
         pass
+
+
+def test_a_short_piece_of_work_is_waited_for(tmp_path):
+    path = tmp_path / "count"
+    path.write_text("0", encoding="utf-8")
+
+    def count():
+        for _ in range(5):
+            with only_writer(tmp_path, "work", wait=30):
+                path.write_text(str(int(path.read_text(encoding="utf-8")) + 1), encoding="utf-8")
+
+    threads = [threading.Thread(target=count) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text(encoding="utf-8") == "15"
 
 
 def test_the_same_process_may_not_enter_twice(tmp_path):

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mom_jax.evals.results import (
     is_complete,
     read_evaluations,
 )
+from mom_jax.locks import only_writer
 from mom_jax.paths import local_path
 from mom_jax.reports.markdown import write_report
 from mom_jax.reports.tables import baseline_table, evaluation_tables, task_tables
@@ -78,7 +80,8 @@ def score_tasks_and_keep(run: str, place: Path | None, names: Sequence[str], **o
         The exit status.
     """
     out = console()
-    found = evaluate_run_on_tasks(run, names, answers=place and place / ANSWERS, **options)
+    with nullcontext() if place is None else only_writer(place, "tasks", "out"):
+        found = evaluate_run_on_tasks(run, names, answers=place and place / ANSWERS, **options)
     for table in task_tables(found):
         print_results(table, out)
 

@@ -11,10 +11,12 @@ from typing import Any, NotRequired, TypedDict
 
 from mom_jax.errors import InputError
 from mom_jax.files import finite, misfit, read_json, write_json
+from mom_jax.locks import only_writer
 
 EVALUATION_FILE = "eval.json"
 TASKS_FILE = "tasks.json"
 KINDS = ("tasks", "groups")  # of results in the latter
+_PATIENCE = 30  # seconds to wait while another command adds its results
 
 Complain = Callable[[str], None]  # gets a line for each thing that is left out
 
@@ -124,11 +126,12 @@ def add_evaluation(folder: Path, new: Evaluation, complain: Complain) -> list[Ev
     Raises:
         OSError: the file cannot be written.
     """
-    old = read_evaluations(folder, complain)
-    _set_aside(folder / EVALUATION_FILE, complain)
-    found = [new, *(item for item in old if _identity(item) != _identity(new))]
-    first, *others = sorted(found, key=is_complete, reverse=True)  # a stable order
-    write_json(folder / EVALUATION_FILE, finite({**first, "others": others}), indent=2)
+    with only_writer(folder, "results", "out", wait=_PATIENCE):
+        old = read_evaluations(folder, complain)
+        _set_aside(folder / EVALUATION_FILE, complain)
+        found = [new, *(item for item in old if _identity(item) != _identity(new))]
+        first, *others = sorted(found, key=is_complete, reverse=True)  # a stable order
+        write_json(folder / EVALUATION_FILE, finite({**first, "others": others}), indent=2)
     return [first, *others]
 
 
@@ -162,9 +165,10 @@ def add_tasks(folder: Path, new: Tasks, complain: Complain) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    old = read_tasks(folder, complain)
-    _set_aside(folder / TASKS_FILE, complain)
-    write_json(folder / TASKS_FILE, finite({kind: {**old[kind], **new[kind]} for kind in KINDS}), indent=2)
+    with only_writer(folder, "results", "out", wait=_PATIENCE):
+        old = read_tasks(folder, complain)
+        _set_aside(folder / TASKS_FILE, complain)
+        write_json(folder / TASKS_FILE, finite({kind: {**old[kind], **new[kind]} for kind in KINDS}), indent=2)
 
 
 def _read(path: Path, complain: Complain) -> dict[str, Any]:

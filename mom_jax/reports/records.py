@@ -4,49 +4,17 @@ import collections
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from mom_jax.errors import InputError
 from mom_jax.files import read_json_lines, with_nan
-from mom_jax.training.log import METRICS_FILE
-from mom_jax.training.sittings import SITTINGS_FILE
+from mom_jax.training.log import METRICS_FILE, HeldOutRecord, TrainingRecord
+from mom_jax.training.sittings import SITTINGS_FILE, Sitting
 
 Complain = Callable[[str], None]  # gets a line for each thing that is left out
 
 _BY_LAYER = ("load", "routing_entropy", "dead_memories", "routing_churn")
 _MAX_STEP = 2**53  # what a plot can place
-
-
-class TrainingRecord(TypedDict):
-    """Means over the steps since the record before; null where they were NaN."""
-
-    step: int
-    loss: float | None
-    lm_loss: float | None
-    grad_norm: float | None
-    learning_rate: float | None
-    tokens_per_second: float | None
-    bad_total: float | None
-    load: NotRequired[list[list[float | None]]]  # [L][M]
-    routing_entropy: NotRequired[list[float | None]]  # [L]
-    dead_memories: NotRequired[list[int]]  # [L]
-
-
-class HeldOutRecord(TypedDict):
-    """An evaluation in training."""
-
-    step: int
-    held_out_loss: float | None
-    routing_churn: NotRequired[list[float | None]]  # [L]
-
-
-class Sitting(TypedDict):
-    """A line of ``sittings.jsonl``."""
-
-    date: str
-    step: int
-    devices: str
-    versions: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What a run tells while it goes on: a progress line, ``metrics.jsonl`` and TensorBoard files."""
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NotRequired, Self, TypedDict
@@ -9,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from mom_jax.files import write_atomically
+from mom_jax.files import json_line, with_nan, write_atomically
 from mom_jax.training.board import Board
 from mom_jax.training.records import read_records
 
@@ -17,27 +16,26 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class TrainingRecord(TypedDict):
-    """Means over the steps since the record before; more fields tell of the routers."""
+    """Means over the steps since the record before, null where they were NaN."""
 
     step: int
-    loss: float
-    lm_loss: float
-    grad_norm: float
-    learning_rate: float
-    bad_total: int | float
-    seconds_per_step: float
-    tokens_per_second: float
-    load: NotRequired[list[list[float]]]  # [L, M]
-    routing_entropy: NotRequired[list[float]]  # [L]
+    loss: float | None
+    lm_loss: float | None
+    grad_norm: float | None
+    learning_rate: float | None
+    tokens_per_second: float | None
+    bad_total: float | None
+    load: NotRequired[list[list[float | None]]]  # [L][M]
+    routing_entropy: NotRequired[list[float | None]]  # [L]
     dead_memories: NotRequired[list[int]]  # [L]
 
 
 class HeldOutRecord(TypedDict):
-    """An evaluation."""
+    """An evaluation in training."""
 
     step: int
-    held_out_loss: float
-    routing_churn: NotRequired[list[float]]  # [L]
+    held_out_loss: float | None
+    routing_churn: NotRequired[list[float | None]]  # [L]
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -48,7 +46,7 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     ``held_out_loss`` in nats per token and, from the second evaluation of a sitting on, ``routing_churn`` [L], the
     share of tokens whose set of memories changed since the one before. A damaged line is left out, with a warning.
     """
-    return _read(Path(run_dir))[0]
+    return [with_nan(record) for record in _read(Path(run_dir))[0]]
 
 
 def _read(run_dir: Path) -> tuple[list[Any], int]:
@@ -61,7 +59,7 @@ def _keep_until(run_dir: Path, step: int) -> None:
     if damaged:
         path.rename(path.with_name(f"damaged-{METRICS_FILE}"))
     kept = [record for record in records if record["step"] <= step]
-    write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+    write_atomically(path, "".join(map(json_line, kept)))
 
 
 def time_left(seconds: float) -> str:
@@ -136,7 +134,7 @@ class RunLog:
         self._held_out = f"  held-out {scores['held_out_loss']:.4f}"
 
     def _write(self, record: dict[str, Any], group: str) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json_line(record))
         self._file.flush()
         for name, value in record.items():
             values = np.asarray(value)

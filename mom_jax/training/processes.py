@@ -43,22 +43,23 @@ def join(config: ProcessesConfig, *, sound: bool = True) -> None:
     if config.coordinator is None:
         return
     address = None if config.coordinator == "auto" else config.coordinator
+    patience = _MEETING_SECONDS if sound else _PARTING_SECONDS
     if address is not None:
         if config.index:
-            wait_for(address, _MEETING_SECONDS)
+            wait_for(address, patience)
         elif _BIND not in os.environ:
             _check_own(address)
-    _meet(config, address)
+    _meet(config, address, patience)
     _agree(sound)
 
 
-def _meet(config: ProcessesConfig, address: str | None) -> None:
+def _meet(config: ProcessesConfig, address: str | None, patience: int) -> None:
     try:
         jax.distributed.initialize(
             address,
             config.count,
             config.index,
-            initialization_timeout=_MEETING_SECONDS,
+            initialization_timeout=patience,
             shutdown_timeout_seconds=_PARTING_SECONDS,
             coordinator_bind_address=os.environ.get(_BIND, address),
         )

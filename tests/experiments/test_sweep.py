@@ -59,13 +59,26 @@ def test_a_stopped_sweep_goes_on(tmp_path):
     assert not third.ran
 
 
+def test_a_shard_is_run_by_one_command_at_a_time(tmp_path):
+    told = []
+
+    def run_too(done, total, record):
+        if done == 1:
+            with pytest.raises(InputError, match=r"out=.*is in use: process") as caught:
+                run_sweep(Toy().experiment, POINTS, tmp_path)
+            told.append(caught.value)
+
+    run_sweep(Toy().experiment, POINTS, tmp_path, tell=run_too)
+    assert len(told) == 1
+
+
 def test_shards_are_disjoint_and_complete(tmp_path):
     """Each writes a file of its own; together they make the sweep."""
     told = []
     for i in range(3):
         run_sweep(Toy().experiment, POINTS, tmp_path, (i, 3), lambda *a: told.append(a[:2]))
     assert told == [(1, 2), (2, 2)] * 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"points-{i}-of-3.jsonl" for i in range(3)]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == [f"points-{i}-of-3.jsonl" for i in range(3)]
     assert not missing(POINTS, read_records(tmp_path, pytest.fail))
     whole = Toy()
     run_sweep(whole.experiment, POINTS, tmp_path)

@@ -169,7 +169,7 @@ def test_a_run_whose_parameters_are_not_finite_says_so(written, make_config, tmp
             call()
 
 
-@pytest.mark.parametrize("name", ["a[b]", "a\\b", "a**b?{c}", "gs:", "\udcff %20\n漢"], ids=ascii)
+@pytest.mark.parametrize("name", ["a[b]", "a\\b", "a**b?{c}", "gs:", " %20\n漢"], ids=ascii)
 def test_checkpoints_live_under_any_name(name, written, make_config, tmp_path, mesh):
     config = make_config(tmp_path / name)
     with Checkpoints(config) as checkpoints:

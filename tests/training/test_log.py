@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import os
 import threading
 
@@ -64,6 +65,14 @@ def test_a_damaged_line_stops_neither_reading_nor_resuming(line, why, tmp_path, 
         pass
     assert [r["step"] for r in read_metrics(tmp_path)] == [1]
     assert (tmp_path / "damaged-metrics.jsonl").read_bytes() == content
+
+
+def test_what_is_not_a_number_is_null_in_the_file(tmp_path):
+    with RunLog(tmp_path, 0, 10, Console(file=io.StringIO())) as log:
+        log.training({**record(1), "loss": math.nan, "load": [[math.inf, 0.5]]})
+    content = json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert (content["loss"], content["load"]) == (None, [[None, 0.5]])
+    assert math.isnan(read_metrics(tmp_path)[0]["loss"])
 
 
 @pytest.mark.parametrize("method", ["write", "flush"])
