@@ -14,6 +14,7 @@ FLOORS = {
     "pallas_kernels": 0,
     "mom_jax.drawing": 0,
     "mom_jax.errors": 0,
+    "mom_jax.labels": 0,
     "mom_jax.terminal": 0,
     "mom_jax.typing": 0,
     "mom_jax.fields": 1,

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from mom_jax.data.recall import IGNORE, RecallBatch
+from mom_jax.data.recall import RecallBatch
+from mom_jax.labels import IGNORE
 from mom_jax.models.accounting import account, total
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM

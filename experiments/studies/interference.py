@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mom_jax.data.recall import BLANK, IGNORE, RecallBatch, fused_mqar, interference
+from mom_jax.data.recall import BLANK, RecallBatch, fused_mqar, interference
+from mom_jax.labels import IGNORE
 
 from ..common.architectures import ARCHITECTURES, mixture
 from ..common.seeds import Task, by_architecture, cells, draw, points_of, train

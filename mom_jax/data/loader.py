@@ -14,9 +14,8 @@ import numpy as np
 from mom_jax.data.config import DataConfig
 from mom_jax.data.shards import PreparedData, TokenStream
 from mom_jax.errors import InputError
-
-IGNORED = -100  # the label that the loss leaves out
-Batch = dict[str, np.ndarray]
+from mom_jax.labels import IGNORE
+from mom_jax.typing import Batch
 
 
 class TokenWindows:
@@ -47,7 +46,7 @@ class TokenWindows:
         filled = len(ids) - 1
         window = empty_window(length)
         window["input_ids"][:filled] = ids[:-1]
-        window["labels"][:filled] = np.where(is_first[1:], IGNORED, ids[1:])
+        window["labels"][:filled] = np.where(is_first[1:], IGNORE, ids[1:])
         window["segment_ids"][:filled] = np.cumsum(is_first[:-1]) + (not is_first[0])
         return window
 
@@ -58,7 +57,7 @@ class TokenWindows:
 def empty_window(length: int) -> Batch:
     """A window of padding alone: ids 0, labels ignored, segment 0; each int32 [T]."""
     zeros = np.zeros(length, np.int32)
-    return {"input_ids": zeros, "labels": np.full(length, IGNORED, np.int32), "segment_ids": zeros.copy()}
+    return {"input_ids": zeros, "labels": np.full(length, IGNORE, np.int32), "segment_ids": zeros.copy()}
 
 
 class TrainLoader:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mom_jax.errors import InputError
+from mom_jax.labels import IGNORE
 
-IGNORE = -100
 BLANK = 0
 
 

@@ -14,8 +14,7 @@ from flax import nnx
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.loss import chunked_cross_entropy
 from mom_jax.ops.router_statistics import chosen_sets, router_statistics, routing_churn
-
-Batch = dict[str, jax.Array]
+from mom_jax.typing import Batch
 
 
 def position_buckets(length: int) -> list[tuple[int, int]]:

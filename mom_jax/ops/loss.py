@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from mom_jax.labels import IGNORE
 from mom_jax.typing import Array, Bool, Float, Int
 
-IGNORE = -100  # labels with this value do not count
 _MAX_LOGITS = 2**25  # logits held at a time: 128 MiB in float32
 
 

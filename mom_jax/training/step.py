@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mom_jax.labels import IGNORE
 from mom_jax.models.parts import ModelParts, model_parts
 from mom_jax.ops.loss import chunked_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
@@ -19,8 +20,8 @@ from mom_jax.training.config import TrainConfig
 from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from mom_jax.training.sharding import BATCH_SPEC
 from mom_jax.training.state import TrainState, abstract_state
+from mom_jax.typing import Batch
 
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -64,7 +65,7 @@ def loss_and_gradients(
     Returns:
         (metrics, gradients): losses in nats per token, ``tokens`` that bear loss, `router_statistics`.
     """
-    tokens = jnp.sum(batch["labels"] != -100)
+    tokens = jnp.sum(batch["labels"] != IGNORE)
     total = jnp.maximum(tokens, 1).astype(jnp.float32)
 
     def accumulate(summed: Any, micro: Batch) -> tuple[Any, Metrics]:

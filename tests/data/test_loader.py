@@ -7,10 +7,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mom_jax.data.config import DataConfig
-from mom_jax.data.loader import IGNORED, TokenWindows, eval_batches, train_loader
+from mom_jax.data.loader import TokenWindows, eval_batches, train_loader
 from mom_jax.data.prepare import prepare
 from mom_jax.data.shards import TokenStream, open_prepared
 from mom_jax.errors import InputError
+from mom_jax.labels import IGNORE
 
 END = 257
 CONFIG = DataConfig(sequence_length=16, batch_size=4)
@@ -59,11 +60,11 @@ def test_windows_predict_every_token_once_within_its_document(documents, length)
     inputs, labels, segments = (np.concatenate([w[f] for w in got]) for f in got[0])
     count = len(stream) - 1
     np.testing.assert_array_equal(inputs[:count], stream.ids[:-1])
-    np.testing.assert_array_equal(labels[:count], np.where(stream.first[1:], IGNORED, stream.ids[1:]))
+    np.testing.assert_array_equal(labels[:count], np.where(stream.first[1:], IGNORE, stream.ids[1:]))
     # Padding is nothing but padding.
-    assert not np.any(segments[count:]) and np.all(labels[count:] == IGNORED) and np.all(segments[:count] >= 1)
+    assert not np.any(segments[count:]) and np.all(labels[count:] == IGNORE) and np.all(segments[:count] >= 1)
     # The end token of each document is a label; its first token never is.
-    assert np.sum(labels != IGNORED) == len(stream) - len(documents)
+    assert np.sum(labels != IGNORE) == len(stream) - len(documents)
 
 
 @given(DOCUMENTS, st.integers(1, 20))
@@ -82,10 +83,10 @@ def test_an_example_by_hand():
     first, second = windows[0], windows[1]
     # tokens: 1 2 3 END | 4 END | 5 6 END
     assert first["input_ids"].tolist() == [1, 2, 3, END]
-    assert first["labels"].tolist() == [2, 3, END, IGNORED]
+    assert first["labels"].tolist() == [2, 3, END, IGNORE]
     assert first["segment_ids"].tolist() == [1, 1, 1, 1]
     assert second["input_ids"].tolist() == [4, END, 5, 6]
-    assert second["labels"].tolist() == [END, IGNORED, 6, END]
+    assert second["labels"].tolist() == [END, IGNORE, 6, END]
     assert second["segment_ids"].tolist() == [1, 1, 2, 2]
     assert len(windows) == 2
 
@@ -204,7 +205,7 @@ def test_evaluation_covers_all_tokens_once(data, processes, length):
     # Rows of a step, process after process, are the windows in order.
     labels = np.concatenate([part[step]["labels"] for step in range(len(parts[0])) for part in parts]).reshape(-1)
     ids, is_first = data.held_out.read(0, len(data.held_out))
-    assert labels[labels != IGNORED].tolist() == ids[~is_first].tolist()
+    assert labels[labels != IGNORE].tolist() == ids[~is_first].tolist()
 
 
 def test_a_part_of_the_evaluation_is_spread_evenly(data):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from mom_jax.data.recall import IGNORE, fused_mqar, interference, mqar, selective_copy
+from mom_jax.data.recall import fused_mqar, interference, mqar, selective_copy
 from mom_jax.errors import InputError
+from mom_jax.labels import IGNORE
 
 VOCAB = 128
 

@@ -8,6 +8,7 @@ from mom_jax.experiments.common.seeds import COMPARED
 from mom_jax.experiments.studies import interference
 
 from mom_jax.data import recall
+from mom_jax.labels import IGNORE
 
 
 @pytest.mark.parametrize("scale", ["tiny", "paper"])
@@ -29,7 +30,7 @@ def test_padded_rows():
     assert rows.tokens.shape == (4, 12, 2) and rows.labels.shape == (4, 12)
     np.testing.assert_array_equal(rows.tokens[:, :6], plain.tokens)
     np.testing.assert_array_equal(rows.labels[:, :6], plain.labels)
-    assert (rows.tokens[:, 6:] == recall.BLANK).all() and (rows.labels[:, 6:] == recall.IGNORE).all()
+    assert (rows.tokens[:, 6:] == recall.BLANK).all() and (rows.labels[:, 6:] == IGNORE).all()
 
 
 def test_run(tmp_path):

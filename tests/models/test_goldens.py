@@ -15,7 +15,8 @@ from flax import nnx
 from goldens.read import load, model_of, model_parameters, parameters_by_name, under
 from support.compare import assert_close
 
-from mom_jax.ops.loss import IGNORE, chunked_cross_entropy, token_cross_entropy
+from mom_jax.labels import IGNORE
+from mom_jax.ops.loss import chunked_cross_entropy, token_cross_entropy
 from mom_jax.ops.routing import load_balancing_loss
 
 FORWARD, GRADIENT = 1e-5, 1e-3

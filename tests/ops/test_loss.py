@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from support.compare import assert_close
 
+from mom_jax.labels import IGNORE
 from mom_jax.ops import loss as loss_module
-from mom_jax.ops.loss import IGNORE, chunked_cross_entropy, token_cross_entropy
+from mom_jax.ops.loss import chunked_cross_entropy, token_cross_entropy
 
 
 def example(batch=2, time=7, width=5, vocab=11):

@@ -11,10 +11,11 @@ from flax import nnx
 from mom_jax.decoding import generate
 from mom_jax.evals.compare.records import Dtype, Record, as_mask
 from mom_jax.interop.keys import pieces
+from mom_jax.labels import IGNORE
 from mom_jax.models.blocks import Block
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.ops.loss import IGNORE, chunked_cross_entropy
+from mom_jax.ops.loss import chunked_cross_entropy
 from mom_jax.ops.routing import RouterOutput, auxiliary_loss
 
 

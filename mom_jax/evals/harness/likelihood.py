@@ -10,8 +10,9 @@ from flax import nnx
 
 from mom_jax.decoding import not_finite
 from mom_jax.errors import InputError
+from mom_jax.labels import IGNORE
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.ops.loss import IGNORE, chunked_token_scores
+from mom_jax.ops.loss import chunked_token_scores
 
 Place = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]  # host rows [B, T] onto the devices
 _SHORTEST = 32  # shorter rows are padded to this length
