@@ -12,13 +12,12 @@ from jax.typing import DTypeLike
 
 from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
-from mom_jax.layers.linear import Linear, mixer_init
 from mom_jax.layers.mixer_output import MixerOutput
+from mom_jax.layers.router import Router, RouterOptions
 from mom_jax.layers.rules.registry import find_rule
 from mom_jax.layers.rules.rule import MemoryRule, RuleSizes, named_options
 from mom_jax.ops.documents import DocumentRuns, count_documents
-from mom_jax.ops.precision import widened
-from mom_jax.ops.routing import RouterOutput, route
+from mom_jax.ops.routing import RouterOutput
 from mom_jax.ops.segments import Packing, plan_packing, unpack_mix
 from mom_jax.typing import Array, Float, Int
 
@@ -50,6 +49,7 @@ class MemoryMixer(nnx.Module):
             it has no gradient and is moved by `mom_jax.ops.routing.balanced_bias`.
         layers: memory layers of the model, which some rules depend on.
         options: of the rule, by name (its class ``Options``); defaults if None.
+        router: further options of the router (`mom_jax.layers.router.RouterOptions`).
 
     Raises:
         InputError: a rule or option that does not exist, or sizes that do not fit.
@@ -71,6 +71,7 @@ class MemoryMixer(nnx.Module):
         layers: int = 1,
         options: Mapping[str, Any] | None = None,
         rngs: nnx.Rngs,
+        **router: Any,
     ):
         if num_memories is not None and not 1 <= top_k <= num_memories:
             raise InputError("top_k", top_k, f"must lie between 1 and num_memories ({num_memories})")
@@ -91,7 +92,7 @@ class MemoryMixer(nnx.Module):
         self.rule = made(sizes, chosen, rngs=rngs)
         self.output = made.make_output(sizes, chosen, rngs)
         if num_memories is not None:
-            self.router = Linear(hidden_size, num_memories, split="replicated", init=mixer_init, rngs=rngs)
+            self.router = Router(hidden_size, num_memories, RouterOptions(top_k, **router), rngs=rngs)
             if router_bias:  # no draw from rngs: with and without it, the other parameters start the same
                 zeros = jnp.zeros(num_memories)
                 self.router_bias = nnx.Param(zeros, out_sharding=(None,), eager_sharding=False, decays=False)
@@ -175,8 +176,7 @@ class MemoryMixer(nnx.Module):
         if self.num_memories is None:
             shape = (*x.shape[:2], 1)
             return None, jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
-        logits = self.router(widened(x))
-        return logits, *route(logits, self.top_k, self.router_bias[...] if self.biased else None)
+        return self.router.decide(x, self.router_bias[...] if self.biased else None)
 
     def _mix_sharded(self, mesh, x, attention_mask, segment_ids, cache, layer) -> MixerOutput:
         """The same on every device's own rows and heads, with one sum over the tensor axis."""

@@ -7,6 +7,7 @@ from flax import nnx
 
 from mom_jax.layers.attention import Attention
 from mom_jax.layers.mixer import MemoryMixer
+from mom_jax.layers.router import RouterOptions
 from mom_jax.layers.rules.registry import find_rule
 from mom_jax.models.config import MoMConfig
 
@@ -27,15 +28,16 @@ def make_mixer(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> MemoryMixer | At
         single_projection=config.single_kv_proj,
         router_bias=config.has_router_bias,
         layers=config.layer_kinds.count("memory"),
-        options=_options(config),
+        options=_named(find_rule(config.memory_rule).Options, config) | config.own_rule_options(),
         rngs=rngs,
+        **_named(RouterOptions, config),
     )
 
 
-def _options(config: MoMConfig) -> dict[str, Any]:
-    """Options of the rule: fields of the configuration with their names, and ``rule_options``."""
-    names = [field.name for field in dataclasses.fields(find_rule(config.memory_rule).Options)]
-    return {name: getattr(config, name) for name in names if hasattr(config, name)} | config.own_rule_options()
+def _named(options: Any, config: MoMConfig) -> dict[str, Any]:
+    """The fields of the configuration that a dataclass of options has too."""
+    names = [field.name for field in dataclasses.fields(options)]
+    return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
 def _attention(config: MoMConfig, rngs: nnx.Rngs) -> Attention:

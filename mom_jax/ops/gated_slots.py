@@ -116,3 +116,6 @@ def gated_slots(num_slots: int) -> Primitive:
         inert=("g", "s"),
         flops=flops,
     )
+
+
+GATED_SLOTS = gated_slots(num_slots=64)

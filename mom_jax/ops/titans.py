@@ -181,3 +181,6 @@ def titans_linear(mini_batch: int, gradient: Gradient | None = None) -> Primitiv
         shared=("norm_weight", "norm_bias"),
         flops=lambda chunk, keys, values: fast_weights_flops(window_rows(chunk, mini_batch), keys, values, 3),
     )
+
+
+TITANS_LINEAR = titans_linear(mini_batch=16)

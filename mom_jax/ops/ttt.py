@@ -158,3 +158,6 @@ def ttt_linear(mini_batch: int) -> Primitive:
         shared=("norm_weight", "norm_bias", "start"),
         flops=lambda chunk, keys, values: fast_weights_flops(window_rows(chunk, mini_batch), keys + 1, values, 2),
     )
+
+
+TTT_LINEAR = ttt_linear(mini_batch=16)

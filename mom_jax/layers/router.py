@@ -1,0 +1,37 @@
+"""The router of a memory layer: which memories a token is written to and read from, and with what weight."""
+
+import dataclasses
+
+from flax import nnx
+
+from mom_jax.layers.linear import Linear, mixer_init
+from mom_jax.ops.precision import widened
+from mom_jax.ops.routing import route
+from mom_jax.typing import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterOptions:
+    """How a router decides; options with the name of a `MoMConfig` field take their value from it."""
+
+    top_k: int = 2  # memories per token, k
+
+
+class Router(Linear):
+    """A linear map to one logit for each memory, and what `mom_jax.ops.routing.route` makes of them.
+
+    Args:
+        hidden_size, num_memories: D and M.
+        options: how it decides.
+    """
+
+    def __init__(self, hidden_size: int, num_memories: int, options: RouterOptions, *, rngs: nnx.Rngs):
+        super().__init__(hidden_size, num_memories, split="replicated", init=mixer_init, rngs=rngs)
+        self.options = options
+
+    def decide(
+        self, x: Float[Array, "B T D"], bias: Float[Array, "M"] | None
+    ) -> tuple[Float[Array, "B T M"], Float[Array, "B T k"], Int[Array, "B T k"]]:
+        """Logits, weights and memories of every token, in float32 or wider; ``bias`` counts for the choice alone."""
+        logits = self(widened(x))
+        return logits, *route(logits, self.options.top_k, bias)
