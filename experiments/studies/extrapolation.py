@@ -16,6 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from mom_jax.drawing import legend_beside
+
 from ..common.comparison import training_facts
 from ..common.standing import verdict
 from ..common.text import recipe
@@ -72,7 +74,7 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend_beside(figure)
     path = folder / "length.png"
     figure.savefig(path, dpi=150)
     return [path]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from mom_jax.drawing import legend_beside
 from mom_jax.models.baselines import single
 
 from ..common.comparison import MEASURES, Comparison, Model, grouped
@@ -57,7 +58,7 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
         axes.set_xscale("log", base=2)
         axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
+    legend_beside(figure)
     path = folder / "memories.png"
     figure.savefig(path, dpi=150)
     return [path]

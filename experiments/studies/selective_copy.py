@@ -80,7 +80,7 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
     for axes, (items, models) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
         for place, (name, group) in enumerate(models.items()):
             draw(axes, name, [place], [_accuracies(group)])
-        axes.set_xticks(range(len(models)), [ARCHITECTURES[name][0].replace(", ", ",\n") for name in models])
+        axes.set_xticks(range(len(models)), [ARCHITECTURES[name][0].replace(" ", "\n") for name in models])
         axes.set_title(f"{items} items in {records[0]['point']['length']} tokens")
     path = folder / "accuracy.png"
     figure.savefig(path, dpi=150)

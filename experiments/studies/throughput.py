@@ -25,6 +25,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
+from mom_jax.drawing import legend_beside
 from mom_jax.models.config import MoMConfig
 from mom_jax.training.config import TrainConfig, get_train_preset
 
@@ -165,7 +166,7 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
     axes.set(xlabel="routed memories", ylabel="training tokens per second")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    legend_beside(figure)
     path = folder / "throughput.png"
     figure.savefig(path, dpi=150)
     return [path]
