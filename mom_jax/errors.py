@@ -1,4 +1,4 @@
-"""The one exception type for mistakes a user can make and mend."""
+"""The one exception type for mistakes a user can make and mend, and the one for a run that diverged."""
 
 import os
 import reprlib
@@ -59,3 +59,21 @@ def install(extra: str) -> str:
     if not (source / "pyproject.toml").is_file():
         return f"in the source folder of mom-jax run pip install -e '.[{extra}]'"
     return f"{shlex.quote(sys.executable or 'python')} -m pip install -e {shlex.quote(f'{source}[{extra}]')}"
+
+
+class DivergedError(ArithmeticError):
+    """A run whose last steps were all skipped.
+
+    Args:
+        step: the last one.
+        skipped: how many, in a row.
+        limit: the run's ``max_bad_steps``.
+    """
+
+    def __init__(self, step: int, skipped: int, limit: int):
+        super().__init__(
+            f"max_bad_steps={limit}: {skipped} steps in a row up to step {step} had a non-finite loss, gradient or "
+            "update and were skipped; lower optimizer.learning_rate or look at the data, then run again to continue "
+            "from the last checkpoint"
+        )
+        self.step, self.skipped, self.limit = step, skipped, limit

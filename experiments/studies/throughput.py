@@ -76,15 +76,16 @@ def time_step(config: TrainConfig, calls: int) -> tuple[float, float, float]:
     import jax
     from jax.sharding import AxisType
 
+    from mom_jax.training.program import Program
     from mom_jax.training.sharding import AXES
-    from mom_jax.training.state import init_state
     from mom_jax.training.step import make_train_step
 
     mesh = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
-    state, batch = init_state(config, mesh), _random_batch(config)
+    program = Program(config, mesh)
+    state, batch = program.init_state(), _random_batch(config)
     with jax.set_mesh(mesh):
         begin = time.perf_counter()
-        step = make_train_step(config, mesh).lower(state, batch).compile()
+        step = make_train_step(program).lower(state, batch).compile()
         compile_seconds = time.perf_counter() - begin
         seconds, loss = [], float("nan")
         for _ in range(calls + 1):

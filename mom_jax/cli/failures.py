@@ -1,7 +1,7 @@
 """What went wrong, in a line that a user can act on, and the exit status.
 
-2 is a user's mistake, 1 a failure of the machine, 130 Ctrl-C, 141 a reader of the output that left, as shells
-count; 70 is a mistake of this program.
+2 is a user's mistake, 1 a failure of the machine or a run that diverged, 130 Ctrl-C, 141 a reader of the output that
+left, as shells count; 70 is a mistake of this program.
 """
 
 import errno
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mom_jax import __version__
-from mom_jax.errors import InputError
+from mom_jax.errors import DivergedError, InputError
 from mom_jax.terminal import let_go, printable, reader_left
 
 INTERRUPTED, READER_LEFT, UNEXPECTED = 130, 141, 70
@@ -50,6 +50,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     """The line and the exit status of what ended a command; for what nobody foresaw, the line names a log file."""
     if isinstance(error, InputError):
         return str(error), 2
+    if isinstance(error, DivergedError):
+        return str(error), 1
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
     if isinstance(error, UnicodeError):

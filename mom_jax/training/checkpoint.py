@@ -20,12 +20,12 @@ from mom_jax.files import read_json
 from mom_jax.locks import only_writer
 from mom_jax.models.finite import check_finite
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.models.parts import model_parts
 from mom_jax.paths import absolute
 from mom_jax.training import manifest, storage
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.processes import is_first, together
-from mom_jax.training.state import TrainState, abstract_state
+from mom_jax.training.program import Program
+from mom_jax.training.state import TrainState
 
 LOCK = "train"  # held by whoever writes checkpoints, see `locks.only_writer`
 _log = logging.getLogger(__name__)
@@ -215,8 +215,8 @@ def read_config(folder: Path, step: int) -> TrainConfig:
     return TrainConfig.from_dict(_read_fields(folder / str(step) / "config"))
 
 
-def restore(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
-    """Reads a checkpoint that `newest` has found onto ``mesh``; any mesh will do.
+def restore(folder: Path, step: int, program: Program) -> tuple[TrainState, dict[str, Any]]:
+    """Reads a checkpoint that `newest` has found onto the program's mesh; any mesh will do.
 
     Returns:
         (the training state, the position in the training data).
@@ -224,19 +224,19 @@ def restore(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> tuple[T
     Raises:
         InputError: it cannot be read.
     """
-    target, checkpoint = abstract_state(config, mesh), folder / str(step)
+    checkpoint = folder / str(step)
     position = _read_fields(checkpoint / "data")
-    state = storage.read_tree(checkpoint / "state", _all_but_params(target))
-    return TrainState(params=storage.read_tree(checkpoint / "params", target.params), **state), position
+    state = storage.read_tree(checkpoint / "state", _all_but_params(program.abstract))
+    return TrainState(params=storage.read_tree(checkpoint / "params", program.abstract.params), **state), position
 
 
-def restore_params(folder: Path, step: int, config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
-    """The parameters of a checkpoint that `newest` has found, on ``mesh``.
+def restore_params(folder: Path, step: int, program: Program) -> dict[str, Any]:
+    """The parameters of a checkpoint that `newest` has found, on the program's mesh.
 
     Raises:
         InputError: the checkpoint lacks a parameter of the model, or cannot be read.
     """
-    return storage.read_leaves(folder / str(step) / "params", abstract_state(config, mesh).params)
+    return storage.read_leaves(folder / str(step) / "params", program.abstract.params)
 
 
 def holds_weights_alone(folder: Path, step: int) -> bool:
@@ -259,10 +259,10 @@ def load_run(run_dir: str | Path, mesh: Mesh) -> tuple[TrainConfig, MoMForCausal
     step, _ = newest(folder, _set_aside_if_free)
     if step is None:
         raise InputError("run", str(run_dir), "holds no checkpoint; train it first, with --run-dir set to this folder")
-    config = read_config(folder, step)
-    params = restore_params(folder, step, config, mesh)
+    program = Program(read_config(folder, step), mesh)
+    params = restore_params(folder, step, program)
     check_run_is_finite(params, folder / str(step))
-    return config, model_parts(config.model).merge(params), step
+    return program.config, program.parts.merge(params), step
 
 
 def check_run_is_finite(params: Any, checkpoint: Path) -> None:

@@ -44,12 +44,12 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW under `learning_rate_schedule`; moments are float32."""
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW under the learning rates of ``schedule``; moments are float32."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            learning_rate_schedule(config, steps),
+            schedule,
             b1=config.beta1,
             b2=config.beta2,
             eps=config.eps,

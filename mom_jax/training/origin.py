@@ -3,8 +3,6 @@
 import dataclasses
 from typing import NamedTuple
 
-from jax.sharding import Mesh
-
 from mom_jax.data.loader import TrainLoader
 from mom_jax.training.balance import balanced_from
 from mom_jax.training.checkpoint import (
@@ -19,7 +17,8 @@ from mom_jax.training.checkpoint import (
 )
 from mom_jax.training.config import TrainConfig, changes_between
 from mom_jax.training.processes import first_says, is_first, together
-from mom_jax.training.state import TrainState, init_state
+from mom_jax.training.program import Program
+from mom_jax.training.state import TrainState
 
 # What of a model's config its weights do not determine: a run that starts from weights may choose it anew.
 _NOT_IN_WEIGHTS = (
@@ -70,23 +69,23 @@ def find_origin(config: TrainConfig) -> Origin:
     return Origin(found, saved, False, [*damaged, f"resuming {config.run_dir} at step {found}", *told])
 
 
-def first_state(config: TrainConfig, origin: Origin, mesh: Mesh, loader: TrainLoader) -> TrainState:
+def first_state(program: Program, origin: Origin, loader: TrainLoader) -> TrainState:
     """The state before the first step of this sitting; ``loader`` is moved to its place.
 
     Raises:
         InputError: the checkpoint cannot be read, is of other data, or holds parameters that are not finite.
     """
-    folder = checkpoint_folder(config.run_dir)
+    folder = checkpoint_folder(program.config.run_dir)
     if origin.saved is None:
-        return init_state(config, mesh)
+        return program.init_state()
     if origin.weights_alone:
-        state = init_state(config, mesh)
+        state = program.init_state()
         with together():
-            params = restore_params(folder, origin.step, origin.saved, mesh)
+            params = restore_params(folder, origin.step, Program(origin.saved, program.mesh))
         state = dataclasses.replace(state, params=balanced_from(state.params, params))
     else:
         with together():
-            state, position = restore(folder, origin.step, config, mesh)
+            state, position = restore(folder, origin.step, program)
             loader.set_state(position)
     check_run_is_finite(state.params, folder / str(origin.step))
     return state

@@ -11,15 +11,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mom_jax.labels import IGNORE
-from mom_jax.models.parts import ModelParts, model_parts
 from mom_jax.ops.loss import chunked_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
 from mom_jax.ops.routing import auxiliary_loss
 from mom_jax.training.balance import balance_routers
-from mom_jax.training.config import TrainConfig
-from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mom_jax.training.program import Program
 from mom_jax.training.sharding import BATCH_SPEC
-from mom_jax.training.state import TrainState, abstract_state
+from mom_jax.training.state import TrainState
 from mom_jax.typing import Batch
 
 Metrics = dict[str, jax.Array]
@@ -34,10 +32,8 @@ def _microbatches(batch: Batch, count: int, mesh: Mesh) -> Batch:
     return {name: split(rows) for name, rows in batch.items()}
 
 
-def _loss(
-    params: Any, micro: Batch, total_tokens: jax.Array, config: TrainConfig, parts: ModelParts
-) -> tuple[jax.Array, Metrics]:
-    model = parts.merge(params)
+def _loss(params: Any, micro: Batch, total_tokens: jax.Array, program: Program) -> tuple[jax.Array, Metrics]:
+    config, model = program.config, program.parts.merge(params)
     hidden, router, _ = model.hidden_states(
         micro["input_ids"], segment_ids=micro["segment_ids"], remat=config.remat
     )
@@ -49,9 +45,7 @@ def _loss(
     return loss, {"loss": loss, "lm_loss": lm_loss, "aux_loss": aux_loss, **shares}
 
 
-def loss_and_gradients(
-    params: Any, batch: Batch, config: TrainConfig, parts: ModelParts, mesh: Mesh
-) -> tuple[Metrics, Any]:
+def loss_and_gradients(params: Any, batch: Batch, program: Program) -> tuple[Metrics, Any]:
     """Loss, metrics and gradients of one whole batch, micro-batch by micro-batch.
 
     Each micro-batch's cross entropy is divided by the token count of the WHOLE batch, so accumulation gives
@@ -61,6 +55,7 @@ def loss_and_gradients(
     Args:
         params: nested dictionary of parameters.
         batch: ``input_ids``, ``labels`` (-100: no loss) and ``segment_ids``, int32 ``[B, T]``.
+        program: of the run.
 
     Returns:
         (metrics, gradients): losses in nats per token, ``tokens`` that bear loss, `router_statistics`.
@@ -69,34 +64,32 @@ def loss_and_gradients(
     total = jnp.maximum(tokens, 1).astype(jnp.float32)
 
     def accumulate(summed: Any, micro: Batch) -> tuple[Any, Metrics]:
-        (_, metrics), gradients = jax.value_and_grad(_loss, has_aux=True)(params, micro, total, config, parts)
+        (_, metrics), gradients = jax.value_and_grad(_loss, has_aux=True)(params, micro, total, program)
         return jax.tree.map(jnp.add, summed, gradients), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    gradients, metrics = jax.lax.scan(accumulate, zeros, _microbatches(batch, config.gradient_accumulation, mesh))
+    micros = _microbatches(batch, program.config.gradient_accumulation, program.mesh)
+    gradients, metrics = jax.lax.scan(accumulate, zeros, micros)
     return {**jax.tree.map(lambda x: x.sum(0), metrics), "tokens": tokens}, gradients
 
 
-def train_step(
-    state: TrainState, batch: Batch, *, config: TrainConfig, parts: ModelParts, mesh: Mesh
-) -> tuple[TrainState, Metrics]:
+def train_step(state: TrainState, batch: Batch, program: Program) -> tuple[TrainState, Metrics]:
     """One update, or none when loss, gradient or update is not finite (decided on the device, without a host sync).
 
     A router's bias, where there is one, moves by the step's loads and by nothing else.
     A skipped step leaves parameters, moments and learning-rate schedule as they were and is counted.
     """
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    metrics, gradients = loss_and_gradients(state.params, batch, config, parts, mesh)
+    metrics, gradients = loss_and_gradients(state.params, batch, program)
     grad_norm = optax.tree_utils.tree_norm(gradients)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    updates, opt_state = program.optimizer.update(gradients, state.opt_state, state.params)
     norms = jnp.stack([metrics["loss"], grad_norm, optax.tree_utils.tree_norm(updates)])
     good = jnp.isfinite(norms).all()
-    params = balance_routers(optax.apply_updates(state.params, updates), metrics.get("load"), config.model)
+    params = balance_routers(optax.apply_updates(state.params, updates), metrics.get("load"), program.config.model)
 
     def keep(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
-    rate = learning_rate_schedule(config.optimizer, config.steps)(state.step - state.bad_total)
+    rate = program.schedule(state.step - state.bad_total)
     new = dataclasses.replace(
         state,
         params=keep(params, state.params),
@@ -115,18 +108,12 @@ def train_step(
     }
 
 
-def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """`train_step` compiled for a mesh; the state is donated. Call it under ``jax.set_mesh(mesh)``."""
-    parts = model_parts(config.model)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
-    whole = NamedSharding(mesh, PartitionSpec())
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return train_step(state, batch, config=config, parts=parts, mesh=mesh)
-
+def make_train_step(program: Program) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`train_step` compiled for the program's mesh, to be set when it is called; the state is donated."""
+    rows, whole = NamedSharding(program.mesh, BATCH_SPEC), NamedSharding(program.mesh, PartitionSpec())
     return jax.jit(
-        step,
+        lambda state, batch: train_step(state, batch, program),
         donate_argnums=0,
-        in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC)),
-        out_shardings=(shardings, whole),
+        in_shardings=(program.shardings, rows),
+        out_shardings=(program.shardings, whole),
     )

@@ -19,13 +19,12 @@ from rich.console import Console
 from support.batches import make_batch
 from support.processes import on_eight_fake_devices
 
-from mom_jax.models.parts import model_parts
 from mom_jax.training.checkpoint import Checkpoints, checkpoint_folder, latest_step, restore
 from mom_jax.training.config import MeshConfig, TrainConfig
 from mom_jax.training.log import read_metrics
 from mom_jax.training.loop import train
+from mom_jax.training.program import Program
 from mom_jax.training.sharding import make_mesh, shard_batch
-from mom_jax.training.state import init_state
 from mom_jax.training.step import loss_and_gradients, make_train_step
 
 RATE = 0.02
@@ -47,7 +46,8 @@ def bias_of(params):
 def some_steps(config: TrainConfig) -> dict:
     """Biases before and after each of a few steps, the loads of the steps, and the moments of the bias at the end."""
     mesh = make_mesh(config.mesh)
-    state, step = init_state(config, mesh), make_train_step(config, mesh)
+    program = Program(config, mesh)
+    state, step = program.init_state(), make_train_step(program)
     biases, loads = [bias_of(state.params).tolist()], []
     with jax.set_mesh(mesh):
         for seed in range(STEPS):
@@ -86,11 +86,12 @@ def test_what_the_loss_counts(balance, make_config):
     """Not the auxiliary loss; parameters start as with it, and a bias, which is one more, has no gradient."""
     mesh = make_mesh(MeshConfig())
     config = with_balance(make_config(), balance)
-    parts, params = model_parts(config.model), init_state(config, mesh).params
-    plain = init_state(with_balance(make_config(), "auxiliary"), mesh).params
+    program = Program(config, mesh)
+    params = program.init_state().params
+    plain = Program(with_balance(make_config(), "auxiliary"), mesh).init_state().params
     if balance == "loss_free":
         params["layers"]["attn"]["router_bias"] += jnp.array([0.3, 0.0, 0.0, -0.3])
-    run = jax.jit(partial(loss_and_gradients, config=config, parts=parts, mesh=mesh))
+    run = jax.jit(partial(loss_and_gradients, program=program))
     with jax.set_mesh(mesh):
         metrics, gradients = run(params, shard_batch(make_batch(0), mesh))
     assert config.model.aux_loss_scale > 0 and float(metrics["loss"]) == float(metrics["lm_loss"])
@@ -110,7 +111,7 @@ def no_evaluation(model, batches) -> dict:
 def final_params(config):
     folder = checkpoint_folder(config.run_dir)
     assert latest_step(folder) == config.steps
-    return restore(folder, config.steps, config, make_mesh(MeshConfig()))[0].params
+    return restore(folder, config.steps, Program(config, make_mesh(MeshConfig())))[0].params
 
 
 def test_a_resumed_run_keeps_it(make_config, tmp_path):
@@ -132,7 +133,7 @@ def test_a_resumed_run_keeps_it(make_config, tmp_path):
 def test_weights_without_a_bias_may_start_a_run_with_one(make_config, tmp_path):
     """As a converted checkpoint brings them: the bias starts at 0 and the rest as it was stored."""
     source = dataclasses.replace(with_balance(make_config(tmp_path / "run"), "auxiliary"), steps=10, eval_every=1)
-    params = jax.tree.map(lambda p: p + 0.125, init_state(source, make_mesh(MeshConfig())).params)
+    params = jax.tree.map(lambda p: p + 0.125, Program(source, make_mesh(MeshConfig())).init_state().params)
     with Checkpoints(source) as checkpoints:
         checkpoints.save_weights(params)
     seen = []

@@ -34,8 +34,8 @@ from mom_jax.training.checkpoint import (
 from mom_jax.training.config import MeshConfig
 from mom_jax.training.loop import train
 from mom_jax.training.origin import find_origin, first_state
+from mom_jax.training.program import Program
 from mom_jax.training.sharding import make_mesh
-from mom_jax.training.state import init_state
 
 POSITION = {"next_index": 24}
 
@@ -49,7 +49,7 @@ def mesh():
 def written(make_config, mesh, tmp_path_factory):
     """A run with checkpoints 1 and 2 of different states, and state 2."""
     config = make_config(tmp_path_factory.mktemp("run"))
-    state = init_state(config, mesh)
+    state = Program(config, mesh).init_state()
     with Checkpoints(config) as checkpoints:
         for step in (1, 2):
             state = dataclasses.replace(state, step=jnp.int32(step), params=jax.tree.map(lambda x: x + 1, state.params))
@@ -81,7 +81,7 @@ def test_what_is_written_is_read_back(written, mesh):
     folder = checkpoint_folder(config.run_dir)
     assert latest_step(folder) == 2
     assert read_config(folder, 2) == config
-    found, position = restore(folder, 2, config, mesh)
+    found, position = restore(folder, 2, Program(config, mesh))
     assert position == POSITION
     chex.assert_trees_all_equal(found, state, strict=True)
 
@@ -163,8 +163,8 @@ def test_a_run_whose_parameters_are_not_finite_says_so(written, make_config, tmp
     params = {**state.params, "embeddings": state.params["embeddings"].at[3, 1].set(jnp.nan)}
     with Checkpoints(config) as checkpoints:
         checkpoints.save(3, dataclasses.replace(state, params=params), POSITION)
-    loader = types.SimpleNamespace(set_state=lambda position: None)
-    for call in (lambda: first_state(config, find_origin(config), mesh, loader), lambda: load_run(tmp_path, mesh)):
+    loader, program = types.SimpleNamespace(set_state=lambda position: None), Program(config, mesh)
+    for call in (lambda: first_state(program, find_origin(config), loader), lambda: load_run(tmp_path, mesh)):
         with pytest.raises(InputError, match="its parameter embeddings holds NaN or infinity; the run diverged"):
             call()
 
@@ -175,7 +175,7 @@ def test_checkpoints_live_under_any_name(name, written, make_config, tmp_path, m
     with Checkpoints(config) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, written[1], POSITION)
-    found, _ = restore(checkpoint_folder(config.run_dir), 2, config, mesh)
+    found, _ = restore(checkpoint_folder(config.run_dir), 2, Program(config, mesh))
     jax.tree.map(np.testing.assert_array_equal, found.params, written[1].params)
     np.testing.assert_array_equal(load_run(config.run_dir, mesh)[1].embeddings[...], written[1].params["embeddings"])
 
@@ -197,7 +197,7 @@ def test_another_format_version_is_refused(run):
 def test_a_parameter_that_is_not_stored_is_named(run, mesh):
     model = dataclasses.replace(run.model, memory_rule="gla")  # it has gates of its own
     with pytest.raises(InputError, match=r"lacks a parameter of the model; .*: layers\.attn\.rule\.gk_"):
-        restore_params(checkpoint_folder(run.run_dir), 2, dataclasses.replace(run, model=model), mesh)
+        restore_params(checkpoint_folder(run.run_dir), 2, Program(dataclasses.replace(run, model=model), mesh))
 
 
 def test_half_written_checkpoints_give_way_to_the_newest_complete_one(run, mesh):
@@ -206,7 +206,7 @@ def test_half_written_checkpoints_give_way_to_the_newest_complete_one(run, mesh)
     (folder / "9.orbax-checkpoint-tmp").mkdir()  # as a crash leaves it
     assert latest_step(folder) == 2
     assert newest(folder, set_aside)[0] == 2
-    state, _ = restore(folder, 2, run, mesh)
+    state, _ = restore(folder, 2, Program(run, mesh))
     with Checkpoints(run) as checkpoints:
         checkpoints.save(7, state, POSITION)  # its place is free again
         checkpoints.wait()

@@ -15,14 +15,15 @@ import pytest
 from rich.console import Console
 
 from mom_jax.data import loader
-from mom_jax.errors import InputError
+from mom_jax.errors import DivergedError, InputError
 from mom_jax.locks import only_writer
 from mom_jax.terminal import console
-from mom_jax.training import loop, optimizer
+from mom_jax.training import loop, program
 from mom_jax.training.checkpoint import LOCK, checkpoint_folder, latest_step, read_config, restore
 from mom_jax.training.config import CheckpointConfig, MeshConfig, TrainConfig
 from mom_jax.training.log import read_metrics
 from mom_jax.training.loop import train
+from mom_jax.training.program import Program
 from mom_jax.training.sharding import make_mesh
 from mom_jax.training.signals import StopRequest
 from mom_jax.training.sittings import read_sittings
@@ -40,7 +41,7 @@ def final_state(config):
     folder = checkpoint_folder(config.run_dir)
     step = latest_step(folder)
     assert step is not None
-    return restore(folder, step, config, make_mesh(MeshConfig()))
+    return restore(folder, step, Program(config, make_mesh(MeshConfig())))
 
 
 def training_records(config):
@@ -162,13 +163,13 @@ def test_text_without_a_token_to_learn_is_no_success(make_config, tmp_path, monk
 @pytest.fixture
 def overflowing(monkeypatch):
     """A function after which every update is too large for a float."""
-    return lambda: monkeypatch.setattr(optimizer, "learning_rate_schedule", lambda *_: lambda count: jnp.float32(1e30))
+    return lambda: monkeypatch.setattr(program, "learning_rate_schedule", lambda *_: lambda count: jnp.float32(1e30))
 
 
 def test_a_diverged_run_stops_with_a_clear_message(make_config, tmp_path, overflowing):
     config = make_config(tmp_path / "run", max_bad_steps=3, steps=200)
     overflowing()
-    with pytest.raises(InputError, match=r"max_bad_steps=3: 3 steps in a row.*lower optimizer\.learning_rate"):
+    with pytest.raises(DivergedError, match=r"max_bad_steps=3: 3 steps in a row.*lower optimizer\.learning_rate"):
         train(config, no_evaluation, silent())
     assert training_records(config)[-1]["bad_total"] == 3
     assert latest_step(checkpoint_folder(config.run_dir)) is None
@@ -180,7 +181,7 @@ def test_bad_steps_push_no_checkpoint_out_and_another_rate_goes_on(
     shutil.copytree(uninterrupted.run_dir, tmp_path / "run")
     config = make_config(tmp_path / "run", steps=32, checkpoint=CheckpointConfig(every=2, keep=2))
     overflowing()
-    with pytest.raises(InputError, match="max_bad_steps=1000: 12 steps in a row up to step 32"):
+    with pytest.raises(DivergedError, match="max_bad_steps=1000: 12 steps in a row up to step 32"):
         train(dataclasses.replace(config, max_bad_steps=1000), no_evaluation, silent())
     monkeypatch.undo()
     assert latest_step(checkpoint_folder(config.run_dir)) == 20

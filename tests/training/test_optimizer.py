@@ -54,7 +54,7 @@ def test_one_update_clips_and_decays_as_written_down():
     config = OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5, min_learning_rate_ratio=1.0, eps=1e-3)
     params = {"proj": jnp.array([2.0]), "norm": jnp.array([2.0])}
     gradients = {"proj": jnp.array([3.0]), "norm": jnp.array([4.0])}  # norm 5, clipped to 1
-    optimizer = make_optimizer(config, 10)
+    optimizer = make_optimizer(config, learning_rate_schedule(config, 10))
     updates: Any = optimizer.update(gradients, optimizer.init(params), params)[0]
     # The first Adam step is g / (|g| + eps), g the clipped gradient.
     np.testing.assert_allclose(updates["proj"], [-0.1 * (0.6 / 0.601 + 0.5 * 2.0)], rtol=1e-5)

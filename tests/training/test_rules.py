@@ -13,8 +13,8 @@ from mom_jax.data.prepare import prepared
 from mom_jax.models.config import MEMORY_RULES
 from mom_jax.models.presets import get_preset
 from mom_jax.training.config import MeshConfig
+from mom_jax.training.program import Program
 from mom_jax.training.sharding import make_mesh, shard_batch
-from mom_jax.training.state import init_state
 from mom_jax.training.step import make_train_step
 
 STEPS = 50
@@ -31,7 +31,8 @@ def test_fifty_steps(rule, make_config):
     assert model.memory_rule == rule
     config = dataclasses.replace(config, data=data, model=model)
     loader, mesh = train_loader(prepared(config.data, progress=False), config.data), make_mesh(MeshConfig())
-    step, state = make_train_step(config, mesh), init_state(config, mesh)
+    program = Program(config, mesh)
+    step, state = make_train_step(program), program.init_state()
     losses, ids = [], []
     with jax.set_mesh(mesh):
         for _ in range(STEPS):

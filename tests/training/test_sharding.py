@@ -14,8 +14,8 @@ from mom_jax.data.loader import train_loader
 from mom_jax.data.prepare import prepared
 from mom_jax.errors import InputError
 from mom_jax.training.config import MeshConfig, TrainConfig
+from mom_jax.training.program import Program
 from mom_jax.training.sharding import check_fit, make_mesh, shard_batch
-from mom_jax.training.state import init_state
 from mom_jax.training.step import make_train_step
 
 SHAPES = [(2, 2, 2)]
@@ -25,7 +25,8 @@ STEPS = 4
 def run(config: TrainConfig) -> dict:
     """Hash of the initial parameters and the losses of a few steps."""
     mesh = make_mesh(config.mesh)
-    state, step = init_state(config, mesh), make_train_step(config, mesh)
+    program = Program(config, mesh)
+    state, step = program.init_state(), make_train_step(program)
     initial = [np.asarray(leaf).tobytes().hex()[:4096] for leaf in jax.tree.leaves(state.params)]
     loader = train_loader(prepared(config.data, progress=False), config.data)
     with jax.set_mesh(mesh):

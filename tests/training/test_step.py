@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from support.batches import POISON, make_batch
 
-from mom_jax.models.parts import model_parts
 from mom_jax.training import optimizer
 from mom_jax.training.config import MeshConfig
+from mom_jax.training.program import Program
 from mom_jax.training.sharding import make_mesh, shard_batch
-from mom_jax.training.state import init_state
 from mom_jax.training.step import loss_and_gradients, make_train_step
 
 
@@ -24,14 +23,14 @@ def mesh():
 def test_accumulation_equals_one_big_batch(make_config, mesh):
     base = make_config()
     whole = dataclasses.replace(base, model=dataclasses.replace(base.model, aux_loss_scale=0.0))
-    parts, batch = model_parts(whole.model), shard_batch(make_batch(0), mesh)
+    batch = shard_batch(make_batch(0), mesh)
     with jax.set_mesh(mesh):
-        params = init_state(whole, mesh).params
+        params = Program(whole, mesh).init_state().params
         results = []
         for count in (1, 4):
             config = dataclasses.replace(whole, gradient_accumulation=count)
-            run = jax.jit(loss_and_gradients, static_argnames=("config", "parts", "mesh"))
-            results.append(run(params, batch, config=config, parts=_Static(parts), mesh=mesh))
+            program = Program(config, mesh)
+            results.append(jax.jit(lambda *args, program=program: loss_and_gradients(*args, program))(params, batch))
     (one, one_gradients), (four, four_gradients) = results
     assert int(one["tokens"]) == int(four["tokens"]) == int((make_batch(0)["labels"] != -100).sum())
     np.testing.assert_allclose(one["lm_loss"], four["lm_loss"], rtol=1e-5)
@@ -40,25 +39,16 @@ def test_accumulation_equals_one_big_batch(make_config, mesh):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(jnp.abs(a).max()) + 1e-9)
 
 
-class _Static:
-    """`ModelParts` as a compile-time constant."""
-
-    def __init__(self, parts):
-        self.merge = parts.merge
-
-
 @pytest.fixture(scope="module")
 def stepped(make_config, mesh):
     """The state and metrics after each of: a good batch, two poisoned ones, a good one."""
-    config = make_config()
-    state = init_state(config, mesh)
-    params = dict(state.params)
-    params["embeddings"] = params["embeddings"].at[POISON].set(jnp.inf)
-    state = dataclasses.replace(state, params=jax.device_put(params, jax.tree.map(lambda x: x.sharding, state.params)))
-    history = [(jax.device_get(state), None)]
     with jax.set_mesh(mesh), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimizer, "decay_mask", lambda params: jax.tree.map(lambda _: False, params))  # it is infinite
-        step = make_train_step(config, mesh)
+        patch.setattr(optimizer, "decay_mask", lambda params: jax.tree.map(lambda _: False, params))  # one is infinite
+        program = Program(make_config(), mesh)
+        step, state = make_train_step(program), program.init_state()
+        params = {**state.params, "embeddings": state.params["embeddings"].at[POISON].set(jnp.inf)}
+        state = dataclasses.replace(state, params=jax.device_put(params, program.shardings.params))
+        history = [(jax.device_get(state), None)]
         for seed, poisoned in ((1, False), (2, True), (3, True), (4, False)):
             state, metrics = step(state, shard_batch(make_batch(seed, poisoned=poisoned), mesh))
             history.append((jax.device_get(state), jax.device_get(metrics)))

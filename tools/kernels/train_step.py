@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from mom_jax.training.config import get_train_preset
+from mom_jax.training.program import Program
 from mom_jax.training.sharding import AXES, BATCH_SPEC
-from mom_jax.training.state import abstract_state
 from mom_jax.training.step import make_train_step
 
 
@@ -20,9 +20,11 @@ def traced(preset: str, mesh: Any, batch: int, length: int) -> Any:
     config = dataclasses.replace(config, data=data)
     rows = jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=NamedSharding(mesh, BATCH_SPEC))
     abstract = isinstance(mesh, AbstractMesh)
-    step, state = make_train_step(config, mesh), abstract_state(config, mesh)
+    program = Program(config, mesh)
     with jax.sharding.use_abstract_mesh(mesh) if abstract else jax.set_mesh(mesh):
-        return step.trace(state, dict.fromkeys(("input_ids", "labels", "segment_ids"), rows))
+        return make_train_step(program).trace(
+            program.abstract, dict.fromkeys(("input_ids", "labels", "segment_ids"), rows)
+        )
 
 
 def gpu_mesh(kind: str, **axes: int) -> AbstractMesh:

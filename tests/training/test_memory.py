@@ -6,8 +6,8 @@ import pytest
 
 from mom_jax.errors import InputError
 from mom_jax.training.config import MeshConfig, get_train_preset
+from mom_jax.training.program import Program
 from mom_jax.training.sharding import make_mesh
-from mom_jax.training.state import init_state
 
 
 @pytest.mark.parametrize(
@@ -22,5 +22,5 @@ def test_more_than_the_memory(model, data):
         tiny, model=dataclasses.replace(tiny.model, **model), data=dataclasses.replace(tiny.data, **data)
     )
     with pytest.raises(InputError, match=r"^memory=[0-9,.]+ GiB: are needed on each device at least") as caught:
-        init_state(config, make_mesh(MeshConfig()))
+        Program(config, make_mesh(MeshConfig())).init_state()
     assert "\n" not in str(caught.value)

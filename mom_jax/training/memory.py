@@ -1,0 +1,46 @@
+"""Whether a run can fit into the memory of its devices."""
+
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mom_jax.errors import InputError
+from mom_jax.training.config import TrainConfig
+from mom_jax.training.state import TrainState
+
+
+def check_memory(config: TrainConfig, abstract: TrainState, mesh: Mesh) -> None:
+    """Refuses what cannot fit whatever the compiler does: the state, gradients and one layer's input on each device.
+
+    Raises:
+        InputError: it is more than the devices have.
+    """
+    rows = config.data.batch_size // config.gradient_accumulation // (mesh.shape["data"] * mesh.shape["fsdp"])
+    channels = config.model.hidden_size * jnp.dtype(config.model.compute_dtype).itemsize
+    state = _bytes(abstract) + _bytes(abstract.params)
+    needed, there = state + rows * config.data.sequence_length * channels, _device_memory(mesh)
+    if needed > there:
+        state_in_words = f"{_gigabytes(state)} for parameters, gradients and moments"
+        remedy = f"are needed on each device at least ({state_in_words}), but it has {_gigabytes(there)}; "
+        remedy += "make model or batch smaller, or take more devices"
+        raise InputError("memory", _gigabytes(needed), remedy)
+
+
+def _bytes(tree: Any) -> int:
+    """Bytes of a tree of arrays on each device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _device_memory(mesh: Mesh) -> int:
+    """Bytes of each device; devices of the host share its memory."""
+    device = mesh.local_devices[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"

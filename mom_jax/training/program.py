@@ -1,0 +1,85 @@
+"""A run's program on a mesh: what is derived from its config, each thing once."""
+
+import dataclasses
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mom_jax.models.parts import ModelParts, build_model, model_parts, param_shardings
+from mom_jax.training.config import TrainConfig
+from mom_jax.training.memory import check_memory
+from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mom_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """The model's parts, the optimizer, and the shapes and places of the state, made when first asked for.
+
+    Args:
+        config: of the run.
+        mesh: with axes ``data``, ``fsdp`` and ``tensor``; an abstract one will do for tracing.
+    """
+
+    config: TrainConfig
+    mesh: Mesh
+
+    @cached_property
+    def parts(self) -> ModelParts:
+        """The model taken apart."""
+        return model_parts(self.config.model)
+
+    @cached_property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate by the number of updates made."""
+        return learning_rate_schedule(self.config.optimizer, self.config.steps)
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Clipping and AdamW."""
+        return make_optimizer(self.config.optimizer, self.schedule)
+
+    @cached_property
+    def abstract(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state: parameters by their metadata, moments like their parameters."""
+        shapes = jax.eval_shape(self._first_state)
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        placed = param_shardings(self.parts.abstract, self.mesh)
+        moments = optax.tree_utils.tree_map_params(
+            self.optimizer, lambda _, place: place, shapes.opt_state, placed, transform_non_params=lambda _: whole
+        )
+        shardings = TrainState(placed, moments, whole, whole, whole, whole)
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
+        )
+
+    @property
+    def shardings(self) -> TrainState:
+        """Where the state's arrays are."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def init_state(self) -> TrainState:
+        """The state before the first step, born sharded; bit-identical on every mesh shape.
+
+        Raises:
+            InputError: the devices cannot hold it.
+        """
+        check_memory(self.config, self.abstract, self.mesh)
+        with jax.set_mesh(self.mesh):
+            return jax.jit(self._first_state, out_shardings=self.shardings)()
+
+    def _first_state(self) -> TrainState:
+        params = nnx.to_pure_dict(nnx.split(build_model(self.config.model, self.config.seed))[1])
+        # Every leaf gets a buffer of its own, for the step donates them all.
+        return TrainState(
+            params,
+            self.optimizer.init(params),
+            jnp.zeros((), jnp.int32),
+            jax.random.key_data(jax.random.key(self.config.seed)),
+            jnp.zeros((), jnp.int32),
+            jnp.zeros((), jnp.int32),
+        )
