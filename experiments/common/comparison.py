@@ -172,7 +172,8 @@ def _recall(model: Model, seed: int, layers: int, models: Path) -> dict[str, Any
 
 
 _SHAPE = ("vocab_size", "hidden_size", "num_heads", "head_dim", "expand_v", "intermediate_size", "num_memories", "topk",
-          "use_short_conv", "num_slots")  # fmt: skip
+          "use_short_conv", "num_slots",
+          "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
 
 
 def grouped(records: list[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:

@@ -82,8 +82,9 @@ def routed(run_dir: str) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]
         for layer in range(config.model.num_hidden_layers):
             block = nnx.merge(stack, jax.tree.map(lambda a, i=layer: a[i], params))
             states.append(np.asarray(block.attn_norm(x), np.float32)[real])
-            x, logits, _ = block(x, segments.clip(0, 1), segments, None, layer)
-            chosen.append(np.asarray(logits).argmax(-1)[real])
+            out = block(x, segments.clip(0, 1), segments, None, layer)
+            x = out.y
+            chosen.append(np.asarray(out.router.logits).argmax(-1)[real])
         ids = batch["input_ids"][real]
         tokenizer = load_tokenizer(config.data.tokenizer)
         return ids, states, chosen, {int(i): tokenizer.decode([int(i)]) for i in np.unique(ids)}

@@ -185,13 +185,13 @@ def test_training_another_config_there_is_one_line(trained, tiny_run, capsys):
 
 
 def test_damage_is_one_line(trained, tmp_path, capsys):
-    shutil.copytree(trained, tmp_path / "run")
-    (newest,) = (path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name == "80")
-    (newest / "params" / "_METADATA").unlink()
+    shutil.copytree(trained / "checkpoints/80", tmp_path / "run/checkpoints/80")  # and none that could take its place
+    (tmp_path / "run/checkpoints/80/params/_METADATA").unlink()
     for verb in (["eval", str(tmp_path / "run")], ["generate", str(tmp_path / "run"), "--prompt", "a"]):
         assert main(verb) == 2
         error = capsys.readouterr().err
-        assert "params/_METADATA: is missing; delete" in error and error.count("\n") == 1
+        assert "params/_METADATA: is missing, and there is no other whole checkpoint" in error
+        assert error.count("\n") == 1
 
 
 def test_demo_goes_from_text_to_report(tiny_run, tmp_path, monkeypatch, capsys):

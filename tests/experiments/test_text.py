@@ -75,7 +75,7 @@ def test_characteristic_tokens():
 def test_specialisation_needs_umap(monkeypatch, tmp_path):
     """One line with the remedy, before anything is trained."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'mom-jax\[experiments\]'"):
+    with pytest.raises(InputError, match=r"needs umap-learn: .*\[experiments\]"):
         specialisation.run(specialisation.points("tiny")[0], tmp_path)
 
 
