@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from mom_jax.errors import InputError
 from mom_jax.files import json_line, read_json_lines, with_nan
@@ -86,7 +87,8 @@ def run_sweep(
             started = time.monotonic()
             result = experiment.run(point, folder.parent / "models")
             seconds = time.monotonic() - started
-            record = {"point": point, "result": result, "seconds": seconds, "date": now(), "versions": versions()}
+            facts = {"seconds": seconds, "date": now(), "versions": versions()}
+            record = cast(Record, {"point": point, "result": result, **facts})
             with path.open("a", encoding="utf-8") as file:
                 file.write(json_line(record))
             tell(number, len(mine), record)

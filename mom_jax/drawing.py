@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 # Text and lines of the axes: as far from white as from the black of dark pages.
 NEUTRAL = "#767d8a"
@@ -16,7 +17,7 @@ _COLOURS = (
     "#2f7fc1", "#d9730d", "#2a9440", "#d9413c", "#9a6fc4", "#a0694f", "#cf5fb0", "#7a808c", "#8a8d20", "#1590a3",
 )  # fmt: skip
 _STYLE: dict[Any, Any] = {
-    "axes.prop_cycle": matplotlib.cycler(color=_COLOURS),
+    "axes.prop_cycle": cycler(color=_COLOURS),
     "axes.grid": True,
     "grid.alpha": 0.25,
     "axes.spines.top": False,

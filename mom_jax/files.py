@@ -12,6 +12,7 @@ import re
 import socket
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,7 +56,7 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     write_atomically(path, text + "\n")
 
 
-def json_line(record: dict[str, Any]) -> str:
+def json_line(record: Mapping[str, Any]) -> str:
     """A record as one line of JSON. What was measured as NaN or infinite becomes null: JSON has no word for it."""
     return json.dumps(finite(record), allow_nan=False) + "\n"
 

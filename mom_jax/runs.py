@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import AxisType, Mesh
 from rich.console import Console
 
@@ -26,7 +24,6 @@ from mom_jax.evals.perplexity import HeldOut, evaluate
 from mom_jax.evals.results import KINDS, Evaluation, Tasks
 from mom_jax.interop.published import is_published
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.models.parts import dotted
 from mom_jax.paths import local_path, why_not_writable
 from mom_jax.reports.markdown import write_report
 from mom_jax.training.checkpoint import load_run
@@ -80,19 +77,8 @@ def opened_run(run_dir: str, mesh: Mesh) -> Iterator[OpenedRun]:
     """
     folder = local_path(run_dir, "run")
     found = (*load_published(folder, mesh), 0) if is_published(folder) else load_run(folder, mesh)
-    opened = OpenedRun(*found)
     with jax.set_mesh(mesh):
-        _check_finite(opened, run_dir)
-        yield opened
-
-
-def _check_finite(opened: OpenedRun, run_dir: str) -> None:
-    params = nnx.to_pure_dict(nnx.state(opened.model))
-    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
-    broken = [dotted(path) for path, ok in jax.tree_util.tree_leaves_with_path(finite) if not ok]
-    if broken:
-        named = ", ".join(broken[:3]) + ", ..." * (len(broken) > 3)
-        raise InputError("run", run_dir, f"its parameters at step {opened.step} are NaN or infinite ({named}); {_ANEW}")
+        yield OpenedRun(*found)
 
 
 class Scored(NamedTuple):
@@ -117,14 +103,14 @@ def evaluate_run(run_dir: str, *, max_windows: int | None = None, **changes: int
     """
     mesh = all_devices()
     with opened_run(run_dir, mesh) as opened:
-        return score(opened, run_dir, mesh, max_windows=max_windows, **changes)
+        return score(opened, run_dir, mesh, lambda line: None, max_windows=max_windows, **changes)
 
 
 def score(
     opened: OpenedRun,
     run_dir: str,
     mesh: Mesh,
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None],
     *,
     max_windows: int | None = None,
     **changes: int,

@@ -8,11 +8,11 @@ K  key channels per head   A  assignments per token,  W  taps of the short convo
 V  value channels per head    k plus the shared one
 """
 
-import jax
-import numpy as np
+from typing import Any
+
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 __all__ = ["Array", "Batch", "Bool", "Float", "Int", "Shaped"]
 
-# ``input_ids``, ``labels`` and ``segment_ids``, each int32 [B, T], or [T] of a single window.
-Batch = dict[str, np.ndarray] | dict[str, jax.Array]
+# ``input_ids``, ``labels`` and ``segment_ids``, each int32 [B, T], or [T] of a single window: of NumPy or of JAX.
+Batch = dict[str, Any]

@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 
+import hypothesis
 import pytest
 from support.processes import compiler
 
@@ -26,6 +27,9 @@ _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OWN_CACHE = _CACHE not in os.environ
 
 gc.set_threshold(50_000, 20, 100)
+# A loaded machine is no finding: hypothesis gives each example 200 ms unless told otherwise.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
     cores = sorted(os.sched_getaffinity(0))

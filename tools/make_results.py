@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mom_jax.experiments.registry import EXPERIMENTS, Record, get_experiment, get_module
-from mom_jax.experiments.sweep import belonging, read_records, sweep_folder
+from mom_jax.experiments.registry import EXPERIMENTS, Record, get_experiment, get_module  # pyright: ignore[reportMissingImports]
+from mom_jax.experiments.sweep import belonging, read_records, sweep_folder  # pyright: ignore[reportMissingImports]
 
 from mom_jax.benchmarks.timing import machine
 

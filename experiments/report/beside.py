@@ -104,5 +104,5 @@ def _size(parameters: int) -> str:
 
 
 def _documents(run: Run) -> str:
-    limits = {task["limit"] for task in run.tasks["tasks"].values() if task.get("limit")}
+    limits = {limit for task in run.tasks["tasks"].values() if (limit := task.get("limit"))}
     return f"only {' or '.join(f'{limit:,}' for limit in sorted(limits))} documents of some tasks" if limits else ""

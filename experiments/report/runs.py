@@ -83,8 +83,17 @@ def read_run(folder: Path, name: str) -> Run:
         config = TrainConfig.from_file(folder / CONFIG_FILE)
         model = config.model
     left_out: list[str] = []
-    parts = (read_records, read_sittings, read_evaluations, read_tasks)
-    run = Run(folder, name, model, config, *(read(folder, left_out.append) for read in parts), left_out)
+    run = Run(
+        folder,
+        name,
+        model,
+        config,
+        read_records(folder, left_out.append),
+        read_sittings(folder, left_out.append),
+        read_evaluations(folder, left_out.append),
+        read_tasks(folder, left_out.append),
+        left_out,
+    )
     if not run.records and not run.evaluations and not any(run.tasks.values()):
         told = f"nothing of it can be read: {left_out[0]}" if left_out else "has no metrics yet"
         raise InputError("run", folder, f"{told}; train it for a few steps, or run mom-jax eval on it")

@@ -72,6 +72,7 @@ def routed(run_dir: str) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]
     from mom_jax.data.loader import eval_batches
     from mom_jax.data.prepare import prepared
     from mom_jax.data.tokenizers import load_tokenizer
+    from mom_jax.ops.documents import count_documents
     from mom_jax.runs import one_device, opened_run
 
     with opened_run(run_dir, one_device()) as (config, model, _):
@@ -79,13 +80,16 @@ def routed(run_dir: str) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]
         stack, params = nnx.split(model.blocks("memory"))
         segments, real = jnp.asarray(batch["segment_ids"]), batch["segment_ids"] > 0
         x, states, chosen = model.embeddings[...].astype(config.model.compute_dtype)[batch["input_ids"]], [], []
+        mask = segments.clip(0, 1)
+        documents = count_documents(segments, mask)
         for layer in range(config.model.num_hidden_layers):
             block = nnx.merge(stack, jax.tree.map(lambda a, i=layer: a[i], params))
             states.append(np.asarray(block.attn_norm(x), np.float32)[real])
-            out = block(x, segments.clip(0, 1), segments, None, layer)
+            out = block(x, mask, documents, None, layer)
+            assert out.router is not None
             x = out.y
             chosen.append(np.asarray(out.router.logits).argmax(-1)[real])
-        ids = batch["input_ids"][real]
+        ids = np.asarray(batch["input_ids"])[real]
         tokenizer = load_tokenizer(config.data.tokenizer)
         return ids, states, chosen, {int(i): tokenizer.decode([int(i)]) for i in np.unique(ids)}
 

@@ -33,6 +33,7 @@ def suite_means(tasks: Mapping[str, Any]) -> dict[str, float]:
     for suite, headlines in SUITES.items():
         counted = {task: metric for task, metric in headlines.items() if metric is not None}
         values = [tasks[task]["metrics"].get(metric) if task in tasks else None for task, metric in counted.items()]
-        if None not in values:
-            means[suite] = float(np.mean(values))
+        scores = [value for value in values if value is not None]
+        if len(scores) == len(values):
+            means[suite] = float(np.mean(scores))
     return means
