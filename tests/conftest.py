@@ -27,7 +27,7 @@ _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OWN_CACHE = _CACHE not in os.environ
 
 gc.set_threshold(50_000, 20, 100)
-# A loaded machine is no finding: hypothesis gives each example 200 ms unless told otherwise.
+# Neither a loaded machine nor a first call that imports libraries is a finding; the default is 200 ms an example.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):

@@ -4,12 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import hypothesis
 import pytest
-
-# First calls import libraries: they would miss any deadline.
-hypothesis.settings.register_profile("no-deadline", deadline=None)
-hypothesis.settings.load_profile("no-deadline")
 
 Corpus = Callable[..., Path]
 
