@@ -38,11 +38,11 @@ def test_one_measurement(monkeypatch, tmp_path, name):
 
 
 def test_what_grows_with_the_length():
-    """A token's share of the cache is its keys and values, position and document; memories have none."""
+    """A token's share of the cache is its keys and values and its position; memories have none."""
     for point in generation.points("tiny")[:3]:
         config = generation.architecture(point)
         short, long = (total(account(config, length)).state_bytes for length in (64, 192))
-        of_token = 2 * config.hidden_size * 4 + 2 * 4 if point["architecture"] == "attention" else 0
+        of_token = 2 * config.hidden_size * 4 + 4 if point["architecture"] == "attention" else 0
         assert long - short == 128 * of_token * config.num_hidden_layers
 
 
