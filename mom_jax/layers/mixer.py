@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.mixer_output import MixerOutput
+from mom_jax.layers.recurrence import recur
 from mom_jax.layers.router import Router, RouterOptions
 from mom_jax.layers.rules.registry import find_rule
 from mom_jax.layers.rules.rule import MemoryRule, RuleSizes, named_options
@@ -131,9 +132,10 @@ class MemoryMixer(nnx.Module):
             The output in ``x.dtype``, the router's decisions, and the new cache.
         """
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or mesh.size == 1:
-            return self._mix(x, attention_mask, segment_ids, cache, layer)
-        return self._mix_sharded(mesh, x, attention_mask, segment_ids, cache, layer)
+        if self.rule.heads_axis is None and not mesh.empty and mesh.size > 1:
+            return self._sharded(mesh, x, attention_mask, segment_ids, cache, layer)
+        o, router, cache = self.read(x, attention_mask, segment_ids, cache, layer)
+        return MixerOutput(self.output(o, x), router, cache)
 
     def read(
         self,
@@ -155,7 +157,10 @@ class MemoryMixer(nnx.Module):
             attention_mask=attention_mask,
             documents=documents,
         )
-        o, cache = self.rule(x, packing, cache, layer)
+        rows, rest, cache = self.rule.rows(x, packing, cache, layer)
+        primitive, impl = self.rule.primitive, self.rule.options.impl
+        o, cache = recur(primitive, rows, packing, cache, layer, scale=self.rule.scale, impl=impl)
+        o = self.rule.finished(o, rest, packing).astype(x.dtype)
         if cache is not None:
             cache = _note_tokens(cache, layer, attention_mask, x.shape[1])
             if documents is not None:
@@ -167,10 +172,6 @@ class MemoryMixer(nnx.Module):
         load = packing.length.reshape(-1, x.shape[0])[: self.num_memories].T
         return reads, RouterOutput(logits, weights, memory_ids, load), cache
 
-    def _mix(self, x, attention_mask, segment_ids, cache, layer) -> MixerOutput:
-        o, router, cache = self.read(x, attention_mask, segment_ids, cache, layer)
-        return MixerOutput(self.output(o, x), router, cache)
-
     def _route(self, x):
         """Router logits, weights and choices; without a router every token chooses the one memory."""
         if self.num_memories is None:
@@ -178,7 +179,7 @@ class MemoryMixer(nnx.Module):
             return None, jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
         return self.router.decide(x, self.router_bias[...] if self.biased else None)
 
-    def _mix_sharded(self, mesh, x, attention_mask, segment_ids, cache, layer) -> MixerOutput:
+    def _sharded(self, mesh, x, attention_mask, segment_ids, cache, layer) -> MixerOutput:
         """The same on every device's own rows and heads, with one sum over the tensor axis."""
         graph, params = nnx.split(self)
         rows = _batch_axes(mesh, x.shape[0])
@@ -188,7 +189,7 @@ class MemoryMixer(nnx.Module):
         def local(params, x, attention_mask, segment_ids, cache, layer):
             mixer = nnx.merge(graph, params)
             mixer.rule.heads_axis = mixer.output.heads_axis = TENSOR_AXIS
-            out = mixer._mix(x, attention_mask, segment_ids, cache, layer)
+            out = mixer(x, attention_mask, segment_ids, cache, layer)
             return out._replace(y=jax.lax.psum(out.y, TENSOR_AXIS))
 
         specs = (of_params, P(rows), P(rows), P(rows), of_cache, P())

@@ -110,13 +110,14 @@ class LayerPlan:
             done, routers = collections.Counter(), []
             for kind, count in self.runs:
                 own = jax.tree.map(lambda a, i=done[kind], n=count: a[i : i + n], xs[kind])
-                carry, router = _scan(functools.partial(block, kind), carry, own, count)
+                carry, router = jax.lax.scan(functools.partial(block, kind), carry, own, unroll=count == 1)
                 done[kind] += count
                 routers += [] if router is None else [router]
             return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routers) if routers else None
 
         xs = jax.tree.map(lambda a: a.reshape(self.repeats, a.shape[0] // self.repeats, *a.shape[1:]), layers)
-        carry, routers = _scan(repetition, carry, xs, self.repeats)
+        # a single turn is no loop: XLA would copy all parameters into it
+        carry, routers = jax.lax.scan(repetition, carry, xs, unroll=self.repeats == 1)
         return carry, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), routers)
 
 
@@ -178,11 +179,3 @@ def _coupled(stack: Block) -> Block:
     if stack.kind == "memory":
         stack.attn.rule.couple_layers()
     return stack
-
-
-def _scan(body, carry, xs, length) -> tuple[Any, Any]:
-    """`jax.lax.scan`, without a loop where there is one turn."""
-    if length > 1:
-        return jax.lax.scan(body, carry, xs)
-    carry, y = body(carry, jax.tree.map(lambda a: a[0], xs))
-    return carry, jax.tree.map(lambda a: a[None], y)

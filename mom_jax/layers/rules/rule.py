@@ -11,7 +11,6 @@ from flax import nnx
 from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.output import HeadNormOutput, Output
-from mom_jax.layers.recurrence import recur
 from mom_jax.ops.chunks import chunk_rows
 from mom_jax.ops.primitive import Primitive, Rows
 from mom_jax.ops.segments import Packing
@@ -118,14 +117,6 @@ class MemoryRule(nnx.Module):
     def finished(self, o: Float[Array, "N H V"], rest: Any, packing: Packing) -> Float[Array, "N H V"]:
         """What a row's read becomes before reads are mixed; 0 or finite on padding rows."""
         return o
-
-    def __call__(
-        self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
-        """Writes the tokens into their memories and reads them, row by packed row; outputs in ``x.dtype``."""
-        rows, rest, cache = self.rows(x, packing, cache, layer)
-        o, cache = recur(self.primitive, rows, packing, cache, layer, scale=self.scale, impl=self.options.impl)
-        return self.finished(o, rest, packing).astype(x.dtype), cache
 
     def chunk_rows(self, time: int) -> int:
         """Alignment of packed segments for rows of ``time`` tokens; 1 for a single step."""
