@@ -25,7 +25,7 @@ from mom_jax.evals.compare.ours import Ours
 from mom_jax.evals.compare.tokens import random_tokens
 from mom_jax.evals.reference.install import Kernels, installed_versions
 from mom_jax.models.config import AttentionConfig
-from mom_jax.models.parts import model_parts
+from mom_jax.models.structure import model_parts
 
 SMALL: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "head_dim": 16}
 WIDER: dict[str, Any] = {"vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 4, "num_heads": 2, "head_dim": 64}

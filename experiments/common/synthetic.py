@@ -16,12 +16,11 @@ from mom_jax.labels import IGNORE
 from mom_jax.models.accounting import account, total
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.models.parts import build_model
+from mom_jax.models.structure import build_model, decays
 from mom_jax.ops.loss import token_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
 from mom_jax.ops.routing import RouterOutput, auxiliary_loss
 from mom_jax.training.balance import balance_routers
-from mom_jax.training.optimizer import decay_mask
 
 Maker = Callable[[np.random.Generator, int], RecallBatch]  # (generator, rows) to a batch
 _STEPS = 25  # steps of one compiled call
@@ -138,7 +137,7 @@ def _optimizer(weight_decay: float) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.scale_by_adam(),
-        optax.add_decayed_weights(weight_decay, mask=decay_mask),
+        optax.add_decayed_weights(weight_decay, mask=decays),
     )
 
 

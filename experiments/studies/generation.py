@@ -129,7 +129,7 @@ def _model(config: MoMConfig) -> Any:
     """The model's structure and shapes."""
     from flax import nnx
 
-    from mom_jax.models.parts import build_model
+    from mom_jax.models.structure import build_model
 
     return nnx.eval_shape(lambda: build_model(config, 0))
 
@@ -140,7 +140,7 @@ def _init(config: MoMConfig) -> Any:
     import jax
     from flax import nnx
 
-    from mom_jax.models.parts import build_model
+    from mom_jax.models.structure import build_model
 
     return jax.jit(lambda: nnx.state(build_model(config, 0)))
 

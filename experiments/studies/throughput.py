@@ -100,7 +100,7 @@ def rows_per_token(config: MoMConfig, length: int) -> float:
     """Rows of the packed sequences of a memory layer for each token: assignments, and the padding to chunks."""
     from flax import nnx
 
-    from mom_jax.models.parts import build_model
+    from mom_jax.models.structure import build_model
     from mom_jax.ops.segments import packed_length
 
     mixer = nnx.eval_shape(lambda: build_model(config, 0)).blocks("memory").attn

@@ -65,8 +65,8 @@ def make(preset: str, folder: Path) -> dict[str, int]:
     from mom_jax.interop.keys import pieces
     from mom_jax.interop.published import write_config
     from mom_jax.interop.tensors import Tensor, write_tensors
-    from mom_jax.models.parts import dotted, model_parts
     from mom_jax.models.presets import get_preset
+    from mom_jax.models.structure import dotted, model_parts
 
     config, rng = get_preset(preset), np.random.default_rng(0)
     tensors, stacks = [], []

@@ -23,7 +23,7 @@ from mom_jax.interop.published import CONFIG_FILE, read_config, write_config
 from mom_jax.interop.tensors import DTYPES, StoredTensors, Tensor, write_tensors
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.models.parts import dotted, model_parts, param_shardings
+from mom_jax.models.structure import dotted, model_parts, param_shardings
 from mom_jax.paths import local_path
 
 MAX_SHARD_BYTES = 5 * 10**9

@@ -12,7 +12,7 @@ class RMSNorm(nnx.Module):
     """Root-mean-square normalisation over the last axis with a learnt weight [D], in float32."""
 
     def __init__(self, size: int, eps: float, *, rngs: nnx.Rngs):
-        self.weight = param(rngs, jax.nn.initializers.ones, (size,), (None,))
+        self.weight = param(rngs, jax.nn.initializers.ones, (size,), (None,), decays=False)
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:

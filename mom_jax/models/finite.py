@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.errors import InputError
-from mom_jax.models.parts import dotted
+from mom_jax.models.structure import dotted
 
 
 @jax.jit

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -31,21 +30,14 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     return optax.join_schedules(parts, [warmup, steps - decay])
 
 
-def decay_mask(params: Any) -> Any:
-    """True where weight decay applies, told by the path.
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, decays: Any) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW under the learning rates of ``schedule``; moments are float32.
 
-    That is everywhere but norms, ``A_log``, ``dt_bias``, ``D`` and the router's bias, which no gradient moves either.
+    Args:
+        config: of the optimizer.
+        schedule: learning rate by the number of updates made.
+        decays: whether weight decay applies to each parameter, in a tree like theirs.
     """
-
-    def decays(path: tuple[Any, ...], _: Any) -> bool:
-        names = [str(getattr(key, "key", key)) for key in path]
-        return not any("norm" in name or name in ("A_log", "dt_bias", "D", "router_bias") for name in names)
-
-    return jax.tree_util.tree_map_with_path(decays, params)
-
-
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW under the learning rates of ``schedule``; moments are float32."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -54,7 +46,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
             b2=config.beta2,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            mask=decay_mask,
+            mask=decays,
             mu_dtype=jnp.float32,
         ),
     )

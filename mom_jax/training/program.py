@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mom_jax.models.parts import ModelParts, build_model, model_parts, param_shardings
+from mom_jax.models.structure import ModelParts, build_model, model_parts, param_shardings
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.memory import check_memory
 from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -41,7 +41,7 @@ class Program:
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """Clipping and AdamW."""
-        return make_optimizer(self.config.optimizer, self.schedule)
+        return make_optimizer(self.config.optimizer, self.schedule, self.parts.decays)
 
     @cached_property
     def abstract(self) -> TrainState:

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mom_jax.errors import InputError
-from mom_jax.models.parts import dotted
+from mom_jax.models.structure import dotted
 
 # Files are filled in memory before they are written; small ones bound what a large model takes besides itself.
 SMALL_FILE_BYTES = 2**23

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from mom_jax import MoMConfig, load_pretrained, save_pretrained
 from mom_jax.cli.main import main
-from mom_jax.models.parts import build_model
+from mom_jax.models.structure import build_model
 from mom_jax.training.log import read_metrics
 
 

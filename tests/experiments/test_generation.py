@@ -11,7 +11,7 @@ from mom_jax.experiments.studies import generation
 from mom_jax.models.accounting import account, total
 from mom_jax.models.baselines import transformer
 from mom_jax.models.config import MoMConfig
-from mom_jax.models.parts import build_model
+from mom_jax.models.structure import build_model
 
 SMALL = MoMConfig(vocab_size=16, hidden_size=16, num_hidden_layers=1, num_heads=1, head_dim=4, intermediate_size=0,
                   memory_rule="retnet", use_short_conv=False)  # fmt: skip

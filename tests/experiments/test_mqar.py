@@ -12,7 +12,7 @@ from mom_jax.experiments.studies import mqar
 from mom_jax.data.recall import fused_mqar
 from mom_jax.data.recall import mqar as make_mqar
 from mom_jax.models.accounting import account, total
-from mom_jax.models.parts import build_model
+from mom_jax.models.structure import build_model
 
 POINTS = [*mqar.points("tiny")[:1], mqar.points("paper")[0]]
 

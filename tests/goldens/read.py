@@ -12,7 +12,7 @@ from flax import nnx
 from mom_jax.interop.keys import pieces
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.models.parts import dotted, model_parts
+from mom_jax.models.structure import dotted, model_parts
 
 HERE = Path(__file__).resolve().parent
 Arrays = dict[str, np.ndarray]

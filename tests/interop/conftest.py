@@ -12,7 +12,7 @@ from flax import nnx
 from mom_jax.interop.pretrained import save_pretrained
 from mom_jax.models.config import AttentionConfig, MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.models.parts import model_parts
+from mom_jax.models.structure import model_parts
 
 SIZES = {"vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 2, "head_dim": 8}
 CONFIGS = {

@@ -17,7 +17,7 @@ from goldens.read import parameters_by_name
 from mom_jax import MoMConfig, load_pretrained, save_pretrained
 from mom_jax.interop.published import published_fields
 from mom_jax.models.config import AttentionConfig
-from mom_jax.models.parts import model_parts
+from mom_jax.models.structure import model_parts
 
 SIZES = {"vocab_size": 48, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "head_dim": 16}
 BARE = {"mixture": False, "use_short_conv": False, "use_output_gate": False}

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from mom_jax.models.parts import model_parts
 from mom_jax.models.presets import get_preset
+from mom_jax.models.structure import model_parts
 from mom_jax.training.config import OptimizerConfig
-from mom_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
+from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 
 def test_cosine_warms_up_peaks_and_ends_at_the_minimum():
@@ -36,8 +35,7 @@ def test_a_run_shorter_than_its_warmup_still_has_a_schedule(kind):
 
 
 def test_decay_spares_exactly_norms_and_decay_parameters():
-    params = nnx.to_pure_dict(model_parts(get_preset("mom-tiny")).abstract)
-    paths = jax.tree_util.tree_leaves_with_path(decay_mask(params))
+    paths = jax.tree_util.tree_leaves_with_path(model_parts(get_preset("mom-tiny")).decays)
     spared = {jax.tree_util.keystr(path) for path, decays in paths if not decays}
     assert spared == {
         "['layers']['attn']['output']['norm']",
@@ -54,7 +52,7 @@ def test_one_update_clips_and_decays_as_written_down():
     config = OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5, min_learning_rate_ratio=1.0, eps=1e-3)
     params = {"proj": jnp.array([2.0]), "norm": jnp.array([2.0])}
     gradients = {"proj": jnp.array([3.0]), "norm": jnp.array([4.0])}  # norm 5, clipped to 1
-    optimizer = make_optimizer(config, learning_rate_schedule(config, 10))
+    optimizer = make_optimizer(config, learning_rate_schedule(config, 10), {"proj": True, "norm": False})
     updates: Any = optimizer.update(gradients, optimizer.init(params), params)[0]
     # The first Adam step is g / (|g| + eps), g the clipped gradient.
     np.testing.assert_allclose(updates["proj"], [-0.1 * (0.6 / 0.601 + 0.5 * 2.0)], rtol=1e-5)

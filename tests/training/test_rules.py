@@ -25,7 +25,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "head_dim": 8, "intermediate
 def test_fifty_steps(rule, make_config):
     """The loss falls below that of the bytes' frequencies, and no update is skipped."""
     config = make_config(steps=STEPS)
-    data = dataclasses.replace(config.data, path=str(Path(email.__file__).parent), sequence_length=32, batch_size=8)
+    data = dataclasses.replace(config.data, path=str(Path(email.__file__).parent), sequence_length=64, batch_size=8)
     preset = "mom-tiny" if rule == "gated_deltanet" else f"mom-tiny-{rule.replace('_', '-')}"
     model = dataclasses.replace(get_preset(preset), **SMALL)
     assert model.memory_rule == rule

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from support.batches import POISON, make_batch
 
-from mom_jax.training import optimizer
+from mom_jax.models.structure import ModelParts
 from mom_jax.training.config import MeshConfig
 from mom_jax.training.program import Program
 from mom_jax.training.sharding import make_mesh, shard_batch
@@ -43,7 +44,8 @@ def test_accumulation_equals_one_big_batch(make_config, mesh):
 def stepped(make_config, mesh):
     """The state and metrics after each of: a good batch, two poisoned ones, a good one."""
     with jax.set_mesh(mesh), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimizer, "decay_mask", lambda params: jax.tree.map(lambda _: False, params))  # one is infinite
+        nowhere = property(lambda parts: jax.tree.map(lambda _: False, nnx.to_pure_dict(parts.abstract)))
+        patch.setattr(ModelParts, "decays", nowhere)  # one parameter is infinite
         program = Program(make_config(), mesh)
         step, state = make_train_step(program), program.init_state()
         params = {**state.params, "embeddings": state.params["embeddings"].at[POISON].set(jnp.inf)}

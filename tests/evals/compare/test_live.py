@@ -12,7 +12,7 @@ from flax import nnx
 
 from mom_jax import MoMConfig, save_pretrained
 from mom_jax.models.config import AttentionConfig
-from mom_jax.models.parts import model_parts
+from mom_jax.models.structure import model_parts
 
 pytestmark = pytest.mark.parity
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_heads": 2, "head_dim": 16, "intermediate_size": 32}

@@ -19,11 +19,25 @@ class ModelParts:
     graphdef: Any
     abstract: nnx.State
 
+    @property
+    def decays(self) -> dict[Any, Any]:
+        """Whether weight decay applies to each parameter, as their metadata say, in a nested dictionary."""
+        return nnx.to_pure_dict(decays(self.abstract))
+
     def merge(self, params: dict[Any, Any]) -> MoMForCausalLM:
         """The model holding ``params`` (a nested dictionary of arrays, or of tracers inside a step)."""
         state = jax.tree.map(lambda leaf: leaf, self.abstract)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self.graphdef, state)
+
+
+def decays(params: nnx.State) -> nnx.State:
+    """Whether weight decay applies to each parameter (`mom_jax.layers.linear.param`)."""
+    return jax.tree.map(
+        lambda variable: variable.replace(variable.get_metadata("decays", True)),
+        params,
+        is_leaf=lambda x: isinstance(x, nnx.Variable),
+    )
 
 
 def build_model(config: MoMConfig, seed: int | jax.Array) -> MoMForCausalLM:
