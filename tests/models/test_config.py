@@ -161,14 +161,16 @@ def test_the_model_shows_how_it_is_made_and_called():
 def test_every_field_is_documented():
     """By the text under it, which editors and the command's help show."""
     for cls in (MoMConfig, AttentionConfig, DataConfig, TrainConfig, OptimizerConfig, MeshConfig, CheckpointConfig):
-        body = ast.parse(inspect.getsource(cls)).body[0].body
-        told = {
+        bases = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
+        bodies = [ast.parse(inspect.getsource(base)).body[0].body for base in bases]
+        documented = {
             field.target.id
+            for body in bodies
             for field, text in itertools.pairwise(body)
             if isinstance(field, ast.AnnAssign) and isinstance(getattr(text, "value", None), ast.Constant)
         }
         sections = {f.name for f in dataclasses.fields(cls) if dataclasses.is_dataclass(f.type)}
-        assert {f.name for f in dataclasses.fields(cls)} - sections - told == set()
+        assert {f.name for f in dataclasses.fields(cls)} - sections - documented == set()
 
 
 def test_needs_no_jax():
