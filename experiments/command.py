@@ -68,21 +68,22 @@ class ExperimentConfig:
 
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, runs what is missing, prints the table and draws the plots."""
-    wanted = parse(ExperimentConfig, args, prog="mom-jax experiment", description=DESCRIPTION)
+    arguments = parse(ExperimentConfig, args, prog="mom-jax experiment", description=DESCRIPTION)
     out = terminal.console(outlives_reader=True)
-    if wanted.list:
-        _list(wanted.out, out)
+    if arguments.list:
+        _list(arguments.out, out)
         return 0
-    experiment, folder = get_experiment(wanted.name), sweep_folder(wanted.out, wanted.name, wanted.scale)
-    points = experiment.points(wanted.scale)
-    if not wanted.plot:
+    experiment, folder = get_experiment(arguments.name), sweep_folder(arguments.out, arguments.name, arguments.scale)
+    points = experiment.points(arguments.scale)
+    if not arguments.plot:
         with _kept_programs():
-            run_sweep(experiment, points, folder, wanted.part, lambda *told: _tell(out, *told))
+            run_sweep(experiment, points, folder, arguments.part, lambda *progress: _tell(out, *progress))
     records, complaints = experiment.sound(belonging(points, read_records(folder, note)))
     for complaint in complaints:
         note(f"{complaint}; it is left out")
     if not records:
-        remedy = f"has no finished point to draw; run mom-jax experiment {wanted.name} --scale {wanted.scale} first"
+        command = f"mom-jax experiment {arguments.name} --scale {arguments.scale}"
+        remedy = f"has no finished point to draw; run {command} first"
         raise InputError("out", folder, remedy)
     _show(experiment, records, len(points), folder, out)
     return 0

@@ -31,12 +31,12 @@ def read_records(folder: Path, complain: Callable[[str], None]) -> list[Record]:
     records: dict[str, Record] = {}
     for path in sorted(folder.glob("points*.jsonl")):
         try:
-            found, complaints = read_json_lines(path, Record)
+            file_records, complaints = read_json_lines(path, Record)
         except InputError as error:
-            found, complaints = [], [str(error)]
+            file_records, complaints = [], [str(error)]
         for complaint in complaints:
             complain(f"{complaint}; it is left out")
-        for record in found:
+        for record in file_records:
             records.setdefault(_key(record["point"]), {**record, "result": with_nan(record["result"])})
     return list(records.values())
 
@@ -49,8 +49,8 @@ def missing(points: Sequence[Point], records: Sequence[Record]) -> list[Point]:
 
 def belonging(points: Sequence[Point], records: Sequence[Record]) -> list[Record]:
     """The records of these points, in their order: what an earlier version of a sweep left is passed over."""
-    found = {_key(record["point"]): record for record in records}
-    return [found[key] for point in points if (key := _key(point)) in found]
+    by_key = {_key(record["point"]): record for record in records}
+    return [by_key[key] for point in points if (key := _key(point)) in by_key]
 
 
 def run_sweep(

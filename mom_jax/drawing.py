@@ -63,6 +63,6 @@ def one_panel(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 def legend_beside(figure: Figure) -> None:
     """A legend to the right of the panels, where it hides nothing; it names each line once."""
-    found = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    named = {label: handle for handle, label in found}
+    pairs = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    named = {label: handle for handle, label in pairs}
     figure.legend(list(named.values()), list(named), loc="outside right upper", ncols=1 + (len(named) - 1) // 16)

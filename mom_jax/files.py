@@ -119,8 +119,8 @@ def read_record(path: Path, cls: type[T], remedy: str, field: str = "path") -> T
     Raises:
         InputError: as `read_json`.
     """
-    found: Any = read_json(path, cls, remedy, field)
-    return cls(**{known.name: found[known.name] for known in dataclasses.fields(cls) if known.name in found})  # type: ignore[arg-type]
+    fields: Any = read_json(path, cls, remedy, field)
+    return cls(**{known.name: fields[known.name] for known in dataclasses.fields(cls) if known.name in fields})  # type: ignore[arg-type]
 
 
 def read_json_lines(path: Path, form: type[T]) -> tuple[list[T], list[str]]:
@@ -162,11 +162,11 @@ def parse_json(text: str, form: type[T]) -> T:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object in which no name stands twice: nobody could say which of the values counts."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
         raise ValueError(f"{twice!r} stands there twice")
-    return found
+    return members
 
 
 def misfit(value: Any, form: Any, place: str = "") -> str | None:
@@ -177,12 +177,12 @@ def misfit(value: Any, form: Any, place: str = "") -> str | None:
         return misfit(value, dict, place) or _misfit_of_fields(value, form, place)
     origin, inner = typing.get_origin(form), typing.get_args(form)
     if origin in (types.UnionType, typing.Union):
-        found = [misfit(value, choice, place) for choice in inner]
-        return None if None in found else found[0]
+        misfits = [misfit(value, choice, place) for choice in inner]
+        return None if None in misfits else misfits[0]
     if origin in (list, dict):
         items = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
-        found = (misfit(item, inner[-1], f"{place}[{key!r}]") for key, item in items)
-        return misfit(value, origin, place) or next(filter(None, found), None)
+        misfits = (misfit(item, inner[-1], f"{place}[{key!r}]") for key, item in items)
+        return misfit(value, origin, place) or next(filter(None, misfits), None)
     kinds = (int, float) if form is float else (form,)
     if isinstance(value, kinds) and (form is bool or not isinstance(value, bool)):
         return None

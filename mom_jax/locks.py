@@ -65,7 +65,7 @@ def _knows_no_locks(error: NotImplementedError | OSError) -> bool:
 
 def _named(owner: Path) -> str:
     try:
-        found = read_json(owner, _Owner, "")
+        record = read_json(owner, _Owner, "")
     except InputError:  # it has only just begun, or has just ended
         return "another process writes into it"
-    return f"process {found['pid']} on {found['host']} writes into it ({found['command'][:100]})"
+    return f"process {record['pid']} on {record['host']} writes into it ({record['command'][:100]})"

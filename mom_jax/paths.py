@@ -64,14 +64,14 @@ def why_not_writable(folder: Path) -> str | None:
 
     It is tried out, for permissions do not tell of mounts, quotas and file systems of other machines.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    if not there.is_dir():
-        return f"{there} is a file"
+    existing = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not existing.is_dir():
+        return f"{existing} is a file"
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             return None
     except OSError as error:
-        return f"{there}: {error.strerror}"
+        return f"{existing}: {error.strerror}"
 
 
 def output_folder(place: str | os.PathLike[str], field: str = "out") -> Path:

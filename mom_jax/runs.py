@@ -76,9 +76,9 @@ def opened_run(run_dir: str, mesh: Mesh) -> Iterator[OpenedRun]:
         InputError: no run there, no checkpoint that can be read, or one whose parameters are not all finite.
     """
     folder = local_path(run_dir, "run")
-    found = (*load_published(folder, mesh), 0) if is_published(folder) else load_run(folder, mesh)
+    parts = (*load_published(folder, mesh), 0) if is_published(folder) else load_run(folder, mesh)
     with jax.set_mesh(mesh):
-        yield OpenedRun(*found)
+        yield OpenedRun(*parts)
 
 
 class Scored(NamedTuple):
@@ -117,26 +117,26 @@ def score(
 ) -> Scored:
     """As `evaluate_run`, of a run opened on ``mesh``; ``tell`` gets lines about the text before it is scored."""
     config, model, step = opened
-    wanted = _data_of(config, changes)
-    if wanted.batch_size % mesh.size:
+    data_config = _data_of(config, changes)
+    if data_config.batch_size % mesh.size:
         remedy = f"must be a multiple of the number of devices ({mesh.size})"
-        raise InputError("batch_size", wanted.batch_size, remedy)
+        raise InputError("batch_size", data_config.batch_size, remedy)
     check_vocabulary(config)
-    data = prepared(wanted)
+    data = prepared(data_config)
     for line in data.notes:
         tell(line)
-    batches = (shard_batch(batch, mesh) for batch in eval_batches(data, wanted, max_windows=max_windows))
+    batches = (shard_batch(batch, mesh) for batch in eval_batches(data, data_config, max_windows=max_windows))
     # Every held-out token is scored but the first of each document, which nothing predicts.
     bytes_per_token = data.held_out.text_bytes / (len(data.held_out) - data.held_out.documents)
     scores = evaluate(model, batches, bytes_per_token)
     if not math.isfinite(scores["loss"]):
         raise InputError("run", run_dir, f"its held-out loss at step {step} is {scores['loss']}; {_ANEW}")
-    windows = len(TokenWindows(data.held_out, wanted.sequence_length, padded=True))
+    windows = len(TokenWindows(data.held_out, data_config.sequence_length, padded=True))
     about = {
         "step": step,
-        "data": wanted.path,
+        "data": data_config.path,
         "text": data.fingerprint,
-        "sequence_length": wanted.sequence_length,
+        "sequence_length": data_config.sequence_length,
         "windows": min(max_windows or windows, windows),
         "windows_in_all": windows,
         "date": now(),
@@ -146,10 +146,10 @@ def score(
 
 def _data_of(config: TrainConfig, changes: dict[str, int]) -> DataConfig:
     """The run's data, with changes; prepared text goes into the user's own cache where the run's is another user's."""
-    wanted = dataclasses.replace(config.data, **changes)
-    if why_not_writable(local_path(wanted.cache_dir, "data.cache_dir")):
-        wanted = dataclasses.replace(wanted, cache_dir=default_cache_dir())
-    return wanted
+    data_config = dataclasses.replace(config.data, **changes)
+    if why_not_writable(local_path(data_config.cache_dir, "data.cache_dir")):
+        data_config = dataclasses.replace(data_config, cache_dir=default_cache_dir())
+    return data_config
 
 
 def evaluate_run_on_tasks(
@@ -196,6 +196,6 @@ def evaluate_run_on_tasks(
         )
         tasks = load_tasks(names, manager, tokenizer, lm.max_length)
         kept = None if answers is None else answers / f"{step}-{fingerprint(lm)}"
-        found = evaluate_tasks(lm, tasks.values(), limit, kept)
-    about = {"step": step, "sequence_length": lm.max_length, "limit": limit, "lm_eval": found["lm_eval"]}
-    return cast(Tasks, {kind: {n: {**about, **r} for n, r in found[kind].items()} for kind in KINDS})
+        results = evaluate_tasks(lm, tasks.values(), limit, kept)
+    about = {"step": step, "sequence_length": lm.max_length, "limit": limit, "lm_eval": results["lm_eval"]}
+    return cast(Tasks, {kind: {n: {**about, **r} for n, r in results[kind].items()} for kind in KINDS})

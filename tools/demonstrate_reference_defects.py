@@ -101,17 +101,17 @@ def training_leak(folder: Path) -> Rows:
     pair = Pair(folder)
     reference, one, two = pair.reference(), pair.tokens(1, 70), pair.tokens(2, 70)
     leaky = Ours(pair.model, reference_conv_leak=True)
-    there = functools.partial(logits_of, reference)
+    reference_logits = functools.partial(logits_of, reference)
     rows: Rows = []
     with interpreter.stable_sort():
         for mode in ("evaluation", "training"):
             reference.train(mode == "training")
             what = f"{mode}: tokens before the last one that change with it"
-            rows.append((what, earlier(there, one), earlier(pair.logits, one)))
+            rows.append((what, earlier(reference_logits, one), earlier(pair.logits, one)))
             what = f"{mode}: change of the second row's logits with the first row's last token"
-            changes = [effect(side, two, 0, 69)[1].max() for side in (there, pair.logits)]
+            changes = [effect(side, two, 0, 69)[1].max() for side in (reference_logits, pair.logits)]
             rows.append((what, f"{changes[0]:.1g}", f"{changes[1]:.1g}"))
-        training = there(two)
+        training = reference_logits(two)
     return [
         *rows,
         ("training: distance of ours from the reference", "", gap(pair.logits(two), training)),
@@ -122,12 +122,12 @@ def training_leak(folder: Path) -> Rows:
 def unstable_sort(folder: Path) -> Rows:
     """Tokens are sorted by memory with a sort that may reorder equal keys; time is lost within each memory."""
     pair = Pair(folder)
-    ids, there = pair.tokens(1, 70), functools.partial(logits_of, pair.reference())
+    ids, reference_logits = pair.tokens(1, 70), functools.partial(logits_of, pair.reference())
     keys = torch.as_tensor(pair.tokens(160) % 4)
     moved = int((keys.argsort() != torch.sort(keys, stable=True).indices).sum())
-    unpatched, unpatched_change = there(ids), earlier(there, ids)
+    unpatched, unpatched_change = reference_logits(ids), earlier(reference_logits, ids)
     with interpreter.stable_sort():
-        stable, stable_change = there(ids), earlier(there, ids)
+        stable, stable_change = reference_logits(ids), earlier(reference_logits, ids)
     what = "evaluation: tokens before the last one that change with it"
     return [
         ("places where argsort of 160 keys in 0..3 differs from a stable sort", str(moved), "sorts nothing"),
@@ -146,17 +146,17 @@ def zero_weights(folder: Path) -> Rows:
         pair = Pair(folder / str(scale), router_scale=scale)
         reference, ids = pair.reference(), pair.tokens(1, 40)
         with interpreter.stable_sort():
-            there, changes = logits_of(reference, ids), earlier(functools.partial(logits_of, reference), ids)
-            stepped = gap_or_error(functools.partial(steps_of, reference, ids), there)
-        here = pair.ours.forward(ids)
-        second = np.sort(np.asarray(jax.nn.softmax(here["router/0"])), -1)[..., -2]
+            expected, changes = logits_of(reference, ids), earlier(functools.partial(logits_of, reference), ids)
+            stepped = gap_or_error(functools.partial(steps_of, reference, ids), expected)
+        record = pair.ours.forward(ids)
+        second = np.sort(np.asarray(jax.nn.softmax(record["router/0"])), -1)[..., -2]
         zeros, steps = str(int((second == 0).sum())), pair.ours.decode(ids, 1)["decode/steps"]
         name = f"router weights x {scale}"
         rows += [
             (f"{name}: tokens whose second weight is 0", zeros, zeros),
             (f"{name}: tokens before the last one that change with it", changes, earlier(pair.logits, ids)),
-            (f"{name}: token by token, distance from all at once", stepped, gap(steps, here["logits"][:, 1:])),
-            (f"{name}: distance of ours from the reference", "", gap(here["logits"], there)),
+            (f"{name}: token by token, distance from all at once", stepped, gap(steps, record["logits"][:, 1:])),
+            (f"{name}: distance of ours from the reference", "", gap(record["logits"], expected)),
         ]
     return rows
 
@@ -164,18 +164,18 @@ def zero_weights(folder: Path) -> Rows:
 @torch.no_grad()
 def steps_of(reference: Any, ids: np.ndarray) -> np.ndarray:
     """The reference's logits token by token, with its cache."""
-    cache, found = None, []
+    cache, logits = None, []
     for t in range(ids.shape[1]):
         out = reference(torch.as_tensor(ids[:, t : t + 1]), past_key_values=cache, use_cache=True)
         cache = out.past_key_values
-        found.append(out.logits.numpy())
-    return np.concatenate(found, 1)
+        logits.append(out.logits.numpy())
+    return np.concatenate(logits, 1)
 
 
-def gap_or_error(call: Callable[[], np.ndarray], wanted: np.ndarray) -> str:
+def gap_or_error(call: Callable[[], np.ndarray], expected: np.ndarray) -> str:
     """Distance of what ``call`` returns from ``wanted``, or the error it raises."""
     try:
-        return gap(call(), wanted)
+        return gap(call(), expected)
     except Exception as error:  # noqa: BLE001 (whatever it raises is the finding)
         first = (str(error).strip().splitlines() or [""])[0].replace("`", "")
         return f"{type(error).__name__}: {first if len(first) < 70 else first[:67] + '...'}"
@@ -187,16 +187,16 @@ def hybrid(folder: Path) -> Rows:
 
     pair = Pair(folder, num_hidden_layers=2, attn=AttentionConfig(layers=(1,), num_heads=2))
     ids = pair.tokens(2, 40)
-    here = pair.logits(ids)
+    our_logits = pair.logits(ids)
 
     def forward():
         return logits_of(pair.reference(), ids)
 
-    plain = gap_or_error(forward, here)
+    plain = gap_or_error(forward, our_logits)
     with operators.with_attention():
-        with_attention = gap_or_error(forward, here)
+        with_attention = gap_or_error(forward, our_logits)
         with operators.repaired_hybrid(pair.config.num_memories), interpreter.stable_sort():
-            repaired = gap_or_error(forward, here)
+            repaired = gap_or_error(forward, our_logits)
     return [
         ("forward pass without flash-attn", plain, "runs"),
         ("forward pass with a working `flash_attn_func`", with_attention, "runs"),
@@ -212,11 +212,11 @@ def continuation(folder: Path) -> Rows:
         ids = pair.tokens(1, 20 + count)
         with interpreter.stable_sort():
             full = logits_of(reference, ids)[:, 20:]
-            there = gap_or_error(functools.partial(continued, reference, ids, 20, grad), full)
+            reference_gap = gap_or_error(functools.partial(continued, reference, ids, 20, grad), full)
         cache = pair.model(jnp.asarray(ids[:, :20]), cache=pair.model.init_cache(1)).cache
-        here = np.asarray(pair.model(jnp.asarray(ids[:, 20:]), cache=cache).logits)
+        our_logits = np.asarray(pair.model(jnp.asarray(ids[:, 20:]), cache=cache).logits)
         what = f"20 tokens, then {count} more{', with autograd on' if grad else ''}: distance from all at once"
-        rows.append((what, there, gap(here, pair.logits(ids)[:, 20:])))
+        rows.append((what, reference_gap, gap(our_logits, pair.logits(ids)[:, 20:])))
     return rows
 
 
@@ -257,8 +257,8 @@ def packed_documents(folder: Path) -> Rows:
         packed = reference(tokens, cu_seqlens=bounds, labels=tokens)
         padded = reference(rows, attention_mask=mask, labels=rows.masked_fill(mask == 0, -100))
     documents = jnp.asarray(np.arange(43) >= 30, jnp.int32)[None]
-    here = pair.model(jnp.asarray(ids), segment_ids=documents)
-    aux = load_balancing_loss(here.router_logits, pair.config.topk)
+    output = pair.model(jnp.asarray(ids), segment_ids=documents)
+    aux = load_balancing_loss(output.router_logits, pair.config.topk)
     alone = pair.model(jnp.asarray(rows.numpy()), attention_mask=jnp.asarray(mask.numpy()))
     aux_alone = load_balancing_loss(alone.router_logits, pair.config.topk, jnp.asarray(mask.numpy()))
     return [

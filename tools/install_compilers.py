@@ -18,7 +18,7 @@ from pathlib import Path
 FOLDER = Path(sys.prefix) / "compilers"
 
 
-def wanted() -> list[str]:
+def requirements() -> list[str]:
     """The packages, with versions; CUDA 12 ended with 12.9."""
     (libtpu,) = (re.match(r"libtpu[^;\s]*", line) for line in requires("jax") or () if line.startswith("libtpu"))
     assert libtpu is not None
@@ -30,7 +30,7 @@ def main() -> None:
     if sys.version_info < (3, 12) or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         print("install_compilers: nothing here; kernels are compiled by Python 3.12 or later on Linux, x86_64")
         return
-    packages, stamp = wanted(), FOLDER / ".installed"
+    packages, stamp = requirements(), FOLDER / ".installed"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == "\n".join(packages):
         return
     print(f"install_compilers: {', '.join(packages)} into {FOLDER}", flush=True)

@@ -47,13 +47,13 @@ def section(name: str) -> tuple[list[str], str]:
     experiment, folder = get_experiment(name), sweep_folder(BASE, name, "tiny")
     points = experiment.points("tiny")
     records = belonging(points, read_records(folder, print))
-    found = experiment.findings(records)
+    findings = experiment.findings(records)
     pictures = [f"![{name}: {path.stem}]({path.relative_to(PAGE.parent)})" for path in experiment.draw(records, folder)]
     anchor = name.replace(" ", "-")
     parts = [f"## {name}", f"{EXPERIMENTS[name][1].capitalize()}. {facts(name, records, len(points))}", *about(name)]
-    parts += ["\n".join(f"- {line}" for line in found)] if found else []
+    parts += ["\n".join(f"- {line}" for line in findings)] if findings else []
     text = "\n\n".join([*parts, markdown(experiment.table(records)), *pictures]) + "\n"
-    return [f"- [{name}](#{anchor}): {line}" for line in found], text
+    return [f"- [{name}](#{anchor}): {line}" for line in findings], text
 
 
 def about(name: str) -> list[str]:

@@ -73,11 +73,11 @@ def decoded(layer: MemoryMixer, x: jax.Array) -> jax.Array:
     """Outputs of a prefill and single steps."""
     run = jax.jit(lambda x, cache: layer(x, None, None, cache, layer=1))
     y, _, cache = run(x[:, :5], layer.empty_cache(2, ROWS, jnp.float32))
-    found = [y]
+    outputs = [y]
     for t in range(5, TIME):
         y, _, cache = run(x[:, t : t + 1], cache)
-        found.append(y)
-    return jnp.concatenate(found, 1)
+        outputs.append(y)
+    return jnp.concatenate(outputs, 1)
 
 
 def error(got: Any, want: Any) -> float:
@@ -104,12 +104,12 @@ def measure(rule: str) -> dict[str, float]:
     }
 
 
-def told(rule: str) -> tuple[str, str]:
+def published_form(rule: str) -> tuple[str, str]:
     """What stands in a row before and behind the numbers."""
-    paper, there = find_rule(rule).paper, SINGLE_MEMORIES.get(rule)
+    paper, single = find_rule(rule).paper, SINGLE_MEMORIES.get(rule)
     assert paper is not None, f"{rule} names no paper"
     link = f"`{rule}` ([{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv}))"
-    return link, "" if there is None else f"`{there.model_type}`"
+    return link, "" if single is None else f"`{single.model_type}`"
 
 
 def main() -> None:
@@ -118,10 +118,10 @@ def main() -> None:
     lines = [f"| `memory_rule` | {' | '.join(COLUMNS)} | published as |", "|---" * (len(COLUMNS) + 2) + "|"]
     for rule in track(MEMORY_RULES, description="measuring"):
         numbers = measure(rule)
-        before, behind = told(rule)
+        before, behind = published_form(rule)
         lines.append(f"| {before} | {' | '.join(f'{numbers[name]:.0e}' for name in COLUMNS)} | {behind} |")
     table = "\n".join(lines) + "\n"
-    page = PLACE.sub(lambda found: found[1] + table + found[2], README.read_text(encoding="utf-8"))
+    page = PLACE.sub(lambda match: match[1] + table + match[2], README.read_text(encoding="utf-8"))
     README.write_text(page, encoding="utf-8")
 
 

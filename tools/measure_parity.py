@@ -106,9 +106,9 @@ def exact(folder: Path, names: Iterable[str], kernels: Kernels) -> None:
 
 def print_depth(result: Comparison) -> None:
     """How differences grow with depth."""
-    found = {layer.number: layer for layer in result.layers if layer.number % 4 in (0, 3)}
-    print("\n| layer |", " | ".join(map(str, found)), "|\n|---|" + "---:|" * len(found))
-    print("| block output |", " | ".join(f"{layer.hidden.max_rel:.0e}" for layer in found.values()), "|", flush=True)
+    layers = {layer.number: layer for layer in result.layers if layer.number % 4 in (0, 3)}
+    print("\n| layer |", " | ".join(map(str, layers)), "|\n|---|" + "---:|" * len(layers))
+    print("| block output |", " | ".join(f"{layer.hidden.max_rel:.0e}" for layer in layers.values()), "|", flush=True)
 
 
 def rounded(folder: Path, names: Iterable[str]) -> None:
@@ -136,12 +136,12 @@ def main() -> None:
     parser.add_argument("--only", default=",".join([*EXACT, *ROUNDED]), help="names, separated by commas")
     parser.add_argument("--kernels", choices=("naive", "interpreter"), default="naive", help="of float32")
     arguments = parser.parse_args()
-    wanted = arguments.only.split(",")
+    names_asked = arguments.only.split(",")
     print(", ".join(f"{package} {version}" for package, version in installed_versions().items()), "\n", flush=True)
     with tempfile.TemporaryDirectory() as folder, jax.default_matmul_precision("highest"):
-        if names := [name for name in EXACT if name in wanted]:
+        if names := [name for name in EXACT if name in names_asked]:
             exact(Path(folder), names, arguments.kernels)
-        if names := [name for name in ROUNDED if name in wanted]:
+        if names := [name for name in ROUNDED if name in names_asked]:
             rounded(Path(folder), names)
 
 

@@ -58,8 +58,8 @@ def with_parameters_of(config: MoMConfig) -> MoMConfig:
     from mom_jax.models.accounting import account, total  # imports JAX
 
     alone = single(config)
-    wanted = total(account(config, 1)).activated - total(account(alone, 1)).activated
+    missing = total(account(config, 1)).activated - total(account(alone, 1)).activated
     wider = dataclasses.replace(alone, intermediate_size=alone.mlp_dim + 1)
     norm = 0 if alone.mlp_dim else config.hidden_size * config.num_hidden_layers  # an MLP brings its norm
     one = total(account(wider, 1)).activated - total(account(alone, 1)).activated - norm
-    return dataclasses.replace(alone, intermediate_size=alone.mlp_dim + max(0, round((wanted - norm) / one)))
+    return dataclasses.replace(alone, intermediate_size=alone.mlp_dim + max(0, round((missing - norm) / one)))

@@ -100,13 +100,13 @@ class Comparison:
         if measure == "text":
             return held_out_scores(run_dir, size, 512)
         scores = [task_scores(run_dir, part.removesuffix("-tasks")) for part in measure.split("+")]
-        return {name: value for found in scores for name, value in found.items()}
+        return {name: value for part_scores in scores for name, value in part_scores.items()}
 
     def table(self, records: list[Record]) -> list[list[str]]:
         """Mean and every seed of each measure, how the first model stands, parameters (active, all), bytes of state."""
-        found = grouped(records)
+        groups = grouped(records)
         rows = []
-        for (size, measure), models in found.items():
+        for (size, measure), models in groups.items():
             lower, first = MEASURES[measure].lower, models.get(next(iter(self.models)), [])
             for model, group in models.items():
                 values, result = _values(measure, group), group[0]["result"]
@@ -129,11 +129,11 @@ class Comparison:
 
     def plot(self, records: list[Record], folder: Path) -> list[Path]:
         """A panel for each measure: a dot for every seed, a bar at their mean."""
-        found = grouped(records)
+        groups = grouped(records)
         names = list(self.models)
-        figure = Figure(figsize=(4.2 * len(found) + 1.2, 0.42 * len(names) + 1.6), layout="constrained")
-        panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-        for axes, ((size, measure), models) in zip(panels, found.items(), strict=True):
+        figure = Figure(figsize=(4.2 * len(groups) + 1.2, 0.42 * len(names) + 1.6), layout="constrained")
+        panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        for axes, ((size, measure), models) in zip(panels, groups.items(), strict=True):
             for model, group in models.items():
                 values, place = _values(measure, group), names.index(model)
                 colour = "C0" if place == 0 else "C7"
@@ -178,12 +178,12 @@ _SHAPE = ("vocab_size", "hidden_size", "num_heads", "head_dim", "expand_v", "int
 
 def grouped(records: list[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:
     """Records by (size, measure), then by model; seeds in order."""
-    found: dict[tuple[str, str], dict[str, list[Record]]] = {}
+    groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for record in sorted(records, key=lambda r: r["point"]["seed"]):
         point = record["point"]
         for measure in point["measure"].split("+"):
-            found.setdefault((point["size"], measure), {}).setdefault(point["model"], []).append(record)
-    return found
+            groups.setdefault((point["size"], measure), {}).setdefault(point["model"], []).append(record)
+    return groups
 
 
 def _values(measure: str, group: list[Record]) -> list[float]:

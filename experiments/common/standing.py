@@ -7,18 +7,18 @@ import numpy as np
 Seeds = Sequence[float]  # a model's result with each seed
 
 
-def standing(ours: Seeds, theirs: Seeds, lower: bool) -> str:
+def standing(ours: Seeds, other: Seeds, lower: bool) -> str:
     """``better`` or ``worse`` where all seeds of ours are beyond all of theirs, else ``level``; "" where one lacks.
 
     Args:
         ours, theirs: results.
         lower: lower ones are better.
     """
-    if not ours or not theirs:
+    if not ours or not other:
         return ""
     if lower:
-        ours, theirs = [-x for x in ours], [-x for x in theirs]
-    return "better" if min(ours) > max(theirs) else "worse" if max(ours) < min(theirs) else "level"
+        ours, other = [-x for x in ours], [-x for x in other]
+    return "better" if min(ours) > max(other) else "worse" if max(ours) < min(other) else "level"
 
 
 def verdict(what: str, results: Mapping[str, Seeds], lower: bool = False) -> str:
@@ -30,9 +30,9 @@ def verdict(what: str, results: Mapping[str, Seeds], lower: bool = False) -> str
         lower: lower ones are better.
     """
     (first, ours), *others = results.items()
-    found: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
-    for name, theirs in others:
-        found[standing(ours, theirs, lower)].append(f"{name} ({np.mean(theirs):.3g})")
+    by_standing: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
+    for name, other_scores in others:
+        by_standing[standing(ours, other_scores, lower)].append(f"{name} ({np.mean(other_scores):.3g})")
     words = {"better": "better than", "level": "level with", "worse": "worse than"}
-    parts = [f"{words[kind]} {', '.join(names)}" for kind, names in found.items() if names]
+    parts = [f"{words[kind]} {', '.join(names)}" for kind, names in by_standing.items() if names]
     return f"{what}: {first} ({np.mean(ours):.3g}) is {'; '.join(parts)}." if parts else f"{what}: {first} alone."

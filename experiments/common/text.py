@@ -80,8 +80,8 @@ def held_out_scores(run_dir: str, size: str, length: int) -> dict[str, Any]:
     from mom_jax.runs import evaluate_run  # imports JAX
 
     limits = {"batch_size": max(1, 4096 // length), "max_windows": _SCORED // length} if size == TINY else {}
-    found = evaluate_run(run_dir, sequence_length=length, **limits).evaluation
-    scores = {name: value for name, value in found.items() if name not in ("date", "text")}
+    evaluation = evaluate_run(run_dir, sequence_length=length, **limits).evaluation
+    scores = {name: value for name, value in evaluation.items() if name not in ("date", "text")}
     return scores | costs(TrainConfig.from_file(Path(run_dir) / "config.json").model, length)
 
 
@@ -90,14 +90,14 @@ def task_scores(run_dir: str, suite: str) -> dict[str, Any]:
     from mom_jax.evals.harness.suites import suite_means
     from mom_jax.runs import evaluate_run_on_tasks  # imports JAX and the harness
 
-    found = evaluate_run_on_tasks(run_dir, [suite])
+    results = evaluate_run_on_tasks(run_dir, [suite])
     values = {
         f"{name} {metric}": value
         for kind in ("tasks", "groups")
-        for name, result in found[kind].items()
+        for name, result in results[kind].items()
         for metric, value in result["metrics"].items()
     }
-    average = suite_means(found["tasks"]).get(suite, values.get(f"{suite} score"))
+    average = suite_means(results["tasks"]).get(suite, values.get(f"{suite} score"))
     model = TrainConfig.from_file(Path(run_dir) / "config.json").model
     return {f"{suite} average": average, **values, **costs(model, 2048)}
 

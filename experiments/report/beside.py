@@ -15,8 +15,8 @@ from ..paper import (
     RECALL,
     PaperTable,
 )
-from .parts import Section
 from .runs import Run
+from .sections import Section
 
 
 class Ours(NamedTuple):
@@ -60,12 +60,12 @@ def beside_paper(runs: list[Run]) -> Section | None:
     Its ablations are folded away: only a run that is made like them belongs there.
     """
     section = Section("Beside the paper")
-    found = {run.name: _found(run) for run in runs}
+    our_scores = {run.name: _scores(run) for run in runs}
     limited = {run.name: _documents(run) for run in runs}
     for table, places in _TABLES:
         rows = []
         for run in runs:
-            values = [found[run.name].get(place[:2]) for place in places]
+            values = [our_scores[run.name].get(place[:2]) for place in places]
             if any(value is not None for value in values):
                 name = run.name + (f" ({limited[run.name]})" if limited[run.name] else "")
                 cells = ["–" if v is None else f"{p.factor * v:.2f}" for v, p in zip(values, places, strict=True)]
@@ -82,21 +82,21 @@ def _title(table: PaperTable) -> str:
 
 
 def _beside(table: PaperTable, ours: list[list[str]], title: str) -> Table:
-    theirs = [[size, model, *(f"{value:.2f}" for value in values)] for size, model, values in table.rows]
+    paper_rows = [[size, model, *(f"{value:.2f}" for value in values)] for size, model, values in table.rows]
     note = "In percent, perplexities aside. " if table is COMMONSENSE else "In percent. "
     note += "The paper's models of 1.3B parameters saw 100B tokens, the smaller ones 15B."
     if table is LONGBENCH:
         note += " Averages are over more than the columns shown: ours the harness's, theirs the paper's."
-    return Table(title, ["size", "model", *table.columns], [*ours, *theirs], note, ours=len(ours))
+    return Table(title, ["size", "model", *table.columns], [*ours, *paper_rows], note, ours=len(ours))
 
 
-def _found(run: Run) -> dict[tuple[str, str], float]:
+def _scores(run: Run) -> dict[tuple[str, str], float]:
     """Every number of a run by (task, metric), with averages under the suite's name and no metric."""
-    found = {(suite, ""): value for suite, value in suite_means(run.tasks["tasks"]).items()}
+    scores = {(suite, ""): value for suite, value in suite_means(run.tasks["tasks"]).items()}
     for kind in ("tasks", "groups"):
         for name, result in run.tasks[kind].items():
-            found.update({(name, metric): value for metric, value in result["metrics"].items() if value is not None})
-    return found
+            scores.update({(name, metric): value for metric, value in result["metrics"].items() if value is not None})
+    return scores
 
 
 def _size(parameters: int) -> str:

@@ -42,8 +42,8 @@ class ReportConfig:
 
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, reads the folders, writes the page."""
-    wanted = parse(ReportConfig, args, prog="mom-jax report", description=DESCRIPTION)
-    folders = list(dict.fromkeys(local_path(path, "paths").resolve() for path in wanted.paths))
+    arguments = parse(ReportConfig, args, prog="mom-jax report", description=DESCRIPTION)
+    folders = list(dict.fromkeys(local_path(path, "paths").resolve() for path in arguments.paths))
     # JAX loads only now, after the arguments have proved sound.
     from .page import make_page
     from .runs import read_run
@@ -53,7 +53,7 @@ def main(args: Sequence[str]) -> int:
     runs = [folder for folder in folders if folder not in sweeps]
     for folder in runs:
         _check(folder)
-    out = _page(wanted.out, folders)
+    out = _page(arguments.out, folders)
     named = zip(runs, _names(runs), strict=True)
     page = make_page([read_run(folder, name) for folder, name in named], [read_sweep(folder) for folder in sweeps])
     write_atomically(out, page.encode(errors="backslashreplace"))

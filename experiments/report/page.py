@@ -10,8 +10,8 @@ from mom_jax.reports.tables import Table
 from mom_jax.training.sittings import now
 
 from .beside import beside_paper
-from .parts import Section
 from .runs import Run, show_run
+from .sections import Section
 from .side_by_side import compare_runs
 from .sweeps import Sweep, show_sweep
 

@@ -19,7 +19,7 @@ from mom_jax.reports.tables import Table, detail_tables, evaluation_tables, in_w
 from mom_jax.reports.words import TWO_LOSSES, describe_model, last_held_out, sample_of
 from mom_jax.training.config import CONFIG_FILE, TrainConfig
 
-from .parts import Picture, Section
+from .sections import Picture, Section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,8 @@ def read_run(folder: Path, name: str) -> Run:
         left_out,
     )
     if not run.records and not run.evaluations and not any(run.tasks.values()):
-        told = f"nothing of it can be read: {left_out[0]}" if left_out else "has no metrics yet"
-        raise InputError("run", folder, f"{told}; train it for a few steps, or run mom-jax eval on it")
+        problem = f"nothing of it can be read: {left_out[0]}" if left_out else "has no metrics yet"
+        raise InputError("run", folder, f"{problem}; train it for a few steps, or run mom-jax eval on it")
     return run
 
 

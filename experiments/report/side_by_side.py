@@ -11,8 +11,8 @@ from mom_jax.evals.harness.suites import suite_means
 from mom_jax.reports.tables import Table, scored_windows
 from mom_jax.training.config import flat
 
-from .parts import Picture, Section
 from .runs import Run
+from .sections import Picture, Section
 
 # Fields that say where and how a run went, not what it computed.
 _ELSEWHERE = ("run_dir", "max_minutes", "log_every", "eval_every", "data.cache_dir")

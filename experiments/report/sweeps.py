@@ -13,7 +13,7 @@ from mom_jax.training.config import flat
 
 from ..registry import EXPERIMENTS, SCALES, Experiment, Record, get_experiment, get_module
 from ..sweep import belonging, read_records
-from .parts import Picture, Section, readable, shown
+from .sections import Picture, Section, readable, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +59,15 @@ def read_sweep(folder: Path) -> Sweep:
         named = f"EXPERIMENT-SCALE, with EXPERIMENT one of {', '.join(EXPERIMENTS)} and SCALE of {', '.join(SCALES)}"
         raise InputError("sweep", folder, f"holds points of an unknown experiment; a sweep's folder is named {named}")
     experiment, left_out = get_experiment(name), list[str]()
-    points, found = experiment.points(scale), read_records(folder, left_out.append)
-    mine = belonging(points, found)
+    points, all_records = experiment.points(scale), read_records(folder, left_out.append)
+    mine = belonging(points, all_records)
     records, complaints = experiment.sound(mine)
     left_out += complaints
     if not records:
-        told = f"has no finished point that can be read ({left_out[0]})" if left_out else "has no finished point"
+        problem = f"has no finished point that can be read ({left_out[0]})" if left_out else "has no finished point"
         remedy = f"run mom-jax experiment {name} --scale {scale} --out {folder.parent}"
-        raise InputError("sweep", folder, f"{told}; {remedy}")
-    return Sweep(folder, name, scale, records, len(points), len(found) - len(mine), left_out)
+        raise InputError("sweep", folder, f"{problem}; {remedy}")
+    return Sweep(folder, name, scale, records, len(points), len(all_records) - len(mine), left_out)
 
 
 def show_sweep(sweep: Sweep) -> Section:

@@ -207,8 +207,8 @@ def findings(records: list[Record]) -> list[str]:
     lengths = [record["point"]["length"] for record in records]
     for length in dict.fromkeys((min(lengths), max(lengths))):
         mine = {r["point"]["architecture"]: r["result"] for r in records if r["point"]["length"] == length}
-        told = [f"{ARCHITECTURES[name][0]} {_cost(mine[name])}" for name in ARCHITECTURES if name in mine]
-        sentences.append(f"a token after {_tokens(length)}: {', '.join(told)}.")
+        costs = [f"{ARCHITECTURES[name][0]} {_cost(mine[name])}" for name in ARCHITECTURES if name in mine]
+        sentences.append(f"a token after {_tokens(length)}: {', '.join(costs)}.")
     return sentences
 
 

@@ -78,10 +78,10 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
 
 
 def _ends(records: list[Record], path: Path) -> Path:
-    found = grouped(records)
-    figure = Figure(figsize=(4.2 * len(found) + 0.6, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for axes, ((size, measure), models) in zip(panels, found.items(), strict=True):
+    groups = grouped(records)
+    figure = Figure(figsize=(4.2 * len(groups) + 0.6, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, ((size, measure), models) in zip(panels, groups.items(), strict=True):
         for place, group in enumerate(models.values()):
             shares = np.concatenate([np.ravel(record["result"]["load"]) for record in group])
             scatter = np.linspace(-0.25, 0.25, len(shares))

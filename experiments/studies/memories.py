@@ -41,10 +41,10 @@ _PAPER = Comparison(_MODELS, tiny={})
 
 def plot(records: list[Record], folder: Path) -> list[Path]:
     """Each measure against the number of memories: a line for each share that is chosen, a dot for every seed."""
-    found = grouped(records)
-    figure = Figure(figsize=(4.6 * len(found) + 0.4, 3.8), layout="constrained")
-    panels = figure.subplots(1, len(found), squeeze=False)[0]
-    for axes, ((size, measure), models) in zip(panels, found.items(), strict=True):
+    groups = grouped(records)
+    figure = Figure(figsize=(4.6 * len(groups) + 0.4, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, ((size, measure), models) in zip(panels, groups.items(), strict=True):
         value = MEASURES[measure].value
         for name, (ratio, colour) in RATIOS.items():
             line = {1: models.get("1 memory")}

@@ -75,9 +75,9 @@ def table(records: list[Record]) -> list[list[str]]:
 
 def plot(records: list[Record], folder: Path) -> list[Path]:
     """Accuracy of every model: the mean, and a dot for every seed; a panel for each number of items."""
-    found = _by_items(records)
-    figure = Figure(figsize=(6.0 * len(found) + 0.4, 3.6), layout="constrained")
-    for axes, (items, models) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+    groups = _by_items(records)
+    figure = Figure(figsize=(6.0 * len(groups) + 0.4, 3.6), layout="constrained")
+    for axes, (items, models) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         for place, (name, group) in enumerate(models.items()):
             draw(axes, name, [place], [_accuracies(group)])
         axes.set_xticks(range(len(models)), [ARCHITECTURES[name][0].replace(" ", "\n") for name in models])

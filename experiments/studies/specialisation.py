@@ -101,8 +101,8 @@ def characteristic(ids: np.ndarray, chosen: np.ndarray, names: dict[int, str]) -
     memories = []
     for memory in range(chosen.max() + 1):
         mine = chosen == memory
-        here = np.bincount(ids[mine], minlength=len(total))[common] / max(1, mine.sum())
-        lift = here / (total[common] / total.sum())
+        share = np.bincount(ids[mine], minlength=len(total))[common] / max(1, mine.sum())
+        lift = share / (total[common] / total.sum())
         first = np.argsort(-lift)[:_SHOWN]
         shown = [[names[int(common[i])], round(float(lift[i]), 2)] for i in first if lift[i] > 1]
         memories.append({"share": float(mine.mean()), "lift": shown})

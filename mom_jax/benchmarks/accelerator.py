@@ -43,7 +43,7 @@ TINY = Sizes(2, 64, (64,), (128,), 128, (1,), 2, 1 << 20, 1)
 BYTES = 2  # of a bfloat16
 
 
-def theirs(name: str, *sizes: object) -> dict[str, Call]:
+def reference_calls(name: str, *sizes: object) -> dict[str, Call]:
     """The reference's calls, none where it cannot run."""
     packages = ("torch", "fla")
     if jax.default_backend() != "gpu" or not all(importlib.util.find_spec(p) for p in packages):
@@ -77,14 +77,14 @@ def operator_table(sizes: Sizes = FULL) -> Iterator[str]:
             for way, step in passes(functools.partial(_read, packing.table, impl)).items()
         }
         lengths = [int(n) for n in np.asarray(packing.length)]
-        calls |= theirs("operator", lengths, sizes.heads, sizes.size)
+        calls |= reference_calls("operator", lengths, sizes.heads, sizes.size)
         seconds = interleaved_seconds(calls, sizes.rounds)
         # q, k, v, o once; backward: these, do and three gradients, and q, k, v once more with the recomputation
         traffic = {"forward": 4, "training": 4 + 8 + 3}
         for way, arrays in traffic.items():
             floor = arrays * sum(lengths) * sizes.heads * sizes.size * BYTES / bandwidth
-            told = _times(seconds, way)
-            yield f"| {time} | {rows} | {way} | {told} | {100 * floor / seconds[f'ours {way}']:.0f} % |"
+            times = _times(seconds, way)
+            yield f"| {time} | {rows} | {way} | {times} | {100 * floor / seconds[f'ours {way}']:.0f} % |"
     yield f"\nCopy bandwidth {bandwidth / 1e9:.0f} GB/s."
 
 
@@ -108,7 +108,7 @@ def layer_table(sizes: Sizes = FULL) -> Iterator[str]:
                 for params, run in (_layer(sizes, hidden, impl),)
                 for way, step in passes(run).items()
             }
-            calls |= theirs("layer", batch, time, hidden, sizes.heads, sizes.size)
+            calls |= reference_calls("layer", batch, time, hidden, sizes.heads, sizes.size)
             seconds = interleaved_seconds(calls, sizes.rounds)
             for way in ("forward", "training"):
                 yield f"| {hidden} | {time} | {batch} | {way} | {_times(seconds, way)} |"
@@ -132,7 +132,7 @@ def decoding_table(sizes: Sizes = FULL) -> Iterator[str]:
         for batch in sizes.batches:
             _, cache = read(params, jnp.zeros((batch, 128), jnp.int32), model.init_cache(batch))
             calls = {"ours decoding": (read, (params, jnp.zeros((batch, 1), jnp.int32), cache))}
-            calls |= theirs("decoding", batch, hidden, sizes.layers, sizes.heads, sizes.size)
+            calls |= reference_calls("decoding", batch, hidden, sizes.layers, sizes.heads, sizes.size)
             seconds = interleaved_seconds(calls, sizes.rounds)
             yield f"| {hidden} | {sizes.layers} | {batch} | {_times(seconds, 'decoding', xla=False)} |"
 

@@ -32,10 +32,10 @@ def main() -> None:
         print("{}: model {model:.0f} MiB, largest matrix {matrix:.0f}, stacked {stack:.0f}\n".format(preset, **sizes))
         print("| what | seconds | peak MiB | over the model MiB | of the largest tensor |\n|---|---|---|---|---|")
         for what, reads in READS.items():
-            found = json.loads(_child(what, preset, folder))
-            peak = found["peak"] / MIB
+            measured = json.loads(_child(what, preset, folder))
+            peak = measured["peak"] / MIB
             over = peak - sizes["model"]
-            cells = (what, f"{found['seconds']:.1f}", f"{peak:.0f}", f"{over:.0f}", f"{over / sizes[reads]:.2f}")
+            cells = (what, f"{measured['seconds']:.1f}", f"{peak:.0f}", f"{over:.0f}", f"{over / sizes[reads]:.2f}")
             print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -84,8 +84,8 @@ def make(preset: str, folder: Path) -> dict[str, int]:
 
 
 def _jobs(folder: Path):
-    import mom_jax.runs  # noqa: F401 (loaded here, so that only data counts)
-    from mom_jax.cli.main import main as command
+    import mom_jax.cli.main
+    import mom_jax.runs  # loaded here, so that only data counts
     from mom_jax.interop.pretrained import load_pretrained, save_pretrained
 
     def load():
@@ -94,17 +94,17 @@ def _jobs(folder: Path):
     return {
         "load": load,
         "load and save": lambda: save_pretrained(load(), folder / "saved"),
-        "convert to a run": lambda: command(
+        "convert to a run": lambda: mom_jax.cli.main.main(
             ["convert", str(folder / "published"), str(folder / "run"), "--tokenizer", "mistral"]
         ),
-        "convert back": lambda: command(["convert", str(folder / "run"), str(folder / "back")]),
+        "convert back": lambda: mom_jax.cli.main.main(["convert", str(folder / "run"), str(folder / "back")]),
     }
 
 
 def _memory(field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found[1])
+    match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
+    assert match is not None
+    return 1024 * int(match[1])
 
 
 if __name__ == "__main__":

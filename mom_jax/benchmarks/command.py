@@ -62,15 +62,15 @@ class BenchConfig:
 
 def main(args: Sequence[str]) -> int:
     """Parses the arguments and prints the tables."""
-    wanted = parse(BenchConfig, args, prog="mom-jax bench", description=DESCRIPTION)
+    arguments = parse(BenchConfig, args, prog="mom-jax bench", description=DESCRIPTION)
     # JAX loads only now, after the arguments have proved sound.
     import jax
 
     from mom_jax.benchmarks.timing import machine
 
-    known = CPU if jax.default_backend() == "cpu" and not wanted.tiny else ACCELERATOR
-    names = _names(wanted.tables, known)
-    if wanted.list:
+    known = CPU if jax.default_backend() == "cpu" and not arguments.tiny else ACCELERATOR
+    names = _names(arguments.tables, known)
+    if arguments.list:
         _list(known)
         return 0
     print(f"{datetime.date.today()}; {machine()}\n")
@@ -78,7 +78,8 @@ def main(args: Sequence[str]) -> int:
         print(f"### {known[name].title}\n", flush=True)
         module, _, function = known[name].function.partition(":")
         table = getattr(importlib.import_module(f"mom_jax.benchmarks.{module}"), function)
-        for line in table(importlib.import_module("mom_jax.benchmarks.accelerator").TINY) if wanted.tiny else table():
+        sizes = [importlib.import_module("mom_jax.benchmarks.accelerator").TINY] if arguments.tiny else []
+        for line in table(*sizes):
             print(line, flush=True)
         print()
     return 0

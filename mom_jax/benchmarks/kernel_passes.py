@@ -53,11 +53,11 @@ class Case(NamedTuple):
 
 def shapes(primitive: Primitive, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """The shape of each of a primitive's rows, from its annotations and the sizes N, H, K and V."""
-    found = {}
+    by_name = {}
     for name, hint in typing.get_type_hints(primitive.rows).items():
         array = next(x for x in (*typing.get_args(hint), hint) if hasattr(x, "dim_str"))
-        found[name] = tuple(sizes[axis] for axis in array.dim_str.split())
-    return found
+        by_name[name] = tuple(sizes[axis] for axis in array.dim_str.split())
+    return by_name
 
 
 def training(case: Case, chunks: int = CHUNKS, **options: Any) -> tuple[Callable, tuple[Any, ...]]:

@@ -28,7 +28,7 @@ GAIN = 0.99  # a change counts when it takes less than this share of the time
 Choice = dict[str, Config]  # by kernel
 
 
-class Found(NamedTuple):
+class Measured(NamedTuple):
     """The best configurations and their time."""
 
     choice: Choice
@@ -58,15 +58,15 @@ def neighbours(config: Config) -> list[Config]:
     return [config._replace(**{name: other}) for name, other in others]
 
 
-def search(start: Choice, seconds: Callable[[Choice], float]) -> Found:
+def search(start: Choice, seconds: Callable[[Choice], float]) -> Measured:
     """Follows the changes that make ``seconds`` less; infinite for configurations that cannot run."""
-    best, tried = Found(start, seconds(start)), [start]
+    best, tried = Measured(start, seconds(start)), [start]
     while (better := _better(best, seconds, tried)) is not None:
         best = better
     return best
 
 
-def _better(best: Found, seconds: Callable[[Choice], float], tried: list[Choice]) -> Found | None:
+def _better(best: Measured, seconds: Callable[[Choice], float], tried: list[Choice]) -> Measured | None:
     """The first change that helps, if any does."""
     for name, config in best.choice.items():
         for other in neighbours(config):
@@ -74,9 +74,9 @@ def _better(best: Found, seconds: Callable[[Choice], float], tried: list[Choice]
             if choice in tried:
                 continue
             tried.append(choice)
-            found = Found(choice, seconds(choice))
-            if found.seconds < GAIN * best.seconds:
-                return found
+            candidate = Measured(choice, seconds(choice))
+            if candidate.seconds < GAIN * best.seconds:
+                return candidate
     return None
 
 

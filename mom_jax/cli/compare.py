@@ -72,7 +72,7 @@ class CompareConfig:
 
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, runs both sides, prints and writes the result."""
-    wanted = parse(CompareConfig, args, prog="mom-jax compare", description=DESCRIPTION)
+    arguments = parse(CompareConfig, args, prog="mom-jax compare", description=DESCRIPTION)
     versions = installed_versions()
     # PyTorch and JAX load only now, after the arguments have proved sound.
     import jax
@@ -82,18 +82,18 @@ def main(args: Sequence[str]) -> int:
     from mom_jax.terminal import print_table
 
     out = console()
-    config, layout = read_config(Path(wanted.reference).expanduser())
+    config, layout = read_config(Path(arguments.reference).expanduser())
     if layout != "mom":
         remedy = "the reference reads mom only; load_pretrained and save_pretrained make one of this folder"
         raise InputError("model_type", layout, remedy)
-    draw = _tokens(wanted, config)
+    draw = _tokens(arguments, config)
     draw(0)  # a bad text or place shows before the models load
-    folder = None if wanted.out is None else output_folder(wanted.out)
+    folder = None if arguments.out is None else output_folder(arguments.out)
     with jax.default_matmul_precision("highest"):
-        result, tables, picture, about = _run(wanted, config, draw)
-    out.print(_header(wanted, versions, about))
-    for told in tables:
-        out.print(told) if isinstance(told, str) else print_table(told, out)
+        result, tables, picture, about = _run(arguments, config, draw)
+    out.print(_header(arguments, versions, about))
+    for table in tables:
+        out.print(table) if isinstance(table, str) else print_table(table, out)
     if folder is not None:
         _write(folder, {"settings": about | versions, **result.to_dict()}, picture)
         out.print(f"written: {folder}/compare.json and compare.png")
@@ -101,19 +101,19 @@ def main(args: Sequence[str]) -> int:
     return 0 if result.ok else 1
 
 
-def _tokens(wanted: CompareConfig, config: Any) -> Callable[[int], Any]:
+def _tokens(arguments: CompareConfig, config: Any) -> Callable[[int], Any]:
     from mom_jax.evals.compare.tokens import random_tokens, text_tokens
 
     def draw(number: int):
-        if wanted.text is None:
-            return random_tokens(config, *wanted.shape, wanted.seed + number)
-        tokenizer = wanted.tokenizer or wanted.reference
-        return text_tokens(wanted.text, tokenizer, config, *wanted.shape, wanted.seed + number)
+        if arguments.text is None:
+            return random_tokens(config, *arguments.shape, arguments.seed + number)
+        tokenizer = arguments.tokenizer or arguments.reference
+        return text_tokens(arguments.text, tokenizer, config, *arguments.shape, arguments.seed + number)
 
     return draw
 
 
-def _run(wanted: CompareConfig, config: Any, draw: Callable[[int], Any]) -> tuple[Any, list[Any], Callable, dict]:
+def _run(arguments: CompareConfig, config: Any, draw: Callable[[int], Any]) -> tuple[Any, list[Any], Callable, dict]:
     """The result, what to print, how to draw it, and how it came about."""
     from mom_jax.evals.compare.budget import error_budget
     from mom_jax.evals.compare.comparison import compare, tolerances
@@ -123,22 +123,22 @@ def _run(wanted: CompareConfig, config: Any, draw: Callable[[int], Any]) -> tupl
     from mom_jax.evals.reference.model import Reference, gpu_available, running
     from mom_jax.interop.pretrained import load_pretrained
 
-    kernels = choose_kernels(wanted.kernels, gpu_available())
-    about = {**dataclasses.asdict(wanted), "kernels": kernels}
-    folder = Path(wanted.reference).expanduser()
+    kernels = choose_kernels(arguments.kernels, gpu_available())
+    about = {**dataclasses.asdict(arguments), "kernels": kernels}
+    folder = Path(arguments.reference).expanduser()
     model = load_pretrained(folder)
     with running(kernels, config.num_memories):
-        if wanted.dtype == "bfloat16":
+        if arguments.dtype == "bfloat16":
             exact = Reference(folder, rounded=True)
             sides = Ours(model, "bfloat16", rounded=True), Reference(folder, "bfloat16")
-            budget = error_budget(*sides, exact, map(draw, range(wanted.draws)))
+            budget = error_budget(*sides, exact, map(draw, range(arguments.draws)))
             return budget, [budget_table(budget)], lambda path: draw_budget(budget, path), about
-        limits = tolerances(LOOSE[kernels], wanted.tolerance)
-        result = compare(Ours(model), Reference(folder), draw(0), wanted.new_tokens, limits)
+        limits = tolerances(LOOSE[kernels], arguments.tolerance)
+        result = compare(Ours(model), Reference(folder), draw(0), arguments.new_tokens, limits)
         return result, list(comparison_tables(result)), lambda path: draw_comparison(result, path), about
 
 
-def _header(wanted: CompareConfig, versions: dict[str, str], about: dict[str, Any]) -> str:
+def _header(arguments: CompareConfig, versions: dict[str, str], about: dict[str, Any]) -> str:
     how = {
         "triton": "its Triton kernels on the GPU",
         "interpreter": "its Triton kernels, interpreted on the CPU",
@@ -146,12 +146,12 @@ def _header(wanted: CompareConfig, versions: dict[str, str], about: dict[str, An
     }
     release = versions["flash-linear-attention"]
     written_for = "" if release == RELEASE else f" (this comparison is written for {RELEASE})"
-    source = "at random" if wanted.text is None else f"from {wanted.text}"
+    source = "at random" if arguments.text is None else f"from {arguments.text}"
     return "\n".join(
         [
             "reference: " + ", ".join(f"{package} {version}" for package, version in versions.items()) + written_for,
             f"runs with {how[about['kernels']]}; its sort is made stable",
-            f"{wanted.reference}: {wanted.tokens} tokens {source}, seed {wanted.seed}, {wanted.dtype}",
+            f"{arguments.reference}: {arguments.tokens} tokens {source}, seed {arguments.seed}, {arguments.dtype}",
         ]
     )
 

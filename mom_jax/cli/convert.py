@@ -44,7 +44,7 @@ class ConvertConfig:
 
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, converts, says what was written."""
-    wanted = parse(ConvertConfig, args, prog="mom-jax convert", description=DESCRIPTION)
+    arguments = parse(ConvertConfig, args, prog="mom-jax convert", description=DESCRIPTION)
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.runs import console
     from mom_jax.interop.published import is_published
@@ -52,14 +52,14 @@ def main(args: Sequence[str]) -> int:
     from mom_jax.training.conversion import published_to_run, run_to_published
 
     out = console()
-    if is_published(Path(wanted.src).expanduser()):
-        if (wanted.dtype, wanted.max_shard_bytes) != (ConvertConfig.dtype, ConvertConfig.max_shard_bytes):
-            raise InputError("dst", wanted.dst, "is a run: --dtype and --max-shard-bytes are for published models")
-        published_to_run(wanted.src, wanted.dst, one_device(), wanted.tokenizer)
-        said = f"run: {wanted.dst}; try mom-jax generate {wanted.dst} --prompt 'Once'"
+    if is_published(Path(arguments.src).expanduser()):
+        if (arguments.dtype, arguments.max_shard_bytes) != (ConvertConfig.dtype, ConvertConfig.max_shard_bytes):
+            raise InputError("dst", arguments.dst, "is a run: --dtype and --max-shard-bytes are for published models")
+        published_to_run(arguments.src, arguments.dst, one_device(), arguments.tokenizer)
+        said = f"run: {arguments.dst}; try mom-jax generate {arguments.dst} --prompt 'Once'"
     else:
-        sizes = {"dtype": wanted.dtype, "max_shard_bytes": wanted.max_shard_bytes}
-        run_to_published(wanted.src, wanted.dst, one_device(), tokenizer=wanted.tokenizer, **sizes)
-        said = f"published model: {wanted.dst}"
+        sizes = {"dtype": arguments.dtype, "max_shard_bytes": arguments.max_shard_bytes}
+        run_to_published(arguments.src, arguments.dst, one_device(), tokenizer=arguments.tokenizer, **sizes)
+        said = f"published model: {arguments.dst}"
     out.print(said)
     return 0

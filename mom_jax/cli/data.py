@@ -63,23 +63,23 @@ def main(args: Sequence[str]) -> int:
         raise InputError(
             "data", args[0], "unknown; " + ("did you mean prepare?" if close else "write mom-jax data prepare OUT")
         )
-    wanted = parse(PrepareConfig, args[1:], prog="mom-jax data prepare", description=DESCRIPTION)
-    if wanted.dry_run:
-        return _dry_run(wanted)
+    arguments = parse(PrepareConfig, args[1:], prog="mom-jax data prepare", description=DESCRIPTION)
+    if arguments.dry_run:
+        return _dry_run(arguments)
     from mom_jax.data.prepare import prepare
 
-    part, parts = map(int, wanted.shard.split("/"))
-    done = prepare(wanted.config, wanted.out, workers=wanted.workers, shard=(part, parts))
-    print(f"{wanted.out}: {done.written} shards written, {done.kept} kept")
+    part, parts = map(int, arguments.shard.split("/"))
+    done = prepare(arguments.config, arguments.out, workers=arguments.workers, shard=(part, parts))
+    print(f"{arguments.out}: {done.written} shards written, {done.kept} kept")
     print(*done.notes, sep="\n")
     if done.missing:
         print(f"{done.missing} shards are left to the other parts of --shard i/{parts}")
     return 0
 
 
-def _dry_run(wanted: PrepareConfig) -> int:
+def _dry_run(arguments: PrepareConfig) -> int:
     from mom_jax.data.amounts import tell_plan
     from mom_jax.data.plan import plan
 
-    print(*tell_plan(plan(wanted.config), wanted.data.held_out_fraction), sep="\n")
+    print(*tell_plan(plan(arguments.config), arguments.data.held_out_fraction), sep="\n")
     return 0

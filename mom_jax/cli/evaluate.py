@@ -70,28 +70,28 @@ class EvalConfig:
 
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, scores the run, prints and keeps the results."""
-    wanted = parse(EvalConfig, args, prog="mom-jax eval", description=DESCRIPTION)
-    if wanted.tasks is not None and importlib.util.find_spec("lm_eval") is None:
-        raise InputError("tasks", wanted.tasks, f"needs lm-evaluation-harness: {install('eval')}")
-    place = _place(wanted)
+    arguments = parse(EvalConfig, args, prog="mom-jax eval", description=DESCRIPTION)
+    if arguments.tasks is not None and importlib.util.find_spec("lm_eval") is None:
+        raise InputError("tasks", arguments.tasks, f"needs lm-evaluation-harness: {install('eval')}")
+    place = _place(arguments)
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.scores import score_and_keep, score_tasks_and_keep
 
-    options = {name: value for name in _PASSED_ON if (value := getattr(wanted, name)) is not None}
-    if wanted.tasks is not None:
-        return score_tasks_and_keep(wanted.run, place, wanted.task_names, **options)
-    return score_and_keep(wanted.run, place, sample=wanted.sample, **options)
+    options = {name: value for name in _PASSED_ON if (value := getattr(arguments, name)) is not None}
+    if arguments.tasks is not None:
+        return score_tasks_and_keep(arguments.run, place, arguments.task_names, **options)
+    return score_and_keep(arguments.run, place, sample=arguments.sample, **options)
 
 
 _PASSED_ON = ("sequence_length", "batch_size", "max_windows", "include_path", "limit")
 
 
-def _place(wanted: EvalConfig) -> Path | None:
+def _place(arguments: EvalConfig) -> Path | None:
     """The folder of the results; None where the run's cannot be written to, which is said before the work begins."""
-    if wanted.out is not None:
-        return output_folder(wanted.out)
-    folder = local_path(wanted.run, "run")
+    if arguments.out is not None:
+        return output_folder(arguments.out)
+    folder = local_path(arguments.run, "run")
     why = why_not_writable(folder) if folder.is_dir() else None
     if why:
-        note(f"run={wanted.run}: cannot be written to ({why}): results are printed only; --out FOLDER keeps them")
+        note(f"run={arguments.run}: cannot be written to ({why}): results are printed only; --out FOLDER keeps them")
     return None if why else folder

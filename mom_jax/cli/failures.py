@@ -71,8 +71,8 @@ def _of_machine(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, MemoryError) or (_of_xla(error) and "RESOURCE_EXHAUSTED" in said):
         return f"out of memory ({said[:200] or 'on the host'}); {_SMALLER}", 1
     if isinstance(error, RuntimeError | AssertionError) and _place(error).startswith("xla_bridge.py:"):
-        wanted = os.environ.get("JAX_PLATFORMS", "")
-        return f"JAX finds no device ({said[:300] or wanted}); unset JAX_PLATFORMS, or set JAX_PLATFORMS=cpu", 1
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        return f"JAX finds no device ({said[:300] or platforms}); unset JAX_PLATFORMS, or set JAX_PLATFORMS=cpu", 1
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed here; run pip install -e . in the checkout again", 1
     return None

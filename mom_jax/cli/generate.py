@@ -70,43 +70,43 @@ class GenerateConfig:
 
 def main(args: Sequence[str]) -> int:
     """Parses the arguments and streams the continuation to stdout."""
-    wanted = parse(GenerateConfig, args, prog="mom-jax generate", description=DESCRIPTION)
-    prompt = read_prompt(wanted)
+    arguments = parse(GenerateConfig, args, prog="mom-jax generate", description=DESCRIPTION)
+    prompt = read_prompt(arguments)
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.completion import Choices, complete
     from mom_jax.cli.runs import console
     from mom_jax.runs import one_device, opened_run
 
     console()
-    choices = Choices(wanted.temperature, wanted.top_k, wanted.top_p, wanted.seed)
-    with opened_run(wanted.run, one_device()) as (config, model, _):
+    choices = Choices(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    with opened_run(arguments.run, one_device()) as (config, model, _):
         complete(
             config,
             model,
             prompt,
-            wanted.max_new_tokens,
+            arguments.max_new_tokens,
             _write,
             choices,
-            stops=wanted.stop,
-            samples=wanted.num_samples,
+            stops=arguments.stop,
+            samples=arguments.num_samples,
         )
     _write("\n")
     return 0
 
 
-def read_prompt(wanted: GenerateConfig) -> str:
+def read_prompt(arguments: GenerateConfig) -> str:
     """The text to continue, from wherever it comes.
 
     Raises:
         InputError: there is none, or it is not UTF-8.
     """
-    if wanted.prompt_file is not None:
-        field, place = "prompt_file", wanted.prompt_file
+    if arguments.prompt_file is not None:
+        field, place = "prompt_file", arguments.prompt_file
         text = read_text(Path(place).expanduser(), "give a file of UTF-8 text", field)
-    elif wanted.prompt == _STDIN:
+    elif arguments.prompt == _STDIN:
         field, place, text = "prompt", "- (standard input)", _standard_input()
     else:
-        field, place, text = "prompt", wanted.prompt, wanted.prompt or ""
+        field, place, text = "prompt", arguments.prompt, arguments.prompt or ""
     if not text:
         raise InputError(field, place, "holds no text to continue")
     try:

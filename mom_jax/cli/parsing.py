@@ -84,10 +84,10 @@ def _fill(
 
 def _options(cls: Any, prefix: str = "") -> dict[str, Any]:
     """The type of every option, by its dotted field name."""
-    found: dict[str, Any] = {}
+    hints: dict[str, Any] = {}
     for name, hint in field_types(cls).items():
-        found.update(_options(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {prefix + name: hint})
-    return found
+        hints.update(_options(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {prefix + name: hint})
+    return hints
 
 
 def _field(option: str) -> str:
@@ -201,9 +201,9 @@ def _expected(hint: Any, values: list[str]) -> str:
         return "no value: write --option or --no-option"
     if kinds and typing.get_origin(kinds[0]) is tuple:
         return f"{described(typing.get_args(kinds[0])[0])}, or several with spaces between them"
-    wanted = " or ".join(_asked(kind, values) for kind in kinds)
+    expected = " or ".join(_asked(kind, values) for kind in kinds)
     single = len(values) > 1 and not any(typing.get_origin(kind) is tuple for kind in kinds)
-    return wanted + (", a single value" if single else "")
+    return expected + (", a single value" if single else "")
 
 
 def _asked(kind: Any, values: list[str]) -> str:

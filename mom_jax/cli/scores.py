@@ -81,12 +81,12 @@ def score_tasks_and_keep(run: str, place: Path | None, names: Sequence[str], **o
     """
     out = console()
     with nullcontext() if place is None else only_writer(place, "tasks", "out"):
-        found = evaluate_run_on_tasks(run, names, answers=place and place / ANSWERS, **options)
-    for table in task_tables(found):
+        results = evaluate_run_on_tasks(run, names, answers=place and place / ANSWERS, **options)
+    for table in task_tables(results):
         print_results(table, out)
 
     def keep(folder: Path) -> None:
-        add_tasks(folder, found, note)
+        add_tasks(folder, results, note)
         out.print(f"results: {folder / TASKS_FILE}")
 
     return _keep(place, keep)

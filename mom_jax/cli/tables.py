@@ -5,8 +5,8 @@ import itertools
 from rich.console import Console
 from rich.table import Table
 
+import mom_jax.reports.tables
 from mom_jax.models.accounting import Cost, total
-from mom_jax.reports import tables as results
 from mom_jax.terminal import print_table
 
 _COLUMNS = ("parameters", "activated", "state (MiB)", "forward (MFLOP / token)", "backward (MFLOP / token)")
@@ -35,7 +35,7 @@ def print_totals(models: dict[str, list[Cost]], out: Console) -> None:
     print_table(table, out)
 
 
-def print_results(table: results.Table, out: Console) -> None:
+def print_results(table: mom_jax.reports.tables.Table, out: Console) -> None:
     """Results as a table, with their note below."""
     shown = Table(title=table.title, title_justify="left")
     for name, numeric in zip(table.heading, table.numeric, strict=True):

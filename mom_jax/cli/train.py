@@ -50,8 +50,9 @@ def main(args: Sequence[str]) -> int:
     join(arguments.processes)
     out = console()
     if run != arguments.run:
-        ours, theirs = arguments.data.tokenizer, run.data.tokenizer
-        out.print(f"{run.data.path} was prepared with the tokenizer {theirs}, which is used in place of {ours}")
+        tokenizer, run_tokenizer = arguments.data.tokenizer, run.data.tokenizer
+        which = f"the tokenizer {run_tokenizer}, which is used in place of {tokenizer}"
+        out.print(f"{run.data.path} was prepared with {which}")
     train_and_report(run, out)
     return 0
 
@@ -108,11 +109,11 @@ def parse_train(args: Sequence[str]) -> TrainArguments:
 
 def command_of(config: TrainConfig) -> tuple[str, str]:
     """The preset that a run is nearest to, and the command line that gives exactly this run."""
-    wanted = flat(config.to_dict())
+    fields = flat(config.to_dict())
     changes = {}
     for name in TRAIN_PRESETS:
         preset = flat(get_train_preset(name).to_dict())
-        changes[name] = {field: value for field, value in wanted.items() if value != preset[field]}
+        changes[name] = {field: value for field, value in fields.items() if value != preset[field]}
     preset = min(changes, key=lambda name: len(changes[name]))
     options = [word for field, value in changes[preset].items() for word in _option(field, value)]
     return preset, shlex.join(["mom-jax", "train", preset, *options])

@@ -96,8 +96,8 @@ def glob_root(pattern: Path) -> Path:
 def glob_files(pattern: Path, left_out: LeftOut) -> Iterator[Path]:
     """The files that ``pattern`` matches, in sorted order; of a README and the like only those that it spells out."""
     root = glob_root(pattern)
-    for found in sorted(glob.iglob(str(pattern), recursive=True)):
-        path = Path(found)
+    for match in sorted(glob.iglob(str(pattern), recursive=True)):
+        path = Path(match)
         name = path.relative_to(root).as_posix()
         if path.is_dir():
             left_out.add("folders that the pattern matches", name + "/")

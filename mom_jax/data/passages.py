@@ -17,7 +17,7 @@ class Passage:
 
 
 def _cut(blob: bytes, share: float) -> int:
-    wanted = max(min(int((1 - share) * len(blob)), len(blob.rstrip()) - 1), 1)
-    between_letters = next((at for at in range(wanted, 0, -1) if blob[at : at + 1] and blob[at] & 0xC0 != 0x80), 0)
-    places = [*(blob.find(sign, wanted - 1) + 1 for sign in (b"\n", b" ")), between_letters]
+    target = max(min(int((1 - share) * len(blob)), len(blob.rstrip()) - 1), 1)
+    between_letters = next((at for at in range(target, 0, -1) if blob[at : at + 1] and blob[at] & 0xC0 != 0x80), 0)
+    places = [*(blob.find(sign, target - 1) + 1 for sign in (b"\n", b" ")), between_letters]
     return next((at for at in places if at and blob[at:].strip() and blob[:at].strip()), len(blob))

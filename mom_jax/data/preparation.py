@@ -53,11 +53,11 @@ def write_unit(job: tuple[Unit, str], *, folder: Path, config: DataConfig) -> Wr
         for name, info in infos.items()
         for path, digest in files_of(folder / name, info).items()
     ]
-    content, told = _content(digest for *_, digest in read), _told(on_error, unit)
+    content, problems = _content(digest for *_, digest in read), _problems(on_error, unit)
     for name, info in infos.items():
-        infos[name] = dataclasses.replace(info, key=key, content=content, **told)
+        infos[name] = dataclasses.replace(info, key=key, content=content, **problems)
         write_record(folder, name, infos[name])
-        told = {}  # of a unit's two shards the first says what was skipped
+        problems = {}  # of a unit's two shards the first says what was skipped
     return Written(infos, read + wrote)
 
 
@@ -73,7 +73,7 @@ def _content(digests: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _told(on_error: object, unit: Unit) -> dict:
+def _problems(on_error: object, unit: Unit) -> dict:
     if not isinstance(on_error, Skips) or on_error.example is None:
         return {}
     if any(isinstance(s, FileSource) and s.passage and s.passage.held_out for s in unit.sources):

@@ -175,10 +175,10 @@ def own_tokenizer(config: DataConfig) -> str:
         return config.tokenizer
     index = read_index(folder)
     try:
-        found = load_tokenizer(index["tokenizer"])
+        tokenizer = load_tokenizer(index["tokenizer"])
     except InputError:  # a file's name, which says nothing of its folder
         return config.tokenizer
-    return index["tokenizer"] if found.fingerprint == index["tokenizer_fingerprint"] else config.tokenizer
+    return index["tokenizer"] if tokenizer.fingerprint == index["tokenizer_fingerprint"] else config.tokenizer
 
 
 def _is_sound(folder: Path, cache_dir: str) -> bool:
@@ -248,7 +248,7 @@ def _claim_folder(out: Path, index: Index) -> bool:
 def _summary(planned: Plan, folder: Path, done: dict[str, ShardInfo], written: int) -> PrepareSummary:
     names = [(side, name) for unit in planned.units for side, name in unit.shards.items()]
     train, held_out = (
-        Amount.of(done[name] for side, name in names if side == wanted and name in done) for wanted in SPLITS
+        Amount.of(done[name] for side, name in names if side == split and name in done) for split in SPLITS
     )
     missing = sum(not (folder / f"{name}.json").exists() for _, name in names if name not in done)
     what = "text of this part" if missing or len(done) < len(names) else "text"

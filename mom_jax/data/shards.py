@@ -94,10 +94,10 @@ def read_index(folder: Path) -> Index:
     if not path.exists():
         raise InputError("path", folder, "is no prepared folder: it has no index.json")
     remedy = "delete the folder and prepare the data again"
-    found = read_json(path, dict[str, Any], remedy)
-    if found.get("format") != FORMAT or found.get("version") != VERSION:
+    content = read_json(path, dict[str, Any], remedy)
+    if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise InputError(
-            "path", path, f"has version {found.get('version')}; this program reads {VERSION}: prepare the data again"
+            "path", path, f"has version {content.get('version')}; this program reads {VERSION}: prepare the data again"
         )
     index = read_json(path, Index, remedy)
     for split in SPLITS:

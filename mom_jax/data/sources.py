@@ -39,7 +39,7 @@ Source = FileSource | HubSource
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Sources:
     """What a specification leads to."""
 
     sources: list[Source]
@@ -47,7 +47,7 @@ class Found:
     names_count: bool  # whether names may say what is held out: not of one file that was named, nor of the library
 
 
-def find_sources(config: DataConfig, field: str = "path") -> Found:
+def find_sources(config: DataConfig, field: str = "path") -> Sources:
     """The sources that ``config.path`` or ``config.held_out_path`` names, sorted by name, each file once.
 
     Args:
@@ -64,20 +64,20 @@ def find_sources(config: DataConfig, field: str = "path") -> Found:
         raise InputError(field, error.filename or spec, f"cannot be read ({error.strerror})") from error
 
 
-def _find(spec: str, config: DataConfig, field: str) -> Found:
+def _find(spec: str, config: DataConfig, field: str) -> Sources:
     left_out = LeftOut()
     if spec == "stdlib":
-        return Found(_checked(_stdlib(left_out), _library(), config, field, left_out), left_out, False)
+        return Sources(_checked(_stdlib(left_out), _library(), config, field, left_out), left_out, False)
     if spec.startswith("hf:"):
-        return Found(list(hub_sources(spec.removeprefix("hf:"), field)), left_out, False)
+        return Sources(list(hub_sources(spec.removeprefix("hf:"), field)), left_out, False)
     path = local_path(spec, field)
     if path.is_dir():
         files = folder_files(path, config.text_field, left_out)
-        return Found(_checked(files, path, config, field, left_out), left_out, True)
+        return Sources(_checked(files, path, config, field, left_out), left_out, True)
     if path.exists():
-        return Found(_checked([path], path.parent, config, field, left_out), left_out, False)
+        return Sources(_checked([path], path.parent, config, field, left_out), left_out, False)
     if is_glob(spec):
-        return Found(_checked(glob_files(path, left_out), glob_root(path), config, field, left_out), left_out, True)
+        return Sources(_checked(glob_files(path, left_out), glob_root(path), config, field, left_out), left_out, True)
     is_hub_name = _HUB_NAME.fullmatch(spec) and not is_data(spec)
     hub = f" (a data set of the Hugging Face hub is written hf:{spec})" if is_hub_name else ""
     raise InputError(

@@ -13,7 +13,7 @@ from mom_jax.data.file_kinds import kind
 from mom_jax.data.hub import HubSource
 from mom_jax.data.passages import Passage
 from mom_jax.data.shares import HashRange, TooFewItems, choose_range, fixed_range, stable_hash
-from mom_jax.data.sources import FileSource, Found, Source, find_sources
+from mom_jax.data.sources import FileSource, Source, Sources, find_sources
 from mom_jax.errors import InputError
 
 Rule = Literal["held_out_path", "names", "files", "ends", "documents"]
@@ -65,11 +65,11 @@ def split(config: DataConfig) -> Split:
     Raises:
         InputError: no text to train on, or none to hold out.
     """
-    found = find_sources(config)
+    source_list = find_sources(config)
     if config.held_out_path is not None:
-        return _by_path(config, found)
-    sides = _by_names(config, found)
-    notes = found.left_out.lines()
+        return _by_path(config, source_list)
+    sides = _by_names(config, source_list)
+    notes = source_list.left_out.lines()
     if sides["held_out"]:
         return Split("names", sides["train"], sides["held_out"], notes)
     sources = sides["train"]
@@ -83,8 +83,8 @@ def split(config: DataConfig) -> Split:
     return Split("ends", train, held_out, notes)
 
 
-def _by_path(config: DataConfig, found: Found) -> Split:
-    sides = _by_names(config, found)
+def _by_path(config: DataConfig, source_list: Sources) -> Split:
+    sides = _by_names(config, source_list)
     other = find_sources(config, "held_out_path")
     named = _grouped_by_name(other)
     held_out = (named["validation"] or named["test"] if named["train"] else []) or other.sources
@@ -94,24 +94,24 @@ def _by_path(config: DataConfig, found: Found) -> Split:
         raise InputError("held_out_path", config.held_out_path, remedy)
     for source in sides["held_out"]:
         if _place(source) not in places:
-            found.left_out.add("held-out text beside held_out_path", source.name)
-    return Split("held_out_path", sides["train"], held_out, found.left_out.lines() + other.left_out.lines())
+            source_list.left_out.add("held-out text beside held_out_path", source.name)
+    return Split("held_out_path", sides["train"], held_out, source_list.left_out.lines() + other.left_out.lines())
 
 
 def _place(source: Source) -> str:
     return source.name if isinstance(source, HubSource) else os.path.realpath(source.path)
 
 
-def _grouped_by_name(found: Found) -> dict[str | None, list[Source]]:
+def _grouped_by_name(source_list: Sources) -> dict[str | None, list[Source]]:
     groups: dict[str | None, list[Source]] = {"train": [], "validation": [], "test": [], None: []}
-    for source in found.sources:
-        groups[named_split(source.name) if found.names_count else None].append(source)
+    for source in source_list.sources:
+        groups[named_split(source.name) if source_list.names_count else None].append(source)
     return groups
 
 
-def _by_names(config: DataConfig, found: Found) -> dict[str, list[Source]]:
+def _by_names(config: DataConfig, source_list: Sources) -> dict[str, list[Source]]:
     """Both sides as names say; nothing is held out where no name does."""
-    groups = _grouped_by_name(found)
+    groups = _grouped_by_name(source_list)
     held_out = groups["validation"] or groups["test"]
     train = groups["train"] if groups["train"] and held_out else groups["train"] + groups[None]
     unused = {
@@ -120,7 +120,7 @@ def _by_names(config: DataConfig, found: Found) -> dict[str, list[Source]]:
     }
     for why, sources in unused.items():
         for source in sources:
-            found.left_out.add(why, source.name)
+            source_list.left_out.add(why, source.name)
     if not train:
         some = ", ".join(source.name for source in held_out[:3])
         remedy = f"gives held-out text alone, as the names say ({some}); give the folder of the training text"

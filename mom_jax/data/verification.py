@@ -37,9 +37,9 @@ def verify(data: PreparedData, cache_dir: str) -> None:
 
 def corrupt_files(expected: Mapping[Path, str], sums: Sums, progress: bool = False) -> list[Path]:
     """The files that differ from their sums."""
-    found = zip(expected, sums.of([(str(path), None) for path in expected]), strict=True)
+    sums_of_files = zip(expected, sums.of([(str(path), None) for path in expected]), strict=True)
     with progress_bar(progress, "files") as bar:
-        read = bar.track(found, len(expected), description="verifying")
+        read = bar.track(sums_of_files, len(expected), description="verifying")
         return [path for path, digest in read if expected[path] != digest]
 
 

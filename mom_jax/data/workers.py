@@ -56,7 +56,7 @@ def run(job: Callable[[Item], Result], pending: Sequence[Item], workers: int) ->
             pool.shutdown(cancel_futures=True)
 
 
-def progress_bar(wanted: bool, unit: str) -> rich.progress.Progress:
+def progress_bar(shown: bool, unit: str) -> rich.progress.Progress:
     """A bar on stderr, where that is a terminal; ``unit`` says what is counted."""
     console = terminal.console(sys.stderr)
     columns = (
@@ -68,5 +68,5 @@ def progress_bar(wanted: bool, unit: str) -> rich.progress.Progress:
         rich.progress.TimeRemainingColumn(),
     )
     return rich.progress.Progress(
-        *columns, console=console, transient=True, disable=not (wanted and console.is_terminal)
+        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
     )

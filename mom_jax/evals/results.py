@@ -129,8 +129,8 @@ def add_evaluation(folder: Path, new: Evaluation, complain: Complain) -> list[Ev
     with only_writer(folder, "results", "out", wait=_PATIENCE):
         old = read_evaluations(folder, complain)
         _set_aside(folder / EVALUATION_FILE, complain)
-        found = [new, *(item for item in old if _identity(item) != _identity(new))]
-        first, *others = sorted(found, key=is_complete, reverse=True)  # a stable order
+        evaluations = [new, *(item for item in old if _identity(item) != _identity(new))]
+        first, *others = sorted(evaluations, key=is_complete, reverse=True)  # a stable order
         write_json(folder / EVALUATION_FILE, finite({**first, "others": others}), indent=2)
     return [first, *others]
 
@@ -142,21 +142,21 @@ def _identity(evaluation: Evaluation) -> tuple[Any, ...]:
 def read_tasks(folder: Path, complain: Complain) -> Tasks:
     """The results in a folder's ``tasks.json``."""
     content = _read(folder / TASKS_FILE, complain)
-    found: dict[str, dict[str, Any]] = {}
+    by_kind: dict[str, dict[str, Any]] = {}
     for kind, form in zip(KINDS, (TaskResult, GroupResult), strict=True):
         results = content.get(kind, {})
         wrong = misfit(results, dict[str, Any])
         if wrong:
             complain(f"{folder / TASKS_FILE}: {kind} are left out ({wrong})")
             results = {}
-        found[kind] = {}
+        by_kind[kind] = {}
         for name, result in results.items():
             wrong = misfit(result, form, repr(name))
             if wrong:
                 complain(f"{folder / TASKS_FILE}: a result is left out ({wrong})")
             else:
-                found[kind][name] = result
-    return Tasks(tasks=found["tasks"], groups=found["groups"])
+                by_kind[kind][name] = result
+    return Tasks(tasks=by_kind["tasks"], groups=by_kind["groups"])
 
 
 def add_tasks(folder: Path, new: Tasks, complain: Complain) -> None:

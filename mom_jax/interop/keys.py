@@ -254,27 +254,27 @@ def pieces(config: MoMConfig, layout: str, ours: str, shape: Shape, stored: Coll
         shape: its shape, the layer and memory axes included.
         stored: names in the file, which choose between the names that a tensor may have.
     """
-    there = _LAYOUTS[layout]
-    if ours in there.model:
-        row = there.model[ours]
+    scheme = _LAYOUTS[layout]
+    if ours in scheme.model:
+        row = scheme.model[ours]
         return [Piece((), row.name, row.form)]
     stack, _, inside = ours.partition(".")
-    row = (_table(there.block, config) | (_table(there.memory, config) if stack == "layers" else _ATTENTION))[inside]
+    row = (_table(scheme.block, config) | (_table(scheme.memory, config) if stack == "layers" else _ATTENTION))[inside]
     if row.all_layers:
         return [Piece((), row.name, row.form)]
     numbers = [i for i, kind in enumerate(config.layer_kinds) if kind == _KINDS[stack]]
-    found = []
+    all_pieces = []
     for rank, number in enumerate(numbers):
-        prefix = there.layer.format(layer=number)
+        prefix = scheme.layer.format(layer=number)
         if row.shared is None:
             name = prefix + row.name
             if row.also is not None and name not in stored and prefix + row.also in stored:
                 name = prefix + row.also
-            found.append(Piece((rank,), name, row.form))
+            all_pieces.append(Piece((rank,), name, row.form))
         else:
             names = _memory_names(row, config, shape[1])
-            found += [Piece((rank, memory), prefix + name, row.form) for memory, name in enumerate(names)]
-    return found
+            all_pieces += [Piece((rank, memory), prefix + name, row.form) for memory, name in enumerate(names)]
+    return all_pieces
 
 
 def model_tensor(layout: str, ours: str) -> str:

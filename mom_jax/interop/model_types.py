@@ -47,9 +47,9 @@ def renamed(fields: Fields, defaults: Fields, names: dict[str, str]) -> Fields:
     return {names.get(name, name): value for name, value in (defaults | fields).items()}
 
 
-def _only(fields: Fields, **wanted: Any) -> None:
+def _only(fields: Fields, **available: Any) -> None:
     """Refuses options that would change what is computed and that this library does not have."""
-    for field, value in wanted.items():
+    for field, value in available.items():
         if fields.get(field, value) != value:
             raise InputError(
                 field, fields[field], f"not available in a {fields['model_type']} model; only {value!r} is"
@@ -125,8 +125,8 @@ def _gsa(fields: Fields) -> Fields:
     defaults = {"expand_k": 1.0, "expand_v": 1.0, "num_heads": 4, "hidden_size": 2048, "use_short_conv": False}
     ours = defaults | {"num_slots": 64, "gate_logit_normalizer": 8} | without(fields, "feature_map")
     sizes = _head_sizes(ours)
-    own = {"memory_rule": "gsa", "num_slots": ours["num_slots"] or sizes["head_dim"]}
-    return ours | sizes | _SINGLE_MEMORY | own
+    rule_options = {"memory_rule": "gsa", "num_slots": ours["num_slots"] or sizes["head_dim"]}
+    return ours | sizes | _SINGLE_MEMORY | rule_options
 
 
 def _kda(fields: Fields) -> Fields:
@@ -143,16 +143,16 @@ def _mamba2(fields: Fields) -> Fields:
     limit = fields.get("dt_limit", _ANY_STEP)
     if not isinstance(limit, list | tuple) or tuple(map(_number, limit)) != _ANY_STEP:
         raise InputError("dt_limit", limit, f"not available in a mamba2 model; only {_ANY_STEP} is")
-    theirs = {"hidden_size": 2048, "state_size": 128, "head_dim": 64, "expand": 2, "conv_kernel": 4} | fields
-    keys, values = theirs["state_size"], theirs["head_dim"]
-    channels = int(theirs["expand"] * theirs["hidden_size"])
+    published = {"hidden_size": 2048, "state_size": 128, "head_dim": 64, "expand": 2, "conv_kernel": 4} | fields
+    keys, values = published["state_size"], published["head_dim"]
+    channels = int(published["expand"] * published["hidden_size"])
     if channels < 1 or channels % values:
-        remedy = f"times hidden_size ({theirs['hidden_size']}) must divide by head_dim ({values})"
-        raise InputError("expand", theirs["expand"], remedy)
+        remedy = f"times hidden_size ({published['hidden_size']}) must divide by head_dim ({values})"
+        raise InputError("expand", published["expand"], remedy)
     sizes = {"num_heads": channels // values, "head_dim": keys, "expand_v": values / keys}
-    sizes |= {"conv_size": theirs["conv_kernel"], "intermediate_size": 0}
+    sizes |= {"conv_size": published["conv_kernel"], "intermediate_size": 0}
     defaults = {"norm_eps": 1e-5, "num_hidden_layers": 48, "pad_token_id": 0}
-    return defaults | theirs | sizes | _SINGLE_MEMORY | {"memory_rule": "mamba2"}
+    return defaults | published | sizes | _SINGLE_MEMORY | {"memory_rule": "mamba2"}
 
 
 def _number(value: Any) -> Any:

@@ -116,22 +116,22 @@ def _check(
     """Compares what the model needs with what is stored, by names, shapes and dtypes."""
     needed = {
         piece.name: piece.form.stored_shape(shapes[ours][len(piece.where) :])
-        for ours, found in plan.items()
-        for piece in found
+        for ours, parameter_pieces in plan.items()
+        for piece in parameter_pieces
     }
     wrong = []
     for name, shape in needed.items():
-        there = stored.tensors.get(name)
-        if there is None:
+        tensor = stored.tensors.get(name)
+        if tensor is None:
             wrong.append(f"{name} {list(shape)} is missing")
-        elif there.shape != shape:
-            rows = " (vocab_size)" if name in (embedding, _OUTPUT) and there.shape[1:] == shape[1:] else ""
-            wrong.append(f"{name} has shape {list(there.shape)} instead of {list(shape)}{rows}")
-        elif there.dtype not in _READABLE:
-            wrong.append(f"{name} is stored as {there.dtype} instead of {', '.join(_READABLE)}")
-    for name, there in stored.tensors.items():
+        elif tensor.shape != shape:
+            rows = " (vocab_size)" if name in (embedding, _OUTPUT) and tensor.shape[1:] == shape[1:] else ""
+            wrong.append(f"{name} has shape {list(tensor.shape)} instead of {list(shape)}{rows}")
+        elif tensor.dtype not in _READABLE:
+            wrong.append(f"{name} is stored as {tensor.dtype} instead of {', '.join(_READABLE)}")
+    for name, tensor in stored.tensors.items():
         if name not in needed and not without_effect(config, name):
-            wrong.append(f"{name} {list(there.shape)} is unexpected")
+            wrong.append(f"{name} {list(tensor.shape)} is unexpected")
     if wrong:
         remedy = f"do not fit config.json: {'; '.join(wrong)}"
         raise InputError("tensors", f"{len(wrong)} of {len(stored.tensors)}", remedy)
@@ -192,11 +192,11 @@ def _tensors(model: MoMForCausalLM) -> Iterator[Tensor]:
     """Everything to be stored, in the order of our parameters; values are fetched when asked for."""
     layout, _ = in_their_words(model.config.to_dict())
     leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model)))[0]
-    theirs: dict[str, list[tuple[Piece, jax.Array]]] = {}
+    by_name: dict[str, list[tuple[Piece, jax.Array]]] = {}
     for path, leaf in leaves:
         for piece in pieces(model.config, layout, dotted(path), leaf.shape):
-            theirs.setdefault(piece.name, []).append((piece, leaf))
-    for name, parts in theirs.items():
+            by_name.setdefault(piece.name, []).append((piece, leaf))
+    for name, parts in by_name.items():
         (where, _, form), leaf = parts[0]
         yield Tensor(name, form.stored_shape(leaf.shape[len(where) :]), functools.partial(_stored, parts))
 

@@ -122,8 +122,8 @@ def in_their_words(fields: Fields) -> tuple[str, Fields]:
     """
     attn, rule = fields["attn"], fields["memory_rule"]
     if attn is not None and len(attn["layers"]) == fields["num_hidden_layers"]:
-        theirs = without(fields, *_MIXTURE, *_OURS, *_MEMORY, "attn")
-        return "transformer", theirs | {n: v for n, v in attn.items() if n != "layers"}
+        renamed_fields = without(fields, *_MIXTURE, *_OURS, *_MEMORY, "attn")
+        return "transformer", renamed_fields | {n: v for n, v in attn.items() if n != "layers"}
     if fields["mixture"]:
         if fields["router_balance"] == "loss_free":
             remedy = "the PyTorch library's router has no bias; models trained with auxiliary or none can be published"
@@ -139,17 +139,17 @@ def in_their_words(fields: Fields) -> tuple[str, Fields]:
         return "mom", without(fields, *_OURS, *_RULES_OWN) | constant | sizes
     if rule not in SINGLE_MEMORIES:
         raise InputError("memory_rule", rule, f"published single memories are {', '.join(SINGLE_MEMORIES)}")
-    there = SINGLE_MEMORIES[rule]
-    _check_rule(rule, there, fields)
-    sizes = there.sizes(fields)
-    unknown = [name for name in _MEMORY if name not in there.known]
-    theirs = renamed(without(fields, *_MIXTURE, *_OURS, *unknown), {}, there.names)
-    return there.model_type, theirs | sizes
+    published = SINGLE_MEMORIES[rule]
+    _check_rule(rule, published, fields)
+    sizes = published.sizes(fields)
+    unknown = [name for name in _MEMORY if name not in published.known]
+    renamed_fields = renamed(without(fields, *_MIXTURE, *_OURS, *unknown), {}, published.names)
+    return published.model_type, renamed_fields | sizes
 
 
-def _check_rule(rule: str, there: SingleMemory, fields: Fields) -> None:
+def _check_rule(rule: str, published: SingleMemory, fields: Fields) -> None:
     """Refuses options that the PyTorch library fixes."""
-    for field, value in there.fixed.items():
+    for field, value in published.fixed.items():
         if fields[field] != value:
             raise InputError(field, fields[field], f"the PyTorch library's {rule} has {value!r} only")
     sizes = {"hgrn2": fields["head_dim"], "gsa": round(fields["head_dim"] * fields["expand_v"])}

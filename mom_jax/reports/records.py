@@ -30,12 +30,12 @@ class Records:
 
 def read_records(folder: Path, complain: Complain) -> Records:
     """The records in a run's ``metrics.jsonl``; none where there is no such file."""
-    found = _lines(folder / METRICS_FILE, TrainingRecord | HeldOutRecord, complain)
-    records = [with_nan(record) for record in found if 0 <= record["step"] < _MAX_STEP]
-    if len(records) < len(found):
-        complain(f"{folder / METRICS_FILE}: {len(found) - len(records)} records of impossible steps are left out")
+    lines = _lines(folder / METRICS_FILE, TrainingRecord | HeldOutRecord, complain)
+    records = [with_nan(record) for record in lines if 0 <= record["step"] < _MAX_STEP]
+    if len(records) < len(lines):
+        complain(f"{folder / METRICS_FILE}: {len(lines) - len(records)} records of impossible steps are left out")
     for name in _BY_LAYER:
-        _leave_out_other_shapes(records, name, lambda told: complain(f"{folder / METRICS_FILE}: {told}"))
+        _leave_out_other_shapes(records, name, lambda message: complain(f"{folder / METRICS_FILE}: {message}"))
     return Records([r for r in records if "loss" in r], [r for r in records if "loss" not in r])
 
 

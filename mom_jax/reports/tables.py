@@ -91,8 +91,8 @@ def baseline_table(evaluation: Evaluation) -> Table:
     return Table("Beside n-gram models", heading, [*rows, ["this model", f"{ours:.4f}", ""]], note)
 
 
-def _direction(ours: float, theirs: float) -> str:
-    return "lower" if ours < theirs else "higher"
+def _direction(ours: float, other: float) -> str:
+    return "lower" if ours < other else "higher"
 
 
 def detail_tables(evaluation: Evaluation) -> list[Table]:

@@ -30,9 +30,9 @@ def last_held_out(config: TrainConfig, record: dict[str, Any]) -> str:
 
 def sample_of(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
     """A continuation that the model wrote, with its title; none where none was asked for."""
-    found = [evaluation["sample"] for evaluation in evaluations if "sample" in evaluation]
+    samples = [evaluation["sample"] for evaluation in evaluations if "sample" in evaluation]
     title = "A continuation, sampled at temperature"
-    return [(f"{title} {sample['temperature']:g}", sample["prompt"] + sample["text"]) for sample in found[:1]]
+    return [(f"{title} {sample['temperature']:g}", sample["prompt"] + sample["text"]) for sample in samples[:1]]
 
 
 TWO_LOSSES = (

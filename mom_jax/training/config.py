@@ -233,13 +233,13 @@ def _build(cls: type, fields: Any, prefix: str) -> Any:
 
 def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`TrainConfig.to_dict`'s form without nesting, by dotted names."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for name, value in fields.items():
-        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return found
+        options.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return options
 
 
-def changes_between(saved: TrainConfig, wanted: TrainConfig) -> list[str]:
+def changes_between(saved: TrainConfig, new_config: TrainConfig) -> list[str]:
     """What is changed when ``wanted`` continues a run of ``saved``, in words: ``steps 100 -> 200``.
 
     ``steps`` may grow (the schedule then spans the new number). What decides neither the model nor its data may
@@ -249,7 +249,7 @@ def changes_between(saved: TrainConfig, wanted: TrainConfig) -> list[str]:
     Raises:
         InputError: names every field that may not differ and does, with both values.
     """
-    old, new = flat(saved.anchored().to_dict()), flat(wanted.anchored().to_dict())
+    old, new = flat(saved.anchored().to_dict()), flat(new_config.anchored().to_dict())
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]  # sections may be None
     refused = [
         name
@@ -261,7 +261,7 @@ def changes_between(saved: TrainConfig, wanted: TrainConfig) -> list[str]:
     if refused:
         listed = ", ".join(f"{name} (there {old.get(name)!r}, now {new.get(name)!r})" for name in refused)
         remedy = f"holds a run of another config: {listed}; use another run_dir or the same values"
-        raise InputError("run_dir", wanted.run_dir, remedy)
+        raise InputError("run_dir", new_config.run_dir, remedy)
     return [f"{name} {old.get(name)} -> {new.get(name)}" for name in changed if name != "run_dir"]
 
 

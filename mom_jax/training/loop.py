@@ -81,8 +81,8 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
     with shared_folder(config.run_dir, LOCK) as run_dir:
         origin = find_origin(config)
         if origin.step >= config.steps:
-            told = f"{config.run_dir} is already trained to step {origin.step}; raise --steps to go on"
-            return Outcome(origin.step, True, told, 0.0)
+            message = f"{config.run_dir} is already trained to step {origin.step}; raise --steps to go on"
+            return Outcome(origin.step, True, message, 0.0)
         for note in (*data.notes, *origin.notes):
             console.print(note, highlight=False, soft_wrap=True, markup=False)
         program = Program(config, mesh)
@@ -138,11 +138,11 @@ class _Sitting:
 
     def _must_stop(self, step: int, stop: StopRequest) -> bool:
         limit = self.config.max_minutes
-        wanted = stop.signal is not None or (limit is not None and time.monotonic() - self.started > 60 * limit)
+        requested = stop.signal is not None or (limit is not None and time.monotonic() - self.started > 60 * limit)
         if jax.process_count() == 1:
-            return wanted
+            return requested
         # Several processes end at the same step. They ask each other when they wait for the devices anyway.
-        return step % self.config.log_every == 0 and any_process(wanted)
+        return step % self.config.log_every == 0 and any_process(requested)
 
     def _log(self, step: int, log: RunLog | None) -> None:
         record, skipped = self.summary.record(step)

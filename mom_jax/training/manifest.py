@@ -70,18 +70,18 @@ def verify(folder: Path) -> None:
 
 
 def _compare(folder: Path, listed: dict[str, list[int | str]]) -> None:
-    found = _entries(folder)
+    stored = _entries(folder)
     for item in _NEEDED:
         if not any(name.startswith(f"{item}/") for name in listed):
             raise DamagedError("checkpoint", folder / _NAME, f"lists no file of {item}")
-    for name in sorted(listed.keys() | found.keys()):
-        if name not in found:
+    for name in sorted(listed.keys() | stored.keys()):
+        if name not in stored:
             raise DamagedError("checkpoint", folder / name, "is missing")
         if name not in listed:
             raise DamagedError("checkpoint", folder / name, "is not a file of this checkpoint")
-        if found[name] != listed[name]:
+        if stored[name] != listed[name]:
             size, *rest = listed[name] or [0]
-            told = "was altered (its SHA-256 differs)" if rest else "is listed without its SHA-256"
-            if found[name][0] != size:
-                told = f"has {found[name][0]} bytes instead of {size}"
-            raise DamagedError("checkpoint", folder / name, told)
+            problem = "was altered (its SHA-256 differs)" if rest else "is listed without its SHA-256"
+            if stored[name][0] != size:
+                problem = f"has {stored[name][0]} bytes instead of {size}"
+            raise DamagedError("checkpoint", folder / name, problem)

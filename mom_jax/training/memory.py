@@ -22,10 +22,10 @@ def check_memory(config: TrainConfig, abstract: TrainState, mesh: Mesh) -> None:
     rows = config.data.batch_size // config.gradient_accumulation // (mesh.shape["data"] * mesh.shape["fsdp"])
     channels = config.model.hidden_size * jnp.dtype(config.model.compute_dtype).itemsize
     state = _bytes(abstract) + _bytes(abstract.params)
-    needed, there = state + rows * config.data.sequence_length * channels, _device_memory(mesh)
-    if needed > there:
+    needed, available = state + rows * config.data.sequence_length * channels, _device_memory(mesh)
+    if needed > available:
         state_in_words = f"{_gigabytes(state)} for parameters, gradients and moments"
-        remedy = f"are needed on each device at least ({state_in_words}), but it has {_gigabytes(there)}; "
+        remedy = f"are needed on each device at least ({state_in_words}), but it has {_gigabytes(available)}; "
         remedy += "make model or batch smaller, or take more devices"
         raise InputError("memory", _gigabytes(needed), remedy)
 

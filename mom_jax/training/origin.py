@@ -55,18 +55,18 @@ def find_origin(config: TrainConfig) -> Origin:
     with together():
         if is_first():  # it checks every byte for all
             step, damaged = newest(folder, set_aside)
-    found = first_says(-1 if step is None else step)
-    if found < 0:
+    step_found = first_says(-1 if step is None else step)
+    if step_found < 0:
         return Origin(0, None, False, [])
     with together():
-        saved = read_config(folder, found)
-        if holds_weights_alone(folder, found):
+        saved = read_config(folder, step_found)
+        if holds_weights_alone(folder, step_found):
             free = {field: getattr(config.model, field) for field in _NOT_IN_WEIGHTS}
             changes_between(dataclasses.replace(config, model=dataclasses.replace(saved.model, **free)), config)
             return Origin(0, saved, True, [*damaged, f"starting from the weights in {config.run_dir}"])
         changes = changes_between(saved, config)
-    told = [f"changed since: {', '.join(changes)}"] if changes else []
-    return Origin(found, saved, False, [*damaged, f"resuming {config.run_dir} at step {found}", *told])
+    changed = [f"changed since: {', '.join(changes)}"] if changes else []
+    return Origin(step_found, saved, False, [*damaged, f"resuming {config.run_dir} at step {step_found}", *changed])
 
 
 def first_state(program: Program, origin: Origin, loader: TrainLoader) -> TrainState:

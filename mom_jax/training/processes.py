@@ -48,7 +48,7 @@ def join(config: ProcessesConfig, *, sound: bool = True) -> None:
         if config.index:
             wait_for(address, patience)
         elif _BIND not in os.environ:
-            _check_own(address)
+            _check_coordinator(address)
     _meet(config, address, patience)
     _agree(sound)
 
@@ -71,7 +71,7 @@ def _meet(config: ProcessesConfig, address: str | None, patience: int) -> None:
         raise InputError("processes.coordinator", config.coordinator, remedy) from error
 
 
-def _check_own(address: str) -> None:
+def _check_coordinator(address: str) -> None:
     """Whether this machine can listen at HOST:PORT; where it cannot, JAX would end this process with a stack trace."""
     host, _, port = address.rpartition(":")
     try:
@@ -187,5 +187,5 @@ def check_same(values: Mapping[str, object], remedy: str) -> None:
 
 def _differs(value: object) -> bool:
     digest = hashlib.sha256(str(value).encode()).digest()[:4]
-    found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32))
-    return len(np.unique(found)) > 1
+    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32))
+    return len(np.unique(digests)) > 1

@@ -51,10 +51,10 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that results depend on, and the kind of processor."""
-    found = {"python": platform.python_version(), "machine": platform.machine(), "mom-jax": __version__}
+    environment = {"python": platform.python_version(), "machine": platform.machine(), "mom-jax": __version__}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            environment[name] = version(name)
         except PackageNotFoundError:  # a source tree without its libraries' metadata
             continue
-    return found
+    return environment

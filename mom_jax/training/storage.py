@@ -83,18 +83,18 @@ def read_leaves(item: Path, target: Any) -> Any:
         InputError: an array is not there.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(target)
-    found: dict[int, jax.Array] = {}
+    restored: dict[int, jax.Array] = {}
     with _opened(item) as folder:
         handler = ocp.PyTreeCheckpointHandler()
         for i, (path, leaf) in sorted(enumerate(leaves), key=lambda entry: -entry[1][1].size):  # large ones first
             part = functools.reduce(lambda inner, key: {key.key: inner}, reversed(path), leaf)
             arguments = ocp.checkpoint_utils.construct_restore_args(part)
-            wanted = ocp.args.PyTreeRestore(part, restore_args=arguments, partial_restore=True)
-            (found[i],) = jax.tree.leaves(handler.restore(folder, args=wanted))
-            if not isinstance(found[i], jax.Array):  # what is not stored comes back as it was asked for
+            request = ocp.args.PyTreeRestore(part, restore_args=arguments, partial_restore=True)
+            (restored[i],) = jax.tree.leaves(handler.restore(folder, args=request))
+            if not isinstance(restored[i], jax.Array):  # what is not stored comes back as it was asked for
                 remedy = "lacks a parameter of the model; use the version of mom-jax that wrote it"
                 raise InputError("checkpoint", item.parent, f"{remedy}: {dotted(path)}")
-    return jax.tree.unflatten(tree, [found[i] for i in range(len(leaves))])
+    return jax.tree.unflatten(tree, [restored[i] for i in range(len(leaves))])
 
 
 def check_readable(item: Path) -> None:

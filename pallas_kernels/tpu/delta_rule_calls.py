@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.configs import Config, Entry, find
-from pallas_kernels.tpu import calls
-from pallas_kernels.tpu import delta_rule_kernels as bodies
+from pallas_kernels.tpu import calls, delta_rule_kernels
 from pallas_kernels.tpu.calls import LANES, LARGE_VMEM, Interpret, Operand, Operands
 from pallas_kernels.tpu.layout import Blocks
 
@@ -75,21 +74,21 @@ class Kernel(NamedTuple):
 _ROWS = ("k", "v", "g", "beta", "document")
 KERNELS = {
     "forward": Kernel(
-        bodies.forward,
+        delta_rule_kernels.forward,
         inputs=(*_ROWS, "q", "initial"),
         outputs=("o", "final", "inverse"),
         products=(3, 2, 2),
         spilled={"bfloat16": (1, 2, 8), "float32": (4, 8, 16)},
     ),
     "borders": Kernel(
-        bodies.borders,
+        delta_rule_kernels.borders,
         inputs=(*_ROWS, "inverse", "initial"),
         outputs=("states",),
         products=(2, 0, 1),
         spilled={"bfloat16": (1, 1, 2), "float32": (2, 2, 4)},
     ),
     "reverse": Kernel(
-        bodies.reverse,
+        delta_rule_kernels.reverse,
         inputs=(*_ROWS, "q", "inverse", "states", "do", "dfinal"),
         outputs=("dq", "dk", "dv", "dg", "dbeta", "dinitial"),
         products=(7, 5, 5),

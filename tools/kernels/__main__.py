@@ -89,11 +89,11 @@ def traffic_table() -> Iterator[str]:
     for platform, operators in OPERATORS.items():
         for operator in operators:
             function, arguments = training(Case(platform, operator, 256, "bfloat16"))
-            found = list(calls(PRIMITIVES[platform], function, *arguments))
-            moved = sum(map(moved_bytes, found)) / rows
+            kernel_calls = list(calls(PRIMITIVES[platform], function, *arguments))
+            moved = sum(map(moved_bytes, kernel_calls)) / rows
             least = 2 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments[0])) / rows
             least += 2 * 256 * 2 / 1024  # outputs and their gradient
-            yield f"| {operator} | {platform} | {least:.1f} | {moved:.1f} | {len(found)} |"
+            yield f"| {operator} | {platform} | {least:.1f} | {moved:.1f} | {len(kernel_calls)} |"
 
 
 def train_table() -> Iterator[str]:
@@ -128,7 +128,7 @@ def main() -> None:
         lines = [f"{datetime.date.today()}; {versions}", "", *TABLES[name]()]
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         table = "\n".join(lines) + "\n"
-        page = place.sub(lambda found, table=table: found[1] + table + found[2], PAGE.read_text(encoding="utf-8"))
+        page = place.sub(lambda match, table=table: match[1] + table + match[2], PAGE.read_text(encoding="utf-8"))
         PAGE.write_text(page, encoding="utf-8")
 
 

@@ -113,6 +113,6 @@ def _read_amd(assembly: str, shared: int) -> Compiled:
 
 
 def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    assert found is not None, f"the compiler does not say {pattern}"
-    return int(found[1])
+    match = re.search(pattern, text)
+    assert match is not None, f"the compiler does not say {pattern}"
+    return int(match[1])

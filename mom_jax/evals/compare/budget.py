@@ -96,24 +96,24 @@ def _kind(name: str) -> str:
 def _block_errors(
     sides: tuple[Subject, Subject], exact: Subject, layer: int, x: np.ndarray, cotangent: np.ndarray
 ) -> Errors:
-    truth, found = exact.block(layer, x), [side.block(layer, x) for side in sides]
+    truth, records = exact.block(layer, x), [side.block(layer, x) for side in sides]
     errors: Errors = {}
     clean = np.ones(len(x), bool)
     if "router" in truth:
-        others = [~same_choices(record["choices"], truth["choices"]) for record in found]
+        others = [~same_choices(record["choices"], truth["choices"]) for record in records]
         errors[f"block choices: {layer}"] = _pair(other.mean() for other in others)
-        errors[f"block router: {layer}"] = _pair(_relative(record["router"], truth["router"]) for record in found)
+        errors[f"block router: {layer}"] = _pair(_relative(record["router"], truth["router"]) for record in records)
         clean = np.logical_not((others[0] | others[1]).any(1))
     if not clean.any():
         return errors
     added = truth["hidden"] - x
-    errors[f"block: {layer}"] = _pair(_relative((record["hidden"] - x)[clean], added[clean]) for record in found)
+    errors[f"block: {layer}"] = _pair(_relative((record["hidden"] - x)[clean], added[clean]) for record in records)
     # Rows are independent: without a cotangent, one leaves no gradient.
     cotangent = cotangent * clean[:, None, None]
-    truth, found = exact.block(layer, x, cotangent), [side.block(layer, x, cotangent) for side in sides]
+    truth, records = exact.block(layer, x, cotangent), [side.block(layer, x, cotangent) for side in sides]
     gradients = [name for name in truth if name.startswith("gradient/") and np.any(truth[name])]
     errors[f"block gradients: {layer}"] = _pair(
-        float(np.median([_relative(record[name], truth[name]) for name in gradients])) for record in found
+        float(np.median([_relative(record[name], truth[name]) for name in gradients])) for record in records
     )
     return errors
 

@@ -141,56 +141,56 @@ def compare(
         new_tokens: length of the greedy continuations; 0 leaves them out.
         limits: from `tolerances`.
     """
-    here, there = ours.forward(ids), reference.forward(ids)
-    layers, clean = _layers(here, there, limits)
-    outputs = [difference("logits", here["logits"], there["logits"], limits["logits"], clean)]
+    mine, expected = ours.forward(ids), reference.forward(ids)
+    layers, clean = _layers(mine, expected, limits)
+    outputs = [difference("logits", mine["logits"], expected["logits"], limits["logits"], clean)]
     rows = np.flatnonzero(clean.all(1))
     gradients, generation = [], None
     if len(rows):
         ids = ids[rows]
-        here, there = ours.loss_and_gradients(ids), reference.loss_and_gradients(ids)
-        outputs += _matching(here, there, "loss", limits)
-        gradients = sorted(_matching(here, there, "gradient", limits), key=lambda d: d.max_rel, reverse=True)
+        mine, expected = ours.loss_and_gradients(ids), reference.loss_and_gradients(ids)
+        outputs += _matching(mine, expected, "loss", limits)
+        gradients = sorted(_matching(mine, expected, "gradient", limits), key=lambda d: d.max_rel, reverse=True)
         prefill = ids.shape[1] - min(STEPS, ids.shape[1] // 2)
-        here, there = ours.decode(ids, prefill), reference.decode(ids, prefill)
-        outputs += _matching(here, there, "decode", limits)
+        mine, expected = ours.decode(ids, prefill), reference.decode(ids, prefill)
+        outputs += _matching(mine, expected, "decode", limits)
         if new_tokens:
             generation = _generation(ours, reference, ids[:, :PROMPT], new_tokens, limits["decode"])
     return Comparison(layers, outputs, gradients, generation, (len(rows), len(clean)))
 
 
-def _layers(here: Record, there: Record, limits: Mapping[str, float]) -> tuple[list[Layer], np.ndarray]:
-    keep = np.ones(there["logits"].shape[:2], bool)
-    layers, with_router = [], layer_numbers(there, "router")
-    for number in layer_numbers(there, "hidden"):
+def _layers(ours: Record, reference: Record, limits: Mapping[str, float]) -> tuple[list[Layer], np.ndarray]:
+    keep = np.ones(reference["logits"].shape[:2], bool)
+    layers, with_router = [], layer_numbers(reference, "router")
+    for number in layer_numbers(reference, "hidden"):
         router = choices = None
         if number in with_router:
             name = f"router/{number}"
-            router = difference(name, here[name], there[name], limits["router"], keep)
+            router = difference(name, ours[name], reference[name], limits["router"], keep)
             # Both logits of a tie may be off.
             tie = 2 * limits["router"]
             chosen = f"choices/{number}"
-            choices, equal = compare_choices(number, here[chosen], there[chosen], there[name], tie, keep)
+            choices, equal = compare_choices(number, ours[chosen], reference[chosen], reference[name], tie, keep)
             keep = keep & unaffected(equal)
         name = f"hidden/{number}"
-        hidden = difference(name, here[name], there[name], limits["hidden"], keep)
+        hidden = difference(name, ours[name], reference[name], limits["hidden"], keep)
         layers.append(Layer(number, hidden, router, choices, float(keep.mean())))
     return layers, keep
 
 
-def _matching(here: Record, there: Record, kind: str, limits: Mapping[str, float]) -> list[Difference]:
-    names = [name for name in there if name.startswith(f"{kind}/")]
-    if set(names) != {name for name in here if name.startswith(f"{kind}/")}:
+def _matching(ours: Record, reference: Record, kind: str, limits: Mapping[str, float]) -> list[Difference]:
+    names = [name for name in reference if name.startswith(f"{kind}/")]
+    if set(names) != {name for name in ours if name.startswith(f"{kind}/")}:
         raise ValueError(f"{kind}: other names here than in the reference")
-    floor = ZERO * max(float(np.abs(there[name]).max()) for name in names)
-    return [difference(name, here[name], there[name], limits[kind], floor=floor) for name in names]
+    floor = ZERO * max(float(np.abs(reference[name]).max()) for name in names)
+    return [difference(name, ours[name], reference[name], limits[kind], floor=floor) for name in names]
 
 
 def _generation(ours: Subject, reference: Subject, prompt: np.ndarray, new_tokens: int, limit: float) -> Generation:
-    tokens, wanted = (side.continue_greedily(prompt, new_tokens) for side in (ours, reference))
-    same = unaffected(tokens == wanted)
+    tokens, expected = (side.continue_greedily(prompt, new_tokens) for side in (ours, reference))
+    same = unaffected(tokens == expected)
     firsts = [(int(row), int(same[row].sum())) for row in np.flatnonzero(~same.all(1))]
-    lead = max((_lead(reference, prompt[row], wanted[row, :token]) for row, token in firsts), default=0.0)
+    lead = max((_lead(reference, prompt[row], expected[row, :token]) for row, token in firsts), default=0.0)
     first = min(firsts, key=lambda place: place[1]) if firsts else None
     return Generation(int(same.sum()), same.size, first, lead, 2 * limit)
 

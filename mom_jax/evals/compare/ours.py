@@ -71,8 +71,8 @@ class Ours:
         of_params, of_x = _block_gradients(graph, params, rank, inputs, jnp.asarray(cotangent, inputs.dtype))
         named = published(self.config, {f"{stack}.{name}": value for name, value in by_name(of_params).items()})
         inside = f"model.layers.{layer}."
-        found = {name.removeprefix(inside): value for name, value in named.items() if name.startswith(inside)}
-        return {f"gradient/{name}": value for name, value in {**found, "x": _numpy(of_x)}.items()}
+        of_parameters = {name.removeprefix(inside): value for name, value in named.items() if name.startswith(inside)}
+        return {f"gradient/{name}": value for name, value in {**of_parameters, "x": _numpy(of_x)}.items()}
 
     def _routing(self, router: RouterOutput | None) -> Record:
         if router is None:

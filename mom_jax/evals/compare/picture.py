@@ -37,10 +37,10 @@ def draw_budget(budget: Budget, path: Path) -> None:
 def _budget(budget: Budget) -> Figure:
     figure, axes = one_panel("bfloat16 against float32", "layer", "relative error")
     for what, style in (("block", "--"), ("model", "-")):
-        found = [line for line in budget.lines if re.fullmatch(rf"{what}: \d+", line.quantity)]
-        numbers = [int(line.quantity.removeprefix(f"{what}: ")) for line in found]
+        lines = [line for line in budget.lines if re.fullmatch(rf"{what}: \d+", line.quantity)]
+        numbers = [int(line.quantity.removeprefix(f"{what}: ")) for line in lines]
         for side, color in (("reference", "C3"), ("ours", "C0")):
-            values = [getattr(line, side) for line in found]
+            values = [getattr(line, side) for line in lines]
             axes.plot(numbers, values, style, marker="o", markersize=4, color=color, label=f"{what}, {side}")
     return _finished(figure, axes)
 

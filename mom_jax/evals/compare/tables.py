@@ -66,13 +66,13 @@ def _differences(title: str, first: str, differences: list[Difference]) -> Table
 
 
 def _generation(result: Comparison) -> str:
-    found = result.generation
-    assert found is not None
-    line = f"generation: {found.equal} of {found.total} greedy tokens equal"
-    if found.first:
-        row, token = found.first
-        line += f"; first other token: row {row}, number {token}, where the reference's lead was {found.lead:.1e}"
-    return f"{line} {_mark(found.ok)}"
+    generation = result.generation
+    assert generation is not None
+    line = f"generation: {generation.equal} of {generation.total} greedy tokens equal"
+    if generation.first:
+        row, token = generation.first
+        line += f"; first other token: row {row}, number {token}, where the reference's lead was {generation.lead:.1e}"
+    return f"{line} {_mark(generation.ok)}"
 
 
 def budget_table(budget: Budget) -> Table:

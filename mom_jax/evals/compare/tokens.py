@@ -28,9 +28,9 @@ def text_tokens(path: str, tokenizer: str, config: MoMConfig, batch: int, length
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError("text", path, f"cannot be read as UTF-8 text ({error})") from error
-    found = load_tokenizer(tokenizer)
-    check_rows(tokenizer, found.vocab_size, config.vocab_size)
-    ids = np.asarray(found.encode(text), np.int32)
+    loaded = load_tokenizer(tokenizer)
+    check_rows(tokenizer, loaded.vocab_size, config.vocab_size)
+    ids = np.asarray(loaded.encode(text), np.int32)
     if len(ids) < length:
         raise InputError("text", path, f"holds {len(ids)} tokens, fewer than the {length} of a row")
     starts = np.random.default_rng(seed).integers(0, len(ids) - length + 1, batch)

@@ -64,9 +64,9 @@ def answer_prompts(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = _batch([rows[i] for i in chosen], batch_size, tokenizer.eos_id)
-        wanted = [prompts[i] for i in chosen]
+        batch_prompts = [prompts[i] for i in chosen]
         keys = jax.random.fold_in(jax.random.key(seed), start)
-        texts = _answer(model, tokenizer, place(batch), wanted, sampling, keys, allowed)
+        texts = _answer(model, tokenizer, place(batch), batch_prompts, sampling, keys, allowed)
         yield from zip(chosen, texts, strict=True)
 
 

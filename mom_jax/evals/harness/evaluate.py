@@ -48,11 +48,11 @@ def evaluate_tasks(
     """
     # The harness draws bootstrap samples in forked processes, and to fork a process that runs JAX may hang it.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
-    wanted: list[Any] = list(tasks)  # groups too, whatever the harness's annotation says
+    task_list: list[Any] = list(tasks)  # groups too, whatever the harness's annotation says
     try:
-        found: Any = simple_evaluate(
+        results: Any = simple_evaluate(
             model=lm,
-            tasks=wanted,
+            tasks=task_list,
             limit=limit,
             use_cache=None if answers is None else str(answers),
             task_manager=TaskManager(include_defaults=False),
@@ -66,10 +66,10 @@ def evaluate_tasks(
             raise
         remedy = f"a document does not fit its task ({type(error).__name__}: {one_line(error)}); mend the task file"
         raise InputError("tasks", "as given", remedy) from error
-    groups = {name: {"metrics": _metrics(values)} for name, values in found.get("groups", {}).items()}
+    groups = {name: {"metrics": _metrics(values)} for name, values in results.get("groups", {}).items()}
     return {
         "lm_eval": version("lm_eval"),
-        "tasks": {name: _task(found, name) for name in found["results"] if name not in found["group_subtasks"]},
+        "tasks": {name: _task(results, name) for name in results["results"] if name not in results["group_subtasks"]},
         "groups": {name: group for name, group in groups.items() if group["metrics"]},
     }
 
@@ -94,16 +94,16 @@ def fingerprint(lm: HarnessModel) -> str:
     return hashlib.sha256(rest.encode() + b"".join(s.tobytes() for s in sums)).hexdigest()[:16]
 
 
-def _task(found: Any, name: str) -> dict[str, Any]:
-    values = found["results"][name]
-    better = found["higher_is_better"].get(name, {})
+def _task(results: Any, name: str) -> dict[str, Any]:
+    values = results["results"][name]
+    better = results["higher_is_better"].get(name, {})
     return {
         "metrics": _metrics(values),
         "stderr": _metrics(values, "_stderr"),
         "higher_is_better": {metric: better.get(metric.partition(",")[0]) for metric in _metrics(values)},
-        "samples": found["n-samples"][name]["effective"],
-        "fewshot": found["n-shot"].get(name, 0),
-        "version": found["versions"].get(name),
+        "samples": results["n-samples"][name]["effective"],
+        "fewshot": results["n-shot"].get(name, 0),
+        "version": results["versions"].get(name),
     }
 
 

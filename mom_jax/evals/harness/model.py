@@ -162,19 +162,19 @@ class HarnessModel(TemplateLM):
         return score_pairs(self.model, pairs, self.max_length, self.batch_size, self.place, self._allowed)
 
     def _prompt(self, context: str, options: dict[str, Any]) -> tuple[Sampling, Prompt]:
-        wanted: dict[str, Any] = dict(normalize_gen_kwargs(options))
-        unknown = sorted(set(wanted) - _KNOWN)
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(options))
+        unknown = sorted(set(settings) - _KNOWN)
         if unknown:
             remedy = f"is not available; known are {', '.join(sorted(_KNOWN))}"
             raise InputError("generation_kwargs", ", ".join(unknown), remedy)
-        sampling, temperature = Sampling(), wanted.get("temperature", 1.0)
-        if wanted["do_sample"] and temperature != 0:
+        sampling, temperature = Sampling(), settings.get("temperature", 1.0)
+        if settings["do_sample"] and temperature != 0:
             # As PyTorch models of the harness have it, a top_k of 0 or beyond the vocabulary keeps all tokens.
-            top_k = wanted.get("top_k") or None
-            sampling = Sampling(temperature, top_k and min(top_k, self.model.config.vocab_size), wanted.get("top_p"))
-        _check_generation(temperature, wanted["until"], wanted["max_gen_toks"])
+            top_k = settings.get("top_k") or None
+            sampling = Sampling(temperature, top_k and min(top_k, self.model.config.vocab_size), settings.get("top_p"))
+        _check_generation(temperature, settings["until"], settings["max_gen_toks"])
         ids = self.tok_encode(context) or [self.prefix_token_id]
-        return sampling, Prompt(ids, tuple(wanted["until"]), wanted["max_gen_toks"])
+        return sampling, Prompt(ids, tuple(settings["until"]), settings["max_gen_toks"])
 
 
 def _check_generation(temperature: float, until: list[Any], max_tokens: int) -> None:

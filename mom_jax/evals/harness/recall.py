@@ -123,13 +123,13 @@ def cut_document(chosen: RecallSet, doc: Doc, tokenizer: Tokenizer, window: int)
     """The ``window`` tokens of a document around what is asked for; its end where that does not occur."""
     text = doc[chosen.context].split(_SUMMARY)[0].strip()
     ids = tokenizer.encode(text)
-    found = [place for field in chosen.cut_at if (place := _find(text, _first(doc[field]))) >= 0]
-    if not found:
-        found = [place for answer in doc.get("alt_answers") or () if (place := _find(text, answer)) >= 0][:1]
+    places = [place for field in chosen.cut_at if (place := _find(text, _first(doc[field]))) >= 0]
+    if not places:
+        places = [place for answer in doc.get("alt_answers") or () if (place := _find(text, answer)) >= 0][:1]
     if not chosen.cut_at:
         middle = 0
-    elif found:
-        middle = len(tokenizer.encode(text[: min(found)]))
+    elif places:
+        middle = len(tokenizer.encode(text[: min(places)]))
     else:
         middle = int(doc.get("tok_pos") or len(ids))
     start = max(0, middle - window // 2)

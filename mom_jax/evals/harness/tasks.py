@@ -32,12 +32,12 @@ def load_tasks(
     Raises:
         InputError: a task whose data or package is not here.
     """
-    found: dict[str, Task | Group] = {}
+    loaded: dict[str, Task | Group] = {}
     for name in _members(names):
         made: Any = _load(name, manager, tokenizer, max_length)
         for task in made if isinstance(made, list) else [made]:
-            found.setdefault(task.name if isinstance(task, Group) else task.task_name, task)
-    return found
+            loaded.setdefault(task.name if isinstance(task, Group) else task.task_name, task)
+    return loaded
 
 
 def _members(names: Sequence[str]) -> list[str]:

@@ -34,22 +34,22 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def choose_kernels(wanted: Literal["auto"] | Kernels, gpu: bool) -> Kernels:
+def choose_kernels(kernels: Literal["auto"] | Kernels, gpu: bool) -> Kernels:
     """What runs the reference's operators: its Triton kernels on a GPU, naive PyTorch on a CPU, or what is wanted.
 
     Raises:
         InputError: Triton's compiler without a GPU, or its interpreter beside one.
     """
-    if wanted == "triton" and not gpu:
-        raise InputError("kernels", wanted, "needs a GPU that PyTorch sees; without one take naive or interpreter")
-    if wanted == "interpreter" and gpu:
-        raise InputError("kernels", wanted, "is for machines without a GPU; take triton or naive")
-    if wanted == "auto":
+    if kernels == "triton" and not gpu:
+        raise InputError("kernels", kernels, "needs a GPU that PyTorch sees; without one take naive or interpreter")
+    if kernels == "interpreter" and gpu:
+        raise InputError("kernels", kernels, "is for machines without a GPU; take triton or naive")
+    if kernels == "auto":
         return "triton" if gpu else "naive"
-    return wanted
+    return kernels
 
 
 def _numbers(version: str) -> tuple[int, ...]:
     """Leading numbers of a version: 0.6.0.post1 is (0, 6, 0)."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
