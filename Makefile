@@ -7,7 +7,7 @@ ARGS ?=
 # Two workers share the compilations of the suite; each stays small in memory.
 PYTEST := -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-second-python test-gpu test-tpu test-parity check bench bench-gpu bench-tpu kernels results clean
+.PHONY: help demo test fuzz test-second-python test-gpu test-tpu test-parity check bench bench-gpu bench-tpu kernels results clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -21,6 +21,10 @@ test: ## the whole suite
 	@tools/make-venv .venv test
 	@.venv/bin/python tools/install_compilers.py
 	.venv/bin/python $(PYTEST) $(ARGS)
+
+fuzz: ## bad command lines and files by the hundred (about ten minutes on two cores)
+	@tools/make-venv .venv test
+	.venv/bin/python -m pytest -m fuzz $(ARGS) tests/fuzz
 
 # Left out: suites that hold one implementation against another in many cases. What is measured against stored numbers stays.
 EXHAUSTIVE := ops/test_recurrences.py ops/test_delta_rule.py layers/test_rules.py layers/test_mom.py models/test_lm.py \

@@ -1,5 +1,5 @@
 """What not every machine has: a test marked ``gpu``, ``tpu`` or ``parity`` is deselected where that is missing, and
-named at the end.
+named at the end; likewise ``fuzz``, which takes its time, unless it is asked for.
 
 With pytest-xdist every worker collects the same tests, so a worker hands its list to the controller when it ends.
 
@@ -21,7 +21,7 @@ import pytest
 from support.processes import compiler
 
 HARDWARE = ("gpu", "tpu")
-MARKERS = (*HARDWARE, "parity", "compilers")
+MARKERS = (*HARDWARE, "parity", "compilers", "fuzz")
 _NOT_RUN: dict[str, list[str]] = {}
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OWN_CACHE = _CACHE not in os.environ
@@ -49,8 +49,10 @@ os.environ.setdefault("XLA_FLAGS", _CHEAP)
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def _available(marker: str) -> bool:
+def _available(marker: str, asked_for: str) -> bool:
     """Whether this machine can run the tests of a marker; JAX is asked only when there is such a test."""
+    if marker == "fuzz":
+        return marker in asked_for
     if marker in HARDWARE:
         import jax
 
@@ -74,7 +76,7 @@ def small_groups():
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects the tests that need what is missing."""
     needs = {item: {name for name in MARKERS if item.get_closest_marker(name)} for item in items}
-    absent = {name for name in set().union(*needs.values()) if not _available(name)}
+    absent = {name for name in set().union(*needs.values()) if not _available(name, config.option.markexpr)}
     missing = [item for item in items if needs[item] & absent]
     for item in missing:
         _NOT_RUN.setdefault(min(needs[item] & absent), []).append(item.nodeid)

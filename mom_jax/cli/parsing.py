@@ -95,13 +95,17 @@ def _field(option: str) -> str:
 
 
 def _joined(args: Sequence[str], types_by_option: dict[str, Any]) -> list[str]:
-    """``--prompt -x`` as ``--prompt=-x``: what follows an option of text is its value, though it begins with a dash."""
+    """``--prompt -x`` as ``--prompt=-x``: what follows an option of text is its value, though it begins with a dash.
+
+    So is ``-inf``, which is the value of a number and no option.
+    """
     joined: list[str] = []
     for argument in args:
         before = joined[-1] if joined and "=" not in joined[-1] else ""
         kinds = (kind for kind, _ in alternatives(types_by_option.get(_field(before))))
         is_text = any(kind is str or _is_texts(kind) for kind in kinds)
-        if is_text and before.startswith("--") and re.match(r"-[^-]|-$", argument) and argument != "-h":
+        is_value = is_text and re.match(r"-[^-]|-$", argument) and argument != "-h"
+        if before.startswith("--") and (is_value or re.fullmatch(r"-(inf|infinity|nan)", argument, re.IGNORECASE)):
             joined[-1] = f"{before}={argument}"
         else:
             joined.append(argument)

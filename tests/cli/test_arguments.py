@@ -27,6 +27,8 @@ BAD = [
     ("train mom-tiny --data.batch-size=x", "data.batch_size=x: expected a whole number"),
     ("train mom-tiny --remat ful", "remat=ful: expected one of none, full, dots; did you mean full?"),
     ("train mom-tiny --model.shared-mem False", "model.shared_mem=False: expected no value"),
+    ("train mom-tiny --steps -inf", "steps=-inf: expected a whole number"),
+    ("generate r --prompt a --temperature -nan", "temperature=nan: must be a finite number"),
     ("train mom-tiny --steps -5", "steps=-5: must be at least 1"),
     ("train mom-tiny --model.topk 7", "topk=7: must lie between 1 and num_memories (4)"),
     ("train mom-tiny --model.topk 0", "topk=0: must lie between"),
