@@ -5,6 +5,7 @@ dataclass for objects with known fields (further fields are let through).
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -31,6 +32,9 @@ _IN_WORDS = {
 _IN_WORDS[type(None)] = "null"
 
 
+_SEAL = "sha256"  # of the fields beside it
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Writes a file that is either whole or absent; text as UTF-8, with the bytes of names that are none as escapes."""
     temporary = temporary_path(path)
@@ -54,6 +58,11 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     except ValueError as error:
         raise InputError("path", path, "is not written: a number of it is NaN or infinite") from error
     write_atomically(path, text + "\n")
+
+
+def write_sealed(path: Path, fields: Mapping[str, Any]) -> None:
+    """Writes a JSON object with a sum of itself, so that `read_sealed` sees what other sums do not cover."""
+    write_json(path, {**fields, _SEAL: _sum(fields)})
 
 
 def json_line(record: Mapping[str, Any]) -> str:
@@ -113,13 +122,29 @@ def read_json(path: Path, form: type[T], remedy: str, field: str = "path") -> T:
         raise InputError(field, path, f"is damaged ({error}); {remedy}") from error
 
 
-def read_record(path: Path, cls: type[T], remedy: str, field: str = "path") -> T:
-    """The dataclass ``cls`` with the fields of a JSON object; fields that it does not know are left out.
+def read_sealed(path: Path, form: type[T], remedy: str, field: str = "path") -> T:
+    """What `write_sealed` wrote, or, without a sum, its earlier versions.
 
     Raises:
-        InputError: as `read_json`.
+        InputError: as `read_json`, or the content is not the one that was written.
     """
-    fields: Any = read_json(path, cls, remedy, field)
+    fields: Any = read_json(path, form, remedy, field)
+    if fields.pop(_SEAL, None) not in (None, _sum(fields)):
+        raise InputError(field, path, f"is damaged (its own SHA-256 differs); {remedy}")
+    return fields
+
+
+def _sum(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+
+def read_record(path: Path, cls: type[T], remedy: str, field: str = "path") -> T:
+    """The dataclass ``cls`` with the fields of a sealed JSON object; fields that it does not know are left out.
+
+    Raises:
+        InputError: as `read_sealed`.
+    """
+    fields: Any = read_sealed(path, cls, remedy, field)
     return cls(**{known.name: fields[known.name] for known in dataclasses.fields(cls) if known.name in fields})  # type: ignore[arg-type]
 
 

@@ -6,7 +6,8 @@ A prepared folder holds ``index.json`` (tokenizer, dtype, the names of all shard
 - ``NAME.offsets``: little-endian uint64 [documents + 1], where each document starts in ``NAME.bin``, and its length;
 - ``NAME.json``: counts and SHA-256 sums. It is written last, so a shard with this file is complete.
 
-Nothing in them depends on the machine, the time or the number of workers.
+Both JSON files end with a SHA-256 of the rest of them. Nothing in the folder depends on the machine, the time or the
+number of workers.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from mom_jax.errors import InputError
-from mom_jax.files import read_json, read_record, write_json
+from mom_jax.files import read_json, read_record, read_sealed, write_sealed
 
 FORMAT = "mom-jax-shards"
 VERSION = 1
@@ -81,7 +82,7 @@ def finished_shard(folder: Path, name: str, key: str, dtype: np.dtype) -> ShardI
 
 def write_index(folder: Path, index: Index) -> None:
     """Writes ``index.json``; the same data and tokenizer give the same bytes."""
-    write_json(folder / "index.json", index)
+    write_sealed(folder / "index.json", index)
 
 
 def read_index(folder: Path) -> Index:
@@ -99,7 +100,7 @@ def read_index(folder: Path) -> Index:
         raise InputError(
             "path", path, f"has version {content.get('version')}; this program reads {VERSION}: prepare the data again"
         )
-    index = read_json(path, Index, remedy)
+    index = read_sealed(path, Index, remedy)
     for split in SPLITS:
         for shard in index["splits"].get(split, ()):
             if not re.fullmatch(r"[\w-]+", shard["name"]):

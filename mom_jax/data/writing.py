@@ -14,7 +14,7 @@ import numpy as np
 
 from mom_jax.data.shards import ShardInfo, token_dtype
 from mom_jax.data.tokenizers import Tokenizer
-from mom_jax.files import temporary_path, to_disk, write_atomically, write_json
+from mom_jax.files import temporary_path, to_disk, write_atomically, write_sealed
 
 
 def write_shards(
@@ -34,7 +34,7 @@ def write_shards(
 
 def write_record(folder: Path, name: str, info: ShardInfo) -> None:
     """Writes ``NAME.json``, after which the shard counts as complete."""
-    write_json(folder / f"{name}.json", dataclasses.asdict(info))
+    write_sealed(folder / f"{name}.json", dataclasses.asdict(info))
 
 
 class _Writer:

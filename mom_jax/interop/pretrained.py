@@ -29,6 +29,7 @@ from mom_jax.paths import local_path
 MAX_SHARD_BYTES = 5 * 10**9
 _ALIGNMENT = 64  # XLA's CPU client takes over a host buffer without a copy if it is aligned so
 _PROGRESS_BYTES = 2**29  # models below this load before a bar could be read
+_NAMED = 20  # tensors that do not fit, of all in a model of another kind
 _READABLE = ("F32", "BF16", "F16")
 _OUTPUT = "lm_head.weight"
 
@@ -133,7 +134,8 @@ def _check(
         if name not in needed and not without_effect(config, name):
             wrong.append(f"{name} {list(tensor.shape)} is unexpected")
     if wrong:
-        remedy = f"do not fit config.json: {'; '.join(wrong)}"
+        more = [f"and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
+        remedy = f"do not fit config.json: {'; '.join(wrong[:_NAMED] + more)}"
         raise InputError("tensors", f"{len(wrong)} of {len(stored.tensors)}", remedy)
     if config.tie_word_embeddings and _OUTPUT in stored.tensors and not _equal(stored, _OUTPUT, embedding):
         remedy = f"but {_OUTPUT} differs from {embedding}; set it to false in config.json to keep both"

@@ -55,6 +55,26 @@ def test_the_format_is_what_it_says(folder):
             assert (np.flatnonzero(tokens == 257) + 1).tolist() == offsets[1:].tolist()
 
 
+@pytest.mark.parametrize(
+    ("name", "written", "altered"),
+    [
+        ("index.json", '"eos_id": 257', '"eos_id": 256'),
+        ("held_out-00000.json", '"text_bytes": ', '"text_bytes": 1'),
+        ("train-00000.json", '"skipped": 0', '"skmpped": 0'),
+    ],
+)
+def test_records_cover_themselves(name, written, altered, folder):
+    """What no sum of another file covers; a record without a sum is an earlier version's."""
+    path = folder / name
+    told = path.read_text(encoding="utf-8")
+    path.write_text(told.replace(written, altered), encoding="utf-8")
+    _refused(folder, name)
+    fields = json.loads(told)
+    del fields["sha256"]
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    open_prepared(folder)
+
+
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(264, "<u2"), (65536, "<u2"), (65537, "<u4")])
 def test_token_width(vocab_size, dtype):
     assert token_dtype(vocab_size) == np.dtype(dtype)

@@ -124,13 +124,14 @@ def test_sums_that_fit_do_not_excuse_tokens_outside_the_vocabulary(folder, tmp_p
     import hashlib
     import json
 
+    from mom_jax.files import write_sealed
+
     path, record = folder / "train-00000.bin", folder / "train-00000.json"
     tokens = np.fromfile(path, "<u2")
     tokens[3] = 264
     path.write_bytes(tokens.tobytes())
     fields = json.loads(record.read_text(encoding="utf-8"))
-    record.write_text(
-        json.dumps(fields | {"bin_sha256": hashlib.sha256(tokens.tobytes()).hexdigest()}), encoding="utf-8"
-    )
+    del fields["sha256"]
+    write_sealed(record, fields | {"bin_sha256": hashlib.sha256(tokens.tobytes()).hexdigest()})
     with pytest.raises(InputError, match=r"train-00000\.bin: holds the token 264, but the vocabulary ends at 263"):
         _open(folder, tmp_path)

@@ -77,8 +77,8 @@ def test_indexes_of_weights(trials: Trials, copy: Copy, rng: random.Random):
     folder = copy("published")
     index = folder / "model.safetensors.index.json"
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
-    maps = ["../x.safetensors", "/etc/passwd", "gone.safetensors", "", "\0", "sub/../../x.safetensors", 3, None, [], "."]
-    maps += ["..", "config.json", "a" * 300]
+    maps = ["../x.safetensors", "/etc/passwd", "gone.safetensors", "", "\0", "sub/../../x.safetensors", 3, None, []]
+    maps += [".", "..", "config.json", "a" * 300]
     texts = [json.dumps({"weight_map": {"model.norm.weight": value}}) for value in maps]
     for text in [*damage.WHOLES, "{}", '{"weight_map": []}', '{"weight_map": {}}', *texts]:
         damage.put(index, text)
@@ -87,7 +87,8 @@ def test_indexes_of_weights(trials: Trials, copy: Copy, rng: random.Random):
 
 def test_notes_of_published_models(trials: Trials, copy: Copy):
     path = copy("published") / "mom_jax.json"
-    for text in [*damage.WHOLES, '{"tokenizer": 3}', '{"tokenizer": ""}', '{"tokenizer": "gs://b/t"}', '{"tokenizer": "gone.json"}']:
+    names = [3, "", "gs://bucket/t", "gone.json", [], "\0"]
+    for text in [*damage.WHOLES, *(json.dumps({"tokenizer": name}) for name in names)]:
         damage.put(path, text)
         trials.refused(["convert", path.parent, "converted"])
 

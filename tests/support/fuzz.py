@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 # A small split, and a model and a training that take no time.
-SPLIT = "--data.held-out-fraction 0.3".split()
-TINY = """--model.hidden-size 16 --model.num-hidden-layers 1 --model.head-dim 8 --model.num-heads 2
-    --model.intermediate-size 16 --data.sequence-length 32 --data.batch-size 8 --steps 4 --checkpoint.every 2
-    --log-every 1 --eval-every 2 --eval-windows 2 --optimizer.warmup-steps 1""".split()
+SPLIT = ["--data.held-out-fraction", "0.3"]
+TINY = shlex.split("""
+    --model.hidden-size 16 --model.num-hidden-layers 1 --model.head-dim 8 --model.num-heads 2 --steps 4
+    --model.intermediate-size 16 --data.sequence-length 32 --data.batch-size 8 --checkpoint.every 2
+    --log-every 1 --eval-every 2 --eval-windows 2 --optimizer.warmup-steps 1
+""")
 
 LIMIT = 120  # seconds of a command; the machine may be loaded
-_LINE = re.compile(r"mom-jax: .+: .+|mom-jax: [\w.-]+=.+|mom-jax: .* (is missing|is not installed here).*")
-_NOT_OURS = re.compile(r"(^|/)\.train\.lock$")  # empty, and kept from the first sitting on
+_LINE = re.compile(r"mom-jax: .+(=|: | is ).+")
+_NOT_OURS = re.compile(r"(^|/)\.(train|tasks)\.lock$")  # empty, and kept from the first sitting on
 
 
 @dataclasses.dataclass(frozen=True)
