@@ -32,7 +32,7 @@ def test_results_elsewhere(trials: Trials, copy: Copy, sound: Path):
         trials.refused(["convert", run, place])
         trials.refused(["convert", published, place])
         trials.refused(["data", "prepare", place, "--data.path", sound / "text", "--workers", 1])
-        trials.refused(["experiment", "mqar", "--out", place], "out")
+        trials.refused(["experiment", "mqar", "--out", place])
         trials.refused(["compare", "--reference", published, "--out", place])
         trials.refused(["train", "mom-tiny", *TINY, "--data.path", sound / "shards", "--run-dir", place], "run_dir")
 
@@ -55,7 +55,7 @@ def test_folders_of_something_else(trials: Trials, copy: Copy, sound: Path):
     for more in (["--model.topk", "1"], ["--seed", "1"], ["--steps", "3"], ["--data.sequence-length", "16"],
                  ["--model.num-memories", "8"], ["--data.path", text], ["--optimizer.beta1", "0.5"]):  # fmt: skip
         line = ["train", "mom-tiny", *TINY, "--data.path", sound / "shards", "--run-dir", run]
-        trials.refused([*line, "--steps", 6, *more], "run")
+        trials.refused([*line, "--steps", 6, *more])
 
 
 def test_prompts(trials: Trials, copy: Copy, rng: random.Random):
