@@ -10,9 +10,11 @@ V  value channels per head    k plus the shared one
 
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-__all__ = ["Array", "Batch", "Bool", "Float", "Int", "Shaped"]
+__all__ = ["AnyArray", "Array", "Batch", "Bool", "Float", "Int", "Shaped"]
 
+AnyArray = Array | np.ndarray  # what may come from outside, not yet on a device
 # ``input_ids``, ``labels`` and ``segment_ids``, each int32 [B, T], or [T] of a single window: of NumPy or of JAX.
 Batch = dict[str, Any]

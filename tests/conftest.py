@@ -18,6 +18,7 @@ import tempfile
 
 import hypothesis
 import pytest
+from support import typechecked
 from support.processes import compiler
 
 HARDWARE = ("gpu", "tpu")
@@ -26,6 +27,7 @@ _NOT_RUN: dict[str, list[str]] = {}
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OWN_CACHE = _CACHE not in os.environ
 
+typechecked.install()  # before anything imports mom_jax
 gc.set_threshold(50_000, 20, 100)
 # Neither a loaded machine nor a first call that imports libraries is a finding; the default is 200 ms an example.
 hypothesis.settings.register_profile("patient", deadline=None)

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.chunks import State, Stored, final_states, initial_carry, load, store
+from mom_jax.ops.chunks import State, final_states, initial_carry, load, store
 from mom_jax.ops.dispatch import target
 from mom_jax.ops.segments import ChunkTable
-from mom_jax.typing import Array, Float
+from mom_jax.typing import Array, Float, Shaped
 
 # Floats of one array in a group of chunks: some twenty such arrays fit into the caches of a CPU's cores; where all
 # chunks of a group run in parallel, more of them keep the device busy.
@@ -27,6 +27,14 @@ _PARALLEL_FLOATS = 2**22
 
 Rows = Any  # a tuple of floating arrays [chunks, H, C, ...]
 Chunk = Any  # a tuple of arrays: [chunks, H, ...] of a group, [H, ...] of one chunk
+
+
+# outputs, and the state of every segment
+_Results = tuple[Float[Array, "chunks H C V"], Float[Array, "S H K V"] | None]
+_Carry = tuple[Float[Array, "H K V"], Float[Array, "slots H K V"] | None]  # the running state, and the stored ones
+_Kept = tuple[Any, Any]  # what `ChunkForm` says that backward keeps: of a group, and of its chunks
+# rows, table, the state of every segment; and of all groups what was kept, and the state before the first chunk
+_Residuals = tuple[Rows, ChunkTable, Float[Array, "S H K V"] | None, tuple[_Kept, Float[Array, "groups H K V"]]]
 
 
 class ChunkForm(NamedTuple):
@@ -52,7 +60,7 @@ class ChunkForm(NamedTuple):
 
 def run_in_groups(
     form: ChunkForm, shape: jax.ShapeDtypeStruct, rows: Rows, table: ChunkTable, state: Float[Array, "S H K V"] | None
-) -> tuple[Float[Array, "chunks H C V"], Float[Array, "S H K V"] | None]:
+) -> _Results:
     """Outputs of all chunks, and the state of every segment after its last one.
 
     Args:
@@ -66,17 +74,23 @@ def run_in_groups(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(form, shape, rows, table, state):
+def _run(
+    form: ChunkForm, shape: jax.ShapeDtypeStruct, rows: Rows, table: ChunkTable, state: Float[Array, "S H K V"] | None
+) -> _Results:
     return _run_fwd(form, shape, rows, table, state)[0]
 
 
-def _run_fwd(form, shape, rows, table, state):
+def _run_fwd(
+    form: ChunkForm, shape: jax.ShapeDtypeStruct, rows: Rows, table: ChunkTable, state: Float[Array, "S H K V"] | None
+) -> tuple[_Results, _Residuals]:
     body = functools.partial(_forward_group, form)
     (_, stored), (o, *kept) = jax.lax.scan(body, initial_carry(state, shape), to_groups(rows, table))
-    return (from_groups(o, table), final_states(stored)), (form.saved(rows), table, state, kept)
+    return (from_groups(o, table), final_states(stored)), (form.saved(rows), table, state, tuple(kept))
 
 
-def _forward_group(form, carried, group):
+def _forward_group(
+    form: ChunkForm, carried: _Carry, group: tuple[Rows, ChunkTable]
+) -> tuple[_Carry, tuple[Float[Array, "chunks H C V"], _Kept, Float[Array, "H K V"]]]:
     """Outputs of some chunks, and what their backward pass keeps: of each chunk, and the state before the first."""
     rows, table = group
     chunks, kept_of_all = form.prepare(rows, table)
@@ -91,7 +105,9 @@ def _forward_group(form, carried, group):
     return after, (o, (kept_of_all, kept), carried[0])
 
 
-def _run_bwd(form, shape, residuals, cotangents):
+def _run_bwd(
+    form: ChunkForm, shape: jax.ShapeDtypeStruct, residuals: _Residuals, cotangents: _Results
+) -> tuple[Rows, None, Float[Array, "S H K V"] | None]:
     rows, table, state, kept = residuals
     do, dfinal = cotangents
     _, start = initial_carry(state, shape)
@@ -101,7 +117,12 @@ def _run_bwd(form, shape, residuals, cotangents):
     return from_groups(gradients, table), None, final_states(dstored)
 
 
-def _backward_group(form, start, carried, group):
+def _backward_group(
+    form: ChunkForm,
+    start: Float[Array, "slots H K V"] | None,
+    carried: _Carry,
+    group: tuple[tuple[Rows, Float[Array, "chunks H C V"]], ChunkTable, _Kept, Float[Array, "H K V"]],
+) -> tuple[_Carry, Rows]:
     """Gradients of the rows of some chunks."""
     (rows, do), table, kept, entering = group
     chunks, pull = form.resume(rows, table, kept, do)
@@ -121,7 +142,13 @@ def _backward_group(form, start, carried, group):
 _run.defvjp(_run_fwd, _run_bwd)
 
 
-def _states_before(form: ChunkForm, start: Stored, entering: State, chunks: Chunk, table: ChunkTable) -> State:
+def _states_before(
+    form: ChunkForm,
+    start: Float[Array, "slots H K V"] | None,
+    entering: Float[Array, "H K V"],
+    chunks: Chunk,
+    table: ChunkTable,
+) -> Float[Array, "chunks H K V"]:
     """The state before each chunk of a group, from that before the first; ``start`` is what segments start from."""
 
     def body(state, xs):
@@ -132,8 +159,8 @@ def _states_before(form: ChunkForm, start: Stored, entering: State, chunks: Chun
     return jax.lax.scan(body, entering, (chunks, table.first, table.segment))[1]
 
 
-def to_groups(rows: Any, table: ChunkTable) -> tuple[Any, ChunkTable]:
-    """Consecutive chunks together, as many as a cache holds: arrays [groups, chunks, ...], and the groups' tables.
+def to_groups(rows: Any, table: ChunkTable) -> tuple[Any, Any]:
+    """Consecutive chunks together, as many as a cache holds: arrays [groups, chunks, ...], and a `ChunkTable` of such.
 
     Empty chunks of no segment fill the last group.
 
@@ -146,7 +173,7 @@ def to_groups(rows: Any, table: ChunkTable) -> tuple[Any, ChunkTable]:
     size = min(max(4, floats // max(widest[0].size, 1)), count)
     groups = -(-count // size)
 
-    def cut(x: Array, fill: int = 0) -> Array:
+    def cut(x: Shaped[Array, "chunks *rest"], fill: int = 0) -> Shaped[Array, "groups size *rest"]:
         padding = [(0, groups * size - count)] + [(0, 0)] * (x.ndim - 1)
         return jnp.pad(x, padding, constant_values=fill).reshape(groups, size, *x.shape[1:])
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mom_jax.ops.dispatch import uses_kernels
 from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import ChunkTable
-from mom_jax.typing import Array, Float
+from mom_jax.typing import Array, Bool, Float, Int
 
 State = Any  # an array [H, ...] or a tuple of them
 Stored = Any  # the same [S + 1, H, ...], or None
@@ -56,18 +56,22 @@ def final_states(stored: Stored) -> Any:
     return None if stored is None else jax.tree.map(lambda a: a[:-1], stored)
 
 
-def load(stored: Stored, state: State, segment: Array, when: Array) -> State:
+def load(stored: Stored, state: State, segment: Int[Array, ""], when: Bool[Array, ""]) -> State:
     """The state of ``segment`` where ``when`` holds, else the running one."""
     if stored is None:
         return jax.tree.map(lambda a: jnp.where(when, 0.0, a), state)
     return jax.tree.map(lambda s, a: jnp.where(when, s[segment], a), stored, state)
 
 
-def store(stored: Stored, state: State, segment: Array, when: Array | bool) -> Stored:
+def store(stored: Stored, state: State, segment: Int[Array, ""], when: Bool[Array, ""] | bool) -> Stored:
     """Writes ``state`` in place where ``when`` holds, else into the spare slot."""
     if stored is None:
         return None
     return jax.tree.map(lambda s, a: s.at[jnp.where(when, segment, s.shape[0] - 1)].set(a), stored, state)
+
+
+# states before each chunk, decays across it, and the table
+_Residuals = tuple[Float[Array, "chunks H K V"], Float[Array, "chunks H #K 1"], ChunkTable]
 
 
 @jax.custom_vjp
@@ -92,12 +96,19 @@ def border_states(
     return states, final_states(stored)
 
 
-def _border_states_fwd(update, across, table, initial_state):
+def _border_states_fwd(
+    update: Float[Array, "chunks H K V"],
+    across: Float[Array, "chunks H #K 1"],
+    table: ChunkTable,
+    initial_state: Float[Array, "S H K V"] | None,
+) -> tuple[tuple[Float[Array, "chunks H K V"], Float[Array, "S H K V"] | None], _Residuals]:
     states, last = border_states(update, across, table, initial_state)
     return (states, last), (states, across, table)
 
 
-def _border_states_bwd(residuals, cotangents):
+def _border_states_bwd(
+    residuals: _Residuals, cotangents: tuple[Float[Array, "chunks H K V"], Float[Array, "S H K V"] | None]
+) -> tuple[Float[Array, "chunks H K V"], Float[Array, "chunks H #K 1"], None, Float[Array, "S H K V"] | None]:
     states, across, table = residuals
     dstates, dfinal = cotangents
 
@@ -142,11 +153,15 @@ def scan_chunks(
     return _scan_chunks(body, shapes, parameters, xs, table, initial_state)
 
 
-def _run_chunks(body, shapes, parameters, xs, table, initial_state) -> tuple[Any, Any]:
+def _run_chunks(
+    body: Callable, shapes: Any, parameters: Any, xs: Any, table: ChunkTable, initial_state: Any
+) -> tuple[Any, Any]:
     return _scan_chunks_fwd(body, shapes, parameters, xs, table, initial_state)[0]
 
 
-def _scan_chunks_fwd(body, shapes, parameters, xs, table, initial_state):
+def _scan_chunks_fwd(
+    body: Callable, shapes: Any, parameters: Any, xs: Any, table: ChunkTable, initial_state: Any
+) -> tuple[tuple[Any, Any], tuple[Any, Any, ChunkTable, State]]:
     def forward(carried, chunk):
         state, stored = carried
         x, first, segment, last = chunk
@@ -159,7 +174,9 @@ def _scan_chunks_fwd(body, shapes, parameters, xs, table, initial_state):
     return (ys, final_states(stored)), (parameters, xs, table, states)
 
 
-def _scan_chunks_bwd(body, shapes, residuals, cotangents):
+def _scan_chunks_bwd(
+    body: Callable, shapes: Any, residuals: tuple[Any, Any, ChunkTable, State], cotangents: tuple[Any, Any]
+) -> tuple[Any, Any, None, Any]:
     parameters, xs, table, states = residuals
     dys, dfinal = cotangents
 

@@ -5,6 +5,7 @@ small gates beside very negative ones: a gate of -1e4 costs three digits. A docu
 cuts every path across it by a mask, so that nothing has to cancel.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def documents(table: ChunkTable) -> Documents:
     return Documents(same, number == 0, number == number[..., -1:], number[..., -1] == 0)
 
 
-def masked(x: Float[Array, "*shape"], keep: Bool[Array, "*shape"] | None) -> Float[Array, "*shape"]:
+def masked(x: Float[Array, "*#shape"], keep: Bool[Array, "*#shape"] | None) -> Float[Array, "*#shape"]:
     """``x`` where ``keep`` holds, else 0."""
     return x if keep is None else jnp.where(keep, x, 0.0)
 
@@ -41,8 +42,8 @@ def masked(x: Float[Array, "*shape"], keep: Bool[Array, "*shape"] | None) -> Flo
 class Cut(NamedTuple):
     """Decays at one level of halving: blocks of 2b rows, cut in the middle, in the order of the chunk."""
 
-    to: Float[Array, "chunks H blocks b K"]  # from just after each row of the first half to the cut
-    since: Float[Array, "chunks H blocks b K"]  # from the cut to just before each row of the second half
+    to: Float[Array, "chunks H _ _ K"]  # blocks, b; from just after each row of the first half to the cut
+    since: Float[Array, "chunks H _ _ K"]  # from the cut to just before each row of the second half
 
 
 class ChannelDecays(NamedTuple):
@@ -83,19 +84,24 @@ def channel_decays(g: Float[Array, "chunks H C K"], table: ChunkTable) -> Channe
     )
 
 
-def halves(x: Float[Array, "*batch C K"], rows: int) -> tuple[Array, Array]:
-    """First and second halves of all blocks of ``2 * rows`` rows, [*batch, blocks, rows, K] each."""
+def halves(
+    x: Float[Array, "*batch C K"], rows: int
+) -> tuple[Float[Array, "*batch blocks {rows} K"], Float[Array, "*batch blocks {rows} K"]]:
+    """First and second halves of all blocks of ``2 * rows`` rows."""
     x = x.reshape(*x.shape[:-2], -1, 2, rows, x.shape[-1])
     return x[..., 0, :, :], x[..., 1, :, :]
 
 
-def _join(first, second):
+def _join(
+    first: Float[Array, "*batch blocks b K"], second: Float[Array, "*batch blocks b K"]
+) -> Float[Array, "*batch 2*blocks*b K"]:
+    """The inverse of `halves`."""
     x = jnp.stack([first, second], -3)
     return x.reshape(*x.shape[:-4], -1, x.shape[-1])
 
 
-def _assemble(corners, diagonal):
-    """A lower triangle [..., C, C] from its diagonal [..., C] and the block below each cut [..., blocks, b, b]."""
+def _assemble(corners: Iterator[Array], diagonal: Float[Array, "*batch C"]) -> Float[Array, "*batch C C"]:
+    """A lower triangle from its diagonal and the block below each cut, [..., blocks, b, b]."""
     x = diagonal[..., None, None]
     for corner in corners:
         first, second = x[..., 0::2, :, :], x[..., 1::2, :, :]
@@ -104,11 +110,14 @@ def _assemble(corners, diagonal):
     return x[..., 0, :, :]
 
 
-def head_decays(g: Float[Array, "chunks H C"], table: ChunkTable) -> tuple[Array, Array, Array, Array]:
-    """Decays from one log gate for each head: between rows, from the chunk's start, to its end and across it.
+def head_decays(
+    g: Float[Array, "chunks H C"], table: ChunkTable
+) -> tuple[
+    Float[Array, "chunks H C C"], Float[Array, "chunks H C"], Float[Array, "chunks H C"], Float[Array, "chunks H"]
+]:
+    """Decays from one log gate for each head: between rows (lower triangle), from the start, to the end, and across.
 
-    Shapes [chunks, H, C, C] (lower triangle), [chunks, H, C] twice, [chunks, H]. A row reads
-    after its own gate. One gate for all channels needs no cuts: one product sums the gates
+    A row reads after its own gate. One gate for all channels needs no cuts: one product sums the gates
     between all pairs, which is faster.
     """
     size = table.chunk_size

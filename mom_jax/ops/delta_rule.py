@@ -7,6 +7,7 @@ Per head, with a state S of shape [K, V] in float32:
 ``g = 0`` is the plain delta rule (DeltaNet, arXiv 2406.06484). Keys are expected L2-normalised.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -59,11 +60,25 @@ def delta_rule_chunked(
     return from_chunks(o).astype(rows.v.dtype), state
 
 
+# q, k, v, g and beta of a group of chunks
+_Rows = tuple[
+    Float[Array, "chunks H C K"],
+    Float[Array, "chunks H C K"],
+    Float[Array, "chunks H C V"],
+    Float[Array, "chunks H C"],
+    Float[Array, "chunks H C"],
+]
+# the same without v
+_Saved = tuple[
+    Float[Array, "chunks H C K"], Float[Array, "chunks H C K"], Float[Array, "chunks H C"], Float[Array, "chunks H C"]
+]
+
+
 class _Chunk(NamedTuple):
     """What of a chunk needs no state; [H, ...], or [chunks, H, ...] for a group."""
 
-    reads: Float[Array, "*chunks H 2*C K"]  # what reads the incoming state: -e^G k for R, e^G q for O
     writes: Float[Array, "*chunks H C K"]  # e^(G_C - G) k
+    reads: Float[Array, "*chunks H 2*C K"]  # what reads the incoming state: -e^G k for R, e^G q for O
     across: Float[Array, "*chunks H"]  # e^(G_C): decay over the whole chunk
     inverse: Float[Array, "*chunks H C C"]  # (I + A)^-1
     scores: Float[Array, "*chunks H C C"]  # decayed lower triangle of q k^T
@@ -93,7 +108,14 @@ class _Gradients(NamedTuple):
     across: Float[Array, "*chunks H"]
 
 
-def _chunk(q, k, g, beta, table, inverse=None) -> _Chunk:
+def _chunk(
+    q: Float[Array, "chunks H C K"],
+    k: Float[Array, "chunks H C K"],
+    g: Float[Array, "chunks H C"],
+    beta: Float[Array, "chunks H C"],
+    table: ChunkTable,
+    inverse: Float[Array, "chunks H C C"] | None = None,
+) -> _Chunk:
     # between [chunks, H, C, C]; enter, leave [chunks, H, C]; across [chunks, H]
     between, enter, leave, across = head_decays(g, table)
     if inverse is None:
@@ -101,10 +123,10 @@ def _chunk(q, k, g, beta, table, inverse=None) -> _Chunk:
         inverse = unit_lower_inverse(jnp.tril(beta[..., None] * between * (k @ transpose(k)), -1))
     # [chunks, H, 2C, K]
     reads = jnp.concatenate([-enter[..., None] * k, enter[..., None] * q], -2)
-    return _Chunk(reads, leave[..., None] * k, across, inverse, between * (q @ transpose(k)))
+    return _Chunk(leave[..., None] * k, reads, across, inverse, between * (q @ transpose(k)))
 
 
-def _prepare(rows, table: ChunkTable) -> tuple[_Forward, Array]:
+def _prepare(rows: _Rows, table: ChunkTable) -> tuple[_Forward, Float[Array, "chunks H C C"]]:
     q, k, v, g, beta = rows
     chunk = _chunk(q, k, g, beta, table)
     # [chunks, H, C, C] from R to U
@@ -112,7 +134,9 @@ def _prepare(rows, table: ChunkTable) -> tuple[_Forward, Array]:
     return _Forward(chunk, jnp.concatenate([to_update, chunk.scores @ to_update], -2), v), chunk.inverse
 
 
-def _forward(chunk: _Forward, state: Float[Array, "H K V"]) -> tuple[Array, Array, Array]:
+def _forward(
+    chunk: _Forward, state: Float[Array, "H K V"]
+) -> tuple[Float[Array, "H K V"], Float[Array, "H C V"], Float[Array, "H C V"]]:
     size = chunk.v.shape[-2]
     # [H, 2C, V]
     read = chunk.chunk.reads @ state
@@ -127,7 +151,12 @@ def _advanced(chunk: _Chunk, state: Float[Array, "H K V"], u: Float[Array, "H C 
     return chunk.across[..., None, None] * state + transpose(chunk.writes) @ u
 
 
-def _resume(rows, table: ChunkTable, kept, do: Float[Array, "chunks H C V"]):
+def _resume(
+    rows: _Saved,
+    table: ChunkTable,
+    kept: tuple[Float[Array, "chunks H C C"], Float[Array, "chunks H C V"]],
+    do: Float[Array, "chunks H C V"],
+) -> tuple[_Backward, Callable[..., _Rows]]:
     q, k, g, beta = rows
     inverse, residual = kept
     chunk = _chunk(q, k, g, beta, table, inverse)
@@ -136,7 +165,9 @@ def _resume(rows, table: ChunkTable, kept, do: Float[Array, "chunks H C V"]):
     return _Backward(chunk, beta, u, residual, do, transpose(chunk.scores) @ do), lambda *x: _pull(q, k, g, table, *x)
 
 
-def _backward(chunk: _Backward, state: Float[Array, "H K V"], dstate: Float[Array, "H K V"]):
+def _backward(
+    chunk: _Backward, state: Float[Array, "H K V"], dstate: Float[Array, "H K V"]
+) -> tuple[Float[Array, "H K V"], _Gradients]:
     ready = chunk.chunk
     # [H, C, V]
     dresidual = transpose(ready.inverse) @ (chunk.du + ready.writes @ dstate)
@@ -151,8 +182,16 @@ def _backward(chunk: _Backward, state: Float[Array, "H K V"], dstate: Float[Arra
     return ready.across[..., None, None] * dstate + transpose(ready.reads) @ dread, gradients
 
 
-def _pull(q, k, g, table: ChunkTable, chunk: _Backward, states, d: _Gradients):
-    """Gradients of q, k, v, g and beta [chunks, H, C, ...] from those of the chunks."""
+def _pull(
+    q: Float[Array, "chunks H C K"],
+    k: Float[Array, "chunks H C K"],
+    g: Float[Array, "chunks H C"],
+    table: ChunkTable,
+    chunk: _Backward,
+    states: Float[Array, "chunks H K V"],
+    d: _Gradients,
+) -> _Rows:
+    """Gradients of q, k, v, g and beta from those of the chunks."""
     ready, beta = chunk.chunk, chunk.beta
     between, enter, leave, across = head_decays(g, table)
     # [chunks, H, C, C] each

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mom_jax.errors import InputError
-from mom_jax.typing import Array, Bool, Int
+from mom_jax.typing import AnyArray, Array, Bool, Int, Shaped
 
 
 @jax.tree_util.register_dataclass
@@ -24,8 +24,8 @@ class DocumentRuns:
 
 
 def count_documents(
-    segment_ids: Int[Array, "B T"] | DocumentRuns | None,
-    attention_mask: Int[Array, "B T"] | None = None,
+    segment_ids: Shaped[AnyArray, "B T"] | DocumentRuns | None,
+    attention_mask: Shaped[AnyArray, "B T"] | None = None,
     last: Int[Array, " B"] | None = None,
 ) -> DocumentRuns | None:
     """Counts the documents along each row.
@@ -61,7 +61,7 @@ def _carried_over_padding(
     return jnp.where(token < 0, last[:, None], carried)
 
 
-def _as_int32(numbers) -> Int[Array, "B T"]:
+def _as_int32(numbers: Shaped[AnyArray, "B T"]) -> Int[Array, "B T"]:
     numbers = numbers if isinstance(numbers, jax.Array) else np.asarray(numbers)
     if not (jnp.issubdtype(numbers.dtype, jnp.integer) or numbers.dtype == bool):
         raise InputError("segment_ids.dtype", str(numbers.dtype), "document numbers are whole numbers")

@@ -38,8 +38,8 @@ def squared_gradient(
 def normalised_gradient(
     prediction: Float[Array, "*batch V"],
     target: Float[Array, "*batch V"],
-    weight: Float[Array, "*batch V"],
-    bias: Float[Array, "*batch V"],
+    weight: Float[Array, "*#batch V"],
+    bias: Float[Array, "*#batch V"],
     eps: float = 1e-6,
 ) -> Float[Array, "*batch V"]:
     """Of half the squared error of ``layer_norm(prediction) * weight + bias``, in the prediction."""
@@ -49,7 +49,7 @@ def normalised_gradient(
     return flat * spread
 
 
-def _standardise(x, eps):
+def _standardise(x: Float[Array, "*batch V"], eps: float) -> tuple[Float[Array, "*batch V"], Float[Array, "*batch 1"]]:
     centred = x - jnp.mean(x, -1, keepdims=True)
     spread = jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + eps)
     return centred * spread, spread
@@ -81,8 +81,10 @@ def window_rows(chunk_size: int, mini_batch: int) -> int:
     return max(c for c in range(1, min(mini_batch, chunk_size) + 1) if chunk_size % c == 0)
 
 
-def to_windows(x: Float[Array, "N *rest"], chunk_size: int, rows: int) -> Float[Array, "chunks windows *rest c"]:
-    """Cuts rows [N] or [N, H] or [N, H, D] into windows, heads first, in float32 or wider."""
+def to_windows(
+    x: Float[Array, " N"] | Float[Array, "N H *D"], chunk_size: int, rows: int
+) -> Float[Array, "chunks windows {rows}"] | Float[Array, "chunks windows H {rows} *D"]:
+    """Cuts rows into windows, heads first, in float32 or wider."""
     x = widened(x.reshape(-1, chunk_size // rows, rows, *x.shape[1:]))
     return jnp.moveaxis(x, 2, 3) if x.ndim > 3 else x
 
@@ -116,13 +118,25 @@ def progress(
     return Progress(jnp.cumsum(resets, -1, dtype=jnp.int32), border, seen - border), count
 
 
+# The last six fields of `Windows`.
+Coefficients = tuple[
+    Float[Array, "chunks windows H c P"],
+    Float[Array, "chunks windows H c c"],
+    Float[Array, "chunks windows H P"],
+    Float[Array, "chunks windows H c"],
+    Float[Array, "chunks windows H P P"],
+    Float[Array, "chunks windows H P c"],
+]
+
+
 class Windows(NamedTuple):
     """Rows and coefficients, [chunks, windows, H, ...]; P matrices make up a state."""
 
     queries: Float[Array, "chunks windows H c K"]
     keys: Float[Array, "chunks windows H c K"]
     targets: Float[Array, "chunks windows H c V"]
-    start: tuple[Array, Array] | None  # what the start answers to queries and to keys, [..., c, V] each
+    # what the start answers to queries and to keys
+    start: tuple[Float[Array, "chunks windows H c V"], Float[Array, "chunks windows H c V"]] | None
     place: Float[Array, "chunks windows 1 c"]  # 0: gradient at the incoming base, 1: behind a border, 2: at the start
     read_state: Float[Array, "chunks windows H c P"]  # W_t: of the incoming matrices ...
     read_rows: Float[Array, "chunks windows H c c"]  # ... and of the products of keys and gradients
@@ -140,7 +154,7 @@ def placed(where: Progress) -> Float[Array, "chunks windows 1 c"]:
 def run_windows(
     windows: Windows,
     gradient: Gradient,
-    parameters: tuple[Array, ...],
+    parameters: tuple[Float[Array, "H V"], ...],
     base: int,
     table: ChunkTable,
     initial_state: Float[Array, "S H P K V"] | None,
@@ -150,7 +164,7 @@ def run_windows(
     Args:
         windows: rows and coefficients.
         gradient: of half a token's loss in its prediction, ``(prediction, target, *parameters)``.
-        parameters: [H, V] arrays of the gradient.
+        parameters: of the gradient.
         base: the matrix of the state that is the base of the current mini-batch.
         table: segments of the rows.
         initial_state: P matrices of every segment; None starts from 0 and returns none.

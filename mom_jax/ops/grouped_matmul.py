@@ -1,5 +1,8 @@
 """Matrix products of contiguous row groups, each with its own weights."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
@@ -8,12 +11,14 @@ from mom_jax.ops.dispatch import select
 from mom_jax.typing import Array, Float, Int
 
 KERNELS = {"gpu": "pallas_kernels.gpu.grouped_matmul:grouped_matmul"}
-Weights = tuple[Float[Array, "G D F"], ...]
+Weights = tuple[Float[Array, "G D _"], ...]  # [G, D, F], each with its own F
+Products = tuple[Float[Array, "N _"], ...]  # [N, F]
+_Inputs = tuple[Float[Array, "N D"], Weights, Int[Array, " G"]]
 
 
 def grouped_matmul(
     x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"], *, tile: int, impl: str = "auto"
-) -> tuple[Float[Array, "N F"], ...]:
+) -> Products:
     """``y[n] = x[n] @ w[g]`` for every ``w`` in ``weights`` and the group g that row n falls into.
 
     Cost follows the rows, not N * G. On TPU it is `jax.lax.ragged_dot`, native there; on CPU, where that
@@ -36,20 +41,20 @@ def grouped_matmul(
     return select(name, {"xla": _by_xla}, KERNELS)(x, weights, group_sizes, tile)
 
 
-def _by_xla(x, weights, group_sizes, tile):
+def _by_xla(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"], tile: int) -> Products:
     return _grouped_matmul(x, weights, group_sizes)
 
 
 @jax.custom_vjp
-def _grouped_matmul(x, weights, group_sizes):
+def _grouped_matmul(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"]) -> Products:
     return _products(x, weights, group_sizes)
 
 
-def _forward(x, weights, group_sizes):
+def _forward(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"]) -> tuple[Products, _Inputs]:
     return _grouped_matmul(x, weights, group_sizes), (x, weights, group_sizes)
 
 
-def _backward(residuals, dys):
+def _backward(residuals: _Inputs, dys: Products) -> tuple[Float[Array, "N D"], Weights, None]:
     x, weights, group_sizes = residuals
     return *_gradients(x, weights, dys, group_sizes), None
 
@@ -58,22 +63,26 @@ _grouped_matmul.defvjp(_forward, _backward)
 
 
 @sequential_vmap  # neither loop nor ragged_dot has a batched form
-def _products(x, weights, group_sizes):
+def _products(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"]) -> Products:
     return jax.lax.platform_dependent(x, weights, group_sizes, cpu=_tiled, default=_ragged)
 
 
 @sequential_vmap
-def _gradients(x, weights, dys, group_sizes):
+def _gradients(
+    x: Float[Array, "N D"], weights: Weights, dys: Products, group_sizes: Int[Array, " G"]
+) -> tuple[Float[Array, "N D"], Weights]:
     return jax.lax.platform_dependent(x, weights, dys, group_sizes, cpu=_tiled_gradients, default=_ragged_gradients)
 
 
-def _ragged(x, weights, group_sizes):
+def _ragged(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"]) -> Products:
     return tuple(
         jax.lax.ragged_dot(x, w, group_sizes, preferred_element_type=jnp.float32).astype(x.dtype) for w in weights
     )
 
 
-def _ragged_gradients(x, weights, dys, group_sizes):
+def _ragged_gradients(
+    x: Float[Array, "N D"], weights: Weights, dys: Products, group_sizes: Int[Array, " G"]
+) -> tuple[Float[Array, "N D"], Weights]:
     return jax.vjp(lambda x, weights: _ragged(x, weights, group_sizes), x, weights)[1](dys)
 
 
@@ -82,7 +91,9 @@ def _tile_rows(rows: int, groups: int) -> int:
     return min(256, 1 << max(0, (rows // groups).bit_length() - 1))
 
 
-def _each_tile(group_sizes, tile, body, carry):
+def _each_tile(
+    group_sizes: Int[Array, " G"], tile: int, body: Callable[[int, Array, Array, Any], Any], carry: Any
+) -> Any:
     """Runs ``body(group, first_row, rows_left, carry)`` over the row tiles of every group, in order."""
     ends = jnp.cumsum(group_sizes)
     for group in range(group_sizes.shape[0]):
@@ -96,16 +107,16 @@ def _each_tile(group_sizes, tile, body, carry):
     return carry
 
 
-def _pad_rows(x, rows):
+def _pad_rows(x: Float[Array, "N D"], rows: int) -> Float[Array, "N+{rows} D"]:
     return jnp.pad(x, ((0, rows), (0, 0)))
 
 
-def _put(y, rows, first):
+def _put(y: Float[Array, "N D"], rows: Float[Array, "tile D"], first: Int[Array, ""]) -> Float[Array, "N D"]:
     # a group's last tile runs into the next group's rows, which that group then overwrites
     return jax.lax.dynamic_update_slice_in_dim(y, rows.astype(y.dtype), first, 0)
 
 
-def _tiled(x, weights, group_sizes):
+def _tiled(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"]) -> Products:
     rows, tile = x.shape[0], _tile_rows(x.shape[0], group_sizes.shape[0])
     padded = _pad_rows(x, tile)
 
@@ -118,7 +129,9 @@ def _tiled(x, weights, group_sizes):
     return tuple(y[:rows] for y in _each_tile(group_sizes, tile, body, init))
 
 
-def _tiled_gradients(x, weights, dys, group_sizes):
+def _tiled_gradients(
+    x: Float[Array, "N D"], weights: Weights, dys: Products, group_sizes: Int[Array, " G"]
+) -> tuple[Float[Array, "N D"], Weights]:
     rows, tile = x.shape[0], _tile_rows(x.shape[0], group_sizes.shape[0])
     padded = _pad_rows(x, tile)
     padded_dys = tuple(_pad_rows(dy, tile) for dy in dys)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.labels import IGNORE
-from mom_jax.typing import Array, Bool, Float, Int
+from mom_jax.typing import Array, Bool, Float, Int, Shaped
 
 _MAX_LOGITS = 2**25  # logits held at a time: 128 MiB in float32
 
@@ -60,12 +60,14 @@ def chunked_token_scores(
     return nats, likeliest
 
 
-def _logits(hidden, weight):
+def _logits(hidden: Float[Array, "B T D"], weight: Float[Array, "vocab D"]) -> Float[Array, "B T vocab"]:
     return jnp.einsum("btd,vd->btv", hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def _pieces(hidden, labels, vocab):
-    """Hidden states and labels cut along time [pieces, B, width, ...], so that a piece's logits fit."""
+def _pieces(
+    hidden: Float[Array, "B T D"], labels: Int[Array, "B T"], vocab: int
+) -> tuple[Float[Array, "pieces B width D"], Int[Array, "pieces B width"]]:
+    """Hidden states and labels cut along time, so that a piece's logits fit."""
     batch, time = labels.shape
     pieces = min(time, -(-batch * time * vocab // _MAX_LOGITS))
     padding = pieces * -(-time // pieces) - time
@@ -74,5 +76,5 @@ def _pieces(hidden, labels, vocab):
     return _split_time(hidden, pieces), _split_time(labels, pieces)
 
 
-def _split_time(x, pieces):
+def _split_time(x: Shaped[Array, "B time *rest"], pieces: int) -> Shaped[Array, "{pieces} B width *rest"]:
     return jnp.moveaxis(x.reshape(x.shape[0], pieces, -1, *x.shape[2:]), 1, 0)

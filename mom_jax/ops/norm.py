@@ -29,7 +29,7 @@ def gated_rms_norm(
 
 
 def layer_norm(
-    x: Float[Array, "*batch D"], weight: Float[Array, "*heads D"], bias: Float[Array, "*heads D"], eps: float
+    x: Float[Array, "*batch D"], weight: Float[Array, "*#batch D"], bias: Float[Array, "*#batch D"], eps: float
 ) -> Float[Array, "*batch D"]:
     """``(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`` over the last axis; float32 or wider."""
     y = widened(x)

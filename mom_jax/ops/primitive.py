@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from mom_jax.ops.chunks import final_states, initial_carry, load, store
 from mom_jax.ops.dispatch import Kernel, select
 from mom_jax.ops.segments import ChunkTable
-from mom_jax.typing import Array, Bool, Float
+from mom_jax.typing import Array, Bool, Float, Shaped
 
 Rows = Any  # a NamedTuple of arrays [N, ...], q, k and v among them; None for what is optional
 State = Any  # an array or a tuple of them: [S, ...] of all segments, [N, ...] of rows that are segments of their own
@@ -109,7 +109,7 @@ class Primitive:
         return rows._replace(**{name: _zeroed(x, valid) for name, x in inert.items()})
 
 
-def _zeroed(x: Array, keep: Bool[Array, " N"]) -> Array:
+def _zeroed(x: Shaped[Array, "N *rest"], keep: Bool[Array, " N"]) -> Shaped[Array, "N *rest"]:
     return jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
 
 

@@ -12,6 +12,7 @@ rule, ``S' = diag(e^g) S;  S = S' + k (beta (v - S'^T k))^T``. Multiplied out, i
 ``beta v``. `kda_rows` makes those.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -78,16 +79,27 @@ def rank_one_decay_chunked(
     return from_chunks(o).astype(rows.v.dtype), state
 
 
+# q, k, a, b and g of a group of chunks; and with them the values
+_Reads = tuple[
+    Float[Array, "chunks H C K"],
+    Float[Array, "chunks H C K"],
+    Float[Array, "chunks H C K"],
+    Float[Array, "chunks H C K"],
+    Float[Array, "chunks H C K"],
+]
+_Rows = tuple[_Reads, Float[Array, "chunks H C V"]]
+
+
 class _Chunk(NamedTuple):
     """What of a chunk needs neither state nor values; [H, ...], or [chunks, H, ...] for a group."""
 
-    reads: Float[Array, "*chunks H 2*C K"]  # what reads the incoming state: a, then q
-    writes: Float[Array, "*chunks H 2*C K"]  # what reaches the chunk's end: b, then k
-    across: Float[Array, "*chunks H K"]  # decay over the whole chunk
     ab: Float[Array, "*chunks H C C"]  # decayed products a_t.b_i, below the diagonal
     ak: Float[Array, "*chunks H C C"]  # below the diagonal
     qb: Float[Array, "*chunks H C C"]  # lower triangle
     qk: Float[Array, "*chunks H C C"]
+    reads: Float[Array, "*chunks H 2*C K"]  # what reads the incoming state: a, then q
+    writes: Float[Array, "*chunks H 2*C K"]  # what reaches the chunk's end: b, then k
+    across: Float[Array, "*chunks H K"]  # decay over the whole chunk
 
 
 class _Forward(NamedTuple):
@@ -113,7 +125,7 @@ class _Gradients(NamedTuple):
     read: Float[Array, "*chunks H 2*C V"]  # of what a and q read
 
 
-def _chunk(rows, table: ChunkTable) -> _Chunk:
+def _chunk(rows: _Reads, table: ChunkTable) -> _Chunk:
     q, k, a, b, g = rows
     decays = channel_decays(g, table)
     # [chunks, H, C, K]: q reads after its row's decay, a before it
@@ -130,9 +142,9 @@ def _chunk(rows, table: ChunkTable) -> _Chunk:
     )
 
 
-def _prepare(rows, table: ChunkTable) -> tuple[_Forward, Array]:
-    rows, v = rows
-    chunk = _chunk(rows, table)
+def _prepare(rows: _Rows, table: ChunkTable) -> tuple[_Forward, Float[Array, "chunks H C C"]]:
+    reads, v = rows
+    chunk = _chunk(reads, table)
     # [chunks, H, C, C]
     inverse = unit_lower_inverse(-chunk.ab)
     # [chunks, H, 2C, C]
@@ -142,7 +154,9 @@ def _prepare(rows, table: ChunkTable) -> tuple[_Forward, Array]:
     return _Forward(chunk, inside, known, v), inverse
 
 
-def _forward(chunk: _Forward, state: Float[Array, "H K V"]) -> tuple[Array, Array, Array]:
+def _forward(
+    chunk: _Forward, state: Float[Array, "H K V"]
+) -> tuple[Float[Array, "H K V"], Float[Array, "H C V"], Float[Array, "H C V"]]:
     size = chunk.v.shape[-2]
     # [H, 2C, V]
     read = chunk.chunk.reads @ state + chunk.known
@@ -152,17 +166,26 @@ def _forward(chunk: _Forward, state: Float[Array, "H K V"]) -> tuple[Array, Arra
     return _advanced(chunk.chunk, state, u, chunk.v), o, u
 
 
-def _advanced(chunk: _Chunk, state: Float[Array, "H K V"], u: Float[Array, "H C V"], v: Float[Array, "H C V"]):
+def _advanced(
+    chunk: _Chunk, state: Float[Array, "H K V"], u: Float[Array, "H C V"], v: Float[Array, "H C V"]
+) -> Float[Array, "H K V"]:
     return chunk.across[..., None] * state + transpose(chunk.writes) @ jnp.concatenate([u, v], -2)
 
 
-def _resume(rows, table: ChunkTable, kept, do: Float[Array, "chunks H C V"]):
-    (rows, v), (inverse, u) = rows, kept
-    chunk, pull = jax.vjp(lambda rows: _chunk(rows, table), rows)
+def _resume(
+    rows: _Rows,
+    table: ChunkTable,
+    kept: tuple[Float[Array, "chunks H C C"], Float[Array, "chunks H C V"]],
+    do: Float[Array, "chunks H C V"],
+) -> tuple[_Backward, Callable[..., _Rows]]:
+    (reads, v), (inverse, u) = rows, kept
+    chunk, pull = jax.vjp(lambda reads: _chunk(reads, table), reads)
     return _Backward(chunk, inverse, u, v, do, transpose(chunk.qb) @ do), lambda *x: _pull(pull, *x)
 
 
-def _backward(chunk: _Backward, state: Float[Array, "H K V"], dstate: Float[Array, "H K V"]):
+def _backward(
+    chunk: _Backward, state: Float[Array, "H K V"], dstate: Float[Array, "H K V"]
+) -> tuple[Float[Array, "H K V"], _Gradients]:
     ready, size = chunk.chunk, chunk.u.shape[-2]
     # [H, C, V]
     dread = transpose(chunk.inverse) @ (chunk.du + ready.writes[..., :size, :] @ dstate)
@@ -172,7 +195,9 @@ def _backward(chunk: _Backward, state: Float[Array, "H K V"], dstate: Float[Arra
     return before, _Gradients(leaving=dstate, read=both)
 
 
-def _pull(pull, chunk: _Backward, states: Float[Array, "chunks H K V"], d: _Gradients):
+def _pull(
+    pull: Callable[[_Chunk], tuple[_Reads]], chunk: _Backward, states: Float[Array, "chunks H K V"], d: _Gradients
+) -> _Rows:
     """Gradients of the rows and values [chunks, H, C, ...] from those of the chunks."""
     ready, u, v, do, size = chunk.chunk, chunk.u, chunk.v, chunk.do, chunk.u.shape[-2]
     # [chunks, H, C, V]

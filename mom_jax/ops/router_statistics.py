@@ -47,6 +47,6 @@ def chosen_sets(router: RouterOutput, attention_mask: Int[Array, "B T"]) -> Bool
     return chosen & (attention_mask != 0)[..., None]
 
 
-def routing_churn(former: Bool[Array, "L B T M"], latter: Bool[Array, "L B T M"]) -> Int[Array, "L"]:
+def routing_churn(former: Bool[Array, "L B T M"], latter: Bool[Array, "L B T M"]) -> Int[Array, " L"]:
     """Tokens whose set of memories differs between two `chosen_sets` of the same tokens, in each layer."""
     return jnp.any(former != latter, -1).sum((1, 2))

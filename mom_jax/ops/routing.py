@@ -25,8 +25,8 @@ class RouterOutput(NamedTuple):
 
 
 def route(
-    logits: Float[Array, "*L B T M"], top_k: int, bias: Float[Array, "*#L M"] | None = None
-) -> tuple[Float[Array, "*L B T k"], Int[Array, "*L B T k"]]:
+    logits: Float[Array, "*batch M"], top_k: int, bias: Float[Array, "*#batch M"] | None = None
+) -> tuple[Float[Array, "*batch {top_k}"], Int[Array, "*batch {top_k}"]]:
     """Softmax over the memories, top-k, renormalised over the chosen ones, in float32: weights and memories.
 
     Ties go to the lower memory index.

@@ -71,7 +71,10 @@ def scalar_decay_chunked(
     return from_chunks(scale * o).astype(rows.v.dtype), final
 
 
-def _decays(g: Float[Array, "N H"] | None, table: ChunkTable, q: Float[Array, "chunks H C K"]):
+def _decays(
+    g: Float[Array, "N H"] | None, table: ChunkTable, q: Float[Array, "chunks H C K"]
+) -> tuple[Float[Array, "... C C"], Float[Array, "chunks H C"], Float[Array, "chunks H C"], Float[Array, "chunks H"]]:
+    """As `head_decays`; without gates all heads, and without documents all chunks, share what lies between rows."""
     if g is not None:
         return head_decays(to_chunks(g, table.chunk_size), table)
     inside, size = documents(table), table.chunk_size

@@ -11,6 +11,7 @@ The shared memory is one more memory that every token chooses, so it needs no se
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -132,11 +133,11 @@ def pack(x: Float[Array, "B T *rest"], packing: Packing) -> Float[Array, "N *res
     return tokens.at[packing.token].get(mode="fill", fill_value=0)
 
 
-def _pack_fwd(x, packing):
+def _pack_fwd(x: Float[Array, "B T *rest"], packing: Packing) -> tuple[Float[Array, "N *rest"], Packing]:
     return pack(x, packing), packing
 
 
-def _pack_bwd(packing, dy):
+def _pack_bwd(packing: Packing, dy: Float[Array, "N *rest"]) -> tuple[Float[Array, "B T *rest"], None]:
     dx = sum(dy.at[packing.row[..., j]].get(mode="fill", fill_value=0) for j in range(packing.row.shape[-1]))
     return dx, None
 
@@ -155,21 +156,27 @@ def unpack_mix(
     return functools.reduce(jnp.add, _weighted_rows(y, weights, packing)).astype(y.dtype)
 
 
-def _weighted_rows(y, weights, packing):
+def _weighted_rows(
+    y: Float[Array, "N *rest"], weights: Float[Array, "B T A"], packing: Packing
+) -> Iterator[Float[Array, "B T *rest"]]:
     for j in range(packing.row.shape[-1]):
         rows = y.at[packing.row[..., j]].get(mode="fill", fill_value=0)
         yield rows.astype(jnp.float32) * _expand(weights[..., j], rows.ndim)
 
 
-def _expand(x, ndim):
+def _expand(x: Float[Array, "*shape"], ndim: int) -> Float[Array, "..."]:
     return x.reshape(x.shape + (1,) * (ndim - x.ndim))
 
 
-def _unpack_mix_fwd(y, weights, packing):
+def _unpack_mix_fwd(
+    y: Float[Array, "N *rest"], weights: Float[Array, "B T A"], packing: Packing
+) -> tuple[Float[Array, "B T *rest"], tuple[Float[Array, "N *rest"], Float[Array, "B T A"], Packing]]:
     return unpack_mix(y, weights, packing), (y, weights, packing)
 
 
-def _unpack_mix_bwd(residuals, do):
+def _unpack_mix_bwd(
+    residuals: tuple[Float[Array, "N *rest"], Float[Array, "B T A"], Packing], do: Float[Array, "B T *rest"]
+) -> tuple[Float[Array, "N *rest"], Float[Array, "B T A"], None]:
     y, weights, packing = residuals
     rest = tuple(range(2, do.ndim))
     dweights = [

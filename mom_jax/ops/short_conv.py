@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.segments import Packing
-from mom_jax.typing import Array, Float
+from mom_jax.typing import Array, Float, Int, Shaped
 
 
 def short_conv(
@@ -31,7 +31,14 @@ def short_conv(
     return filtered(x, weight, packing, state, bias).astype(x.dtype)
 
 
-def _filtered(x, weight, packing, state, bias, activate):
+def _filtered(
+    x: Float[Array, "N D"],
+    weight: Float[Array, "D W"],
+    packing: Packing,
+    state: Float[Array, "S W-1 D"] | None,
+    bias: Float[Array, " D"] | None,
+    activate: bool,
+) -> Float[Array, "N D"]:
     taps = weight.shape[-1]
     weight = weight.astype(jnp.float32)
     y = x.astype(jnp.float32) * weight[:, -1]
@@ -48,7 +55,9 @@ def _filtered(x, weight, packing, state, bias, activate):
     return jax.nn.silu(y) if activate else y
 
 
-def conv_state(x: Float[Array, "N D"], packing: Packing, state: Float[Array, "S W-1 D"]) -> Float[Array, "S W-1 D"]:
+def conv_state(
+    x: Float[Array, "N D"], packing: Packing, state: Float[Array, "S history D"]
+) -> Float[Array, "S history D"]:
     """The last W-1 inputs of every segment, oldest first, after the rows ``x``.
 
     Inputs of earlier documents are stored as 0, which is what the next call must see.
@@ -68,17 +77,19 @@ def conv_state(x: Float[Array, "N D"], packing: Packing, state: Float[Array, "S 
     return jnp.where(same_document[..., None], kept, 0)
 
 
-def _shift(x, by):
+def _shift(x: Shaped[Array, "N *rest"], by: int) -> Shaped[Array, "N *rest"]:
     """Moves rows down by ``by``; what wraps around is always masked by the caller."""
     return jnp.roll(x, by, axis=0) if by else x
 
 
-def _resets_so_far(packing):
-    """[N+1] resets in rows before each row."""
+def _resets_so_far(packing: Packing) -> Int[Array, " N+1"]:
+    """Resets in rows before each row, and in all of them."""
     return jnp.pad(jnp.cumsum(packing.table.reset, dtype=jnp.int32), (1, 0))
 
 
-def _add_state_taps(y, weight, packing, state):
+def _add_state_taps(
+    y: Float[Array, "N D"], weight: Float[Array, "D W"], packing: Packing, state: Float[Array, "S W-1 D"]
+) -> Float[Array, "N D"]:
     """Adds what the first W-1 rows of every segment read from before the segment."""
     taps = weight.shape[-1]
     for i in range(taps - 1):

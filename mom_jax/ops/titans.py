@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.fast_weights import (
+    Coefficients,
     Counted,
     Gradient,
     Progress,
@@ -105,8 +106,10 @@ def _by_windows(
     return o.astype(rows.v.dtype), None if matrices is None or count is None else (matrices, count)
 
 
-def _targets(rows: TitansRows) -> tuple[Array, Array, Array]:
-    """Queries, keys [N, H, K] and targets [N, H, V]."""
+def _targets(
+    rows: TitansRows,
+) -> tuple[Float[Array, "N H K"], Float[Array, "N H K"], Float[Array, "N H V"]]:
+    """Queries, keys and targets."""
     q, k, v = map(widened, rows[:3])
     return q, k, v if rows.norm_weight is None else v - k
 
@@ -123,15 +126,21 @@ def _gradient(gradient: Gradient | None, rows: TitansRows) -> Gradient:
     return squared_gradient if rows.norm_weight is None else normalised_gradient
 
 
-def _products(x):
-    """[..., c] to [..., t, i]: the product of x over i < j <= t, 0 above the diagonal; exact where x is 0."""
+def _products(x: Float[Array, "*batch c"]) -> Float[Array, "*batch c c"]:
+    """At [t, i] the product of x over i < j <= t, 0 above the diagonal; exact where x is 0."""
     size = x.shape[-1]
     behind = jnp.tril(jnp.ones((size, size), bool), -1)  # j behind i, along the last but one axis
     return jnp.tril(jnp.cumprod(jnp.where(behind, x[..., :, None], 1.0), -2))
 
 
-def _coefficients(where: Progress, valid, theta, keep, eta):
-    """The last six fields of `Windows` from rates [chunks, windows, H, c]; inert rows do not add their momentum."""
+def _coefficients(
+    where: Progress,
+    valid: Float[Array, "chunks windows 1 c"],
+    theta: Float[Array, "chunks windows H c"],
+    keep: Float[Array, "chunks windows H c"],
+    eta: Float[Array, "chunks windows H c"],
+) -> Coefficients:
+    """What windows are run with, from the rates of their rows; inert rows do not add their momentum."""
     together = where.together()[:, :, None]
     old = (where.document == 0)[:, :, None]
     kept, gone = (jnp.where(together, _products(x), 0.0) for x in (keep, eta))

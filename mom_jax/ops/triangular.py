@@ -28,14 +28,14 @@ def unit_lower_inverse(strict: Float[Array, "*batch C C"]) -> Float[Array, "*bat
     return inverse[..., 0, :, :]
 
 
-def diagonal_blocks(x: Float[Array, "*batch C C"], block: int) -> Float[Array, "*batch blocks block block"]:
+def diagonal_blocks(x: Float[Array, "*batch C C"], block: int) -> Float[Array, "*batch blocks {block} {block}"]:
     """The square blocks along the diagonal, C // block of them."""
     count = x.shape[-1] // block
     tiles = x.reshape(*x.shape[:-2], count, block, count, block)
     return jnp.stack([tiles[..., i, :, i, :] for i in range(count)], -3)
 
 
-def _substitute(strict):
+def _substitute(strict: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
     """Row i of the inverse is ``e_i - strict[i] @ inverse``, which needs the rows above alone."""
     identity = jnp.eye(strict.shape[-1], dtype=strict.dtype)
 

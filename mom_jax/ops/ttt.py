@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.fast_weights import (
+    Coefficients,
     Counted,
     Progress,
     Windows,
@@ -104,15 +105,19 @@ def _by_windows(
     return o.astype(rows.v.dtype), None if matrices is None or count is None else (matrices, count)
 
 
-def _augmented(rows: TTTRows, scale: float) -> tuple[Array, Array, Array]:
-    """Queries and keys [N, H, D + 1] with a 1 for the bias, and targets [N, H, D]."""
+def _augmented(
+    rows: TTTRows, scale: float
+) -> tuple[Float[Array, "N H D+1"], Float[Array, "N H D+1"], Float[Array, "N H D"]]:
+    """Queries and keys with a 1 for the bias, and targets."""
     q, k, v = map(widened, rows[:3])
     one = jnp.ones_like(k[..., :1])
     return jnp.concatenate([scale * q, one], -1), jnp.concatenate([k, one], -1), v - k
 
 
-def _coefficients(where: Progress, rate, factor):
-    """The last six fields of `Windows` from rates and position rates [chunks, windows, H, c]."""
+def _coefficients(
+    where: Progress, rate: Float[Array, "chunks windows H c"], factor: Float[Array, "chunks windows H c"]
+) -> Coefficients:
+    """What windows are run with, from the rates and position rates of their rows."""
     old = where.document == 0  # of the incoming memory
     first, behind = old & (where.passed == 0), old & (where.passed > 0)
     passed, document = where.passed, where.document

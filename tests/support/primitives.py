@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mom_jax.ops.delta_rule import DELTA_RULE
@@ -47,7 +48,7 @@ class Case:
     def packed(self, rows: Inputs, shared: Inputs) -> Any:
         """The primitive's rows."""
         rows = rows | {"valid": rows["valid"] > 0} if "valid" in rows else rows
-        return (self.made or self.primitive.rows)(**rows, **shared)
+        return (self.made or self.primitive.rows)(**jax.tree.map(jnp.asarray, rows | shared))
 
     def run(self, rows, shared, table, state, **options: Any) -> tuple[jax.Array, Any]:
         """The recurrence over packed rows."""
