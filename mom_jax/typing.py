@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-__all__ = ["AnyArray", "Array", "Batch", "Bool", "Float", "Int", "Shaped"]
+__all__ = ["AnyArray", "Array", "Batch", "Bool", "Float", "Int", "Mask", "Shaped"]
 
 AnyArray = Array | np.ndarray  # what may come from outside, not yet on a device
+Mask = Int[AnyArray, "B T"] | Bool[AnyArray, "B T"]  # 0 or False marks padding
 # ``input_ids``, ``labels`` and ``segment_ids``, each int32 [B, T], or [T] of a single window: of NumPy or of JAX.
 Batch = dict[str, Any]

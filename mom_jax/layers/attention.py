@@ -12,7 +12,7 @@ from mom_jax.layers.linear import Linear
 from mom_jax.layers.mixer_output import MixerOutput
 from mom_jax.ops.documents import DocumentRuns, count_documents
 from mom_jax.ops.rotary import rotary
-from mom_jax.typing import Array, Bool, Float, Int
+from mom_jax.typing import AnyArray, Array, Bool, Float, Int, Mask, Shaped
 
 
 class Attention(nnx.Module):
@@ -59,8 +59,8 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        attention_mask: Int[Array, "B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | DocumentRuns | None = None,
+        attention_mask: Mask | None = None,
+        segment_ids: Shaped[AnyArray, "B T"] | DocumentRuns | None = None,
         cache: AttentionCache | None = None,
         layer: int | Array = 0,
     ) -> MixerOutput:
@@ -100,7 +100,9 @@ class Attention(nnx.Module):
         o = jnp.where(keep[..., None, None], o, 0).astype(x.dtype)
         return MixerOutput(self.o_proj(o.reshape(batch, time, -1)), None, cache)
 
-    def _visible(self, position, document, seen) -> Bool[Array, "B T S"]:
+    def _visible(
+        self, position: Int[Array, "B T"], document: Int[Array, "B T"] | None, seen: "_Keys"
+    ) -> Bool[Array, "B T S"]:
         distance = position[:, :, None] - seen.position[:, None]
         visible = (seen.position[:, None] >= 0) & (distance >= 0)
         if seen.document is not None:
@@ -111,12 +113,12 @@ class Attention(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Keys:
-    """What queries look at: S keys of each row."""
+    """What queries look at: keys of each row, as many as `_remember` has them."""
 
-    k: Float[Array, "B S heads K"]
-    v: Float[Array, "B S heads K"]
-    position: Int[Array, "B S"]  # -1 where there is none
-    document: Int[Array, "B S"] | None  # counted in this call; None: all of one
+    k: Float[Array, "B _ heads K"]
+    v: Float[Array, "B _ heads K"]
+    position: Int[Array, "B _"]  # -1 where there is none
+    document: Int[Array, "B _"] | None  # counted in this call; None: all of one
 
 
 def _remember(cache: AttentionCache, layer: int | Array, new: _Keys) -> tuple[AttentionCache, _Keys]:
@@ -143,7 +145,13 @@ def _remember(cache: AttentionCache, layer: int | Array, new: _Keys) -> tuple[At
     return cache, jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], 1), old, new)
 
 
-def _attend(q, k, v, mask=None, window=None):
+def _attend(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S heads K"],
+    v: Float[Array, "B S heads K"],
+    mask: Bool[Array, "B T S"] | None = None,
+    window: int | None = None,
+) -> Float[Array, "B T H K"]:
     """Attention in the dtype of q; cuDNN's flash kernel where it can run, otherwise XLA."""
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     implementation = "cudnn" if half and mask is None and jax.default_backend() == "gpu" else "xla"

@@ -20,7 +20,7 @@ class MemoryCache:
     """
 
     recurrent: Any  # float32 [L, G, B, *state] in the rule's own shape or shapes, e.g. [L, G, B, H, K, V]
-    conv: dict[str, Float[Array, "L G B W-1 channels"]]  # last inputs of each convolution, oldest first
+    conv: dict[str, Float[Array, "L G B _ _"]]  # [..., W-1, channels]: last inputs of each convolution, oldest first
     document: Int[Array, "L B"]  # segment id of each row's last token; memories hold its document and no other
     length: Int[Array, "L B"]  # tokens that each row has read
 

@@ -30,17 +30,17 @@ def conv_history(taps: int | None, **channels: int) -> dict[str, tuple[int, int]
 
 
 def convolve(
-    rows: dict[str, Float[Array, "N channels"]],
-    weights: dict[str, Float[Array, "channels W"]],
+    rows: dict[str, Float[Array, "N _"]],
+    weights: dict[str, Float[Array, "_ W"]],
     packing: Packing,
     cache: MemoryCache | None,
     layer: int | Array,
     *,
-    biases: dict[str, Float[Array, " channels"]] | None = None,
+    biases: dict[str, Float[Array, " _"]] | None = None,
     activate: bool = True,
     leaking_memories: int = 0,
-) -> tuple[list[Float[Array, "N channels"]], MemoryCache | None]:
-    """Short convolutions by name, along each memory's own sequence; the cache keeps their last inputs.
+) -> tuple[list[Float[Array, "N _"]], MemoryCache | None]:
+    """Short convolutions by name, along each memory's own sequence, each with its channels; the cache keeps inputs.
 
     ``activate``: SiLU after them. Without a cache, ``leaking_memories`` memories are convolved end
     to end (`mom_jax.ops.reference_conv_leak`).

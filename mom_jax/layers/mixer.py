@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
@@ -20,7 +21,7 @@ from mom_jax.layers.rules.rule import MemoryRule, RuleSizes, named_options
 from mom_jax.ops.documents import DocumentRuns, count_documents
 from mom_jax.ops.routing import RouterOutput
 from mom_jax.ops.segments import Packing, plan_packing, unpack_mix
-from mom_jax.typing import Array, Float, Int
+from mom_jax.typing import AnyArray, Array, Float, Int, Mask, Shaped
 
 TENSOR_AXIS = "tensor"
 
@@ -111,8 +112,8 @@ class MemoryMixer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        attention_mask: Int[Array, "B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | DocumentRuns | None = None,
+        attention_mask: Mask | None = None,
+        segment_ids: Shaped[AnyArray, "B T"] | DocumentRuns | None = None,
         cache: MemoryCache | None = None,
         layer: int | Array = 0,
     ) -> MixerOutput:
@@ -140,8 +141,8 @@ class MemoryMixer(nnx.Module):
     def read(
         self,
         x: Float[Array, "B T D"],
-        attention_mask: Int[Array, "B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | DocumentRuns | None = None,
+        attention_mask: Mask | None = None,
+        segment_ids: Shaped[AnyArray, "B T"] | DocumentRuns | None = None,
         cache: MemoryCache | None = None,
         layer: int | Array = 0,
     ) -> tuple[Float[Array, "B T H V"], RouterOutput | None, MemoryCache | None]:
@@ -172,14 +173,24 @@ class MemoryMixer(nnx.Module):
         load = packing.length.reshape(-1, x.shape[0])[: self.num_memories].T
         return reads, RouterOutput(logits, weights, memory_ids, load), cache
 
-    def _route(self, x):
+    def _route(
+        self, x: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B T M"] | None, Float[Array, "B T k"], Int[Array, "B T k"]]:
         """Router logits, weights and choices; without a router every token chooses the one memory."""
         if self.num_memories is None:
             shape = (*x.shape[:2], 1)
             return None, jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
         return self.router.decide(x, self.router_bias[...] if self.biased else None)
 
-    def _sharded(self, mesh, x, attention_mask, segment_ids, cache, layer) -> MixerOutput:
+    def _sharded(
+        self,
+        mesh: AbstractMesh,
+        x: Float[Array, "B T D"],
+        attention_mask: Mask | None,
+        segment_ids: Shaped[AnyArray, "B T"] | DocumentRuns | None,
+        cache: MemoryCache | None,
+        layer: int | Array,
+    ) -> MixerOutput:
         """The same on every device's own rows and heads, with one sum over the tensor axis."""
         graph, params = nnx.split(self)
         rows = _batch_axes(mesh, x.shape[0])
@@ -205,7 +216,7 @@ def _head_dim(hidden_size: int, num_heads: int) -> int:
     return hidden_size // num_heads
 
 
-def _batch_axes(mesh, batch):
+def _batch_axes(mesh: AbstractMesh, batch: int) -> tuple[str, ...] | None:
     """The axes that split the rows; none if they do not divide the batch, as for a single prompt."""
     axes = tuple(a for a in ("data", "fsdp") if a in mesh.axis_names)
     parts = 1
@@ -214,12 +225,13 @@ def _batch_axes(mesh, batch):
     return axes if batch % parts == 0 else None
 
 
-def _local_spec(value, spec):
+def _local_spec(value: Array, spec: P) -> P:
     """The spec inside the mixer: split over tensor, gathered over fsdp; scanned slices lost their layer axis."""
     return P(*(axis if axis == TENSOR_AXIS else None for axis in tuple(spec)[len(spec) - value.ndim :]))
 
 
-def _cache_specs(cache, rows, whole):
+def _cache_specs(cache: MemoryCache, rows: tuple[str, ...] | None, whole: tuple[str, ...]) -> Any:
+    """A `MemoryCache` of what splits its arrays."""
     specs = {
         "recurrent": jax.tree.map(
             lambda state: P(None, None, rows, *[TENSOR_AXIS] * (state.ndim > 3)), cache.recurrent
@@ -231,7 +243,7 @@ def _cache_specs(cache, rows, whole):
     return dataclasses.replace(cache, **specs)
 
 
-def _note_tokens(cache, layer, attention_mask, time):
+def _note_tokens(cache: MemoryCache, layer: int | Array, attention_mask: Mask | None, time: int) -> MemoryCache:
     """Counts the tokens that were read."""
     read = time if attention_mask is None else jnp.sum(attention_mask != 0, 1)
     return dataclasses.replace(cache, length=cache.length.at[layer].add(read))
@@ -246,7 +258,7 @@ def _forget_earlier_documents(
     written = jnp.where(packing.length > 0, written, 0).reshape(-1, documents.index.shape[0])
     current = written == documents.index[:, -1]
 
-    def kept(states):
+    def kept(states: Float[Array, "L G B *rest"]) -> Float[Array, "L G B *rest"]:
         mask = current.reshape(current.shape + (1,) * (states.ndim - 3))
         return states.at[layer].set(jnp.where(mask, states[layer], 0))
 

@@ -18,8 +18,8 @@ def per_memory(rngs: nnx.Rngs, memories: int, inputs: int, outputs: int, split: 
 
 
 def project(
-    x: Float[Array, "B T D"], packing: Packing, weights: tuple[Float[Array, "G D F"], ...], impl: str
-) -> tuple[Float[Array, "N F"], ...]:
+    x: Float[Array, "B T D"], packing: Packing, weights: tuple[Float[Array, "#G D _"], ...], impl: str
+) -> tuple[Float[Array, "N _"], ...]:
     """Packed rows of ``x`` through each memory's own weights, in ``x.dtype``; G = 1 is one projection for all."""
     weights = tuple(w.astype(x.dtype) for w in weights)
     if weights[0].shape[0] == 1:
@@ -28,7 +28,7 @@ def project(
 
 
 def through(
-    rows: Float[Array, "N D"], packing: Packing, weight: Float[Array, "G D F"], impl: str
+    rows: Float[Array, "N D"], packing: Packing, weight: Float[Array, "#G D F"], impl: str
 ) -> Float[Array, "N F"]:
     """Packed rows through each memory's own further weights."""
     weight = weight.astype(rows.dtype)
@@ -38,7 +38,7 @@ def through(
     return grouped_matmul(rows, (weight,), packing.group_sizes, tile=tile, impl=impl)[0]
 
 
-def add_bias(rows: Float[Array, "N F"], packing: Packing, bias: Float[Array, "G F"]) -> Float[Array, "N F"]:
+def add_bias(rows: Float[Array, "N F"], packing: Packing, bias: Float[Array, "#G F"]) -> Float[Array, "N F"]:
     """Adds each memory's own bias to its rows; float32."""
     if bias.shape[0] == 1:
         return rows + bias

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.layers.cache import MemoryCache
-from mom_jax.ops.primitive import Primitive, Rows, default_scale
+from mom_jax.ops.primitive import Primitive, Rows, State, default_scale
 from mom_jax.ops.segments import ChunkTable, Packing
 from mom_jax.typing import Array, Float
 
@@ -44,7 +44,9 @@ def recur(
     return o, dataclasses.replace(cache, recurrent=recurrent)
 
 
-def _one_token(primitive, rows, table, cache, layer, scale):
+def _one_token(
+    primitive: Primitive, rows: Rows, table: ChunkTable, cache: MemoryCache, layer: int | Array, scale: float
+) -> tuple[Float[Array, "N H V"], State]:
     """A step for each row from the state of its own segment: what is not written is not touched.
 
     In place: were the states of all layers reshaped, XLA would copy them at every step.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mom_jax.errors import InputError
-from mom_jax.typing import AnyArray, Array, Bool, Int, Shaped
+from mom_jax.typing import AnyArray, Array, Bool, Int, Mask, Shaped
 
 
 @jax.tree_util.register_dataclass
@@ -25,7 +25,7 @@ class DocumentRuns:
 
 def count_documents(
     segment_ids: Shaped[AnyArray, "B T"] | DocumentRuns | None,
-    attention_mask: Shaped[AnyArray, "B T"] | None = None,
+    attention_mask: Mask | None = None,
     last: Int[Array, " B"] | None = None,
 ) -> DocumentRuns | None:
     """Counts the documents along each row.

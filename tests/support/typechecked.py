@@ -21,7 +21,7 @@ from beartype.door import is_bearable
 from beartype.vale import Is
 from jaxtyping import AbstractArray, install_import_hook
 
-PACKAGES = ("mom_jax.ops",)
+PACKAGES = ("mom_jax.ops", "mom_jax.layers")
 _CONF = BeartypeConf(is_pep484_tower=True)  # an int may stand for a float
 
 

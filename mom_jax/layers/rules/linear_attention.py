@@ -58,7 +58,7 @@ class LinearAttention(QueryKeyValueRule):
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
         return ScalarDecayRows(q, k, v), None, cache
 
-    def finished(self, o: Float[Array, "N H V"], rest: None, packing: Packing) -> Float[Array, "N H V"]:
+    def finished(self, o: Float[Array, "N H read"], rest: None, packing: Packing) -> Float[Array, "N H V"]:
         """Reads, divided by the sum of their weights if asked for."""
         if not self.options.norm_feature_map:
             return o

@@ -52,7 +52,7 @@ class Mamba2(QueryKeyValueRule):
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[ScalarDecayRows, Array, MemoryCache | None]:
+    ) -> tuple[ScalarDecayRows, Float[Array, "N H V"], MemoryCache | None]:
         """Packed rows of scalar decay, the values for the skip, and the cache."""
         q, k, v, (dt,), cache = self.qkv(x, packing, cache, layer, self.dt_proj[...])
         q, k = (jnp.broadcast_to(y, (*v.shape[:2], y.shape[-1])) for y in (q, k))
@@ -60,6 +60,8 @@ class Mamba2(QueryKeyValueRule):
         rows = ScalarDecayRows(q, k, value * step[..., None], -jnp.exp(self.A_log[...]) * step)
         return rows, value, cache
 
-    def finished(self, o: Float[Array, "N H V"], rest: Array, packing: Packing) -> Float[Array, "N H V"]:
+    def finished(
+        self, o: Float[Array, "N H V"], rest: Float[Array, "N H V"], packing: Packing
+    ) -> Float[Array, "N H V"]:
         """Reads, with D times the token's own value."""
         return o + jnp.where(packing.valid[:, None, None], self.D[...][:, None] * rest, 0)

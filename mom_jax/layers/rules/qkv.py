@@ -67,9 +67,15 @@ class QueryKeyValueRule(MemoryRule):
         packing: Packing,
         cache: MemoryCache | None,
         layer: int | Array,
-        *gates: Float[Array, "G D F"],
-    ) -> tuple[Array, Array, Array, list[Float[Array, "N F"]], MemoryCache | None]:
-        """Packed rows: q and k [N, H, K], v [N, H, V], one array for each further projection, the cache."""
+        *gates: Float[Array, "#G D _"],
+    ) -> tuple[
+        Float[Array, "N #H K"],
+        Float[Array, "N #H K"],
+        Float[Array, "N H V"],
+        list[Float[Array, "N _"]],
+        MemoryCache | None,
+    ]:
+        """Packed rows of q, k and v, an array for each further projection, and the cache."""
         q = pack(self.q_proj(x), packing)
         k, v, *rest = project(x, packing, (self.k_proj[...], self.v_proj[...], *gates), self.options.impl)
         if self.taps is not None:
@@ -79,7 +85,9 @@ class QueryKeyValueRule(MemoryRule):
         keys, values = self.sizes.head_k_dim, self.sizes.head_v_dim
         return heads(q, keys), heads(k, keys), heads(v, values), rest, cache
 
-    def _convolved(self, rows, packing, cache, layer):
+    def _convolved(
+        self, rows: dict[str, Float[Array, "N _"]], packing: Packing, cache: MemoryCache | None, layer: int | Array
+    ) -> tuple[Float[Array, "N keys"], Float[Array, "N keys"], Float[Array, "N values"], MemoryCache | None]:
         weights = {name: getattr(self, f"{name}_conv1d")[...] for name in rows}
         biases = {name: getattr(self, f"{name}_conv1d_bias")[...] for name in rows if self.conv_bias}
         options = {"biases": biases, "activate": self.activate_conv, "leaking_memories": self.leaking_memories}

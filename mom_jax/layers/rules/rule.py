@@ -137,7 +137,7 @@ class MemoryRule(nnx.Module):
     def couple_layers(self) -> None:
         """Computes in place, from the stacked parameters, those that depend on other layers; a model calls it."""
 
-    def head_numbers(self, local: int) -> Float[Array, " local"]:
+    def head_numbers(self, local: int) -> Float[Array, "{local}"]:
         """Numbers of the ``local`` heads that this device holds, from 0 to H - 1, as floats."""
         first = 0 if self.heads_axis is None else local * jax.lax.axis_index(self.heads_axis)
         return jnp.arange(local, dtype=jnp.float32) + first
@@ -156,6 +156,6 @@ def named_options(rule: type[MemoryRule], values: Mapping[str, Any]) -> RuleOpti
     return rule.Options(**values)
 
 
-def heads(y: Float[Array, "N F"], size: int) -> Float[Array, "N H size"]:
+def heads(y: Float[Array, "N F"], size: int) -> Float[Array, "N H {size}"]:
     """Channels of a row, cut into heads of ``size`` channels."""
     return y.reshape(y.shape[0], -1, size)

@@ -75,7 +75,7 @@ class RWKV6(MemoryRule):
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[VectorDecayRows, Array, MemoryCache | None]:
+    ) -> tuple[VectorDecayRows, Float[Array, "N H*V"], MemoryCache | None]:
         """Packed rows of vector decay with a bonus, the gate, and the cache."""
         impl, keys = self.options.impl, self.sizes.head_k_dim
         (r, w, k, v, g), cache = self._blends(pack(x, packing), packing, cache, layer)
@@ -87,13 +87,17 @@ class RWKV6(MemoryRule):
         v = heads(v, self.sizes.head_v_dim)
         return VectorDecayRows(heads(q, keys), heads(k, keys), v, decay, self.bonus[...]), gate, cache
 
-    def finished(self, o: Float[Array, "N H V"], rest: Array, packing: Packing) -> Float[Array, "N H V"]:
+    def finished(
+        self, o: Float[Array, "N H V"], rest: Float[Array, "N H*V"], packing: Packing
+    ) -> Float[Array, "N H V"]:
         """Reads, normalised within heads and gated."""
         o = layer_norm(o, self.norm[...], self.norm_bias[...], self.options.norm_eps)
         o = o * jax.nn.silu(widened(rest)).reshape(o.shape)
         return jnp.where(packing.valid[:, None, None], o, 0)
 
-    def _blends(self, rows, packing, cache, layer):
+    def _blends(
+        self, rows: Float[Array, "N D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
+    ) -> tuple[Float[Array, "5 N D"], MemoryCache | None]:
         """Each row blended with the one before in five ways, for receptance, decay, key, value and gate."""
         before, cache = token_before(rows, packing, cache, layer)
         delta = before - rows

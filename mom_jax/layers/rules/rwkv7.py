@@ -89,7 +89,7 @@ class RWKV7(MemoryRule):
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[RankOneDecayRows, tuple[Array, Array], MemoryCache | None]:
+    ) -> tuple[RankOneDecayRows, tuple[Float[Array, "N H V"], Float[Array, "N H*V"]], MemoryCache | None]:
         """Packed rows of diagonal plus rank one; the token's own bonus and the gate; and the cache."""
         impl, size = self.options.impl, self.sizes.head_k_dim
         rows = pack(x, packing)
@@ -110,7 +110,9 @@ class RWKV7(MemoryRule):
         g = _LOG_DECAY * jax.nn.sigmoid(w)
         return RankOneDecayRows(r, k, v, g, a=-removal, b=removal * rate), (bonus, gate), cache
 
-    def finished(self, o: Float[Array, "N H V"], rest: tuple[Array, Array], packing: Packing) -> Float[Array, "N H V"]:
+    def finished(
+        self, o: Float[Array, "N H V"], rest: tuple[Float[Array, "N H V"], Float[Array, "N H*V"]], packing: Packing
+    ) -> Float[Array, "N H V"]:
         """Reads, normalised within heads, with the bonus, and gated."""
         bonus, gate = rest
         o = layer_norm(o, self.norm[...], self.norm_bias[...], self.sizes.head_k_dim * self.options.norm_eps)

@@ -64,7 +64,7 @@ class TTTLinear(QueryKeyValueRule):
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[TTTRows, Array, MemoryCache | None]:
+    ) -> tuple[TTTRows, Float[Array, "N H K"], MemoryCache | None]:
         """Packed rows of TTT-Linear, the queries, and the cache."""
         q, k, v, (rate,), cache = self.qkv(x, packing, cache, layer, self.lr_proj[...])
         q, k = l2_norm(q), l2_norm(k)
@@ -72,7 +72,9 @@ class TTTLinear(QueryKeyValueRule):
         shared = {"norm_weight": self.norm[...], "norm_bias": self.norm_bias[...], "start": self.start[...]}
         return TTTRows(q, k, widened(v), rate, packing.valid, **shared), q, cache
 
-    def finished(self, o: Float[Array, "N H V"], rest: Array, packing: Packing) -> Float[Array, "N H V"]:
+    def finished(
+        self, o: Float[Array, "N H V"], rest: Float[Array, "N H V"], packing: Packing
+    ) -> Float[Array, "N H V"]:
         """The query and the norm of the memory's answer to it."""
         o = widened(rest) + layer_norm(o, self.norm[...], self.norm_bias[...], self.options.norm_eps)
         return jnp.where(packing.valid[:, None, None], o, 0)
