@@ -63,7 +63,7 @@ def test_definition(x, window, ragged):
         keep[0, :3], keep[1, [2, 5, 8]] = 0, 0
         documents[1, 4:] = 1
     arguments = (jnp.asarray(keep), jnp.asarray(documents)) if ragged else (None, None)
-    y, _ = layer(x, *arguments)
+    y, *_ = layer(x, *arguments)
     assert_close(y, by_definition(layer, np.asarray(x, np.float64), keep, documents), 1e-5)
     assert not np.asarray(y)[keep == 0].any()
 
@@ -89,7 +89,7 @@ def test_biases(x):
     assert not hasattr(layer.o_proj, "bias")
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
         getattr(layer, name).weight[...] = getattr(plain, name).weight[...]
-    before, _ = layer(x)
+    before, *_ = layer(x)
     for proj in (layer.q_proj, layer.k_proj, layer.v_proj):
         proj.bias[...] = jax.random.normal(jax.random.key(3), proj.bias.shape)
     assert np.abs(layer(x)[0] - before).max() > 0.1
@@ -99,6 +99,6 @@ def test_biases(x):
 def test_bfloat16(x):
     """bfloat16 in, bfloat16 out, within 3 % of float32."""
     layer = make()
-    y, _ = layer(x.astype(jnp.bfloat16))
+    y, *_ = layer(x.astype(jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
     assert_close(y.astype(jnp.float32), layer(x)[0], 0.03)
