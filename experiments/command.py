@@ -23,7 +23,7 @@ from mom_jax.terminal import print_table
 from .registry import EXPERIMENTS, SCALES, Experiment, Record, check_name, get_experiment
 from .sweep import belonging, missing, read_records, run_sweep, sweep_folder
 
-DESCRIPTION = f"""Runs an experiment: each of its points that is not there yet, then a table and plots. Every finished
+DESCRIPTION = f"""Runs an experiment: each of its points that is missing, then a table and plots. Every finished
 point is a line of JSON in the sweep's folder, so a sweep that was stopped goes on, and machines that share
 the folder can each do a shard. Experiments: {", ".join(EXPERIMENTS)}.
 
@@ -45,15 +45,15 @@ class ExperimentConfig:
     shard: str = "0/1"
     """Do only shard i of n, written i/n."""
     plot: bool = False
-    """Draw what is there; run nothing."""
+    """Draw only the finished points; run nothing."""
     out: Place = "runs/experiments"
-    """Folder of the sweeps."""
+    """Folder for the sweeps."""
 
     def __post_init__(self):
         check_fields(self)
         match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", self.shard)
         if not match or not int(match[1]) < int(match[2]):
-            raise InputError("shard", self.shard, "is written i/n with 0 <= i < n, for example 0/4")
+            raise InputError("shard", self.shard, "must be i/n with 0 <= i < n, for example 0/4")
         if self.list == bool(self.name):
             raise InputError("experiment", self.name or "''", "give a name or --list, see --help")
         if self.name:

@@ -136,7 +136,7 @@ def generate_blocks(
 
 def not_finite(what: str) -> InputError:
     """The complaint about a model that gives NaN or infinity."""
-    remedy = f"its {what} are not finite: training diverged, or the weights are damaged; take an earlier checkpoint"
+    remedy = f"its {what} are not finite: training diverged, or the weights are damaged; use an earlier checkpoint"
     return InputError("model", "NaN", remedy)
 
 
@@ -165,7 +165,7 @@ def _check_options(vocab, max_new_tokens, temperature, top_k, top_p, rng, ends, 
         raise InputError("top_p", top_p, "must lie in (0, 1]")
     _check_ids("eos_token_id", np.asarray(ends, np.int64), vocab)
     if allowed is not None and (np.shape(allowed) != (vocab,) or not np.asarray(allowed).any()):
-        raise InputError("allowed", np.shape(allowed), f"expected booleans [{vocab}], one of them True at least")
+        raise InputError("allowed", np.shape(allowed), f"expected booleans [{vocab}], at least one of them True")
 
 
 def _ids(eos_token_id: int | Sequence[int] | None) -> tuple[int, ...]:

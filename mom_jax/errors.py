@@ -1,4 +1,4 @@
-"""The one exception type for mistakes a user can make and mend, and the one for a run that diverged."""
+"""The one exception type for mistakes that a user can make and correct, and the one for a run that diverged."""
 
 import os
 import reprlib

@@ -56,7 +56,7 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     try:
         text = json.dumps(value, indent=indent, allow_nan=False)
     except ValueError as error:
-        raise InputError("path", path, "is not written: a number of it is NaN or infinite") from error
+        raise InputError("path", path, "is not written: a number in it is NaN or infinite") from error
     write_atomically(path, text + "\n")
 
 
@@ -190,7 +190,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
         twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-        raise ValueError(f"{twice!r} stands there twice")
+        raise ValueError(f"{twice!r} occurs twice")
     return members
 
 

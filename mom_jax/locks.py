@@ -51,11 +51,12 @@ def only_writer(folder: Path, what: str, field: str = "run_dir", *, wait: float 
     try:
         lock.acquire(timeout=wait)
     except filelock.Timeout:
-        raise InputError(field, folder, f"is in use: {_named(owner)}; let it end, or choose another folder") from None
+        remedy = f"is in use: {_named(owner)}; wait until it ends, or choose another folder"
+        raise InputError(field, folder, remedy) from None
     except (NotImplementedError, OSError) as error:
         if not _knows_no_locks(error):
             raise
-        _log.warning("%s lies on a file system without locks: see that no other command writes into it", folder)
+        _log.warning("%s is on a file system without locks: make sure that no other command writes into it", folder)
     try:
         write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.argv)})
         yield
@@ -72,5 +73,5 @@ def _named(owner: Path) -> str:
     try:
         record = read_json(owner, _Owner, "")
     except InputError:  # it has only just begun, or has just ended
-        return "another process writes into it"
-    return f"process {record['pid']} on {record['host']} writes into it ({record['command'][:100]})"
+        return "another process is writing into it"
+    return f"process {record['pid']} on {record['host']} is writing into it ({record['command'][:100]})"

@@ -31,7 +31,7 @@ def check_local(place: str | os.PathLike[str], field: str) -> None:
     if not text:
         raise InputError(field, "''", "must not be empty")
     if "\0" in text:
-        raise InputError(field, repr(text), "holds a NUL byte, which no path does")
+        raise InputError(field, repr(text), "contains a NUL byte, which no path can")
     address = _ADDRESS.fullmatch(text)
     if address:
         raise InputError(field, text, _remedy(address[1].lower(), address[2]))
@@ -48,7 +48,7 @@ def check_kept(place: str | os.PathLike[str], field: str) -> None:
 
 def _remedy(scheme: str, rest: str) -> str:
     if scheme == "hf":
-        return f"is written hf:{rest.removeprefix('datasets/') or 'OWNER/NAME'}"
+        return f"must be written hf:{rest.removeprefix('datasets/') or 'OWNER/NAME'}"
     if scheme == "file":
         return f"is an address; give the path itself: /{rest}"
     return f"{scheme}:// addresses are not supported; copy or mount it, and give the local path"

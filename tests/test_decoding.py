@@ -104,7 +104,7 @@ def test_ids_that_are_not_allowed_are_never_chosen(model, prompts, options):
     allowed = np.arange(32) % 2 == 0
     out = np.asarray(generate(model, prompts, 3 * NEW, **options, rng=jax.random.key(1), allowed=allowed))
     assert allowed[out[:, 9:]].all() and len(set(out[:, 9:].ravel())) > 1
-    with pytest.raises(InputError, match=r"allowed=\(32,\): expected booleans \[32\], one of them True at least"):
+    with pytest.raises(InputError, match=r"allowed=\(32,\): expected booleans \[32\], at least one of them True"):
         generate(model, prompts, 1, allowed=np.zeros(32, bool))
 
 

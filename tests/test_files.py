@@ -61,7 +61,7 @@ def test_any_json_fits_a_form_or_is_refused_in_one_line(value):
         ('{"name": "a", "sizes": [1, true]}', r"\['sizes'\]\[1\] is true or false, not a whole number"),
         ('{"name": "a", "sizes": {}}', r"\['sizes'\] is an object, not a list"),
         ('{"name": "a", "sizes": [], "note": 1}', r"\['note'\] is a whole number, not text"),
-        ('{"name": "a", "sizes": [], "name": "b"}', "'name' stands there twice"),
+        ('{"name": "a", "sizes": [], "name": "b"}', "'name' occurs twice"),
         ("[]", "the whole is a list, not an object"),
         ("{", "line 1"),
         ("[" * 100_000, "nested too deeply"),

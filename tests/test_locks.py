@@ -25,7 +25,7 @@ with only_writer(Path(sys.argv[1]), "work"):
 def test_another_process_is_named_and_leaves_no_lock_when_it_is_killed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "in\n"
-        told = rf"run_dir={tmp_path}: is in use: process {holder.pid} on .* writes into it"
+        told = rf"run_dir={tmp_path}: is in use: process {holder.pid} on .* is writing into it"
         with pytest.raises(InputError, match=told), only_writer(tmp_path, "work"):
             pass
         with only_writer(tmp_path, "other work"):
@@ -58,7 +58,7 @@ def test_the_same_process_may_not_enter_twice(tmp_path):
         with pytest.raises(InputError, match=f"process {os.getpid()} on"), only_writer(tmp_path / "new", "work"):
             pass
         (tmp_path / "new" / ".work.lock.json").write_text("{", encoding="utf-8")
-        with pytest.raises(InputError, match="another process writes into it"), only_writer(tmp_path / "new", "work"):
+        with pytest.raises(InputError, match="another process is writing"), only_writer(tmp_path / "new", "work"):
             pass
 
 
@@ -69,7 +69,7 @@ def test_a_file_system_without_locks_is_said_to_be_unguarded(error, tmp_path, mo
 
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     with only_writer(tmp_path, "work"):
-        assert "lies on a file system without locks" in caplog.text
+        assert "is on a file system without locks" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "self", "a" * 300])

@@ -16,7 +16,7 @@ from mom_jax.paths import absolute, check_local, local_path
         ("https://host/a.txt", "https://"),
         ("HTTP://host", "http://"),
         ("az+blob://x", r"az\+blob://"),
-        ("hf://datasets/owner/name", "is written hf:owner/name"),
+        ("hf://datasets/owner/name", "must be written hf:owner/name"),
         ("file:///data/a.txt", "give the path itself: /data/a.txt"),
         (Path("gs://bucket/run"), "gs://"),
         ("", "must not be empty"),

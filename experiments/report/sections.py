@@ -71,7 +71,8 @@ def readable(path: Path, make: Callable[[], Made]) -> Made:
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError("file", path, f"is not of the form this version writes ({error!r}); make it anew") from error
+        remedy = f"is not of the form this version writes ({error!r}); create it again"
+        raise InputError("file", path, remedy) from error
 
 
 def shown(value: Any) -> str:

@@ -53,7 +53,7 @@ class BenchConfig:
     """Which tables."""
 
     tables: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[TABLES]")] = ""
-    """Names with commas between them; all of this machine if none is given."""
+    """Comma-separated names; all of this machine if none is given."""
     list: bool = False
     """Show the tables of this machine, and about how long each takes."""
     tiny: bool = False

@@ -34,7 +34,7 @@ def interleaved_seconds(calls: Mapping[str, Call], rounds: int) -> dict[str, flo
 def temporary_bytes(function: Callable[..., Any], *arguments: Any) -> int:
     """Bytes that XLA allocates for intermediate values of one call."""
     analysis = jax.jit(function).lower(*arguments).compile().memory_analysis()
-    assert analysis is not None, "this backend tells no memory"
+    assert analysis is not None, "this backend does not report memory"
     return analysis.temp_size_in_bytes
 
 

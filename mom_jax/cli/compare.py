@@ -15,7 +15,7 @@ from mom_jax.paths import output_folder
 
 DESCRIPTION = """Runs a checkpoint in the PyTorch reference (flash-linear-attention) and here, on the same tokens, and
 prints by how much they differ: hidden states, router logits and memory choices by layer, logits, losses, the gradient
-of every parameter, decoding, a greedy continuation. Ends with status 1 if something lies above its tolerance. Needs
+of every parameter, decoding, a greedy continuation. Ends with status 1 if something exceeds its tolerance. Needs
 the extra parity (pip install -e '.[parity]' in the source folder); docs/parity.md explains the tables.
 
 Example: mom-jax compare --reference checkpoints/mom-340m --tokens 2x128 --out runs/parity"""
@@ -42,11 +42,11 @@ class CompareConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """float32 compares the two; bfloat16 compares the error that each makes against float32."""
     draws: Count = 5
-    """Batches of tokens behind the means of bfloat16."""
+    """Batches of tokens over which bfloat16 errors are averaged."""
     new_tokens: Annotated[int, Range(least=0, most=2**24)] = 64
     """Length of the greedy continuation; 0 leaves it out."""
     tolerance: Annotated[float, Range(above=0)] | None = None
-    """Largest difference over a quantity's largest value; default: one for each quantity, see docs/parity.md."""
+    """Largest difference allowed, relative to a quantity's largest value; default: see docs/parity.md."""
     kernels: Literal["auto", "triton", "interpreter", "naive"] = "auto"
     """The reference's operators: Triton kernels on a GPU; on a CPU naive PyTorch, or those kernels interpreted."""
     out: Place | None = None
@@ -59,9 +59,9 @@ class CompareConfig:
                 raise InputError(field, getattr(self, field), f"goes only with --dtype {dtype}")
         match = re.fullmatch(r"([0-9]{1,7})x([0-9]{1,7})", self.tokens)
         if not match or int(match[1]) < 1 or int(match[2]) < 4:
-            raise InputError("tokens", self.tokens, "is written ROWSxTOKENS with at least 4 tokens, as in 2x80")
+            raise InputError("tokens", self.tokens, "must be ROWSxTOKENS with at least 4 tokens, for example 2x80")
         if self.dtype == "bfloat16" and self.kernels == "interpreter":
-            raise InputError("kernels", self.kernels, "is wrong in bfloat16 (Triton's interpreter); take naive")
+            raise InputError("kernels", self.kernels, "is wrong in bfloat16 (Triton's interpreter); use naive")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,7 +84,7 @@ def main(args: Sequence[str]) -> int:
     out = console()
     config, layout = read_config(Path(arguments.reference).expanduser())
     if layout != "mom":
-        remedy = "the reference reads mom only; load_pretrained and save_pretrained make one of this folder"
+        remedy = "the reference reads only mom; load_pretrained and save_pretrained make one of this folder"
         raise InputError("model_type", layout, remedy)
     draw = _tokens(arguments, config)
     draw(0)  # a bad text or place shows before the models load
@@ -97,7 +97,7 @@ def main(args: Sequence[str]) -> int:
     if folder is not None:
         _write(folder, {"settings": about | versions, **result.to_dict()}, picture)
         out.print(f"written: {folder}/compare.json and compare.png")
-    out.print("everything lies within its tolerance" if result.ok else "something lies above its tolerance")
+    out.print("everything is within its tolerance" if result.ok else "something exceeds its tolerance")
     return 0 if result.ok else 1
 
 
@@ -142,7 +142,7 @@ def _header(arguments: CompareConfig, versions: dict[str, str], about: dict[str,
     how = {
         "triton": "its Triton kernels on the GPU",
         "interpreter": "its Triton kernels, interpreted on the CPU",
-        "naive": "naive PyTorch operators in the place of its Triton kernels",
+        "naive": "naive PyTorch operators in place of its Triton kernels",
     }
     release = versions["flash-linear-attention"]
     written_for = "" if release == RELEASE else f" (this comparison is written for {RELEASE})"

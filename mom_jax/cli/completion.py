@@ -42,14 +42,14 @@ def complete(
     Several samples follow each other, each under a line with its number.
 
     Raises:
-        InputError: the prompt holds no token, the tokenizer has more tokens than the model rows, or an option is out
+        InputError: the prompt contains no token, the tokenizer has more tokens than the model rows, or an option is out
             of its range, before anything is written; or the model gives NaN.
     """
     tokenizer = load_tokenizer(config.data.tokenizer)
-    rows = token_rows(tokenizer, config.model.vocab_size, "put the tokenizer of the training back")
+    rows = token_rows(tokenizer, config.model.vocab_size, "put back the tokenizer it was trained with")
     ids = tokenizer.encode(prompt)
     if len(ids) == 0:
-        raise InputError("prompt", repr(prompt[:40]), "holds no token")
+        raise InputError("prompt", repr(prompt[:40]), "contains no token")
     ends = _ends(tokenizer, config.model)
     for sample in range(samples):
         new = _new_ids(model, ids, max_new_tokens, choices, sample, ends, rows)

@@ -13,7 +13,7 @@ from mom_jax.fields import Name, Range, check_fields
 from mom_jax.paths import check_local
 
 DESCRIPTION = """Converts between a published model (a Hugging Face folder: config.json, safetensors files, tokenizer)
-and a run. SRC tells the direction: a published model becomes a run that eval and generate take, a run becomes a folder
+and a run. SRC decides the direction: a published model becomes a run for eval and generate, a run becomes a folder
 that the PyTorch library loads.
 
 Example: mom-jax convert MoM-Gated-Deltanet-340M runs/published-340m
@@ -30,9 +30,9 @@ class ConvertConfig:
     dst: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The folder to write; it must not exist, or be empty."""
     tokenizer: Name | None = None
-    """Goes with the model instead of its own: bytes, mistral, a file, a folder or a hub name."""
+    """Tokenizer to store instead of the model's own: bytes, mistral, a file, a folder or a hub name."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """In which a published model stores its parameters."""
+    """Type in which a published model stores its parameters."""
     max_shard_bytes: Annotated[int, Range(least=1, below=2**63)] = 5 * 10**9
     """Size of a published model's files; a larger model is split."""
 
@@ -54,7 +54,8 @@ def main(args: Sequence[str]) -> int:
     out = console()
     if is_published(Path(arguments.src).expanduser()):
         if (arguments.dtype, arguments.max_shard_bytes) != (ConvertConfig.dtype, ConvertConfig.max_shard_bytes):
-            raise InputError("dst", arguments.dst, "is a run: --dtype and --max-shard-bytes are for published models")
+            remedy = "would be a run: --dtype and --max-shard-bytes are for published models"
+            raise InputError("dst", arguments.dst, remedy)
         published_to_run(arguments.src, arguments.dst, one_device(), arguments.tokenizer)
         said = f"run: {arguments.dst}; try mom-jax generate {arguments.dst} --prompt 'Once'"
     else:

@@ -14,7 +14,7 @@ from mom_jax.errors import InputError
 from mom_jax.fields import Range, check_fields
 
 DESCRIPTION = """Tokenises text into memory-mapped shards that training reads with --data.path OUT. Run again
-after an interruption, it goes on where it stopped; the same input gives the same bytes whatever the number of workers
+after an interruption, it continues where it stopped; the same input gives the same bytes whatever the number of workers
 or machines.
 
 Example: mom-jax data prepare shards/wiki --data.path 'wiki/*.jsonl.gz' --data.tokenizer mistral --shard 0/4"""
@@ -32,7 +32,7 @@ class PrepareConfig:
     """What to tokenise, and where to."""
 
     out: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder of the shards."""
+    """Folder for the shards."""
     data: TextConfig = dataclasses.field(default_factory=TextConfig)
     workers: Annotated[int, Range(least=1, most=2**12)] | None = None
     """Processes; default: one per core."""
@@ -45,7 +45,7 @@ class PrepareConfig:
         check_fields(self)
         match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", self.shard)
         if not match or not int(match[1]) < int(match[2]):
-            raise InputError("shard", self.shard, "is written i/n with 0 <= i < n, as in 0/4")
+            raise InputError("shard", self.shard, "must be i/n with 0 <= i < n, for example 0/4")
 
     @property
     def config(self) -> DataConfig:

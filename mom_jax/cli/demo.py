@@ -31,7 +31,7 @@ def main(args: Sequence[str]) -> int:
     from mom_jax.runs import train_and_report
 
     out, limit = console(), config.max_minutes
-    time = "" if limit is None else f" or {limit:g} minutes, what comes first"
+    time = "" if limit is None else f" or {limit:g} minutes, whichever comes first"
     out.print(
         f"This trains a small mixture of memories for {config.steps} steps{time}. Then it scores the model beside "
         "n-gram models, has it continue a prompt and writes a report: about a minute on two cores."

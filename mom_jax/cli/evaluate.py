@@ -42,21 +42,21 @@ class EvalConfig:
     sample: bool = True
     """Continue the beginning of a held-out document too, where there is one device."""
     tasks: Name | None = None
-    """Tasks with commas between them: recall and commonsense (the paper's sets), longbench, or any task, group
+    """Comma-separated tasks: recall and commonsense (the paper's sets), longbench, or any task, group
     or tag of lm-evaluation-harness."""
     include_path: Place | None = None
-    """Folder of further task files (YAML) for --tasks."""
+    """Folder with more task files (YAML) for --tasks."""
     limit: Count | None = None
     """Documents of each task; default: all."""
     out: Place | None = None
-    """Folder of the results; default: the run's."""
+    """Folder for the results; default: the run's."""
 
     def __post_init__(self):
         check_fields(self)
         if self.tasks is not None and not self.task_names:
             raise InputError("tasks", self.tasks or "''", "names no task; try --tasks recall")
         if self.tasks and not self.sample:
-            raise InputError("no_sample", "", "does not go with --tasks, which writes no sample")
+            raise InputError("no_sample", "", "cannot be used with --tasks, which writes no sample")
         for field in ("max_windows",) if self.tasks else ("include_path", "limit"):
             if getattr(self, field) is not None:
                 remedy = f"{'does not go' if self.tasks else 'goes only'} with --tasks"
@@ -93,5 +93,5 @@ def _place(arguments: EvalConfig) -> Path | None:
     folder = local_path(arguments.run, "run")
     why = why_not_writable(folder) if folder.is_dir() else None
     if why:
-        note(f"run={arguments.run}: cannot be written to ({why}): results are printed only; --out FOLDER keeps them")
+        note(f"run={arguments.run}: cannot be written to ({why}): results are only printed; --out FOLDER keeps them")
     return None if why else folder

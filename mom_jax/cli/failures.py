@@ -20,12 +20,12 @@ from mom_jax.terminal import let_go, printable, reader_left
 INTERRUPTED, READER_LEFT, UNEXPECTED = 130, 141, 70
 
 _LONGEST = 160  # characters of a file's name that are shown
-_SMALLER = "take a smaller --data.batch-size or --data.sequence-length, or --remat full for training"
+_SMALLER = "use a smaller --data.batch-size or --data.sequence-length, or --remat full for training"
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "your share of the disk is full; free some space and run the same command again",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n 65536) and run the same command again",
-    errno.EROFS: "lies on a file system that is read-only; write somewhere else",
+    errno.EROFS: "is on a read-only file system; write somewhere else",
     errno.ENAMETOOLONG: "the name is too long",
     errno.ENOMEM: "the machine is out of memory",
 }
@@ -47,7 +47,7 @@ def complain(error: BaseException) -> int:
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """The line and the exit status of what ended a command; for what nobody foresaw, the line names a log file."""
+    """The line and the exit status of what ended a command; for an unexpected error, the line names a log file."""
     if isinstance(error, InputError):
         return str(error), 2
     if isinstance(error, DivergedError):
@@ -55,7 +55,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
     if isinstance(error, UnicodeError):
-        remedy = "pass UTF-8, or set LANG=C.UTF-8 if the names of files are the matter"
+        remedy = "pass UTF-8, or set LANG=C.UTF-8 if file names are the problem"
         return f"a text does not fit its encoding ({error}); {remedy}", 2
     return _of_machine(error) or (_unexpected(error), UNEXPECTED)
 
@@ -98,7 +98,7 @@ def _unexpected(error: BaseException) -> str:
     what = f"unexpected {type(error).__name__} at {_place(error)}: {str(error)[:300] or 'no message'}"
     log = _write_log(error)
     place = f"the whole traceback is in {log}" if log else "its traceback could not be written to a file"
-    return f"{what}; this is a mistake of mom-jax, please report it: {place}"
+    return f"{what}; this is a bug in mom-jax, please report it: {place}"
 
 
 def _write_log(error: BaseException) -> Path | None:

@@ -22,7 +22,7 @@ _STDIN = "-"
 
 
 def _optional(metavar: str) -> Any:
-    """Text that may be left away; what is given is meant literally, the word None too."""
+    """Optional text; what is given is taken literally, even the word None."""
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
@@ -43,7 +43,7 @@ class GenerateConfig:
     prompt_file: Annotated[Place | None, _optional("FILE")] = None
     """File of the text to continue (UTF-8, taken as it is, the newline at its end included), instead of --prompt."""
     max_new_tokens: Annotated[int, Range(least=1, most=2**24)] = 200
-    """Tokens to add at most; a document's end stops earlier."""
+    """Most tokens to add; the end of a document stops earlier."""
     stop: Annotated[tuple[Name, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT")] = ()
     """A text that ends the continuation and is not shown; may be given several times."""
     num_samples: Count = 1
@@ -63,9 +63,10 @@ class GenerateConfig:
             remedy = "is missing; give --prompt TEXT, --prompt - to read standard input, or --prompt-file FILE"
             raise InputError("--prompt", "''", remedy)
         if self.prompt is not None and self.prompt_file is not None:
-            raise InputError("prompt_file", self.prompt_file, "leave it away, or --prompt")
+            raise InputError("prompt_file", self.prompt_file, "give either this or --prompt, not both")
         if self.num_samples > 1 and self.temperature == 0:
-            raise InputError("num_samples", self.num_samples, "would all be the same at --temperature 0; raise that")
+            remedy = "would all be the same at --temperature 0; raise the temperature"
+            raise InputError("num_samples", self.num_samples, remedy)
 
 
 def main(args: Sequence[str]) -> int:
@@ -108,7 +109,7 @@ def read_prompt(arguments: GenerateConfig) -> str:
     else:
         field, place, text = "prompt", arguments.prompt, arguments.prompt or ""
     if not text:
-        raise InputError(field, place, "holds no text to continue")
+        raise InputError(field, place, "contains no text to continue")
     try:
         text.encode()
     except UnicodeEncodeError as error:  # bytes of the command line that are no characters
@@ -121,7 +122,7 @@ def _standard_input() -> str:
         content = sys.stdin.buffer.read() if sys.stdin else b""
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        remedy = f"is not UTF-8 (byte {error.start}); pass UTF-8, as `iconv -t utf-8` makes it"
+        remedy = f"is not UTF-8 (byte {error.start}); convert it, for example with `iconv -t utf-8`"
         raise InputError("prompt", "- (standard input)", remedy) from error
 
 

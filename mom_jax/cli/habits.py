@@ -1,4 +1,4 @@
-"""What an option that a verb does not have is called here: other programs' names, and what is no option at all."""
+"""Hints for options that a verb does not have: other programs' names for ours, and what is not an option at all."""
 
 import difflib
 from collections.abc import Collection
@@ -92,7 +92,7 @@ _NO_OPTION = {
         "before the command"
     ),
     ("resume", "resume_from_checkpoint", "resume_from"): "the same command resumes where a run stopped",
-    ("config", "config_file"): "name a preset, and what differs from it as options",
+    ("config", "config_file"): "name a preset, and give what differs from it as options",
     ("model", "model_name", "model_path", "model_name_or_path", "checkpoint", "ckpt", "run", "preset"): (
         "the first argument names it, without an option"
     ),
@@ -102,12 +102,12 @@ _NO_OPTION = {
     ("data.cache_dir", "cache_dir"): "OUT is where shards go",
     ("seed",): "nothing is drawn at random here",
     ("wandb", "report_to"): "metrics.jsonl and TensorBoard files are in the run's folder",
-    ("verbose", "debug", "quiet", "v"): "there is one amount of output",
+    ("verbose", "debug", "quiet", "v"): "the amount of output is fixed",
 }
 
 
 def hint(option: str, known: Collection[str]) -> str:
-    """What to write instead of an option (a field's name) that is none of the ``known`` dotted fields."""
+    """What to write instead of an option (a field's name) that is not among the ``known`` dotted fields."""
     close = _same(option, known) or _same(_SYNONYMS.get(option, ""), known)
     meant = [said for names, said in _NO_OPTION.items() if option in names]
     if meant and not close:

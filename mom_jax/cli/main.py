@@ -15,16 +15,16 @@ from mom_jax.terminal import prepare_streams
 # experiments and benchmarks, a floor above, come to have verbs.
 VERBS = {
     "train": ("mom_jax.cli.train", "train a model, or resume a run"),
-    "eval": ("mom_jax.cli.evaluate", "held-out loss, perplexity and bits per byte of a run; or benchmark tasks"),
+    "eval": ("mom_jax.cli.evaluate", "score a run on held-out text or on benchmark tasks"),
     "generate": ("mom_jax.cli.generate", "continue a prompt with the model of a run"),
-    "convert": ("mom_jax.cli.convert", "published PyTorch models to runs, and back"),
+    "convert": ("mom_jax.cli.convert", "convert published PyTorch models to runs, and back"),
     "data": ("mom_jax.cli.data", "prepare token shards (mom-jax data prepare)"),
-    "compare": ("mom_jax.cli.compare", "our numbers beside the PyTorch reference's, from one checkpoint"),
-    "plan": ("mom_jax.cli.plan", "parameters, state and FLOPs of a model, beside its baselines"),
+    "compare": ("mom_jax.cli.compare", "compare a checkpoint's numbers with the PyTorch reference"),
+    "plan": ("mom_jax.cli.plan", "count parameters, state and FLOPs of a model and baselines"),
     "experiment": ("mom_jax.experiments.command", "run an experiment of the paper, or list all with their status"),
-    "bench": ("mom_jax.benchmarks.command", "speed and memory on this machine"),
-    "report": ("mom_jax.experiments.report.command", "one HTML page of finished runs and sweeps, beside the paper"),
-    "demo": ("mom_jax.cli.demo", "train mom-tiny for two minutes and a half at most, evaluate it, write a report"),
+    "bench": ("mom_jax.benchmarks.command", "measure speed and memory on this machine"),
+    "report": ("mom_jax.experiments.report.command", "write one HTML page of finished runs and sweeps, beside the paper"),
+    "demo": ("mom_jax.cli.demo", "train mom-tiny for at most two and a half minutes, evaluate it, write a report"),
 }
 
 

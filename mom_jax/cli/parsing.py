@@ -204,7 +204,7 @@ def _expected(hint: Any, values: list[str]) -> str:
     if kinds == [bool]:
         return "no value: write --option or --no-option"
     if kinds and typing.get_origin(kinds[0]) is tuple:
-        return f"{described(typing.get_args(kinds[0])[0])}, or several with spaces between them"
+        return f"{described(typing.get_args(kinds[0])[0])}, or several separated by spaces"
     expected = " or ".join(_asked(kind, values) for kind in kinds)
     single = len(values) > 1 and not any(typing.get_origin(kind) is tuple for kind in kinds)
     return expected + (", a single value" if single else "")

@@ -23,7 +23,7 @@ class Plan:
 
     model: MoMConfig = dataclasses.field(default_factory=MoMConfig)
     length: Annotated[int, Range(least=1, most=2**24)] = 2048
-    """Tokens of a sequence; attention costs more per token in longer ones."""
+    """Tokens per sequence; attention costs more per token in longer ones."""
     beside: tuple[str, ...] = ("single", "equal-active", "expanded", "transformer")
     """Baselines: single, equal-active, expanded, transformer."""
 

@@ -99,7 +99,7 @@ def _keep(place: Path | None, write: Callable[[Path], None]) -> int:
     try:
         write(place)
     except OSError as error:
-        note(f"{place}: the results above are not kept ({error.strerror or error}); --out FOLDER keeps them elsewhere")
+        note(f"{place}: the results above were not kept ({error.strerror or error}); --out FOLDER keeps them elsewhere")
         return 1
     return 0
 

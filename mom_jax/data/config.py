@@ -37,7 +37,7 @@ class TextConfig:
     exclude: tuple[Name, ...] = ()
     """Patterns of names of files and folders below path that are left out, as in '*.md' 'drafts'."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What a broken file or document does: stop the preparation, or be left out and counted."""
+    """What to do about a broken file or document: stop, or leave it out and count it (skip)."""
     shard_bytes: Annotated[int, Range(least=1, most=2**40)] = 64 * 2**20
     """Source bytes per shard (as stored, so compressed where files are): the unit of work when preparing."""
 

@@ -49,10 +49,10 @@ def hub_sources(spec: str, field: str) -> list[HubSource]:
         raise InputError(field, f"hf:{spec}", f"Hugging Face datasets need a package: {install('hf')}")
     dataset, subset, split, *rest = [*spec.split(":"), "", ""]
     if not dataset or any(rest):
-        raise InputError(field, f"hf:{spec}", "is written hf:NAME[:config][:split]")
+        raise InputError(field, f"hf:{spec}", "must be hf:NAME[:config][:split]")
     if os.path.exists(dataset):  # the package would read that instead
         raise InputError(
-            field, f"hf:{spec}", f"names the hub, but {dataset} is here; give it without hf:, or rename it"
+            field, f"hf:{spec}", f"names the hub, but {dataset} is a local path; give it without hf:, or rename it"
         )
     subset, split = subset or None, split or "train"
     count = _stream(dataset, subset, split).num_shards

@@ -118,7 +118,7 @@ def _text_of_row(row: Any, text_field: str) -> str | None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InputError("path", "", "holds half of a surrogate pair, which is no text") from error
+            raise InputError("path", "", "holds half of a surrogate pair, which is not text") from error
     return text
 
 

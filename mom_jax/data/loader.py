@@ -107,7 +107,7 @@ class TrainLoader:
             raise InputError("data position", state, "is damaged; resume from another checkpoint")
         for field, ours in self._identity.items():
             if state.get(field) != ours:
-                what = ", the text or its tokenizer is another" if field == "data_fingerprint" else ""
+                what = ", and the text or its tokenizer has changed" if field == "data_fingerprint" else ""
                 remedy = f"the saved position was taken with {state.get(field)}{what}; use the same to resume"
                 raise InputError(field, ours, remedy)
         self._iterator.set_state({"next_index": state["next_index"]})

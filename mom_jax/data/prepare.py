@@ -77,7 +77,7 @@ def prepare(
     """
     part, parts = shard
     if not 0 <= part < parts:
-        raise InputError("shard", f"{part}/{parts}", "is written i/n with 0 <= i < n")
+        raise InputError("shard", f"{part}/{parts}", "must be i/n with 0 <= i < n")
     if workers is not None and workers < 1:
         raise InputError("workers", workers, "must be at least 1")
     folder, tokenizer, planned = local_path(out, "out"), load_tokenizer(config.tokenizer), plan(config)
@@ -145,7 +145,7 @@ def prepared(config: DataConfig, *, workers: int | None = None, progress: bool =
     if config.path != "stdlib" and is_prepared(folder):
         for field in ("held_out_path", "exclude"):
             if getattr(config, field):
-                remedy = f"{folder} is prepared and has its own held-out text; leave it away, or prepare the text again"
+                remedy = f"{folder} is prepared and has its own held-out text; drop this, or prepare the text again"
                 raise InputError(field, getattr(config, field), remedy)
     else:
         folder, notes = _cache_folder(config)
@@ -156,7 +156,7 @@ def prepared(config: DataConfig, *, workers: int | None = None, progress: bool =
     data = open_prepared(folder)
     if data.tokenizer_fingerprint != load_tokenizer(config.tokenizer).fingerprint:
         raise InputError(
-            "tokenizer", config.tokenizer, f"{folder} was prepared with the tokenizer {data.tokenizer}; name that one"
+            "tokenizer", config.tokenizer, f"{folder} was prepared with the tokenizer {data.tokenizer}; use that one"
         )
     verify(data, config.cache_dir)
     return dataclasses.replace(data, notes=(*tell_data(data), *notes))
@@ -232,7 +232,7 @@ def _claim_folder(out: Path, index: Index) -> bool:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError("out", out, f"cannot be made ({error.strerror}); give another folder") from error
+        raise InputError("out", out, f"cannot be created ({error.strerror}); give another folder") from error
     remove_leftovers(out)
     if is_prepared(out):
         if read_index(out) != index:

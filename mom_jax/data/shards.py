@@ -93,7 +93,7 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / "index.json"
     if not path.exists():
-        raise InputError("path", folder, "is no prepared folder: it has no index.json")
+        raise InputError("path", folder, "is not a prepared folder: it has no index.json")
     remedy = "delete the folder and prepare the data again"
     content = read_json(path, dict[str, Any], remedy)
     if content.get("format") != FORMAT or content.get("version") != VERSION:
@@ -104,7 +104,7 @@ def read_index(folder: Path) -> Index:
     for split in SPLITS:
         for shard in index["splits"].get(split, ()):
             if not re.fullmatch(r"[\w-]+", shard["name"]):
-                raise InputError("path", path, f"names the shard {shard['name']!r}, which is no file name; {remedy}")
+                raise InputError("path", path, f"names the shard {shard['name']!r}, which is not a file name; {remedy}")
         if split not in index["splits"]:
             raise InputError("path", path, f"is damaged (no {split!r} among its splits); {remedy}")
     if index["dtype"] != token_dtype(index["vocab_size"]).str or not 0 <= index["eos_id"] < index["vocab_size"]:

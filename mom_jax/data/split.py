@@ -123,7 +123,7 @@ def _by_names(config: DataConfig, source_list: Sources) -> dict[str, list[Source
             source_list.left_out.add(why, source.name)
     if not train:
         some = ", ".join(source.name for source in held_out[:3])
-        remedy = f"gives held-out text alone, as the names say ({some}); give the folder of the training text"
+        remedy = f"gives only held-out text, going by the file names ({some}); give the folder of the training text"
         raise InputError("path", config.path, remedy)
     return {"train": sorted(train, key=lambda source: source.name), "held_out": held_out}
 

@@ -134,9 +134,9 @@ def _encoded(encode: Callable[[str], Any], text: str, name: str) -> Any:
         try:
             text.encode()
         except UnicodeEncodeError as broken:
-            remedy = "is not Unicode text (a lone surrogate, as of bytes that are not UTF-8); mend or remove it"
+            remedy = "is not Unicode text (a lone surrogate, as of bytes that are not UTF-8); fix or remove it"
             raise InputError("text", repr(text[max(0, broken.start - 20) : broken.end + 20]), remedy) from broken
-        remedy = f"cannot encode {text[:40]!r} ({one_line(error)}); add what it lacks, or take another tokenizer"
+        remedy = f"cannot encode {text[:40]!r} ({one_line(error)}); add what it lacks, or use another tokenizer"
         raise InputError("tokenizer", name, remedy) from error
 
 

@@ -192,7 +192,7 @@ def _declared_end(folder: Path) -> str | None:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
         if path.is_file():
-            token = read_json(path, dict[str, Any], "mend or remove it", field="tokenizer").get("eos_token")
+            token = read_json(path, dict[str, Any], "fix or remove it", field="tokenizer").get("eos_token")
             if token is not None:
                 return _token_text(token, path)
     return None

@@ -46,7 +46,7 @@ def corrupt_files(expected: Mapping[Path, str], sums: Sums, progress: bool = Fal
 def _check_content(shard: Shard, vocab_size: int) -> None:
     starts = shard.offsets
     if starts[0] != 0 or starts[-1] != len(shard.tokens) or np.any(starts[1:] <= starts[:-1]):
-        raise InputError("path", f"{shard.path}.offsets", f"are no starts of documents; {REMEDY}")
+        raise InputError("path", f"{shard.path}.offsets", f"do not mark the starts of documents; {REMEDY}")
     if len(shard.tokens) and shard.tokens.max() >= vocab_size:
         remedy = f"holds the token {shard.tokens.max()}, but the vocabulary ends at {vocab_size - 1}; {REMEDY}"
         raise InputError("path", f"{shard.path}.bin", remedy)

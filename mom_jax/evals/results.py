@@ -183,7 +183,7 @@ def _read(path: Path, complain: Complain) -> dict[str, Any]:
 
 
 def _set_aside(path: Path, complain: Complain) -> None:
-    """Renames a file that is about to be replaced if it cannot be read, for a person may still mend it."""
+    """Renames a file that is about to be replaced if it cannot be read, as a person may still repair it."""
     damaged = path.with_name(f"{path.name}.damaged")
     unreadable: list[str] = []
     _read(path, unreadable.append)

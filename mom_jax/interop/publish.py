@@ -129,7 +129,7 @@ def in_their_words(fields: Fields) -> tuple[str, Fields]:
             remedy = "the PyTorch library's router has no bias; models trained with auxiliary or none can be published"
             raise InputError("router_balance", "loss_free", remedy)
         if rule != "gated_deltanet" or fields["allow_neg_eigval"]:
-            remedy = "the PyTorch library has mixtures of plain gated_deltanet memories only"
+            remedy = "the PyTorch library only has mixtures of plain gated_deltanet memories"
             raise InputError("memory_rule", rule, remedy)
         if attn is not None and (attn["qkv_bias"] or attn["rope_theta"] != _ROPE_THETA):
             remedy = f"the PyTorch library's MoM has attention without biases and with a base of {_ROPE_THETA:g} only"

@@ -154,9 +154,9 @@ def _write_file(path: Path, tensors: list[Tensor], dtype: str, advance: Callable
 def _stored(tensor: Tensor, dtype: str) -> np.ndarray:
     values = np.ascontiguousarray(tensor.values())
     if not np.isfinite(values).all():
-        raise InputError("tensors", tensor.name, "holds NaN or infinite values; take an earlier checkpoint")
+        raise InputError("tensors", tensor.name, "holds NaN or infinite values; use an earlier checkpoint")
     with np.errstate(over="ignore"):
         stored = values.astype(DTYPES[dtype], copy=False)
     if not np.isfinite(stored).all():
-        raise InputError("dtype", dtype, f"is too narrow for the values of {tensor.name}; take float32")
+        raise InputError("dtype", dtype, f"is too narrow for the values of {tensor.name}; use float32")
     return stored

@@ -111,11 +111,11 @@ class MoMConfig:
     """What keeps loads even: the auxiliary loss; loss_free, a bias in the router's choice that each step moves against
     the load (arXiv 2408.15664); or none."""
     router_bias_rate: Annotated[float, Range(above=0, below=1)] = 0.001
-    """By how much a step of loss_free moves the bias."""
+    """How far a step of loss_free moves the bias."""
     max_position_embeddings: Tokens = 2048
-    """Informative: nothing in MoM depends on it."""
+    """For information only: nothing in MoM depends on it."""
     pad_token_id: TokenId | None = None
-    """Token that fills rows up."""
+    """Padding token."""
     bos_token_id: TokenId | None = 1
     """Token at the beginning of a document."""
     eos_token_id: TokenId | tuple[TokenId, ...] | None = 2
@@ -296,5 +296,5 @@ def _attention(fields: Any) -> AttentionConfig:
     known = {f.name for f in dataclasses.fields(AttentionConfig)}
     unknown = sorted(map(str, set(fields) - known))
     if unknown:
-        raise InputError("attn", ", ".join(unknown), f"unknown; known are {', '.join(sorted(known))}")
+        raise InputError("attn", ", ".join(unknown), f"unknown; choose among {', '.join(sorted(known))}")
     return AttentionConfig(**fields)

@@ -71,7 +71,7 @@ def _evaluation(evaluations: Sequence[Evaluation]) -> list[str]:
     scores, *details = evaluation_tables(evaluations)
     lines = ["## Held-out text", "", TWO_LOSSES, "", *scores.markdown()]
     if len(evaluations) > 1:
-        lines += [f"The following is of the first row: {in_words(evaluations[0])}.", ""]
+        lines += [f"The following is about the first row: {in_words(evaluations[0])}.", ""]
     lines += [line for table in details for line in table.markdown()]
     for title, text in sample_of(evaluations):
         lines += [f"## {title}", "", *(f"    {line}" for line in text.splitlines()), ""]

@@ -65,7 +65,7 @@ def _leave_out_other_shapes(records: list[dict[str, Any]], name: str, complain: 
     for i in others:
         del records[i][name]
     if others:
-        complain(f"{name} of {len(others)} records is left out, for it has not the shape of the others")
+        complain(f"{name} of {len(others)} records is left out, because it does not have the shape of the others")
 
 
 def _shape(value: list[Any]) -> tuple[int, ...] | None:

@@ -36,7 +36,7 @@ def sample_of(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
 
 
 TWO_LOSSES = (
-    "There are two held-out losses. The one in training is of a few windows, spread evenly over the held-out text, so "
+    "There are two held-out losses. The one in training covers a few windows, spread evenly over the held-out text, so "
     "that it costs little and can be watched. mom-jax eval scores the newest checkpoint on all of that text, or on as "
     "many windows as --max-windows asked for. The two differ somewhat even at the same step; compare models by the "
     "latter."

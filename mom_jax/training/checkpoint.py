@@ -160,7 +160,7 @@ def newest(folder: Path, set_aside: Callable[[Path], str]) -> tuple[int | None, 
         set_aside: moves a damaged checkpoint out of the way, and says in words what it did.
 
     Returns:
-        (its step, or None when there is no checkpoint at all; what was said of damaged ones).
+        (its step, or None when there is no checkpoint at all; what was reported about damaged ones).
 
     Raises:
         InputError: every checkpoint is damaged, or the newest whole one is of another format version.
@@ -180,7 +180,7 @@ def newest(folder: Path, set_aside: Callable[[Path], str]) -> tuple[int | None, 
     if steps != _step_folders(folder):  # a run that goes on has written new ones and removed these
         return newest(folder, set_aside)
     if damaged:
-        remedy = f"{damaged[0][1].remedy}, and there is no other whole checkpoint; use another run_dir to start anew"
+        remedy = f"{damaged[0][1].remedy}, and there is no other whole checkpoint; use another run_dir to start over"
         raise InputError("checkpoint", damaged[0][1].value, remedy)
     return None, []
 

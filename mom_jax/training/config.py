@@ -79,7 +79,7 @@ class CheckpointConfig:
     every: Count = 1000
     """Steps between checkpoints; one more is always written at the end."""
     keep: Count = 3
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
 
     def __post_init__(self):
         check_fields(self, "checkpoint.")
@@ -259,7 +259,7 @@ def changes_between(saved: TrainConfig, new_config: TrainConfig) -> list[str]:
         and not (name == "steps" and new[name] > old[name])
     ]
     if refused:
-        listed = ", ".join(f"{name} (there {old.get(name)!r}, now {new.get(name)!r})" for name in refused)
+        listed = ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in refused)
         remedy = f"holds a run of another config: {listed}; use another run_dir or the same values"
         raise InputError("run_dir", new_config.run_dir, remedy)
     return [f"{name} {old.get(name)} -> {new.get(name)}" for name in changed if name != "run_dir"]

@@ -127,7 +127,7 @@ class _Sitting:
             if self.summary:
                 self._log(step, log)
             if step == first and stop.signal is None and jax.process_count() == 1:
-                remedy = "was over before the first step; raise it (text that is prepared by now stays prepared)"
+                remedy = "ended before the first step; raise it (text prepared so far stays prepared)"
                 raise InputError("max_minutes", config.max_minutes, remedy)
             skipped = saver.save(step, state, self.loader.get_state(), ends=True)
             checkpoints.wait()
@@ -165,7 +165,7 @@ class _Sitting:
 
     def _message(self, step: int, stop: StopRequest, skipped: int, newest: int | None) -> str:
         place = self.config.run_dir
-        bad = f"; its last {skipped} steps were skipped, for want of a finite loss or gradient" if skipped else ""
+        bad = f"; its last {skipped} steps were skipped, as their loss or gradient was not finite" if skipped else ""
         if step == self.config.steps:
             return f"trained {step} steps; the run is in {place}{bad}"
         if stop.signal is not None:

@@ -56,7 +56,7 @@ def verify(folder: Path) -> None:
         InputError: another format version.
     """
     try:
-        manifest = read_json(folder / _NAME, _Manifest, "it does not tell what belongs to the checkpoint", "checkpoint")
+        manifest = read_json(folder / _NAME, _Manifest, "it does not say what belongs to the checkpoint", "checkpoint")
     except InputError as error:
         raise DamagedError(error.field, error.value, error.remedy) from error
     version = manifest["format_version"]
@@ -65,7 +65,7 @@ def verify(folder: Path) -> None:
         raise InputError("checkpoint", folder, f"{remedy}; use the program that wrote it, or another run_dir")
     step = manifest.get("step", folder.name)
     if str(step) != folder.name:
-        raise DamagedError("checkpoint", folder, f"is the one of step {step} under another name")
+        raise DamagedError("checkpoint", folder, f"belongs to step {step} and has another name")
     _compare(folder, manifest["files"])
 
 

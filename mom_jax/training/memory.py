@@ -25,8 +25,8 @@ def check_memory(config: TrainConfig, abstract: TrainState, mesh: Mesh) -> None:
     needed, available = state + rows * config.data.sequence_length * channels, _device_memory(mesh)
     if needed > available:
         state_in_words = f"{_gigabytes(state)} for parameters, gradients and moments"
-        remedy = f"are needed on each device at least ({state_in_words}), but it has {_gigabytes(available)}; "
-        remedy += "make model or batch smaller, or take more devices"
+        remedy = f"is the least that each device needs ({state_in_words}), but it has {_gigabytes(available)}; "
+        remedy += "make the model or the batch smaller, or use more devices"
         raise InputError("memory", _gigabytes(needed), remedy)
 
 

@@ -98,7 +98,7 @@ def wait_for(address: str, seconds: float) -> None:
             return
         except (OSError, OverflowError) as error:
             if isinstance(error, socket.gaierror | OverflowError) or time.monotonic() > last:
-                remedy = f"process 0 does not answer there ({error}); start it too, and see that its port is open"
+                remedy = f"process 0 does not answer there ({error}); start it too, and make sure that its port is open"
                 raise InputError("processes.coordinator", address, remedy) from error
         time.sleep(0.5)
 

@@ -37,7 +37,7 @@ def plain_name(folder: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="mom-jax-") as place:
         if not _PLAIN.fullmatch(place):
-            raise InputError("TMPDIR", repr(place), "checkpoints need a folder of letters, digits and -_. here")
+            raise InputError("TMPDIR", repr(place), "must be a path of letters, digits and -_. only")
         link = Path(place) / "checkpoints"
         link.symlink_to(folder)
         yield link

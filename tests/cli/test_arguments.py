@@ -53,7 +53,7 @@ BAD = [
     ("convert a b --max-shard-bytes 0", "max_shard_bytes=0: must be at least 1"),
     ("data prepar", "data=prepar: unknown; did you mean prepare?"),
     ("data prepare", "out='': is missing"),
-    ("data prepare shards --shard 4/4", "shard=4/4: is written i/n with 0 <= i < n"),
+    ("data prepare shards --shard 4/4", "shard=4/4: must be i/n with 0 <= i < n"),
     ("data prepare shards --data.held-out-fraction 2", "held_out_fraction=2.0: must be greater than 0 and below 1"),
     ("report", "paths='': give the folder of a run or a sweep"),
     ("report runs --oot x", "option=--oot: unknown; did you mean --out?"),
@@ -103,7 +103,7 @@ BAD = [
     ("experiment", "experiment='': give a name or --list"),
     ("experiment mqr", "experiment=mqr: unknown; did you mean mqar?"),
     ("experiment mqar --scale big", "scale=big: expected one of tiny, paper"),
-    ("experiment mqar --shard 3/3", "shard=3/3: is written i/n with 0 <= i < n"),
+    ("experiment mqar --shard 3/3", "shard=3/3: must be i/n with 0 <= i < n"),
     ("experiment mqar --plot", "out=runs/experiments/mqar-tiny: has no finished point to draw"),
     ("demo --data.tokenizer mistral", "data.tokenizer=mistral: the demo compares with byte models"),
 ]

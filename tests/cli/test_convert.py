@@ -111,7 +111,7 @@ def test_tokenizer_files_travel(published, tmp_path):
         ("gs://bucket/model {out}", "src=gs://bucket/model: gs:// addresses are not supported"),
         ("{published} s3://bucket/run", "dst=s3://bucket/run: s3:// addresses are not supported"),
         ("{run} {out} --tokenizer {missing}.json", "tokenizer={missing}.json: no such file; name"),
-        ("{published} {out} --dtype float16", "dst={out}: is a run: --dtype and --max-shard-bytes are for published"),
+        ("{published} {out} --dtype float16", "dst={out}: would be a run: --dtype and --max-shard-bytes are for"),
         ("{run}/checkpoints {out}", "run={run}/checkpoints: holds no checkpoint"),
     ],
 )

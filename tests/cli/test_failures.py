@@ -33,7 +33,7 @@ FAILURES = [
     (os_error(errno.ENOENT, "runs/\udce9"), 1, r"runs/\udce9: No such file"),
     (os_error(errno.EMFILE, "a"), 1, "a: too many open files; raise the limit"),
     (os_error(errno.ENAMETOOLONG, "a" * 300), 1, "a" * 160 + "...: the name is too long"),
-    (os_error(errno.EROFS, "a"), 1, "a: lies on a file system that is read-only"),
+    (os_error(errno.EROFS, "a"), 1, "a: is on a read-only file system"),
     (os_error(errno.EIO), 1, "Input/output error"),
     (TimeoutError(), 1, "TimeoutError"),
     (ValueError("tensorstore: No space left on device"), 1, "the disk is full"),

@@ -151,12 +151,12 @@ def test_a_prompt_comes_from_three_places(command, source, tmp_path, capsys, con
 @pytest.mark.parametrize(
     "args,content,message",
     [
-        (["--prompt", "-"], b"", "prompt=- (standard input): holds no text to continue"),
+        (["--prompt", "-"], b"", "prompt=- (standard input): contains no text to continue"),
         (["--prompt", "-"], b"abc\xff", "prompt=- (standard input): is not UTF-8 (byte 3)"),
-        (["--prompt-file", "PLACE"], b"", "holds no text to continue"),
+        (["--prompt-file", "PLACE"], b"", "contains no text to continue"),
         (["--prompt-file", "PLACE"], b"\xe9t\xe9", "is damaged (byte 0 is not UTF-8); give a file of UTF-8 text"),
         (["--prompt-file", "PLACE/none"], b"", "cannot be read"),
-        (["--prompt-file", "PLACE", "--prompt", "a"], b"", "leave it away, or --prompt"),
+        (["--prompt-file", "PLACE", "--prompt", "a"], b"", "give either this or --prompt, not both"),
         (["--prompt", "a\udcff"], b"", r"prompt='a\udcff': is not UTF-8 (character 1)"),
         (["--prompt", "a", "--stop="], b"", "stop='': must not be empty"),
         (["--prompt", "a", "--num-samples", "2"], b"", "num_samples=2: would all be the same at --temperature 0"),

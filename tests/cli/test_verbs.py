@@ -126,7 +126,7 @@ def test_scores_that_cannot_be_kept_are_printed_all_the_same(trained, tmp_path, 
     assert main(["eval", str(trained), "--no-sample", "--max-windows", "4", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert "4 of " in said.out
-    assert f"{tmp_path}: the results above are not kept (Is a directory); --out FOLDER" in said.err.splitlines()[-1]
+    assert f"{tmp_path}: the results above were not kept (Is a directory); --out FOLDER" in said.err.splitlines()[-1]
 
 
 def test_a_loss_of_nan_is_noticed(trained, monkeypatch, capsys):

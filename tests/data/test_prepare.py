@@ -183,7 +183,7 @@ def test_the_folder_must_be_ours(config, corpus, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
         prepare(config, tmp_path / "file")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be created"):
         prepare(config, tmp_path / "file" / "below")
     with pytest.raises(InputError, match="not empty and holds no shards"):
         prepare(config, config.path)

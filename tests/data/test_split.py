@@ -146,7 +146,7 @@ def test_names_that_say_train_alone_are_all_text(tmp_path):
 
 @pytest.mark.parametrize("names", [["test.jsonl"], ["dev/a.txt", "dev/b.txt"], ["eval.txt", "valid.txt"]])
 def test_held_out_text_alone_is_refused(tmp_path, names):
-    with pytest.raises(InputError, match=r"^path=.*held-out text alone.*give the folder of the training text"):
+    with pytest.raises(InputError, match=r"^path=.*only held-out text.*give the folder of the training text"):
         split(DataConfig(path=str(_make(tmp_path, *names))))
 
 

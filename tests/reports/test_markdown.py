@@ -100,7 +100,7 @@ def test_evaluations_of_several_sizes_stand_beside_each_other(run_dir):
     text = write_report(run_dir).read_text(encoding="utf-8")
     assert text.index("| 50 | – | all | 12,345 | 1.2500 |") < text.index("| 50 | – | 16 of 90 | 12,345 | 1.5000 |")
     assert "| bigram | 2.0000 | 0.1966 bits (9.8%) lower |" in text and TWO_LOSSES in text
-    assert "The following is of the first row: step 50, all scored." in text
+    assert "The following is about the first row: step 50, all scored." in text
 
 
 def test_a_sample_is_shown_as_it_is(run_dir):

@@ -122,7 +122,7 @@ DAMAGES = {
     "a broken manifest": (lambda checkpoint: (checkpoint / "manifest.json").write_bytes(b"{"), "is damaged"),
     "a manifest of another form": (edit_manifest(files=[]), r"\['files'\] is a list, not an object"),
     "a manifest that lists nothing": (edit_manifest(files={}), "lists no file of params"),
-    "another step's manifest": (edit_manifest(step=1), "is the one of step 1 under another name"),
+    "another step's manifest": (edit_manifest(step=1), "belongs to step 1 and has another name"),
 }
 
 

@@ -149,7 +149,7 @@ def test_a_time_limit_saves_and_stops(make_config, tmp_path, monkeypatch):
 
 
 def test_a_sitting_without_a_step_is_no_success(make_config, tmp_path):
-    with pytest.raises(InputError, match=r"max_minutes=0\.0: was over before the first step"):
+    with pytest.raises(InputError, match=r"max_minutes=0\.0: ended before the first step"):
         train(make_config(tmp_path / "run", max_minutes=0.0), no_evaluation, silent())
 
 

@@ -21,6 +21,6 @@ def test_more_than_the_memory(model, data):
     config = dataclasses.replace(
         tiny, model=dataclasses.replace(tiny.model, **model), data=dataclasses.replace(tiny.data, **data)
     )
-    with pytest.raises(InputError, match=r"^memory=[0-9,.]+ GiB: are needed on each device at least") as caught:
+    with pytest.raises(InputError, match=r"^memory=[0-9,.]+ GiB: is the least that each device needs") as caught:
         Program(config, make_mesh(MeshConfig())).init_state()
     assert "\n" not in str(caught.value)

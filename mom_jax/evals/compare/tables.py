@@ -25,7 +25,7 @@ def comparison_tables(result: Comparison) -> Iterable[RenderableType]:
         left_out = f"{rows - compared} of {rows} rows hold a routing choice that differs"
         yield f"{left_out}: they are left out of losses, gradients and decoding"
         if not compared:
-            yield "no row is left: take another --seed, or fewer --tokens"
+            yield "no row is left: use another --seed, or fewer --tokens"
     if result.generation:
         yield _generation(result)
 

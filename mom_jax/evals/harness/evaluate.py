@@ -64,7 +64,7 @@ def evaluate_tasks(
     except Exception as error:
         if _came_from_the_model(error):
             raise
-        remedy = f"a document does not fit its task ({type(error).__name__}: {one_line(error)}); mend the task file"
+        remedy = f"a document does not fit its task ({type(error).__name__}: {one_line(error)}); fix the task file"
         raise InputError("tasks", "as given", remedy) from error
     groups = {name: {"metrics": _metrics(values)} for name, values in results.get("groups", {}).items()}
     return {

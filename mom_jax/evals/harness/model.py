@@ -94,7 +94,7 @@ class HarnessModel(TemplateLM):
             same = (old == new for old, new in zip(before, whole, strict=False))
             before = before[: next((i for i, equal in enumerate(same) if not equal), len(whole))]
         if len(whole) == len(before):
-            remedy = f"gives no token after {bare[-40:]!r}, so it has no likelihood; mend the task's choices or targets"
+            remedy = f"gives no token after {bare[-40:]!r}, so it has no likelihood; fix the task's choices or targets"
             raise InputError("continuation", repr(continuation), remedy)
         return before or [self.prefix_token_id], whole[len(before) :]
 
@@ -165,7 +165,7 @@ class HarnessModel(TemplateLM):
         settings: dict[str, Any] = dict(normalize_gen_kwargs(options))
         unknown = sorted(set(settings) - _KNOWN)
         if unknown:
-            remedy = f"is not available; known are {', '.join(sorted(_KNOWN))}"
+            remedy = f"is not available; choose among {', '.join(sorted(_KNOWN))}"
             raise InputError("generation_kwargs", ", ".join(unknown), remedy)
         sampling, temperature = Sampling(), settings.get("temperature", 1.0)
         if settings["do_sample"] and temperature != 0:

@@ -90,7 +90,7 @@ def _load(name: str, manager: TaskManager, tokenizer: Tokenizer, max_length: int
     except (OSError, ValueError) as error:
         raise InputError("tasks", name, _remedy(name, manager, error)) from error
     except Exception as error:  # whatever the harness makes of a task file that is wrong
-        remedy = f"its task file cannot be used ({type(error).__name__}: {one_line(error)}); mend it"
+        remedy = f"its task file cannot be used ({type(error).__name__}: {one_line(error)}); fix it"
         raise InputError("tasks", name, remedy) from error
 
 

@@ -41,9 +41,9 @@ def choose_kernels(kernels: Literal["auto"] | Kernels, gpu: bool) -> Kernels:
         InputError: Triton's compiler without a GPU, or its interpreter beside one.
     """
     if kernels == "triton" and not gpu:
-        raise InputError("kernels", kernels, "needs a GPU that PyTorch sees; without one take naive or interpreter")
+        raise InputError("kernels", kernels, "needs a GPU that PyTorch sees; without one use naive or interpreter")
     if kernels == "interpreter" and gpu:
-        raise InputError("kernels", kernels, "is for machines without a GPU; take triton or naive")
+        raise InputError("kernels", kernels, "is for machines without a GPU; use triton or naive")
     if kernels == "auto":
         return "triton" if gpu else "naive"
     return kernels

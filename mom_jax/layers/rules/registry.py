@@ -40,7 +40,7 @@ def _module(name: str, module: str):
         return importlib.import_module(module)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or " "):
-            remedy = f"there is no module {error.name}; run where it lies, or put its folder on PYTHONPATH"
+            remedy = f"there is no module {error.name}; run from its folder, or put that on PYTHONPATH"
         else:
             remedy = f"importing {module} failed with {type(error).__name__}: {error}"
         raise InputError("memory_rule", name, remedy) from error

@@ -152,7 +152,7 @@ def named_options(rule: type[MemoryRule], values: Mapping[str, Any]) -> RuleOpti
     known = [field.name for field in dataclasses.fields(rule.Options)]
     for name, value in values.items():
         if name not in known:
-            raise InputError(name, value, f"is no option of {rule.__name__}, which has {', '.join(known)}")
+            raise InputError(name, value, f"is not an option of {rule.__name__}, which has {', '.join(known)}")
     return rule.Options(**values)
 
 

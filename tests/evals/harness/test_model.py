@@ -147,7 +147,7 @@ def test_sampling_is_seeded_and_unknown_options_are_refused(lm):
     options = {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "max_gen_toks": 8}
     first, second = (lm.generate_until(asked("generate_until", ("the cat", options))) for _ in range(2))
     assert first == second
-    with pytest.raises(InputError, match="generation_kwargs=num_beams: is not available; known are do_sample"):
+    with pytest.raises(InputError, match="generation_kwargs=num_beams: is not available; choose among do_sample"):
         lm.generate_until(asked("generate_until", ("the cat", {"num_beams": 4})))
     with pytest.raises(InputError, match="sequence_length=48: leaves no room for a prompt beside an answer of 48"):
         lm.generate_until(asked("generate_until", ("the cat", {"max_gen_toks": 48})))
