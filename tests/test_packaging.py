@@ -39,7 +39,7 @@ def test_the_table_of_memory_rules():
     rows = [line.strip("| ").split(" | ") for line in tool["PLACE"].search(README)[0].splitlines()[3:-1]]
     assert [row[0].split("`")[1] for row in rows] == list(MEMORY_RULES)
     for rule, *numbers in rows:
-        before, behind = tool["told"](rule.split("`")[1])
+        before, behind = tool["published_form"](rule.split("`")[1])
         assert rule == before and (not behind or numbers[-1].strip("| ") == behind)
         assert all(float(number) < 1e-4 for number in numbers[: len(tool["COLUMNS"])])
 

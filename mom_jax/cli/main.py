@@ -23,7 +23,7 @@ VERBS = {
     "plan": ("mom_jax.cli.plan", "count parameters, state and FLOPs of a model and baselines"),
     "experiment": ("mom_jax.experiments.command", "run an experiment of the paper, or list all with their status"),
     "bench": ("mom_jax.benchmarks.command", "measure speed and memory on this machine"),
-    "report": ("mom_jax.experiments.report.command", "write one HTML page of finished runs and sweeps, beside the paper"),
+    "report": ("mom_jax.experiments.report.command", "write an HTML page of runs and sweeps, beside the paper"),
     "demo": ("mom_jax.cli.demo", "train mom-tiny for at most two and a half minutes, evaluate it, write a report"),
 }
 

@@ -71,7 +71,7 @@ def test_training_starts_from_the_weights(published, tiny_run, tmp_path, capsys)
     assert main(["convert", str(published), str(tmp_path / "run"), "--tokenizer", "bytes"]) == 0
     options = [*tiny_run, "--run-dir", str(tmp_path / "run"), "--steps", "2", "--optimizer.learning-rate", "1e-30"]
     assert main(["train", "mom-tiny", *options, "--model.topk", "1"]) == 2
-    assert "another config: model.topk (there 2, now 1)" in capsys.readouterr().err
+    assert "another config: model.topk (was 2, now 1)" in capsys.readouterr().err
     assert main(["train", "mom-tiny", *options]) == 0
     assert f"starting from the weights in {tmp_path / 'run'}" in capsys.readouterr().out
     assert [record["step"] for record in read_metrics(tmp_path / "run") if "loss" in record] == [1, 2]

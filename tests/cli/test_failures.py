@@ -37,7 +37,7 @@ FAILURES = [
     (os_error(errno.EIO), 1, "Input/output error"),
     (TimeoutError(), 1, "TimeoutError"),
     (ValueError("tensorstore: No space left on device"), 1, "the disk is full"),
-    (MemoryError(), 1, "out of memory (on the host); take a smaller"),
+    (MemoryError(), 1, "out of memory (on the host); use a smaller"),
     (np._core._exceptions._ArrayMemoryError((10**12,), np.dtype("f8")), 1, "out of memory (Unable to allocate"),
     (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while allocating 8 bytes"), 1, "out of memory (RESOURCE"),
     (ModuleNotFoundError("No module named 'umap'", name="umap"), 1, "the package umap is not installed here"),

@@ -180,7 +180,7 @@ def test_training_another_config_there_is_one_line(trained, tiny_run, capsys):
     command = ["train", "mom-tiny", *tiny_run, "--run-dir", str(trained), "--seed", "5"]
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert "another config: seed (there 0, now 5)" in error and error.count("\n") == 1
+    assert "another config: seed (was 0, now 5)" in error and error.count("\n") == 1
 
 
 def test_damage_is_one_line(trained, tmp_path, capsys):

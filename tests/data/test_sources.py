@@ -532,7 +532,7 @@ def test_a_missing_path_is_never_a_hub_name(hub, tmp_path, monkeypatch):
     _fails("org/name", "no such file or folder", "hf:org/name")
     _fails("name", "no such file or folder")
     (tmp_path / "org" / "name").mkdir(parents=True)
-    _fails("hf:org/name", "org/name is here")
+    _fails("hf:org/name", "org/name is a local path")
     assert not hub.asked
 
 

@@ -252,7 +252,7 @@ def test_a_text_that_has_no_tokens_is_named(model):
             "bpe": lambda: kinds.BPE(merges=[], **unknown),
         }[model]()
     )
-    with pytest.raises(InputError, match=r"^tokenizer=odd: cannot encode 'zz' \(.*\); add what it lacks, or take"):
+    with pytest.raises(InputError, match=r"^tokenizer=odd: cannot encode 'zz' \(.*\); add what it lacks, or use"):
         JsonTokenizer(backend, "odd", None).encode("zz")
 
 

@@ -92,8 +92,8 @@ def test_a_run_may_grow_and_move_but_not_change():
     other = dataclasses.replace(config, seed=7, optimizer=dataclasses.replace(config.optimizer, beta1=0.5))
     with pytest.raises(InputError) as error:
         changes_between(config, other)
-    assert "optimizer.beta1 (there 0.9, now 0.5)" in str(error.value)
-    assert "seed (there 0, now 7)" in str(error.value)
+    assert "optimizer.beta1 (was 0.9, now 0.5)" in str(error.value)
+    assert "seed (was 0, now 7)" in str(error.value)
     with pytest.raises(InputError, match="steps"):
         changes_between(config, dataclasses.replace(config, steps=config.steps - 1))
 

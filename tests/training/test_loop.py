@@ -129,7 +129,7 @@ def test_a_finished_run_is_left_alone_and_may_be_extended(uninterrupted, make_co
 def test_another_config_is_refused_and_nothing_changes(uninterrupted, make_config):
     config = make_config(uninterrupted.run_dir, seed=3, steps=30)
     before = sorted(os.listdir(uninterrupted.run_dir))
-    with pytest.raises(InputError, match=r"another config: seed \(there 0, now 3\)"):
+    with pytest.raises(InputError, match=r"another config: seed \(was 0, now 3\)"):
         train(config, no_evaluation, silent())
     assert sorted(os.listdir(uninterrupted.run_dir)) == before
 
