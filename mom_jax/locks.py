@@ -39,14 +39,14 @@ def only_writer(folder: Path, what: str, field: str = "run_dir", *, wait: float 
         wait: seconds to wait for another writer's end.
 
     Raises:
-        InputError: the folder cannot be made, or somebody else is in it; names process, host and command.
+        InputError: the folder cannot be created, or somebody else is in it; names process, host and command.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # not the folder's fault
-        raise InputError(field, folder, f"cannot be made ({error.strerror}); give another folder") from error
+        raise InputError(field, folder, f"cannot be created ({error.strerror}); give another folder") from error
     lock, owner = filelock.FileLock(folder / f".{what}.lock"), folder / f".{what}.lock.json"
     try:
         lock.acquire(timeout=wait)

@@ -78,7 +78,7 @@ def output_folder(place: str | os.PathLike[str], field: str = "out") -> Path:
     """A folder for results, made if need be, before the work begins that they come from.
 
     Raises:
-        InputError: it cannot be made, or nothing can be written there; names the cause.
+        InputError: it cannot be created, or nothing can be written there; names the cause.
     """
     folder = local_path(place, field)
     why = why_not_writable(folder)

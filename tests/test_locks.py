@@ -76,6 +76,6 @@ def test_a_file_system_without_locks_is_said_to_be_unguarded(error, tmp_path, mo
 def test_a_folder_that_cannot_be_made(place, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "self").symlink_to(tmp_path / "self")
-    cannot = pytest.raises(InputError, match=r"run_dir=.*: cannot be made \(.+\); give another folder")
+    cannot = pytest.raises(InputError, match=r"run_dir=.*: cannot be created \(.+\); give another folder")
     with cannot, only_writer(tmp_path / place, "work"):
         pass

@@ -14,8 +14,8 @@ same, for no step depends on what is in the cache: attention scores every slot, 
 and here the slots are as many as the context has tokens, the new ones included (`mom_jax.generate` rounds them up to
 a power of two).
 
-Memory is reported twice: bytes of the cache, and all that the compiled steps hold, which is float32 parameters, cache and
-what XLA adds. The cache is donated, and a step writes it in place. On a CPU, XLA copies the keys and values of a
+Memory is reported twice: bytes of the cache, and all that the compiled steps hold, which is float32 parameters, cache
+and what XLA adds. The cache is donated, and a step writes it in place. On a CPU, XLA copies the keys and values of a
 layer in another order before it multiplies them, at every step: that is half the cache of a model of two layers, and
 most of the time measured for long contexts: attention is several times slower there than reading its cache would be.
 
