@@ -54,7 +54,7 @@ def _texts(values: list[str | bytes | None], path: Path, on_error: OnError) -> I
         try:
             yield value if isinstance(value, str) else value.decode()
         except UnicodeDecodeError:
-            on_error(InputError("path", path, "has a row that is not UTF-8"))
+            on_error(InputError("path", path, "has a row that is not UTF-8; convert it, or leave it out"))
 
 
 def _check_column(schema, text_field: str, path: Path) -> None:

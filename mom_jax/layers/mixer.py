@@ -245,7 +245,7 @@ def _cache_specs(cache: MemoryCache, rows: tuple[str, ...] | None, whole: tuple[
 
 def _note_tokens(cache: MemoryCache, layer: int | Array, attention_mask: Mask | None, time: int) -> MemoryCache:
     """Counts the tokens that were read."""
-    read = time if attention_mask is None else jnp.sum(attention_mask != 0, 1)
+    read = time if attention_mask is None else jnp.sum(attention_mask != 0, 1, dtype=cache.length.dtype)
     return dataclasses.replace(cache, length=cache.length.at[layer].add(read))
 
 
