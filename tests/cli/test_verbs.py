@@ -115,7 +115,7 @@ def test_eval_of_a_run_that_cannot_be_written_to(trained, monkeypatch, capsys):
     monkeypatch.setattr("mom_jax.cli.evaluate.why_not_writable", lambda folder: "Read-only file system")
     assert main(line) == 0
     said = capsys.readouterr()
-    assert f"run={trained}: cannot be written to (Read-only file system): results are printed only" in said.err
+    assert f"run={trained}: cannot be written to (Read-only file system): results are only printed" in said.err
     assert said.err.count("mom-jax: ") == 1
     assert "bits/byte" in said.out
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
@@ -155,7 +155,7 @@ def test_eval_runs_tasks(trained, tmp_path, monkeypatch, capsys):
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
     assert main([*line, "--limit", "2"]) == 0
     said = capsys.readouterr()
-    assert "cannot be written to (Read-only file system): results are printed only" in said.err
+    assert "cannot be written to (Read-only file system): results are only printed" in said.err
     assert "tiny_choice" in said.out and {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
