@@ -107,6 +107,9 @@ def read_index(folder: Path) -> Index:
                 raise InputError("path", path, f"names the shard {shard['name']!r}, which is not a file name; {remedy}")
         if split not in index["splits"]:
             raise InputError("path", path, f"is damaged (no {split!r} among its splits); {remedy}")
+    names = [shard["name"] for split in SPLITS for shard in index["splits"][split]]
+    if len(set(names)) < len(names):
+        raise InputError("path", path, f"is damaged (it lists a shard twice); {remedy}")
     if index["dtype"] != token_dtype(index["vocab_size"]).str or not 0 <= index["eos_id"] < index["vocab_size"]:
         raise InputError("path", path, f"is damaged (dtype, eos_id and vocab_size do not agree); {remedy}")
     return index

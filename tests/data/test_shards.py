@@ -75,6 +75,16 @@ def test_records_cover_themselves(name, written, altered, folder):
     open_prepared(folder)
 
 
+@pytest.mark.parametrize("side", ["train", "held_out"])
+def test_a_shard_is_listed_once(side, folder):
+    """Twice on one side it would count double; on both, what is trained on would be held out."""
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    del index["sha256"]
+    index["splits"][side].append(index["splits"]["train"][0])
+    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    _refused(folder, "index.json", "lists a shard twice")
+
+
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(264, "<u2"), (65536, "<u2"), (65537, "<u4")])
 def test_token_width(vocab_size, dtype):
     assert token_dtype(vocab_size) == np.dtype(dtype)
