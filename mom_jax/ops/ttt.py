@@ -44,21 +44,21 @@ from mom_jax.typing import Array, Bool, Float
 
 
 class TTTRows(NamedTuple):
-    """Rows of TTT-Linear; the last three are of all rows, or of the inner norm and the start."""
+    """Rows of TTT-Linear, whose D is V; the last three are of all rows, or of the inner norm and the start."""
 
-    q: Float[Array, "N H D"]
-    k: Float[Array, "N H D"]  # L2-normalised
-    v: Float[Array, "N H D"]
+    q: Float[Array, "N H V"]
+    k: Float[Array, "N H V"]  # L2-normalised
+    v: Float[Array, "N H V"]
     rate: Float[Array, "N H"]  # inner learning rate of each token
     valid: Bool[Array, " N"]  # rows that hold a token; the others neither write nor count
-    norm_weight: Float[Array, "H D"]  # of the inner layer norm
-    norm_bias: Float[Array, "H D"]
+    norm_weight: Float[Array, "H V"]  # of the inner layer norm
+    norm_bias: Float[Array, "H V"]
     # factor of all gradients that a token reads in its mini-batch; with that of the last token the mini-batch stays
     position_rate: Float[Array, "N H"] | None = None  # 1 if None
-    start: Float[Array, "H D+1 D"] | None = None  # the learnt memory of a new document; zeros if None
+    start: Float[Array, "H V+1 V"] | None = None  # the learnt memory of a new document; zeros if None
 
 
-def _step(rows: TTTRows, state: Counted, scale: float, *, mini_batch: int) -> tuple[Float[Array, "N H D"], Counted]:
+def _step(rows: TTTRows, state: Counted, scale: float, *, mini_batch: int) -> tuple[Float[Array, "N H V"], Counted]:
     """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
     matrices, count = state
     # [N, H, D + 1] twice, [N, H, D]
@@ -81,7 +81,7 @@ def _step(rows: TTTRows, state: Counted, scale: float, *, mini_batch: int) -> tu
 
 def _by_windows(
     rows: TTTRows, table: ChunkTable, state: Counted | None, scale: float, *, mini_batch: int
-) -> tuple[Float[Array, "N H D"], Counted | None]:
+) -> tuple[Float[Array, "N H V"], Counted | None]:
     """The same function by mini-batches (the dual form of arXiv 2407.04620, section 2.5).
 
     Windows of rows run in sequence, since the layer norm makes a mini-batch's gradients nonlinear in
@@ -107,7 +107,7 @@ def _by_windows(
 
 def _augmented(
     rows: TTTRows, scale: float
-) -> tuple[Float[Array, "N H D+1"], Float[Array, "N H D+1"], Float[Array, "N H D"]]:
+) -> tuple[Float[Array, "N H V+1"], Float[Array, "N H V+1"], Float[Array, "N H V"]]:
     """Queries and keys with a 1 for the bias, and targets."""
     q, k, v = map(widened, rows[:3])
     one = jnp.ones_like(k[..., :1])
