@@ -40,7 +40,7 @@ def test_without_the_packages(monkeypatch, capsys):
     ("change", "options", "message"),
     [
         ({"model_type": "llama"}, [], "model_type=llama: "),
-        ({"model_type": "mom_gated_deltanet"}, [], "model_type=mom_gated_deltanet: the reference reads mom only"),
+        ({"model_type": "mom_gated_deltanet"}, [], "model_type=mom_gated_deltanet: the reference reads only mom"),
         ({}, ["--text", "missing.txt"], "text=missing.txt: cannot be read"),
         ({}, ["--text", __file__, "--tokenizer", "bytes", "--tokens", "1x900000"], "fewer than the 900000 of a row"),
         ({}, ["--text", __file__], "tokenizer="),
