@@ -19,7 +19,7 @@ from mom_jax.models.config import MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.documents import DocumentRuns
 from mom_jax.ops.routing import RouterOutput
-from mom_jax.typing import Array, Float, Int
+from mom_jax.typing import Array, Float, Mask
 
 REMAT_POLICIES = {
     "none": None,
@@ -46,7 +46,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        attention_mask: Int[Array, "B T"] | None,
+        attention_mask: Mask | None,
         documents: DocumentRuns | None,
         cache: MemoryCache | AttentionCache | None,
         layer: int | Array,
@@ -125,7 +125,7 @@ def run_layers(
     plan: LayerPlan,
     stacks: dict[str, Block],
     x: Float[Array, "B T D"],
-    attention_mask: Int[Array, "B T"] | None,
+    attention_mask: Mask | None,
     documents: DocumentRuns | None,
     remat: str,
 ) -> tuple[Float[Array, "B T D"], RouterOutput | None]:
@@ -147,7 +147,7 @@ def decode_layers(
     plan: LayerPlan,
     stacks: dict[str, Block],
     x: Float[Array, "B T D"],
-    attention_mask: Int[Array, "B T"] | None,
+    attention_mask: Mask | None,
     documents: DocumentRuns | None,
     cache: Cache,
 ) -> tuple[Float[Array, "B T D"], RouterOutput | None, Cache]:

@@ -19,7 +19,7 @@ from mom_jax.models.blocks import REMAT_POLICIES, Block, LayerPlan, decode_layer
 from mom_jax.models.config import MoMConfig
 from mom_jax.ops.documents import count_documents
 from mom_jax.ops.routing import RouterOutput
-from mom_jax.typing import Array, Float, Int
+from mom_jax.typing import AnyArray, Array, Bool, Float, Int, Mask
 
 _STACKS = {"memory": "layers", "attention": "attention_layers"}  # the attribute that holds each kind of block
 
@@ -83,9 +83,9 @@ class MoMForCausalLM(nnx.Module):
 
     def __call__(
         self,
-        input_ids: Int[Array, "B T"],
-        attention_mask: Int[Array, "B S"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
+        input_ids: Int[AnyArray, "B T"],
+        attention_mask: Int[AnyArray, "B S"] | Bool[AnyArray, "B S"] | None = None,
+        segment_ids: Int[AnyArray, "B T"] | None = None,
         cache: Cache | None = None,
     ) -> CausalLMOutput:
         """Logits of the next token at every position.
@@ -114,9 +114,9 @@ class MoMForCausalLM(nnx.Module):
 
     def hidden_states(
         self,
-        input_ids: Int[Array, "B T"] | None = None,
-        attention_mask: Int[Array, "B S"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
+        input_ids: Int[AnyArray, "B T"] | None = None,
+        attention_mask: Int[AnyArray, "B S"] | Bool[AnyArray, "B S"] | None = None,
+        segment_ids: Int[AnyArray, "B T"] | None = None,
         cache: Cache | None = None,
         remat: str = "none",
         inputs_embeds: Float[Array, "B T D"] | None = None,
@@ -177,7 +177,7 @@ class MoMForCausalLM(nnx.Module):
             attention = self.blocks("attention").attn.empty_cache(kinds.count("attention"), batch_size, capacity, dtype)
         return Cache(memory, attention)
 
-    def _embedded(self, input_ids):
+    def _embedded(self, input_ids: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
         if not isinstance(input_ids, Tracer):
             ids = np.asarray(input_ids)
             wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
@@ -186,13 +186,15 @@ class MoMForCausalLM(nnx.Module):
         return _replicated(self.embeddings[...].astype(self.config.compute_dtype))[input_ids]
 
 
-def _replicated(table):
+def _replicated(table: Float[Array, "vocab D"]) -> Float[Array, "vocab D"]:
     """Gathers a sharded table, so that a look-up by split rows needs no further exchange."""
     mesh = jax.sharding.get_abstract_mesh()
     return table if mesh.empty else jax.lax.with_sharding_constraint(table, jax.sharding.PartitionSpec())
 
 
-def _current_columns(mask, shape):
+def _current_columns(
+    mask: Int[AnyArray, "B S"] | Bool[AnyArray, "B S"] | None, shape: tuple[int, int]
+) -> Mask | None:
     if mask is None:
         return None
     if mask.shape[0] != shape[0] or mask.shape[1] < shape[1]:
