@@ -264,7 +264,7 @@ def test_a_dtype_that_is_too_narrow(make_model, tmp_path):
     """70,000 is infinite in float16, and not in bfloat16."""
     model = make_model()
     model.norm.weight[...] = model.norm.weight[...] * 0 + 7e4
-    with pytest.raises(InputError, match=r"^dtype=float16: is too narrow for the values of model\.norm\.weight; use float32"):
+    with pytest.raises(InputError, match=r"^dtype=float16: is too narrow for .*model\.norm\.weight; use float32"):
         save_pretrained(model, tmp_path / "out", dtype="float16")
     assert not list(tmp_path.iterdir())
     save_pretrained(model, tmp_path / "out", dtype="bfloat16")
