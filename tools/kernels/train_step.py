@@ -21,10 +21,9 @@ def traced(preset: str, mesh: Any, batch: int, length: int) -> Any:
     rows = jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=NamedSharding(mesh, BATCH_SPEC))
     abstract = isinstance(mesh, AbstractMesh)
     program = Program(config, mesh)
+    step, state = make_train_step(program), program.abstract  # before the mesh is set, on which nothing can run
     with jax.sharding.use_abstract_mesh(mesh) if abstract else jax.set_mesh(mesh):
-        return make_train_step(program).trace(
-            program.abstract, dict.fromkeys(("input_ids", "labels", "segment_ids"), rows)
-        )
+        return step.trace(state, dict.fromkeys(("input_ids", "labels", "segment_ids"), rows))
 
 
 def gpu_mesh(kind: str, **axes: int) -> AbstractMesh:
