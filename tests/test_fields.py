@@ -71,7 +71,8 @@ NUMBERS = {
     2**31: names("seed shard_bytes max_shard_bytes clip_norm tolerance rope_theta"),
     2**64: names("clip_norm tolerance"),
 }
-OF_A_FORM = names("shard tokens coordinator name include_path prompt_file memory_rule")  # texts that abc does not fit, or not here
+# texts that abc does not fit, or not here
+OF_A_FORM = names("shard tokens coordinator name include_path prompt_file memory_rule")
 NEEDED = names("hidden_ratio coordinator count index prompt")  # may be None, but not beside the other fields here
 
 
