@@ -77,7 +77,7 @@ def main(args: Sequence[str]) -> int:
     points = experiment.points(arguments.scale)
     if not arguments.plot:
         with _kept_programs():
-            run_sweep(experiment, points, folder, arguments.part, lambda *progress: _tell(out, *progress))
+            run_sweep(experiment, points, folder, arguments.part, lambda *progress: _report(out, *progress))
     records, complaints = experiment.sound(belonging(points, read_records(folder, note)))
     for complaint in complaints:
         note(f"{complaint}; it is left out")
@@ -100,7 +100,7 @@ def _kept_programs() -> Iterator[None]:
         yield
 
 
-def _tell(out: Console, done: int, total: int, record: Record) -> None:
+def _report(out: Console, done: int, total: int, record: Record) -> None:
     shown = " ".join(str(value) for value in record["point"].values())
     result = ", ".join(f"{k} {v:.4g}" for k, v in record["result"].items() if isinstance(v, float))
     out.print(f"{done}/{total} {shown}: {result} ({record['seconds']:.0f} s)")

@@ -58,7 +58,7 @@ def run_sweep(
     points: Sequence[Point],
     folder: Path,
     shard: tuple[int, int] = (0, 1),
-    tell: Callable[[int, int, Record], None] = lambda done, total, record: None,
+    report: Callable[[int, int, Record], None] = lambda done, total, record: None,
 ) -> None:
     """Runs the points of a shard that have no record, and writes each one's as a line of JSON when it is done.
 
@@ -69,21 +69,21 @@ def run_sweep(
         points: of the whole sweep.
         folder: of the sweep; made if need be. Models that points train are kept beside it, for all experiments.
         shard: (i, n).
-        tell: called after each point with how many of the shard's are done, how many it has, and the record.
+        report: called after each point with how many of the shard's are done, how many it has, and the record.
 
     Raises:
         InputError: nothing can be written into the folder, or another command runs this shard.
     """
     index, count = shard
-    mine = points[index::count]
-    left = missing(mine, read_records(folder, lambda damaged: None))  # those are run again
+    part_points = points[index::count]
+    left = missing(part_points, read_records(folder, lambda damaged: None))  # those are run again
     if not left:
         return
     output_folder(folder)
     path = folder / (f"points-{index}-of-{count}.jsonl" if count > 1 else "points.jsonl")
     with only_writer(folder, path.stem, "out"):
         _end_line(path)
-        for number, point in enumerate(left, len(mine) - len(left) + 1):
+        for number, point in enumerate(left, len(part_points) - len(left) + 1):
             started = time.monotonic()
             result = experiment.run(point, folder.parent / "models")
             seconds = time.monotonic() - started
@@ -91,7 +91,7 @@ def run_sweep(
             record = cast(Record, {"point": point, "result": result, **facts})
             with path.open("a", encoding="utf-8") as file:
                 file.write(json_line(record))
-            tell(number, len(mine), record)
+            report(number, len(part_points), record)
 
 
 def _key(point: Point) -> str:

@@ -53,12 +53,12 @@ class Range:
             ("at most", self.most),
             ("below", self.below),
         )
-        said = " and ".join(f"{words} {_number(bound)}" for words, bound in bounds if math.isfinite(bound))
-        return ", or ".join([said, *map(_number, self.also)])
+        limits = " and ".join(f"{words} {_number(bound)}" for words, bound in bounds if math.isfinite(bound))
+        return ", or ".join([limits, *map(_number, self.also)])
 
     def __repr__(self) -> str:
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
-        return f"Range({', '.join(f'{name}={value}' for name, value in given.items())})"
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        return f"Range({', '.join(f'{name}={value}' for name, value in values.items())})"
 
 
 def _number(value: float) -> str:
@@ -161,20 +161,20 @@ def _fitted(value: Any, kind: Any) -> tuple[Any] | None:
     return (value,) if isinstance(value, kind) else None
 
 
-def _within(field: str, given: Any, value: Any, kind: Any, rules: tuple[Any, ...]) -> Any:
+def _within(field: str, original: Any, value: Any, kind: Any, rules: tuple[Any, ...]) -> Any:
     if typing.get_origin(kind) is tuple:
         return tuple(checked(field, item, typing.get_args(kind)[0]) for item in value)
     if kind is float and not math.isfinite(value):
-        raise InputError(field, given, "must be a finite number")
+        raise InputError(field, original, "must be a finite number")
     if value is None:
         return None
     for rule in rules:
         if isinstance(rule, Range) and value not in rule:
-            raise InputError(field, given, f"must be {rule}")
+            raise InputError(field, original, f"must be {rule}")
         if isinstance(rule, Check):
             rule.function(value, field)
         if isinstance(rule, NotEmpty) and (not value or "\0" in value):
-            raise InputError(field, given, "must not be empty" if not value else "must not hold a NUL character")
+            raise InputError(field, original, "must not be empty" if not value else "must not hold a NUL character")
     if kind is float and value and not _FLOAT32[0] <= abs(value) <= _FLOAT32[1]:
-        raise InputError(field, given, "is beyond the range of float32, in which it is used")
+        raise InputError(field, original, "is beyond the range of float32, in which it is used")
     return value

@@ -110,12 +110,12 @@ def score(
     opened: OpenedRun,
     run_dir: str,
     mesh: Mesh,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     *,
     max_windows: int | None = None,
     **changes: int,
 ) -> Scored:
-    """As `evaluate_run`, of a run opened on ``mesh``; ``tell`` gets lines about the text before it is scored."""
+    """As `evaluate_run`, of a run opened on ``mesh``; ``report`` gets lines about the text before it is scored."""
     config, model, step = opened
     data_config = _data_of(config, changes)
     if data_config.batch_size % mesh.size:
@@ -124,7 +124,7 @@ def score(
     check_vocabulary(config)
     data = prepared(data_config)
     for line in data.notes:
-        tell(line)
+        report(line)
     batches = (shard_batch(batch, mesh) for batch in eval_batches(data, data_config, max_windows=max_windows))
     # Every held-out token is scored but the first of each document, which nothing predicts.
     bytes_per_token = data.held_out.text_bytes / (len(data.held_out) - data.held_out.documents)

@@ -132,9 +132,9 @@ def reader_left(stream: typing.Any) -> bool:
 def let_go(stream: typing.Any) -> None:
     """Sends what is still buffered, and all that comes, to nowhere, so that the interpreter can end in peace."""
     with suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def printable(text: str) -> str:

@@ -80,9 +80,9 @@ def decoded(layer: MemoryMixer, x: jax.Array) -> jax.Array:
     return jnp.concatenate(outputs, 1)
 
 
-def error(got: Any, want: Any) -> float:
+def error(actual: Any, expected: Any) -> float:
     """The largest relative error of all arrays."""
-    return max(relative_error(a, b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
+    return max(relative_error(a, b) for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True))
 
 
 def measure(rule: str) -> dict[str, float]:

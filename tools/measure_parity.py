@@ -136,12 +136,12 @@ def main() -> None:
     parser.add_argument("--only", default=",".join([*EXACT, *ROUNDED]), help="names, separated by commas")
     parser.add_argument("--kernels", choices=("naive", "interpreter"), default="naive", help="of float32")
     arguments = parser.parse_args()
-    names_asked = arguments.only.split(",")
+    selected = arguments.only.split(",")
     print(", ".join(f"{package} {version}" for package, version in installed_versions().items()), "\n", flush=True)
     with tempfile.TemporaryDirectory() as folder, jax.default_matmul_precision("highest"):
-        if names := [name for name in EXACT if name in names_asked]:
+        if names := [name for name in EXACT if name in selected]:
             exact(Path(folder), names, arguments.kernels)
-        if names := [name for name in ROUNDED if name in names_asked]:
+        if names := [name for name in ROUNDED if name in selected]:
             rounded(Path(folder), names)
 
 

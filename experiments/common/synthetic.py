@@ -169,9 +169,9 @@ def _nats(logits, answers):
 
 def _answers(model, batch):
     hidden, router = recall_hidden_states(model, batch["tokens"])
-    asked = jnp.take_along_axis(hidden, batch["places"][..., None], 1)
-    weight = model.output_embedding().astype(asked.dtype)
-    return jnp.einsum("bnd,vd->bnv", asked, weight, preferred_element_type=jnp.float32), router
+    queried = jnp.take_along_axis(hidden, batch["places"][..., None], 1)
+    weight = model.output_embedding().astype(queried.dtype)
+    return jnp.einsum("bnd,vd->bnv", queried, weight, preferred_element_type=jnp.float32), router
 
 
 _SCORED = 128  # rows scored at a time

@@ -25,7 +25,7 @@ class Sweep:
         name, scale: of the experiment.
         records: those that belong to it, in order.
         total: how many points it has when it is finished.
-        strangers: records of other points, which an earlier version left.
+        other_records: records of other points, which an earlier version left.
         left_out: damaged records, and those that cannot be tabulated, a line each.
     """
 
@@ -34,7 +34,7 @@ class Sweep:
     scale: str
     records: list[Record]
     total: int
-    strangers: int
+    other_records: int
     left_out: list[str]
 
     @property
@@ -60,14 +60,14 @@ def read_sweep(folder: Path) -> Sweep:
         raise InputError("sweep", folder, f"holds points of an unknown experiment; a sweep's folder is named {named}")
     experiment, left_out = get_experiment(name), list[str]()
     points, all_records = experiment.points(scale), read_records(folder, left_out.append)
-    mine = belonging(points, all_records)
-    records, complaints = experiment.sound(mine)
+    point_records = belonging(points, all_records)
+    records, complaints = experiment.sound(point_records)
     left_out += complaints
     if not records:
         problem = f"has no finished point that can be read ({left_out[0]})" if left_out else "has no finished point"
         remedy = f"run mom-jax experiment {name} --scale {scale} --out {folder.parent}"
         raise InputError("sweep", folder, f"{problem}; {remedy}")
-    return Sweep(folder, name, scale, records, len(points), len(all_records) - len(mine), left_out)
+    return Sweep(folder, name, scale, records, len(points), len(all_records) - len(point_records), left_out)
 
 
 def show_sweep(sweep: Sweep) -> Section:
@@ -96,8 +96,8 @@ def _section(sweep: Sweep) -> Section:
 
 def _facts(sweep: Sweep) -> list[tuple[str, str]]:
     points = f"{len(sweep.records):,} of {sweep.total:,}" + ", not finished" * (len(sweep.records) < sweep.total)
-    if sweep.strangers:
-        points += f"; {sweep.strangers:,} records of other points, which an earlier version left, are passed over"
+    if sweep.other_records:
+        points += f"; {sweep.other_records:,} records of other points, which an earlier version left, are passed over"
     facts = [("folder", str(sweep.folder)), ("points", points)]
     seeds = sorted({record["point"]["seed"] for record in sweep.records if "seed" in record["point"]})
     if seeds:

@@ -112,12 +112,12 @@ def measure(config: MoMConfig, length: int, steps: int) -> dict[str, Any]:
         seconds.append(time.perf_counter() - begin)
     best = min(seconds) / steps
     memory = program.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    live = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "seconds_per_token": best,
         "seconds_of_1024_computed": best * _NEW_TOKENS,
         "cache_bytes": cache_bytes,
-        "total_bytes": held + memory.temp_size_in_bytes,
+        "total_bytes": live + memory.temp_size_in_bytes,
     }
 
 
@@ -206,8 +206,8 @@ def findings(records: list[Record]) -> list[str]:
     sentences = []
     lengths = [record["point"]["length"] for record in records]
     for length in dict.fromkeys((min(lengths), max(lengths))):
-        mine = {r["point"]["architecture"]: r["result"] for r in records if r["point"]["length"] == length}
-        costs = [f"{ARCHITECTURES[name][0]} {_cost(mine[name])}" for name in ARCHITECTURES if name in mine]
+        of_length = {r["point"]["architecture"]: r["result"] for r in records if r["point"]["length"] == length}
+        costs = [f"{ARCHITECTURES[name][0]} {_cost(of_length[name])}" for name in ARCHITECTURES if name in of_length]
         sentences.append(f"a token after {_tokens(length)}: {', '.join(costs)}.")
     return sentences
 
@@ -223,10 +223,10 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
     figure = Figure(figsize=(9.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in ARCHITECTURES:
-        mine = sorted((r for r in records if r["point"]["architecture"] == name), key=lambda r: r["point"]["length"])
-        _line(left, name, mine, "seconds_per_token", 1e3, "o-")
-        _line(right, name, mine, "cache_bytes", 2**-20, "o-")
-        _line(right, name, mine, "total_bytes", 2**-20, ":")
+        points = sorted((r for r in records if r["point"]["architecture"] == name), key=lambda r: r["point"]["length"])
+        _line(left, name, points, "seconds_per_token", 1e3, "o-")
+        _line(right, name, points, "cache_bytes", 2**-20, "o-")
+        _line(right, name, points, "total_bytes", 2**-20, ":")
     left.set(title="time", ylabel="milliseconds per token")
     right.set(title="memory: cache; dotted, all that a step holds", ylabel="MiB")
     lengths = sorted({r["point"]["length"] for r in records})

@@ -95,8 +95,8 @@ def recalled(config: MoMConfig, point: Point, models: Path) -> dict[str, Any]:
 
     from ..common.synthetic import Training, train_and_score
 
-    asked = {name: point[name] for name in ("task", "length", "pairs", "vocab", *_TRAINING)}
-    key = json.dumps([asked, config.to_dict()], sort_keys=True)
+    training = {name: point[name] for name in ("task", "length", "pairs", "vocab", *_TRAINING)}
+    key = json.dumps([training, config.to_dict()], sort_keys=True)
     path = models / f"recall-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
     if not path.is_file():
         maker = {"mqar": mqar, "fused": fused_mqar}[point["task"]]
@@ -153,13 +153,13 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
 
 def _panel(axes: Axes, task: tuple[Any, ...], groups: dict[tuple[Any, ...], list[Record]]) -> None:
     for name, (label, colour) in ARCHITECTURES.items():
-        mine = [groups[key] for key in sorted(groups, key=lambda key: key[3]) if key[4] == name]
-        if not mine:
+        of_model = [groups[key] for key in sorted(groups, key=lambda key: key[3]) if key[4] == name]
+        if not of_model:
             continue
-        states = [group[0]["result"]["state"] for group in mine]
-        means = [np.mean([r["result"]["accuracy"] for r in group]) for group in mine]
+        states = [group[0]["result"]["state"] for group in of_model]
+        means = [np.mean([r["result"]["accuracy"] for r in group]) for group in of_model]
         axes.plot(states, means, "o-", color=colour, label=label, markersize=7)
-        for state, group in zip(states, mine, strict=True):
+        for state, group in zip(states, of_model, strict=True):
             accuracies = [r["result"]["accuracy"] for r in group]
             axes.plot([state] * len(group), accuracies, ".", color=colour, markersize=5, alpha=0.6)
     axes.set(title=f"{task[0]}, {task[2]} pairs in {task[1]} tokens", ylim=(-0.03, 1.03))

@@ -100,12 +100,12 @@ def characteristic(ids: np.ndarray, chosen: np.ndarray, names: dict[int, str]) -
     common = np.flatnonzero(total >= _RARE)
     memories = []
     for memory in range(chosen.max() + 1):
-        mine = chosen == memory
-        share = np.bincount(ids[mine], minlength=len(total))[common] / max(1, mine.sum())
+        members = chosen == memory
+        share = np.bincount(ids[members], minlength=len(total))[common] / max(1, members.sum())
         lift = share / (total[common] / total.sum())
         first = np.argsort(-lift)[:_SHOWN]
         shown = [[names[int(common[i])], round(float(lift[i]), 2)] for i in first if lift[i] > 1]
-        memories.append({"share": float(mine.mean()), "lift": shown})
+        memories.append({"share": float(members.mean()), "lift": shown})
     return memories
 
 
@@ -146,8 +146,8 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
         for number, (axes, layer) in enumerate(zip(row, record["result"]["layers"], strict=True)):
             places, memory = np.asarray(layer["places"]), np.asarray(layer["memory"])
             for m in range(len(layer["tokens"])):
-                mine = places[memory == m]
-                axes.plot(mine[:, 0], mine[:, 1], ".", color=f"C{m % 10}", markersize=3, label=f"memory {m}")
+                members = places[memory == m]
+                axes.plot(members[:, 0], members[:, 1], ".", color=f"C{m % 10}", markersize=3, label=f"memory {m}")
             axes.set(title=f"seed {record['point']['seed']}, layer {number}", xticks=[], yticks=[])
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False, markerscale=4)

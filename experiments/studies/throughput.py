@@ -155,10 +155,10 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
         if record["point"]["architecture"] == "single":
             axes.axhline(_speed(record), color=_SINGLE, linestyle="--", label="single memory")
     for k, colour in COLOURS.items():
-        mine = sorted((r for r in mixtures if r["point"]["topk"] == k), key=lambda r: r["point"]["memories"])
-        if mine:
-            counts = [r["point"]["memories"] for r in mine]
-            axes.plot(counts, [_speed(r) for r in mine], "o-", color=colour, label=f"MoM, top-{k} and shared")
+        of_k = sorted((r for r in mixtures if r["point"]["topk"] == k), key=lambda r: r["point"]["memories"])
+        if of_k:
+            counts = [r["point"]["memories"] for r in of_k]
+            axes.plot(counts, [_speed(r) for r in of_k], "o-", color=colour, label=f"MoM, top-{k} and shared")
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted({r["point"]["memories"] for r in mixtures}))
     axes.xaxis.set_minor_locator(NullLocator())

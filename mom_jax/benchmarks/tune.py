@@ -53,8 +53,8 @@ def chosen(case: Case, device: str) -> Choice:
 
 def neighbours(config: Config) -> list[Config]:
     """The configuration with one of its numbers doubled or halved."""
-    given = {name: number for name, number in config._asdict().items() if number is not None}
-    others = [(name, other) for name, n in given.items() for other in sorted({2 * n, max(1, n // 2)} - {n})]
+    numbers = {name: number for name, number in config._asdict().items() if number is not None}
+    others = [(name, other) for name, n in numbers.items() for other in sorted({2 * n, max(1, n // 2)} - {n})]
     return [config._replace(**{name: other}) for name, other in others]
 
 
@@ -105,10 +105,10 @@ def main() -> None:
     parser.add_argument("operator", choices=sorted({name for names in OPERATORS.values() for name in names}))
     parser.add_argument("--size", type=int, choices=SIZES, default=256, help="K = V")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the rows")
-    given, platform = parser.parse_args(), target().platform
-    if given.operator not in OPERATORS.get(platform, ()):
-        parser.error(str(InputError("operator", given.operator, f"has no kernel for {target().kind} to tune")))
-    case = Case(platform, given.operator, given.size, given.dtype)
+    arguments, platform = parser.parse_args(), target().platform
+    if arguments.operator not in OPERATORS.get(platform, ()):
+        parser.error(str(InputError("operator", arguments.operator, f"has no kernel for {target().kind} to tune")))
+    case = Case(platform, arguments.operator, arguments.size, arguments.dtype)
     start = chosen(case, generation())
     print(machine())
     with Progress() as progress:

@@ -57,10 +57,10 @@ def main(args: Sequence[str]) -> int:
             remedy = "would be a run: --dtype and --max-shard-bytes are for published models"
             raise InputError("dst", arguments.dst, remedy)
         published_to_run(arguments.src, arguments.dst, one_device(), arguments.tokenizer)
-        said = f"run: {arguments.dst}; try mom-jax generate {arguments.dst} --prompt 'Once'"
+        line = f"run: {arguments.dst}; try mom-jax generate {arguments.dst} --prompt 'Once'"
     else:
         sizes = {"dtype": arguments.dtype, "max_shard_bytes": arguments.max_shard_bytes}
         run_to_published(arguments.src, arguments.dst, one_device(), tokenizer=arguments.tokenizer, **sizes)
-        said = f"published model: {arguments.dst}"
-    out.print(said)
+        line = f"published model: {arguments.dst}"
+    out.print(line)
     return 0

@@ -78,8 +78,8 @@ def main(args: Sequence[str]) -> int:
 
 
 def _dry_run(arguments: PrepareConfig) -> int:
-    from mom_jax.data.amounts import tell_plan
+    from mom_jax.data.amounts import describe_plan
     from mom_jax.data.plan import plan
 
-    print(*tell_plan(plan(arguments.config), arguments.data.held_out_fraction), sep="\n")
+    print(*describe_plan(plan(arguments.config), arguments.data.held_out_fraction), sep="\n")
     return 0

@@ -61,18 +61,18 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def _of_machine(error: BaseException) -> tuple[str, int] | None:
-    said = str(error)
+    message = str(error)
     if isinstance(error, OSError):
         names = [_name(name) for name in (error.filename, error.filename2) if name is not None]
-        what = _REMEDIES.get(error.errno or 0) or error.strerror or said or type(error).__name__
+        what = _REMEDIES.get(error.errno or 0) or error.strerror or message or type(error).__name__
         return "".join(f"{name}: " for name in names) + what, 1
-    if "No space left on device" in said:
-        return f"{_REMEDIES[errno.ENOSPC]} ({said[:200]})", 1
-    if isinstance(error, MemoryError) or (_of_xla(error) and "RESOURCE_EXHAUSTED" in said):
-        return f"out of memory ({said[:200] or 'on the host'}); {_SMALLER}", 1
+    if "No space left on device" in message:
+        return f"{_REMEDIES[errno.ENOSPC]} ({message[:200]})", 1
+    if isinstance(error, MemoryError) or (_of_xla(error) and "RESOURCE_EXHAUSTED" in message):
+        return f"out of memory ({message[:200] or 'on the host'}); {_SMALLER}", 1
     if isinstance(error, RuntimeError | AssertionError) and _place(error).startswith("xla_bridge.py:"):
         platforms = os.environ.get("JAX_PLATFORMS", "")
-        return f"JAX finds no device ({said[:300] or platforms}); unset JAX_PLATFORMS, or set JAX_PLATFORMS=cpu", 1
+        return f"JAX finds no device ({message[:300] or platforms}); unset JAX_PLATFORMS, or set JAX_PLATFORMS=cpu", 1
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed here; run pip install -e . in the checkout again", 1
     return None

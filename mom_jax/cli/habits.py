@@ -109,7 +109,7 @@ _NO_OPTION = {
 def hint(option: str, known: Collection[str]) -> str:
     """What to write instead of an option (a field's name) that is not among the ``known`` dotted fields."""
     close = _same(option, known) or _same(_SYNONYMS.get(option, ""), known)
-    meant = [said for names, said in _NO_OPTION.items() if option in names]
+    meant = [advice for names, advice in _NO_OPTION.items() if option in names]
     if meant and not close:
         return meant[0]
     close = close or _near(option, known)

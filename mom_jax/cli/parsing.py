@@ -137,7 +137,7 @@ def _explain(
         if isinstance(cause, InputError):
             raise InputError(cause.field, cause.value, cause.args[0].split(": ", 1)[1]) from None
         cause = cause.__context__
-    for field, values in _given(args):
+    for field, values in _parsed(args):
         hint = types_by_option.get(field)
         if hint is not None and not _fits(hint, values):
             raise InputError(field, " ".join(values) or "''", f"expected {_expected(hint, values)}") from None
@@ -148,13 +148,13 @@ def _explain(
 def _check_presence(cls: Any, args: Sequence[str]) -> None:
     hints = field_types(cls)
     positional = [name for name, hint in hints.items() if tyro.conf.Positional in typing.get_args(hint)]
-    leading, given = _leading(args), {field for field, _ in _given(args)} | set(positional)
+    leading, options = _leading(args), {field for field, _ in _parsed(args)} | set(positional)
     if len(leading) > len(positional):
         raise InputError(
             "argument", leading[len(positional)], "unexpected; an option's name begins with --, see --help"
         )
     required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
-    missing = [name for name in hints if name in required and name not in given]
+    missing = [name for name in hints if name in required and name not in options]
     for name in positional[len(leading) :] + missing:
         option = name if name in positional else "--" + name.replace("_", "-")
         raise InputError(option, "''", "is missing; see --help for an example")
@@ -164,15 +164,15 @@ def _leading(args: Sequence[str]) -> list[str]:
     return list(itertools.takewhile(lambda argument: not argument.startswith("--"), args))
 
 
-def _given(args: Sequence[str]) -> list[tuple[str, list[str]]]:
-    given: list[tuple[str, list[str]]] = []
+def _parsed(args: Sequence[str]) -> list[tuple[str, list[str]]]:
+    options: list[tuple[str, list[str]]] = []
     for argument in args:
         if re.match(r"--[A-Za-z]", argument):
             _, equals, value = argument.partition("=")
-            given.append((_field(argument), [value] if equals else []))
-        elif given:
-            given[-1][1].append(argument)
-    return given
+            options.append((_field(argument), [value] if equals else []))
+        elif options:
+            options[-1][1].append(argument)
+    return options
 
 
 def _fits(hint: Any, values: list[str]) -> bool:
@@ -205,12 +205,12 @@ def _expected(hint: Any, values: list[str]) -> str:
         return "no value: write --option or --no-option"
     if kinds and typing.get_origin(kinds[0]) is tuple:
         return f"{described(typing.get_args(kinds[0])[0])}, or several separated by spaces"
-    expected = " or ".join(_asked(kind, values) for kind in kinds)
+    expected = " or ".join(_choices(kind, values) for kind in kinds)
     single = len(values) > 1 and not any(typing.get_origin(kind) is tuple for kind in kinds)
     return expected + (", a single value" if single else "")
 
 
-def _asked(kind: Any, values: list[str]) -> str:
+def _choices(kind: Any, values: list[str]) -> str:
     if typing.get_origin(kind) is not typing.Literal:
         return described(kind)
     known = list(map(str, typing.get_args(kind)))

@@ -39,7 +39,7 @@ def main(args: Sequence[str]) -> int:
     try:
         arguments = parse_train(args)
         named = any(re.match("--data.tokenizer(=|$)", word) for word in args)
-        run = arguments.run if named else with_own_tokenizer(arguments.run)
+        run = arguments.run if named else with_tokenizer_of_shards(arguments.run)
     except InputError as error:
         return _give_up(error, args)
     # JAX loads only now, after the arguments have proved sound.
@@ -57,11 +57,11 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def with_own_tokenizer(run: TrainConfig) -> TrainConfig:
+def with_tokenizer_of_shards(run: TrainConfig) -> TrainConfig:
     """``run`` with the tokenizer of its data where that is prepared already: a preset's is only a proposal."""
-    from mom_jax.data.prepare import own_tokenizer
+    from mom_jax.data.prepare import tokenizer_of_shards
 
-    return dataclasses.replace(run, data=dataclasses.replace(run.data, tokenizer=own_tokenizer(run.data)))
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, tokenizer=tokenizer_of_shards(run.data)))
 
 
 @dataclasses.dataclass(frozen=True)

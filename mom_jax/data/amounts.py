@@ -35,30 +35,30 @@ class Amount:
         return cls(**{field: sum(getattr(info, field) for info in infos) for field in fields}, skipped_example=example)
 
 
-def tell_amounts(train: Amount, held_out: Amount, rule: str, what: str = "text") -> list[str]:
+def describe_amounts(train: Amount, held_out: Amount, rule: str, what: str = "text") -> list[str]:
     """A line about both sides, and one about what was skipped."""
     share = f"{held_out.text_bytes / max(train.text_bytes + held_out.text_bytes, 1):.1%}"
     how = ", ".join(filter(None, [share, _RULES.get(rule)]))
-    lines = [f"{what}: to train on {_tell(train)}; held out {_tell(held_out)} ({how})"]
+    lines = [f"{what}: to train on {_amount(train)}; held out {_amount(held_out)} ({how})"]
     skipped, example = train.skipped + held_out.skipped, train.skipped_example or held_out.skipped_example
     return lines + ([f"skipped as broken: {skipped:,} (the first: {example})"] if skipped else [])
 
 
-def tell_data(data: PreparedData) -> list[str]:
-    """`tell_amounts` of opened shards."""
+def describe_data(data: PreparedData) -> list[str]:
+    """`describe_amounts` of opened shards."""
     train, held_out = (Amount.of(shard.info for shard in side.shards) for side in (data.train, data.held_out))
-    return tell_amounts(train, held_out, data.rule)
+    return describe_amounts(train, held_out, data.rule)
 
 
-def tell_plan(planned: Plan, held_out_fraction: float) -> list[str]:
+def describe_plan(planned: Plan, held_out_fraction: float) -> list[str]:
     """What preparing would do, in a few lines."""
     sides = planned.split
     shards = sum(len(unit.shards) for unit in planned.units)
     if sides.rule in ("documents", "ends"):
-        text = f"{_tell_sources(sides.train)}, of which about {held_out_fraction:.1%} of the text is held out"
+        text = f"{_sources(sides.train)}, of which about {held_out_fraction:.1%} of the text is held out"
     else:
         some = ", ".join(source.name for source in sides.held_out[:3]) + ", ..." * (len(sides.held_out) > 3)
-        text = f"to train on {_tell_sources(sides.train)}; held out {_tell_sources(sides.held_out)} ({some})"
+        text = f"to train on {_sources(sides.train)}; held out {_sources(sides.held_out)} ({some})"
     return [
         f"text: {text}; {_RULES[sides.rule]}",
         *sides.notes,
@@ -66,13 +66,13 @@ def tell_plan(planned: Plan, held_out_fraction: float) -> list[str]:
     ]
 
 
-def _tell(amount: Amount) -> str:
+def _amount(amount: Amount) -> str:
     return ", ".join(
         [_count(amount.documents, "document"), _count(amount.text_bytes, "byte"), _count(amount.tokens, "token")]
     )
 
 
-def _tell_sources(sources: list[Source]) -> str:
+def _sources(sources: list[Source]) -> str:
     sizes = [source.size for source in sources]
     known = f", {_count(sum(size or 0 for size in sizes), 'byte')} as stored" if None not in sizes else ", streamed"
     return _count(len(sources), "file") + known

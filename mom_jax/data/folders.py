@@ -51,7 +51,7 @@ def folder_files(root: Path, text_field: str, left_out: LeftOut) -> Iterator[Pat
             yield path
 
 
-def _walk(folder: Path, root: Path, seen: set[str], left_out: LeftOut) -> Iterator[Path]:
+def _walk(folder: Path, root: Path, visited: set[str], left_out: LeftOut) -> Iterator[Path]:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = Path(entry.path)
         name = path.relative_to(root).as_posix() + "/" * entry.is_dir()
@@ -59,11 +59,11 @@ def _walk(folder: Path, root: Path, seen: set[str], left_out: LeftOut) -> Iterat
             left_out.add("hidden", name)
         elif entry.is_dir():
             place = os.path.realpath(path)
-            if place in seen:
+            if place in visited:
                 left_out.add("linked twice", name)
                 continue
-            seen.add(place)
-            yield from _walk(path, root, seen, left_out)
+            visited.add(place)
+            yield from _walk(path, root, visited, left_out)
         elif entry.is_file():
             yield path
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import filelock
 
-from mom_jax.data.amounts import Amount, tell_amounts, tell_data
+from mom_jax.data.amounts import Amount, describe_amounts, describe_data
 from mom_jax.data.config import DataConfig
 from mom_jax.data.plan import METHOD, Plan, Unit, plan
 from mom_jax.data.preparation import finished, write_unit
@@ -83,22 +83,22 @@ def prepare(
     folder, tokenizer, planned = local_path(out, "out"), load_tokenizer(config.tokenizer), plan(config)
     keys = [planned.key(unit, config, tokenizer) for unit in planned.units]
     is_new = _claim_folder(folder, _index(planned, keys, tokenizer))
-    mine = list(zip(planned.units, keys, strict=True))[part::parts]
+    units = list(zip(planned.units, keys, strict=True))[part::parts]
     done: dict[str, ShardInfo] = {}
     try:
-        written = _finish(mine, done, folder, tokenizer, config, workers, progress)
+        written = _finish(units, done, folder, tokenizer, config, workers, progress)
         summary = _summary(planned, folder, done, written)
-        if len(mine) == len(planned.units):
+        if len(units) == len(planned.units):
             _check_both_sides(summary, config)
     except InputError:
-        if is_new and len(done) in (0, sum(len(unit.shards) for unit, _ in mine)):  # nothing worth going on from
+        if is_new and len(done) in (0, sum(len(unit.shards) for unit, _ in units)):  # nothing worth going on from
             _discard(folder)
         raise
     return summary
 
 
 def _finish(
-    mine: list[tuple[Unit, str]],
+    units: list[tuple[Unit, str]],
     done: dict[str, ShardInfo],
     folder: Path,
     tokenizer: Tokenizer,
@@ -106,12 +106,12 @@ def _finish(
     workers: int | None,
     progress: bool,
 ) -> int:
-    """Adds the shards of ``mine`` to ``done``: those that are finished already, then the others; counts these."""
+    """Adds the shards of ``units`` to ``done``: those that are finished already, then the others; counts these."""
     pending, known, sums = [], [], Sums(config.cache_dir, folder)
     with progress_bar(progress, "shards") as bar:
-        task = bar.add_task("tokenising", total=len(mine))
+        task = bar.add_task("tokenising", total=len(units))
         with sums.opened():
-            for unit, key in mine:
+            for unit, key in units:
                 infos = finished(unit, key, folder, tokenizer, config, sums)
                 if infos is None:
                     pending.append((unit, key))
@@ -159,10 +159,10 @@ def prepared(config: DataConfig, *, workers: int | None = None, progress: bool =
             "tokenizer", config.tokenizer, f"{folder} was prepared with the tokenizer {data.tokenizer}; use that one"
         )
     verify(data, config.cache_dir)
-    return dataclasses.replace(data, notes=(*tell_data(data), *notes))
+    return dataclasses.replace(data, notes=(*describe_data(data), *notes))
 
 
-def own_tokenizer(config: DataConfig) -> str:
+def tokenizer_of_shards(config: DataConfig) -> str:
     """The tokenizer that ``config.path`` was prepared with, if it is prepared and finds its tokenizer by name.
 
     Otherwise that of ``config``, whether it fits or not.
@@ -252,7 +252,7 @@ def _summary(planned: Plan, folder: Path, done: dict[str, ShardInfo], written: i
     )
     missing = sum(not (folder / f"{name}.json").exists() for _, name in names if name not in done)
     what = "text of this part" if missing or len(done) < len(names) else "text"
-    notes = tell_amounts(train, held_out, planned.split.rule, what) + planned.split.notes
+    notes = describe_amounts(train, held_out, planned.split.rule, what) + planned.split.notes
     return PrepareSummary(written, len(done) - written, missing, train, held_out, notes)
 
 

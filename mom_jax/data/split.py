@@ -25,7 +25,7 @@ _WORDS = {
     "train": ("train", "training"),
 }
 _SIGN = "[-._ 0-9]"
-_SAYS = {
+_SPLIT_NAMES = {
     split: re.compile(rf"(?:^|{_SIGN})(?:{'|'.join(words)})(?:{_SIGN}|$)", re.IGNORECASE)
     for split, words in _WORDS.items()
 }
@@ -53,8 +53,8 @@ def named_split(name: str) -> str | None:
     """
     *folders, file = PurePath(name).parts
     for parts in (folders, [file]):
-        for split, says in _SAYS.items():
-            if any(says.search(part) for part in parts):
+        for split, pattern in _SPLIT_NAMES.items():
+            if any(pattern.search(part) for part in parts):
                 return split
     return None
 

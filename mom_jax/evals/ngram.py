@@ -85,10 +85,10 @@ class _Model:
         for order, discount in enumerate(discounts, 1):
             context = (text.u, text.v)[2 - order :]
             total = self.totals[order][context]
-            seen = np.maximum(self.counts[order][(*context, text.w)] - discount, 0)
-            given_down = discount * self.kinds[order][context]
+            discounted = np.maximum(self.counts[order][(*context, text.w)] - discount, 0)
+            backoff = discount * self.kinds[order][context]
             # A context never seen leaves all to the order below.
-            chance = np.where(total > 0, (seen + given_down * chance) / np.maximum(total, 1), chance)
+            chance = np.where(total > 0, (discounted + backoff * chance) / np.maximum(total, 1), chance)
             chances.append(chance)
         return chances
 

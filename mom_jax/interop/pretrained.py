@@ -18,7 +18,7 @@ from mom_jax import terminal
 from mom_jax.errors import InputError
 from mom_jax.interop.folders import check_empty, in_place_of
 from mom_jax.interop.keys import Index, Piece, model_tensor, pieces, without_effect
-from mom_jax.interop.publish import in_their_words
+from mom_jax.interop.publish import to_published
 from mom_jax.interop.published import CONFIG_FILE, read_config, write_config
 from mom_jax.interop.tensors import DTYPES, StoredTensors, Tensor, write_tensors
 from mom_jax.models.config import MoMConfig
@@ -192,7 +192,7 @@ def save_pretrained(
 
 def _tensors(model: MoMForCausalLM) -> Iterator[Tensor]:
     """Everything to be stored, in the order of our parameters; values are fetched when asked for."""
-    layout, _ = in_their_words(model.config.to_dict())
+    layout, _ = to_published(model.config.to_dict())
     leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model)))[0]
     by_name: dict[str, list[tuple[Piece, jax.Array]]] = {}
     for path, leaf in leaves:

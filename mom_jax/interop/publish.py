@@ -114,7 +114,7 @@ SINGLE_MEMORIES: dict[str, SingleMemory] = {
 }
 
 
-def in_their_words(fields: Fields) -> tuple[str, Fields]:
+def to_published(fields: Fields) -> tuple[str, Fields]:
     """The published model type of our configuration, and its fields for that type.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import Any
 
 from mom_jax.errors import InputError
 from mom_jax.files import read_json, write_json
-from mom_jax.interop.publish import in_their_words
+from mom_jax.interop.publish import to_published
 from mom_jax.interop.tensors import INDEX, SINGLE
 from mom_jax.models.config import MoMConfig
 
@@ -72,7 +72,7 @@ def published_fields(config: MoMConfig, dtype: str) -> dict[str, Any]:
     Raises:
         InputError: the PyTorch library has no such model.
     """
-    model_type, fields = in_their_words(config.to_dict())
+    model_type, fields = to_published(config.to_dict())
     architecture = {"model_type": model_type, "architectures": [_ARCHITECTURES[model_type]], "dtype": dtype}
     return dict(sorted({**fields, **_CONSTANT, **architecture}.items()))
 

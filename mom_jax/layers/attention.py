@@ -89,24 +89,24 @@ class Attention(nnx.Module):
             o = _attend(q, k, v, window=self.window)
         else:
             new = _Keys(k, v, jnp.where(keep, position, -1), None if documents is None else documents.index)
-            seen = new
+            keys = new
             if cache is not None:
-                cache, seen = _remember(cache, layer, new)
+                cache, keys = _remember(cache, layer, new)
                 if documents is not None:
                     cache = dataclasses.replace(cache, document=cache.document.at[layer].set(documents.number))
-            o = _attend(q, seen.k, seen.v, mask=self._visible(position, new.document, seen))
+            o = _attend(q, keys.k, keys.v, mask=self._visible(position, new.document, keys))
         if cache is not None and self.window is None:
             o = jnp.where(jnp.any(position >= cache.keys.shape[2], 1)[:, None, None, None], jnp.nan, o)
         o = jnp.where(keep[..., None, None], o, 0).astype(x.dtype)
         return MixerOutput(self.o_proj(o.reshape(batch, time, -1)), None, cache)
 
     def _visible(
-        self, position: Int[Array, "B T"], document: Int[Array, "B T"] | None, seen: "_Keys"
+        self, position: Int[Array, "B T"], document: Int[Array, "B T"] | None, keys: "_Keys"
     ) -> Bool[Array, "B T S"]:
-        distance = position[:, :, None] - seen.position[:, None]
-        visible = (seen.position[:, None] >= 0) & (distance >= 0)
-        if seen.document is not None:
-            visible &= document[:, :, None] == seen.document[:, None]
+        distance = position[:, :, None] - keys.position[:, None]
+        visible = (keys.position[:, None] >= 0) & (distance >= 0)
+        if keys.document is not None:
+            visible &= document[:, :, None] == keys.document[:, None]
         return visible if self.window is None else visible & (distance < self.window)
 
 

@@ -60,9 +60,9 @@ def account(config: MoMConfig, length: int) -> list[Cost]:
         layers = config.layer_kinds.count(kind)
         state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(getattr(cache, kind))) // layers
         costs.append(_layer(f"layer {number} ({kind})", config, kind, stack, layers, length, state))
-    own = 0 if config.tie_word_embeddings else table
+    head = 0 if config.tie_word_embeddings else table
     norm = config.hidden_size
-    return [*costs, Cost("norm and output", own + norm, own + norm, 0, 2.0 * table, 2.0 * BACKWARD * table)]
+    return [*costs, Cost("norm and output", head + norm, head + norm, 0, 2.0 * table, 2.0 * BACKWARD * table)]
 
 
 def total(costs: list[Cost]) -> Cost:
@@ -114,6 +114,6 @@ def _recurrence(rule: MemoryRule, chosen: int, length: int) -> tuple[float, floa
 def _attention(config, length) -> tuple[float, float]:
     """Scores and sums over the keys that a query sees, on average."""
     window = min(config.attn.window_size or length, length)
-    seen = window - window * (window - 1) / (2 * length)
-    forward = 4.0 * config.hidden_size * seen
+    visible = window - window * (window - 1) / (2 * length)
+    forward = 4.0 * config.hidden_size * visible
     return forward, BACKWARD * forward

@@ -109,8 +109,8 @@ class LayerPlan:
         def repetition(carry, xs):
             done, routers = collections.Counter(), []
             for kind, count in self.runs:
-                own = jax.tree.map(lambda a, i=done[kind], n=count: a[i : i + n], xs[kind])
-                carry, router = jax.lax.scan(functools.partial(block, kind), carry, own, unroll=count == 1)
+                stack = jax.tree.map(lambda a, i=done[kind], n=count: a[i : i + n], xs[kind])
+                carry, router = jax.lax.scan(functools.partial(block, kind), carry, stack, unroll=count == 1)
                 done[kind] += count
                 routers += [] if router is None else [router]
             return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routers) if routers else None
@@ -132,8 +132,8 @@ def run_layers(
     """Runs all layers without a cache; gradients flow to the parameters, over which the loops run."""
     split = {kind: nnx.split(_coupled(stack)) for kind, stack in stacks.items()}
 
-    def block(kind, x, own):
-        params, layer = own
+    def block(kind, x, params_and_number):
+        params, layer = params_and_number
         out = nnx.merge(split[kind][0], params)(x, attention_mask, documents, None, layer)
         return out.y, out.router
 
@@ -160,8 +160,8 @@ def decode_layers(
 
     def block(kind, carry, layer):
         (x, cache), (graph, params) = carry, split[kind]
-        own = jax.tree.map(lambda a: a[layer], params)
-        out = nnx.merge(graph, own)(x, attention_mask, documents, getattr(cache, kind), layer)
+        block_params = jax.tree.map(lambda a: a[layer], params)
+        out = nnx.merge(graph, block_params)(x, attention_mask, documents, getattr(cache, kind), layer)
         return (out.y, dataclasses.replace(cache, **{kind: out.cache})), out.router
 
     layers = {kind: jnp.arange(_layers(params)) for kind, (_, params) in split.items()}

@@ -187,13 +187,13 @@ class MoMConfig:
             close = difflib.get_close_matches(self.memory_rule, RULES, n=1)
             known = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(RULES)}"
             raise InputError("memory_rule", self.memory_rule, f"{known}, or package.module:Class of your own")
-        self.own_rule_options()
+        self.named_rule_options()
         leaks = self.mixture and self.memory_rule == "gated_deltanet" and self.use_short_conv
         if self.reference_conv_leak and not leaks:
             remedy = "is for mixtures of gated_deltanet with short convolutions, as the reference has; leave it off"
             raise InputError("reference_conv_leak", True, remedy)
 
-    def own_rule_options(self) -> dict[str, Any]:
+    def named_rule_options(self) -> dict[str, Any]:
         """``rule_options`` by name."""
         return dict(_named_value(text) for text in self.rule_options)
 

@@ -28,7 +28,7 @@ def make_mixer(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> MemoryMixer | At
         single_projection=config.single_kv_proj,
         router_bias=config.has_router_bias,
         layers=config.layer_kinds.count("memory"),
-        options=_named(find_rule(config.memory_rule).Options, config) | config.own_rule_options(),
+        options=_named(find_rule(config.memory_rule).Options, config) | config.named_rule_options(),
         rngs=rngs,
         **_named(RouterOptions, config),
     )

@@ -184,8 +184,8 @@ def _scan_chunks_bwd(
         (dstate, dstored), dparameters = carried
         x, state, dy, first, segment, last = chunk
         leaving = load(dstored, dstate, segment, last)
-        own, dstate, dx = jax.vjp(body, parameters, state, x)[1]((leaving, dy))
-        dparameters = jax.tree.map(jnp.add, dparameters, own)
+        gradient, dstate, dx = jax.vjp(body, parameters, state, x)[1]((leaving, dy))
+        dparameters = jax.tree.map(jnp.add, dparameters, gradient)
         return ((dstate, store(dstored, dstate, segment, first)), dparameters), dx
 
     chunks = (xs, states, dys, table.first, table.segment, table.last)

@@ -143,8 +143,8 @@ def _forward(
     # [H, C, V]
     residual = chunk.v + read[..., :size, :]
     # [H, 2C, V]: U, and its part of O
-    own = chunk.inside @ residual
-    return _advanced(chunk.chunk, state, own[..., :size, :]), own[..., size:, :] + read[..., size:, :], residual
+    written = chunk.inside @ residual
+    return _advanced(chunk.chunk, state, written[..., :size, :]), written[..., size:, :] + read[..., size:, :], residual
 
 
 def _advanced(chunk: _Chunk, state: Float[Array, "H K V"], u: Float[Array, "H C V"]) -> Float[Array, "H K V"]:

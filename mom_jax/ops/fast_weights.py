@@ -114,8 +114,8 @@ def progress(
     border = valid & (place % mini_batch == mini_batch - 1)
     c = window_rows(size, mini_batch)
     resets, border = (x.reshape(-1, size // c, c) for x in (resets, border))
-    seen = jnp.cumsum(border, -1, dtype=jnp.int32)
-    return Progress(jnp.cumsum(resets, -1, dtype=jnp.int32), border, seen - border), count
+    finished = jnp.cumsum(border, -1, dtype=jnp.int32)
+    return Progress(jnp.cumsum(resets, -1, dtype=jnp.int32), border, finished - border), count
 
 
 # The last six fields of `Windows`.
@@ -172,12 +172,12 @@ def run_windows(
 
     def window(parameters, state, w):
         grad = lambda prediction: gradient(prediction, w.targets, *(p[:, None] for p in parameters))  # noqa: E731
-        own = 0.0 if w.start is None else w.start[1]
-        known = own + w.keys @ state[:, base]
-        first = grad(known)
+        from_start = 0.0 if w.start is None else w.start[1]
+        predicted = from_start + w.keys @ state[:, base]
+        first = grad(predicted)
         moved = jnp.einsum("hp,hpkv->hkv", w.border_state, state)
         moved += jnp.einsum("hc,hck,hcv->hkv", w.border_rows, w.keys, first)
-        second, third = grad(own + w.keys @ moved), grad(own + jnp.zeros_like(known))
+        second, third = grad(from_start + w.keys @ moved), grad(from_start + jnp.zeros_like(predicted))
         place = w.place[..., None]
         u = jnp.where(place == 0, first, jnp.where(place == 1, second, third))
         o = jnp.einsum("hcp,hck,hpkv->hcv", w.read_state, w.queries, state)

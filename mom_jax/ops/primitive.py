@@ -75,9 +75,9 @@ class Primitive:
 
     def scan(self, rows: Rows, table: ChunkTable, state: State, scale: float) -> tuple[Float[Array, "N H V"], State]:
         """The recurrence exactly as written: its ``step``, one row after the other."""
-        given = rows._asdict()
-        own = {name: x for name, x in given.items() if name not in self.shared}
-        common = {name: given[name] for name in self.shared}
+        fields = rows._asdict()
+        per_row = {name: x for name, x in fields.items() if name not in self.shared}
+        common = {name: fields[name] for name in self.shared}
         length = table.segment.shape[0] * table.chunk_size
         begins = jnp.zeros(length, bool).at[:: table.chunk_size].set(table.first)
         segment = jnp.repeat(table.segment, table.chunk_size)
@@ -94,7 +94,7 @@ class Primitive:
             return (running, store(stored, running, segment_t, True)), o[0]
 
         carry = initial_carry(state, self.state_of(rows))
-        (_, stored), o = jax.lax.scan(body, carry, (own, begins, segment, forget))
+        (_, stored), o = jax.lax.scan(body, carry, (per_row, begins, segment, forget))
         return o, final_states(stored)
 
     def state_of(self, rows: Rows) -> Any:
@@ -104,8 +104,8 @@ class Primitive:
 
     def masked(self, rows: Rows, valid: Bool[Array, " N"]) -> Rows:
         """The rows with what must be inert on padding rows set to 0 there."""
-        given = rows._asdict()
-        inert = {name: given[name] for name in self.inert if given[name] is not None}
+        fields = rows._asdict()
+        inert = {name: fields[name] for name in self.inert if fields[name] is not None}
         return rows._replace(**{name: _zeroed(x, valid) for name, x in inert.items()})
 
 

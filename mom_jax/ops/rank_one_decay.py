@@ -105,7 +105,7 @@ class _Chunk(NamedTuple):
 class _Forward(NamedTuple):
     chunk: _Chunk
     inside: Float[Array, "*chunks H 2*C C"]  # from what a reads to U, and to its part of O
-    known: Float[Array, "*chunks H 2*C V"]  # what a and q read of the chunk's own values
+    read_v: Float[Array, "*chunks H 2*C V"]  # what a and q read of the chunk's own values
     v: Float[Array, "*chunks H C V"]
 
 
@@ -130,15 +130,15 @@ def _chunk(rows: _Reads, table: ChunkTable) -> _Chunk:
     decays = channel_decays(g, table)
     # [chunks, H, C, K]: q reads after its row's decay, a before it
     decayed = jnp.exp(g) * q
-    own = jnp.eye(table.chunk_size, dtype=q.dtype)
+    diagonal = jnp.eye(table.chunk_size, dtype=q.dtype)
     return _Chunk(
         reads=jnp.concatenate([decays.enter * a, decays.enter * decayed], -2),
         writes=jnp.concatenate([decays.leave * b, decays.leave * k], -2),
         across=decays.across,
         ab=decayed_scores(a, b, decays, table),
         ak=decayed_scores(a, k, decays, table),
-        qb=decayed_scores(decayed, b, decays, table) + own * jnp.sum(q * b, -1, keepdims=True),
-        qk=decayed_scores(decayed, k, decays, table) + own * jnp.sum(q * k, -1, keepdims=True),
+        qb=decayed_scores(decayed, b, decays, table) + diagonal * jnp.sum(q * b, -1, keepdims=True),
+        qk=decayed_scores(decayed, k, decays, table) + diagonal * jnp.sum(q * k, -1, keepdims=True),
     )
 
 
@@ -150,8 +150,8 @@ def _prepare(rows: _Rows, table: ChunkTable) -> tuple[_Forward, Float[Array, "ch
     # [chunks, H, 2C, C]
     inside = jnp.concatenate([inverse, chunk.qb @ inverse], -2)
     # [chunks, H, 2C, V]
-    known = jnp.concatenate([chunk.ak, chunk.qk], -2) @ v
-    return _Forward(chunk, inside, known, v), inverse
+    read_v = jnp.concatenate([chunk.ak, chunk.qk], -2) @ v
+    return _Forward(chunk, inside, read_v, v), inverse
 
 
 def _forward(
@@ -159,10 +159,10 @@ def _forward(
 ) -> tuple[Float[Array, "H K V"], Float[Array, "H C V"], Float[Array, "H C V"]]:
     size = chunk.v.shape[-2]
     # [H, 2C, V]
-    read = chunk.chunk.reads @ state + chunk.known
+    read = chunk.chunk.reads @ state + chunk.read_v
     # [H, 2C, V]: U, and its part of O
-    own = chunk.inside @ read[..., :size, :]
-    u, o = own[..., :size, :], own[..., size:, :] + read[..., size:, :]
+    inner = chunk.inside @ read[..., :size, :]
+    u, o = inner[..., :size, :], inner[..., size:, :] + read[..., size:, :]
     return _advanced(chunk.chunk, state, u, chunk.v), o, u
 
 

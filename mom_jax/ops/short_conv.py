@@ -72,8 +72,8 @@ def conv_state(
         return kept
     resets = _resets_so_far(packing)
     total = resets.at[packing.start + packing.length].get(mode="clip") - resets.at[packing.start].get(mode="clip")
-    seen = resets.at[rows + 1].get(mode="clip") - resets.at[packing.start].get(mode="clip")[:, None]
-    same_document = jnp.where(place >= 0, seen, 0) == total[:, None]
+    before = resets.at[rows + 1].get(mode="clip") - resets.at[packing.start].get(mode="clip")[:, None]
+    same_document = jnp.where(place >= 0, before, 0) == total[:, None]
     return jnp.where(same_document[..., None], kept, 0)
 
 
@@ -94,11 +94,11 @@ def _add_state_taps(
     taps = weight.shape[-1]
     for i in range(taps - 1):
         # row i of a segment reads the old input at place i - w < 0, which is state[i - w + taps - 1]
-        reach = sum(weight[:, taps - 1 - w] * state[:, i - w + taps - 1] for w in range(i + 1, taps))
+        carried = sum(weight[:, taps - 1 - w] * state[:, i - w + taps - 1] for w in range(i + 1, taps))
         reads = i < packing.length
         if packing.table.reset is not None:
             resets = _resets_so_far(packing)
             reads &= resets.at[packing.start + i + 1].get(mode="clip") == resets.at[packing.start].get(mode="clip")
         row = jnp.where(reads, packing.start + i, y.shape[0])
-        y = y.at[row].add(reach, mode="drop")
+        y = y.at[row].add(carried, mode="drop")
     return y

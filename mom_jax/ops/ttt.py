@@ -97,9 +97,9 @@ def _by_windows(
     factor = rows.position_rate
     factor = jnp.ones_like(rate) if factor is None else to_windows(factor, table.chunk_size, c)
     start = None if rows.start is None else widened(rows.start)
-    own = None if start is None else (queries @ start, keys @ start)
+    from_start = None if start is None else (queries @ start, keys @ start)
     coefficients = _coefficients(where, rate, factor)
-    windows = Windows(queries, keys, targets, own, placed(where), *coefficients)
+    windows = Windows(queries, keys, targets, from_start, placed(where), *coefficients)
     parameters = widened(rows.norm_weight), widened(rows.norm_bias)
     o, matrices = run_windows(windows, normalised_gradient, parameters, 0, table, matrices)
     return o.astype(rows.v.dtype), None if matrices is None or count is None else (matrices, count)
@@ -125,8 +125,8 @@ def _coefficients(
 
     heads = lambda mask: mask[:, :, None].astype(jnp.float32)  # noqa: E731
     at_border = jnp.sum(factor * heads(where.border & old), -1, keepdims=True)  # [chunks, windows, H, 1]
-    own = jnp.where(heads(first) > 0, factor, at_border * heads(behind))
-    read_state = jnp.stack([jnp.broadcast_to(heads(old), own.shape), -own], -1)
+    read_factor = jnp.where(heads(first) > 0, factor, at_border * heads(behind))
+    read_state = jnp.stack([jnp.broadcast_to(heads(old), read_factor.shape), -read_factor], -1)
     across = heads(behind)[..., :, None] * heads(first)[..., None, :] * at_border[..., None]
     read_rows = -rate[..., None, :] * (heads(mates) * factor[..., :, None] + across)
     border_state = jnp.concatenate([jnp.ones_like(at_border), -at_border], -1)

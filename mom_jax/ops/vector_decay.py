@@ -59,15 +59,15 @@ def vector_decay_chunked(
     decays = channel_decays(g, table)
     # [chunks, H, C, K], [chunks, H, C]
     if rows.bonus is None:
-        reads, own = jnp.exp(g) * q, jnp.sum(q * k, -1)
+        reads, current = jnp.exp(g) * q, jnp.sum(q * k, -1)
     else:
-        reads, own = q, jnp.sum(q * k * widened(rows.bonus)[:, None], -1)
+        reads, current = q, jnp.sum(q * k * widened(rows.bonus)[:, None], -1)
     # [chunks, H, K, C]
     writes = transpose(decays.leave * k)
     # [chunks, H, K, V], [S, H, K, V]
     states, final = border_states(writes @ v, decays.across[..., None], table, state)
     # [chunks, H, C, V]
-    o = decayed_scores(reads, k, decays, table) @ v + own[..., None] * v + (decays.enter * reads) @ states
+    o = decayed_scores(reads, k, decays, table) @ v + current[..., None] * v + (decays.enter * reads) @ states
     return from_chunks(scale * o).astype(rows.v.dtype), final
 
 

@@ -16,7 +16,7 @@ from mom_jax.training.checkpoint import (
     set_aside,
 )
 from mom_jax.training.config import TrainConfig, changes_between
-from mom_jax.training.processes import first_says, is_first, together
+from mom_jax.training.processes import broadcast_from_first, is_first, together
 from mom_jax.training.program import Program
 from mom_jax.training.state import TrainState
 
@@ -55,18 +55,18 @@ def find_origin(config: TrainConfig) -> Origin:
     with together():
         if is_first():  # it checks every byte for all
             step, damaged = newest(folder, set_aside)
-    step_found = first_says(-1 if step is None else step)
-    if step_found < 0:
+    newest_step = broadcast_from_first(-1 if step is None else step)
+    if newest_step < 0:
         return Origin(0, None, False, [])
     with together():
-        saved = read_config(folder, step_found)
-        if holds_weights_alone(folder, step_found):
+        saved = read_config(folder, newest_step)
+        if holds_weights_alone(folder, newest_step):
             free = {field: getattr(config.model, field) for field in _NOT_IN_WEIGHTS}
             changes_between(dataclasses.replace(config, model=dataclasses.replace(saved.model, **free)), config)
             return Origin(0, saved, True, [*damaged, f"starting from the weights in {config.run_dir}"])
         changes = changes_between(saved, config)
     changed = [f"changed since: {', '.join(changes)}"] if changes else []
-    return Origin(step_found, saved, False, [*damaged, f"resuming {config.run_dir} at step {step_found}", *changed])
+    return Origin(newest_step, saved, False, [*damaged, f"resuming {config.run_dir} at step {newest_step}", *changed])
 
 
 def first_state(program: Program, origin: Origin, loader: TrainLoader) -> TrainState:

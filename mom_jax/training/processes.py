@@ -49,11 +49,11 @@ def join(config: ProcessesConfig, *, sound: bool = True) -> None:
             wait_for(address, patience)
         elif _BIND not in os.environ:
             _check_coordinator(address)
-    _meet(config, address, patience)
+    _connect(config, address, patience)
     _agree(sound)
 
 
-def _meet(config: ProcessesConfig, address: str | None, patience: int) -> None:
+def _connect(config: ProcessesConfig, address: str | None, patience: int) -> None:
     try:
         jax.distributed.initialize(
             address,
@@ -133,7 +133,7 @@ def _agree(sound: bool) -> None:
         raise InputError("processes.index", jax.process_index(), "another process gave up; its own message says why")
 
 
-def first_says(number: int) -> int:
+def broadcast_from_first(number: int) -> int:
     """The first process's ``number`` (int32), in all."""
     return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
@@ -158,7 +158,7 @@ def _check_shared(folder: Path) -> None:
     if jax.process_count() == 1:
         return
     # A name that nobody has asked for before: network file systems remember what was not there.
-    mark = folder / f".shared-{first_says(secrets.randbits(31))}"
+    mark = folder / f".shared-{broadcast_from_first(secrets.randbits(31))}"
     try:
         with together():
             if is_first():

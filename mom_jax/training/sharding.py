@@ -21,9 +21,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
         InputError: the axis sizes do not multiply to the number of devices.
     """
     sizes = [config.data, config.fsdp, config.tensor]
-    devices, given = jax.device_count(), math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and devices % given == 0:
-        sizes[sizes.index(-1)] = devices // given
+    devices, fixed = jax.device_count(), math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and devices % fixed == 0:
+        sizes[sizes.index(-1)] = devices // fixed
     if math.prod(sizes) != devices:
         shown = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
         raise InputError(

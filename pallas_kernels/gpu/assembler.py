@@ -49,10 +49,10 @@ def ptx_of(ptxas: Path) -> int:
 
     CUDA 12.6 skipped one, 13.0 began anew (PTX ISA, release notes).
     """
-    said = subprocess.run([ptxas, "--version"], capture_output=True, text=True, encoding="utf-8", check=True).stdout
-    found = re.search(r"release (\d+)\.(\d+)", said)
-    assert found is not None, f"{ptxas} --version says no release: {said}"
-    major, minor = int(found[1]), int(found[2])
+    version = subprocess.run([ptxas, "--version"], capture_output=True, text=True, encoding="utf-8", check=True).stdout
+    match = re.search(r"release (\d+)\.(\d+)", version)
+    assert match is not None, f"{ptxas} --version says no release: {version}"
+    major, minor = int(match[1]), int(match[2])
     if major == 12:
         return 80 + minor - (minor >= 6)
     return 10 * (major - 4) + minor

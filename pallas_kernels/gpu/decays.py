@@ -17,10 +17,10 @@ def decays_between(g, document, DOCUMENTS: tl.constexpr, C: tl.constexpr):
     row = tl.arange(0, C)[:, None]
     column = tl.arange(0, C)[None, :]
     passed = tl.cumsum(tl.where(row > column, g[:, None], 0.0), axis=0)
-    seen = row >= column
+    visible = row >= column
     if DOCUMENTS:
-        seen = seen & (document[:, None] == document[None, :])
-    return tl.exp(tl.where(seen, passed, float("-inf")))
+        visible = visible & (document[:, None] == document[None, :])
+    return tl.exp(tl.where(visible, passed, float("-inf")))
 
 
 @triton.jit

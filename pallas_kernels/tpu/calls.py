@@ -77,24 +77,24 @@ def launch(
     Returns:
         The outputs by name, without those that are None.
     """
-    given = {name: x for name, x in inputs.items() if x is not None}
-    asked = {name: x for name, x in outputs.items() if x is not None}
+    present = {name: x for name, x in inputs.items() if x is not None}
+    produced = {name: x for name, x in outputs.items() if x is not None}
     absent = dict.fromkeys(name for name, x in (*inputs.items(), *outputs.items()) if x is None)
 
     def kernel(table, *refs):
-        body(table, **dict(zip((*given, *asked, "state"), refs, strict=True)), **absent)
+        body(table, **dict(zip((*present, *produced, "state"), refs, strict=True)), **absent)
 
-    heads = next(iter(given.values())).array.shape[0]
+    heads = next(iter(present.values())).array.shape[0]
     results = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(heads // blocks.heads, blocks.chunks),
-            in_specs=[x.spec for x in given.values()],
-            out_specs=[x.spec for x in asked.values()],
+            in_specs=[x.spec for x in present.values()],
+            out_specs=[x.spec for x in produced.values()],
             scratch_shapes=[pltpu.VMEM(state, jnp.float32)],
         ),
-        out_shape=[x.array for x in asked.values()],
+        out_shape=[x.array for x in produced.values()],
         # heads in any order (on two cores at once where a chip has them), chunks one after the other
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=max(vmem, DEFAULT_SCOPE)
@@ -102,11 +102,11 @@ def launch(
         cost_estimate=pl.CostEstimate(
             flops=flops,
             transcendentals=0,
-            bytes_accessed=sum(x.array.size * x.array.dtype.itemsize for x in (*given.values(), *asked.values())),
+            bytes_accessed=sum(x.array.size * x.array.dtype.itemsize for x in (*present.values(), *produced.values())),
         ),
         interpret=interpret,
-    )(table, *(x.array for x in given.values()))
-    return dict(zip(asked, results, strict=True))
+    )(table, *(x.array for x in present.values()))
+    return dict(zip(produced, results, strict=True))
 
 
 def vmem_bytes(operands: Operands, state: tuple[int, ...], inside: int) -> int:

@@ -89,8 +89,8 @@ def vmem_bytes(inputs: Arrays, chunk: int, heads: int, inside: tuple[int, int]) 
     backward = dict(inputs) | {"do": v, "states": jax.ShapeDtypeStruct(state, q.dtype)}
     ways = (inputs, {"o": v}), (backward, {f"d{name}": x for name, x in inputs.items()})
     forward, backward = (
-        _vmem(blocks, given, _operands(blocks, given, outputs, document, loaded, store=True), arrays)
-        for (given, outputs), arrays in zip(ways, inside, strict=True)
+        _vmem(blocks, arrays, _operands(blocks, arrays, outputs, document, loaded, store=True), working)
+        for (arrays, outputs), working in zip(ways, inside, strict=True)
     )
     return forward, backward
 
@@ -102,8 +102,8 @@ def _run(
 
     Without an initial state [S, H, K, V] every segment starts from 0, and the final states are None.
     """
-    got = _launch(form, _forward_kernel, inputs, {"o": inputs["v"]}, chunks, initial_state)
-    return got["o"], _stored(got, chunks, initial_state)
+    results = _launch(form, _forward_kernel, inputs, {"o": inputs["v"]}, chunks, initial_state)
+    return results["o"], _stored(results, chunks, initial_state)
 
 
 run = jax.custom_vjp(_run, nondiff_argnums=(0,))
@@ -119,20 +119,20 @@ def _run_bwd(form, residuals, cotangents):
     heads, keys, values = inputs["q"].shape[0], inputs["q"].shape[-1], inputs["v"].shape[-1]
     entering = jax.ShapeDtypeStruct((heads, chunks.segment.shape[0], keys, values), inputs["q"].dtype)
     states = _launch(form, _states_kernel, inputs, {"states": entering}, chunks, initial_state, store=False)["states"]
-    given = dict(inputs) | {"do": do, "states": states}
+    arrays = dict(inputs) | {"do": do, "states": states}
     gradients = {f"d{name}": x for name, x in inputs.items()}
-    got = _launch(form, _backward_kernel, given, gradients, chunks, dfinal, reverse=True)
-    return {name: got[f"d{name}"] for name in inputs}, None, _stored(got, chunks, dfinal)
+    results = _launch(form, _backward_kernel, arrays, gradients, chunks, dfinal, reverse=True)
+    return {name: results[f"d{name}"] for name in inputs}, None, _stored(results, chunks, dfinal)
 
 
 run.defvjp(_run_fwd, _run_bwd)
 
 
-def _stored(got, chunks, otherwise):
+def _stored(results, chunks, otherwise):
     """The states a kernel stored; those of segments without a chunk, which it never saw, are ``otherwise``."""
     if otherwise is None:
         return None
-    return jnp.where(visited(chunks, otherwise.shape[0]), got["stored"][:-1], otherwise.astype(jnp.float32))
+    return jnp.where(visited(chunks, otherwise.shape[0]), results["stored"][:-1], otherwise.astype(jnp.float32))
 
 
 # Kernels. What segments load and store is the state, or in reverse its gradient.
@@ -187,19 +187,19 @@ def _documents(ref):
 # Calls.
 
 
-def _launch(form, kernel, given, outputs, chunks, loaded, *, store=True, reverse=False):
-    """Runs a kernel: arrays ``given`` and ``outputs`` by name, and the states that segments load and store."""
+def _launch(form, kernel, arrays, outputs, chunks, loaded, *, store=True, reverse=False):
+    """Runs a kernel: ``arrays`` and ``outputs`` by name, and the states that segments load and store."""
     blocks = Blocks(form.heads[reverse], form.chunk, chunks.segment.shape[0], reverse)
-    operands = _operands(blocks, given, outputs, pack_documents(chunks), loaded, store)
+    operands = _operands(blocks, arrays, outputs, pack_documents(chunks), loaded, store)
     return calls.launch(
         functools.partial(kernel, body=form.body, blocks=blocks),
         pack_table(chunks),
         *operands,
-        state=_state_block(blocks, given),
+        state=_state_block(blocks, arrays),
         blocks=blocks,
         # half as much again, for compilers differ in what they spill
-        vmem=min(_vmem(blocks, given, operands, form.inside[reverse]) * 3 // 2, calls.device().vmem),
-        flops=form.flops * given["q"].shape[0] * blocks.chunks * (3 if reverse else 1),
+        vmem=min(_vmem(blocks, arrays, operands, form.inside[reverse]) * 3 // 2, calls.device().vmem),
+        flops=form.flops * arrays["q"].shape[0] * blocks.chunks * (3 if reverse else 1),
         interpret=form.interpret,
     )
 
@@ -233,12 +233,12 @@ def _spec(blocks, name, x):
     return blocks.gates() if x.ndim == 4 else blocks.rows(x.shape[-1])
 
 
-def _state_block(blocks, given):
-    return blocks.heads, given["q"].shape[-1], given["v"].shape[-1]
+def _state_block(blocks, arrays):
+    return blocks.heads, arrays["q"].shape[-1], arrays["v"].shape[-1]
 
 
-def _vmem(blocks, given, operands, arrays):
-    state = heads, keys, values = _state_block(blocks, given)
-    inside = 4 * arrays * heads * blocks.size * max(keys, values, calls.LANES)
+def _vmem(blocks, arrays, operands, working):
+    state = heads, keys, values = _state_block(blocks, arrays)
+    inside = 4 * working * heads * blocks.size * max(keys, values, calls.LANES)
     inputs, outputs = operands
     return calls.vmem_bytes({**inputs, **outputs}, state, inside)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mom_jax.cli.main import VERBS, main
-from mom_jax.cli.train import parse_train, with_own_tokenizer
+from mom_jax.cli.train import parse_train, with_tokenizer_of_shards
 
 BAD = [
     ("trian", "verb=trian: unknown; did you mean train?"),
@@ -135,8 +135,8 @@ def test_prepared_data_brings_its_own_tokenizer(tmp_path):
     shards, text = str(tmp_path / "shards"), str(tmp_path / "texts")
     command = ["data", "prepare", shards, "--data.path", text, "--data.held-out-fraction", "0.3", "--workers", "1"]
     assert main(command) == 0
-    assert with_own_tokenizer(parse_train(["mom-340m", "--data.path", shards]).run).data.tokenizer == "bytes"
-    assert with_own_tokenizer(parse_train(["mom-340m", "--data.path", text]).run).data.tokenizer == "mistral"
+    assert with_tokenizer_of_shards(parse_train(["mom-340m", "--data.path", shards]).run).data.tokenizer == "bytes"
+    assert with_tokenizer_of_shards(parse_train(["mom-340m", "--data.path", text]).run).data.tokenizer == "mistral"
 
 
 START_UP = [

@@ -68,7 +68,7 @@ def test_a_shard_is_run_by_one_command_at_a_time(tmp_path):
                 run_sweep(Toy().experiment, POINTS, tmp_path)
             told.append(caught.value)
 
-    run_sweep(Toy().experiment, POINTS, tmp_path, tell=run_too)
+    run_sweep(Toy().experiment, POINTS, tmp_path, report=run_too)
     assert len(told) == 1
 
 

@@ -68,13 +68,13 @@ def tpu_table() -> Iterator[str]:
     yield f"| operator | K = V | rows | VMEM asked for, MiB | {' | '.join(tpu.TOPOLOGIES)} |"
     yield "|---" * (4 + len(tpu.TOPOLOGIES)) + "|"
     for case in track(cases("tpu"), description="TPU"):
-        cells, asked = [], set()
+        cells, limits_of_cases = [], set()
         for generation in tpu.TOPOLOGIES:
             mesh, begin = tpu.mesh(generation), time.perf_counter()
             tpu.compiled(mesh, *_program(case))
             cells.append(f"{time.perf_counter() - begin:.0f} s")
-            asked.add(tuple(tpu.vmem_limits(mesh, *_program(case))))
-        limits = " or ".join(", ".join(f"{x / 2**20:.0f}" for x in limits) for limits in sorted(asked))
+            limits_of_cases.add(tuple(tpu.vmem_limits(mesh, *_program(case))))
+        limits = " or ".join(", ".join(f"{x / 2**20:.0f}" for x in limits) for limits in sorted(limits_of_cases))
         yield f"| {case.operator} | {case.size} | {case.dtype} | {limits} | {' | '.join(cells)} |"
 
 

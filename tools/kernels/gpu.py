@@ -102,9 +102,9 @@ def _read_nvidia(ptx: str, arch: int, shared: int) -> Compiled:
         name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
         command = [find_ptxas(), "-v", f"--gpu-name={name}", file, "-o", f"{file}.cubin"]
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    return Compiled(_number(r"Used (\d+) registers", said), _number(r"(\d+) bytes spill stores", said), shared)
+    log = done.stdout + done.stderr
+    assert done.returncode == 0, log
+    return Compiled(_number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log), shared)
 
 
 def _read_amd(assembly: str, shared: int) -> Compiled:

@@ -140,10 +140,10 @@ def _pair(values: Iterable[float]) -> tuple[float, float]:
     return ours, reference
 
 
-def _relative(got: np.ndarray, want: np.ndarray) -> float:
+def _relative(actual: np.ndarray, expected: np.ndarray) -> float:
     """Root mean square error over root mean square."""
-    got, want = got.astype(np.float64), want.astype(np.float64)
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
 def _to_bfloat16(x: np.ndarray) -> np.ndarray:

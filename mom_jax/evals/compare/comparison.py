@@ -141,19 +141,19 @@ def compare(
         new_tokens: length of the greedy continuations; 0 leaves them out.
         limits: from `tolerances`.
     """
-    mine, expected = ours.forward(ids), reference.forward(ids)
-    layers, clean = _layers(mine, expected, limits)
-    outputs = [difference("logits", mine["logits"], expected["logits"], limits["logits"], clean)]
+    actual, expected = ours.forward(ids), reference.forward(ids)
+    layers, clean = _layers(actual, expected, limits)
+    outputs = [difference("logits", actual["logits"], expected["logits"], limits["logits"], clean)]
     rows = np.flatnonzero(clean.all(1))
     gradients, generation = [], None
     if len(rows):
         ids = ids[rows]
-        mine, expected = ours.loss_and_gradients(ids), reference.loss_and_gradients(ids)
-        outputs += _matching(mine, expected, "loss", limits)
-        gradients = sorted(_matching(mine, expected, "gradient", limits), key=lambda d: d.max_rel, reverse=True)
+        actual, expected = ours.loss_and_gradients(ids), reference.loss_and_gradients(ids)
+        outputs += _matching(actual, expected, "loss", limits)
+        gradients = sorted(_matching(actual, expected, "gradient", limits), key=lambda d: d.max_rel, reverse=True)
         prefill = ids.shape[1] - min(STEPS, ids.shape[1] // 2)
-        mine, expected = ours.decode(ids, prefill), reference.decode(ids, prefill)
-        outputs += _matching(mine, expected, "decode", limits)
+        actual, expected = ours.decode(ids, prefill), reference.decode(ids, prefill)
+        outputs += _matching(actual, expected, "decode", limits)
         if new_tokens:
             generation = _generation(ours, reference, ids[:, :PROMPT], new_tokens, limits["decode"])
     return Comparison(layers, outputs, gradients, generation, (len(rows), len(clean)))

@@ -80,8 +80,8 @@ class HarnessModel(TemplateLM):
         Raises:
             InputError: a continuation that has no token of its own.
         """
-        asked = [(request.args, *self._encode_pair(*request.args)) for request in requests]
-        return self._loglikelihood_tokens(asked, disable_tqdm=disable_tqdm)
+        encoded = [(request.args, *self._encode_pair(*request.args)) for request in requests]
+        return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of both, split as the harness does for PyTorch models: spaces between them belong to the continuation.

@@ -138,8 +138,8 @@ def cut_document(chosen: RecallSet, doc: Doc, tokenizer: Tokenizer, window: int)
 
 def contains(doc: Doc, results: list[str]) -> dict[str, float]:
     """Whether the answer contains one of the labels, in whatever case."""
-    said = results[0].lower()
-    return {"contains": float(any(label.lower() in said for label in doc["labels"]))}
+    answer = results[0].lower()
+    return {"contains": float(any(label.lower() in answer for label in doc["labels"]))}
 
 
 def _first(value: str | list[str]) -> str:

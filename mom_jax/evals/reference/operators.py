@@ -98,9 +98,9 @@ def short_convolution(
     taps, outputs, states = weight.shape[-1], [], []
     for i, segment in enumerate(segments):
         before = x.new_zeros(x.shape[-1], taps) if cache is None else cache[i].to(x.dtype)
-        seen = torch.cat([before, segment.T], 1)
-        outputs.append(F.silu(F.conv1d(seen[None, :, 1:].float(), weight.float(), groups=len(weight)))[0].T)
-        states.append(seen[:, -taps:])
+        window = torch.cat([before, segment.T], 1)
+        outputs.append(F.silu(F.conv1d(window[None, :, 1:].float(), weight.float(), groups=len(weight)))[0].T)
+        states.append(window[:, -taps:])
     y = torch.stack(outputs) if cu_seqlens is None else torch.cat(outputs)[None]
     return y.to(x.dtype), torch.stack(states)
 
@@ -159,9 +159,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, window_size:
     assert causal
     queries, keys = (torch.arange(x.shape[1], device=q.device) for x in (q, k))
     distance = (queries + len(keys) - len(queries))[:, None] - keys
-    seen = distance >= 0 if window_size[0] < 0 else (distance >= 0) & (distance <= window_size[0])
+    visible = distance >= 0 if window_size[0] < 0 else (distance >= 0) & (distance <= window_size[0])
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True).transpose(1, 2)
 
 
 def with_attention() -> contextlib.AbstractContextManager[None]:

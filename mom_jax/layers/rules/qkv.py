@@ -48,14 +48,14 @@ class QueryKeyValueRule(MemoryRule):
 
     def __init__(self, sizes: RuleSizes, options: ConvOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
-        self.taps, own = options.taps, not self.shared_keys
-        keys = sizes.key_dim if own else sizes.head_k_dim
-        split = "column" if own else "whole"
+        self.taps, per_head = options.taps, not self.shared_keys
+        keys = sizes.key_dim if per_head else sizes.head_k_dim
+        split = "column" if per_head else "whole"
         self.q_proj = Linear(sizes.hidden_size, keys, split=split, init=mixer_init, rngs=rngs)
-        self.k_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, keys, split=own)
+        self.k_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, keys, split=per_head)
         self.v_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.value_dim)
         for name, channels in self._channels().items() if self.taps is not None else ():
-            split_heads = own or name == "v"
+            split_heads = per_head or name == "v"
             setattr(self, f"{name}_conv1d", conv_weight(rngs, channels, self.taps, split_heads))
             if self.conv_bias:
                 axes = ("tensor" if split_heads else None,)

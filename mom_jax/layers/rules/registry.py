@@ -22,20 +22,20 @@ def find_rule(name: str) -> type[MemoryRule]:
     module, _, attribute = place.partition(":")
     if not attribute:
         raise InputError("memory_rule", name, f"choose one of {', '.join(RULES)}, or package.module:Class of your own")
-    found = getattr(_module(name, module), attribute, None)
-    if not (inspect.isclass(found) and issubclass(found, MemoryRule)):
+    rule = getattr(_module(name, module), attribute, None)
+    if not (inspect.isclass(rule) and issubclass(rule, MemoryRule)):
         raise InputError("memory_rule", name, f"{module} has no class {attribute} derived from {MemoryRule.__name__}")
-    missing = [part for part in ("primitive", "rows") if getattr(found, part, None) is getattr(MemoryRule, part, None)]
+    missing = [part for part in ("primitive", "rows") if getattr(rule, part, None) is getattr(MemoryRule, part, None)]
     if missing:
         remedy = f"the class does not define {' and '.join(missing)}; see docs/your-own-rule.md"
         raise InputError("memory_rule", name, remedy)
-    return found
+    return rule
 
 
 def _module(name: str, module: str):
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         return importlib.import_module(module)
     except Exception as error:
