@@ -46,7 +46,7 @@ class Program:
     @cached_property
     def abstract(self) -> TrainState:
         """Shapes, dtypes and shardings of the state: parameters by their metadata, moments like their parameters."""
-        shapes = jax.eval_shape(self._first_state)
+        shapes = jax.eval_shape(self.first_state)
         whole = NamedSharding(self.mesh, PartitionSpec())
         placed = param_shardings(self.parts.abstract, self.mesh)
         moments = optax.tree_utils.tree_map_params(
@@ -70,9 +70,10 @@ class Program:
         """
         check_memory(self.config, self.abstract, self.mesh)
         with jax.set_mesh(self.mesh):
-            return jax.jit(self._first_state, out_shardings=self.shardings)()
+            return jax.jit(self.first_state, out_shardings=self.shardings)()
 
-    def _first_state(self) -> TrainState:
+    def first_state(self) -> TrainState:
+        """What `init_state` compiles."""
         params = nnx.to_pure_dict(nnx.split(build_model(self.config.model, self.config.seed))[1])
         # Every leaf gets a buffer of its own, for the step donates them all.
         return TrainState(
