@@ -142,6 +142,7 @@ def _checked_recurrence(case: Case, impl: str) -> Program:
             return primitive(primitive.masked(rows, valid), table, state, impl=impl)
 
         (o, final), pull = jax.vjp(outputs, rows, state)
+        do = jnp.where(valid[:, None, None], do, 0)  # what reads a chunk of no segment is nobody's gradient
         drows, dstate = pull((do.astype(o.dtype), dfinal))
         return {"o": o, "final": final, "dstate": dstate, **{f"d{n}": x for n, x in drows._asdict().items()}}
 

@@ -18,7 +18,7 @@ from tools.hardware.checks import check
 from tools.hardware.folder import Entry, Folder
 from tools.hardware.session import Session
 
-SECTIONS = ("ceilings", "checks", "operators", "layer", "rivals", "step", "decoding", "sizes", "step by XLA")
+SECTIONS = ("ceilings", "checks", "operators", "layer", "step", "decoding", "rivals", "sizes", "step by XLA")
 PROFILED = ("operators", "layer", "step", "decoding")
 Results = dict[str, dict[str, Any]]  # of a section: by name, what was found
 
