@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("verb", choices=["make", "compile", "run"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", nargs="*", default=[], help="parts of sections' or programs' names")
+    parser.add_argument("--only", nargs="*", default=[], help="parts of names, or of sections as in 'checks:'")
     parser.add_argument("--out", type=Path, default=Path("results.json"), help="of run: where results go")
     parser.add_argument("--minutes", type=float, default=7, help="of run: when to stop")
     arguments = parser.parse_args()

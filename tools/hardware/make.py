@@ -16,7 +16,7 @@ from rich.progress import track
 
 from tools.hardware import models, operators
 from tools.hardware.draws import Draw, drawn
-from tools.hardware.folder import Entry, write_index, write_program
+from tools.hardware.folder import INDEX, Entry, read_folder, write_index, write_program
 from tools.hardware.programs import Program, Sizes, shape_of
 from tools.kernels.equations import calls, moved_bytes
 
@@ -34,24 +34,28 @@ def programs(sizes: Sizes) -> list[Program]:
 
 
 def make(path: Path, sizes: Sizes, only: Iterable[str] = ()) -> list[Entry]:
-    """Writes the folder; ``only`` takes programs whose names hold one of these words, and what they need."""
+    """Writes the folder; ``only`` makes what has one of these words in its name or section, and what that needs.
+
+    What else the folder holds stays in it.
+    """
     path.mkdir(parents=True, exist_ok=True)
-    chosen = _chosen(programs(sizes), list(only))
-    entries, arrays = [], {}
-    for program in track(chosen, description="exporting"):
-        entry, exported = export(program, sizes)
-        write_program(path, entry, exported)
+    before = read_folder(path) if (path / INDEX).is_file() else None
+    entries, arrays = ({}, {}) if before is None else (dict(before.entries), dict(before.arrays))
+    known = programs(sizes)
+    for program in track(_chosen(known, list(only)), description="exporting"):
+        entries[program.name], exported = export(program, sizes)
+        write_program(path, entries[program.name], exported)
         arrays |= program.arrays
         if program.right is not None:
-            arrays |= right(program, entry)
-        entries.append(entry)
-    write_index(path, _made(), entries, arrays)
-    return entries
+            arrays |= right(program, entries[program.name])
+    made = [entries[program.name] for program in known if program.name in entries]
+    write_index(path, _made(), made, arrays)
+    return made
 
 
 def _chosen(all_programs: list[Program], only: list[str]) -> list[Program]:
     by_name = {program.name: program for program in all_programs}
-    names = [name for name in by_name if not only or any(word in name for word in only)]
+    names = [x.name for x in all_programs if not only or any(word in f"{x.section}: {x.name}" for word in only)]
     for name in names:  # grows
         program = by_name[name]
         sources = {draw.source for draw in jax.tree.leaves(program.arguments) if draw.kind == "output"}

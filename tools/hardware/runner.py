@@ -66,8 +66,8 @@ class Runner:
         for entry in entries:
             yield entry.name, lambda entry=entry: self._program(entry)
 
-    def _wanted(self, *names: str) -> bool:
-        return not self.only or any(word in name for word in self.only for name in names)
+    def _wanted(self, section: str, name: str = "") -> bool:
+        return not self.only or any(word in f"{section}: {name}" for word in self.only)
 
     def _program(self, entry: Entry) -> dict[str, Any]:
         found = check(self.session, entry)
