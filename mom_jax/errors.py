@@ -4,6 +4,8 @@ import os
 import reprlib
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _LONGEST = 400  # characters of a value that are shown
@@ -48,6 +50,17 @@ def _shown(value: object) -> str:
     text = str(value) if isinstance(value, str | os.PathLike) else _Short().repr(value)
     text = " ".join(text.splitlines()) or "''"
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+
+
+@contextmanager
+def named_as(name: str, *fields: str) -> Iterator[None]:
+    """Mistakes in one of ``fields`` become mistakes in ``name``, which is how the user gave it."""
+    try:
+        yield
+    except InputError as error:
+        if error.field not in fields:
+            raise
+        raise InputError(name, error.value, error.remedy) from error
 
 
 def install(extra: str) -> str:

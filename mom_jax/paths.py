@@ -10,6 +10,8 @@ from mom_jax.errors import InputError
 # One letter is a Windows drive. `Path` makes `gs:/bucket` of `gs://bucket`, so one slash is enough.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of Linux and of most of its file systems; macOS has less for paths
+
 
 def local_path(place: str | os.PathLike[str], field: str) -> Path:
     """The local path that a user wrote, with ``~`` expanded.
@@ -35,6 +37,9 @@ def check_local(place: str | os.PathLike[str], field: str) -> None:
     address = _ADDRESS.fullmatch(text)
     if address:
         raise InputError(field, text, _remedy(address[1].lower(), address[2]))
+    longest = max(len(os.fsencode(part)) for part in text.split("/"))
+    if longest > _LONGEST_NAME or len(os.fsencode(text)) > _LONGEST_PATH:
+        raise InputError(field, text, "is too long for a file system; give a shorter name")
 
 
 def check_kept(place: str | os.PathLike[str], field: str) -> None:

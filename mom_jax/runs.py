@@ -19,7 +19,7 @@ from mom_jax.data.loader import TokenWindows, eval_batches
 from mom_jax.data.prepare import prepared
 from mom_jax.data.shards import PreparedData
 from mom_jax.data.tokenizers import load_tokenizer
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, named_as
 from mom_jax.evals.perplexity import HeldOut, evaluate
 from mom_jax.evals.results import KINDS, Evaluation, Tasks
 from mom_jax.interop.published import is_published
@@ -76,7 +76,8 @@ def opened_run(run_dir: str, mesh: Mesh) -> Iterator[OpenedRun]:
         InputError: no run there, no checkpoint that can be read, or one whose parameters are not all finite.
     """
     folder = local_path(run_dir, "run")
-    parts = (*load_published(folder, mesh), 0) if is_published(folder) else load_run(folder, mesh)
+    with named_as("run", "directory"):
+        parts = (*load_published(folder, mesh), 0) if is_published(folder) else load_run(folder, mesh)
     with jax.set_mesh(mesh):
         yield OpenedRun(*parts)
 

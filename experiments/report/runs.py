@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from mom_jax.cli.train import command_of
-from mom_jax.errors import InputError
 from mom_jax.evals.results import Evaluation, Tasks, read_evaluations, read_tasks
 from mom_jax.interop.published import is_published, read_config
 from mom_jax.models.accounting import Cost, account, total
 from mom_jax.models.config import MoMConfig
 from mom_jax.reports.pictures import draw_pictures
-from mom_jax.reports.records import Records, Sitting, read_records, read_sittings
+from mom_jax.reports.records import Records, Sitting, nothing_logged, read_records, read_sittings
 from mom_jax.reports.tables import Table, detail_tables, evaluation_tables, in_words, task_tables
 from mom_jax.reports.words import TWO_LOSSES, describe_model, last_held_out, sample_of
 from mom_jax.training.config import CONFIG_FILE, TrainConfig
@@ -95,8 +94,7 @@ def read_run(folder: Path, name: str) -> Run:
         left_out,
     )
     if not run.records and not run.evaluations and not any(run.tasks.values()):
-        problem = f"nothing of it can be read: {left_out[0]}" if left_out else "has no metrics yet"
-        raise InputError("run", folder, f"{problem}; train it for a few steps, or run mom-jax eval on it")
+        raise nothing_logged(folder, left_out)
     return run
 
 

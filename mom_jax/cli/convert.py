@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import tyro
 
 from mom_jax.cli.parsing import Place, parse
-from mom_jax.errors import InputError
-from mom_jax.fields import Name, Range, check_fields
+from mom_jax.data.config import TokenizerName
+from mom_jax.errors import InputError, named_as
+from mom_jax.fields import Range, check_fields
 from mom_jax.paths import check_local
 
 DESCRIPTION = """Converts between a published model (a Hugging Face folder: config.json, safetensors files, tokenizer)
@@ -29,7 +30,7 @@ class ConvertConfig:
     """A published model's folder, or a run's."""
     dst: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The folder to write; it must not exist, or be empty."""
-    tokenizer: Name | None = None
+    tokenizer: TokenizerName | None = None
     """Tokenizer to store instead of the model's own: bytes, mistral, a file, a folder or a hub name."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type in which a published model stores its parameters."""
@@ -56,11 +57,13 @@ def main(args: Sequence[str]) -> int:
         if (arguments.dtype, arguments.max_shard_bytes) != (ConvertConfig.dtype, ConvertConfig.max_shard_bytes):
             remedy = "would be a run: --dtype and --max-shard-bytes are for published models"
             raise InputError("dst", arguments.dst, remedy)
-        published_to_run(arguments.src, arguments.dst, one_device(), arguments.tokenizer)
+        with named_as("src", "directory"):
+            published_to_run(arguments.src, arguments.dst, one_device(), arguments.tokenizer)
         line = f"run: {arguments.dst}; try mom-jax generate {arguments.dst} --prompt 'Once'"
     else:
         sizes = {"dtype": arguments.dtype, "max_shard_bytes": arguments.max_shard_bytes}
-        run_to_published(arguments.src, arguments.dst, one_device(), tokenizer=arguments.tokenizer, **sizes)
+        with named_as("src", "run"):
+            run_to_published(arguments.src, arguments.dst, one_device(), tokenizer=arguments.tokenizer, **sizes)
         line = f"published model: {arguments.dst}"
     out.print(line)
     return 0

@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 
+import tyro
+
 from mom_jax.cli.parsing import parse
-from mom_jax.errors import InputError
+from mom_jax.data.config import DataConfig
 from mom_jax.training.config import TrainConfig, get_train_preset
 
 DESCRIPTION = """Trains mom-tiny on the Python standard library's source, for at most two and a half minutes on any
@@ -16,13 +18,23 @@ Example: mom-jax demo --run-dir runs/demo"""
 PROMPT = "def __init__(self, "
 
 
+@dataclasses.dataclass(frozen=True)
+class DemoData(DataConfig):
+    """The data of a model of bytes, which n-gram models of bytes are compared with."""
+
+    tokenizer: tyro.conf.Suppress[str] = "bytes"
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoConfig(TrainConfig):
+    """The run of the demonstration."""
+
+    data: DemoData = dataclasses.field(default_factory=DemoData)
+
+
 def main(args: Sequence[str]) -> int:
     """Parses the arguments and runs the demonstration."""
-    config = parse(TrainConfig, args, prog="mom-jax demo", description=DESCRIPTION, default=_run())
-    if config.data.tokenizer != "bytes":
-        raise InputError(
-            "data.tokenizer", config.data.tokenizer, "the demo compares with byte models; leave it at bytes"
-        )
+    config = parse(DemoConfig, args, prog="mom-jax demo", description=DESCRIPTION, default=_run())
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.runs import console
     from mom_jax.cli.scores import score_and_keep
@@ -41,11 +53,17 @@ def main(args: Sequence[str]) -> int:
     in_time = outcome.finished or (limit is not None and outcome.seconds >= 60 * limit)
     if not in_time:  # told to stop
         return 0
-    return score_and_keep(config.run_dir, local_path(config.run_dir, "run_dir"), prompt=PROMPT)
+    return score_and_keep(config.run_dir, local_path(config.run_dir, "run_dir"), prompt=PROMPT, about=False)
 
 
-def _run() -> TrainConfig:
+def _run() -> DemoConfig:
     """Small batches: what a slow machine reaches in its time is decided by the number of steps."""
     run = get_train_preset("mom-tiny")
-    data = dataclasses.replace(run.data, batch_size=4, held_out_fraction=0.02)
-    return dataclasses.replace(run, data=data, run_dir="runs/demo", steps=800, max_minutes=2.5, log_every=20)
+    changes = {
+        "data": DemoData(sequence_length=run.data.sequence_length, batch_size=4, held_out_fraction=0.02),
+        "run_dir": "runs/demo",
+        "steps": 800,
+        "max_minutes": 2.5,
+        "log_every": 20,
+    }
+    return DemoConfig(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)} | changes)

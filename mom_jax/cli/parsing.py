@@ -83,10 +83,13 @@ def _fill(
 
 
 def _options(cls: Any, prefix: str = "") -> dict[str, Any]:
-    """The type of every option, by its dotted field name."""
+    """The type of every option that is offered, by its dotted field name."""
     hints: dict[str, Any] = {}
     for name, hint in field_types(cls).items():
-        hints.update(_options(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {prefix + name: hint})
+        if dataclasses.is_dataclass(hint):
+            hints.update(_options(hint, f"{prefix}{name}."))
+        elif tyro.conf.Suppress not in typing.get_args(hint):
+            hints[prefix + name] = hint
     return hints
 
 
@@ -176,6 +179,8 @@ def _parsed(args: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def _fits(hint: Any, values: list[str]) -> bool:
+    if tyro.conf.UseAppendAction in typing.get_args(hint):  # a value each time that it is given
+        return len(values) == 1
     return any(_fits_kind(kind, values) for kind, _ in alternatives(hint))
 
 
@@ -203,6 +208,8 @@ def _expected(hint: Any, values: list[str]) -> str:
     kinds = [kind for kind, _ in alternatives(hint)]
     if kinds == [bool]:
         return "no value: write --option or --no-option"
+    if tyro.conf.UseAppendAction in typing.get_args(hint):
+        return f"{described(typing.get_args(kinds[0])[0])}, a single value each time"
     if kinds and typing.get_origin(kinds[0]) is tuple:
         return f"{described(typing.get_args(kinds[0])[0])}, or several separated by spaces"
     expected = " or ".join(_choices(kind, values) for kind in kinds)

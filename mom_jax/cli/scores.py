@@ -39,7 +39,7 @@ _PROMPT, _SAMPLE, _TEMPERATURE = 32, 160, 0.7  # tokens of a prompt and of its c
 
 
 def score_and_keep(
-    run: str, place: Path | None, *, sample: bool = True, prompt: str | None = None, **options: int
+    run: str, place: Path | None, *, sample: bool = True, prompt: str | None = None, about: bool = True, **options: int
 ) -> int:
     """Scores a run on held-out text; prints, then adds the scores to ``eval.json`` and renews ``report.md``.
 
@@ -48,6 +48,7 @@ def score_and_keep(
         place: of the files; None keeps nothing.
         sample: continue a prompt too, where there is one device.
         prompt: the beginning of a held-out document unless given.
+        about: print what text it is first.
         options: of `mom_jax.runs.score`.
 
     Returns:
@@ -55,7 +56,7 @@ def score_and_keep(
     """
     out, mesh = console(), all_devices()
     with opened_run(run, mesh) as opened:
-        scored = score(opened, run, mesh, out.print, **options)
+        scored = score(opened, run, mesh, out.print if about else lambda line: None, **options)
         evaluation = scored.evaluation
         for table in evaluation_tables([evaluation]):
             print_results(table, out)

@@ -8,8 +8,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from mom_jax.fields import Name, Range, Seed, check_fields
+from mom_jax.fields import Check, Name, NotEmpty, Range, Seed, check_fields
 from mom_jax.paths import absolute, check_local
+
+TokenizerName = Annotated[str, NotEmpty(), Check(check_local)]  # its own, of a file or folder, or the hub's
 
 
 def default_cache_dir() -> str:
@@ -30,7 +32,7 @@ class TextConfig:
     held_out_fraction: Annotated[float, Range(above=0, below=1)] = 0.05
     """Share of the text that is held out, by whole files where they are many, else by documents; of few text
     files by their ends."""
-    tokenizer: Name = "bytes"
+    tokenizer: TokenizerName = "bytes"
     """`bytes`, `mistral`, a sentencepiece *.model, a `tokenizers` *.json or its folder, or a Hugging Face name."""
     text_field: Name = "text"
     """Field (jsonl) or column (parquet, Hugging Face) that holds a document's text."""

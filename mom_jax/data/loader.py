@@ -79,6 +79,7 @@ class TrainLoader:
         # In this process: windows are slices of a memory map, cheaper than any hand-over between threads.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         self._iterator = iter(order[process_index::process_count].batch(rows).to_iter_dataset(options))
+        self._path = config.path
         self._identity = {
             "batch_size": config.batch_size,
             "sequence_length": config.sequence_length,
@@ -106,10 +107,13 @@ class TrainLoader:
         if not isinstance(state, dict) or type(state.get("next_index")) is not int or state["next_index"] < 0:
             raise InputError("data position", state, "is damaged; resume from another checkpoint")
         for field, ours in self._identity.items():
-            if state.get(field) != ours:
-                what = ", and the text or its tokenizer has changed" if field == "data_fingerprint" else ""
-                remedy = f"the saved position was taken with {state.get(field)}{what}; use the same to resume"
-                raise InputError(field, ours, remedy)
+            if state.get(field) == ours:
+                continue
+            if field == "data_fingerprint":
+                remedy = "its text or tokenizer is not the one that the run was trained with; use the same to resume"
+                raise InputError("data.path", self._path, remedy)
+            remedy = f"the saved position was taken with {state.get(field)}; use the same to resume"
+            raise InputError(field, ours, remedy)
         self._iterator.set_state({"next_index": state["next_index"]})
 
 

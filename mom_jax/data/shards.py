@@ -72,12 +72,27 @@ def token_dtype(vocab_size: int) -> np.dtype:
 def finished_shard(folder: Path, name: str, key: str, dtype: np.dtype) -> ShardInfo | None:
     """The shard's record if it is complete and made from the same things, else None."""
     try:
-        info = read_record(folder / f"{name}.json", ShardInfo, "prepare the data again")
-        sizes = [(folder / f"{name}{suffix}").stat().st_size for suffix in (".bin", ".offsets")]
-    except (InputError, FileNotFoundError):
+        return _shard_info(folder, name, key, dtype)
+    except InputError:
         return None
-    whole = sizes == [info.tokens * dtype.itemsize, (info.documents + 1) * 8]
-    return info if whole and info.key == key else None
+
+
+def _shard_info(folder: Path, name: str, key: str, dtype: np.dtype) -> ShardInfo:
+    """The record of a complete shard; what is missing, damaged or of another size is named in the error."""
+    path, remedy = folder / f"{name}.json", "delete it and prepare the data again"
+    if not path.exists():
+        others = "run the other --shard i/n parts, or run the same command again"
+        raise InputError("path", folder, f"shard {name} is not prepared yet; {others}")
+    info = read_record(path, ShardInfo, remedy)
+    if info.key != key:
+        raise InputError("path", path, f"does not belong to this folder's index.json; {remedy}")
+    for suffix, size in ((".bin", info.tokens * dtype.itemsize), (".offsets", (info.documents + 1) * 8)):
+        file = folder / f"{name}{suffix}"
+        if not file.is_file():
+            raise InputError("path", file, f"is missing; delete {path.name} and prepare the data again")
+        if file.stat().st_size != size:
+            raise InputError("path", file, f"has {file.stat().st_size:,} bytes instead of {size:,}; {remedy}")
+    return info
 
 
 def write_index(folder: Path, index: Index) -> None:
@@ -129,14 +144,7 @@ class Shard:
 
     def __init__(self, folder: Path, name: str, key: str, dtype: np.dtype):
         self.path, self._dtype = folder / name, dtype
-        if not self._file(".json").exists():
-            remedy = f"shard {name} is not prepared yet; run the other --shard i/n parts, or run the same command again"
-            raise InputError("path", folder, remedy)
-        info = finished_shard(folder, name, key, dtype)
-        if info is None:
-            remedy = "is truncated or does not belong to this folder's index.json; delete it and prepare the data again"
-            raise InputError("path", self._file(".json"), remedy)
-        self.info = info
+        self.info = info = _shard_info(folder, name, key, dtype)
         # Plain views, since slicing an np.memmap costs several times as much. An empty file cannot be mapped.
         self.tokens = np.asarray(np.memmap(self._file(".bin"), dtype, "r")) if info.tokens else np.zeros(0, dtype)
         self.offsets = np.asarray(np.memmap(self._file(".offsets"), "<u8", "r"))

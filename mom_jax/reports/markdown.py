@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mom_jax.errors import InputError
 from mom_jax.evals.results import Evaluation, read_evaluations
 from mom_jax.files import write_atomically
 from mom_jax.reports.pictures import draw_pictures
-from mom_jax.reports.records import Records, read_records
+from mom_jax.reports.records import Records, nothing_logged, read_records
 from mom_jax.reports.tables import Table, evaluation_tables, in_words
 from mom_jax.reports.words import TWO_LOSSES, describe_model, last_held_out, sample_of
 from mom_jax.training.config import CONFIG_FILE, TrainConfig
@@ -33,7 +32,7 @@ def write_report(run_dir: str | Path, out: Path | None = None) -> Path:
     config = TrainConfig.from_file(run_dir / CONFIG_FILE)
     records = read_records(run_dir, left_out.append)
     if not records:
-        raise InputError("run", str(run_dir), "has no metrics yet; train it for a few steps first")
+        raise nothing_logged(run_dir, left_out)
     evaluations = read_evaluations(out, left_out.append)
     pictures = draw_pictures(config, records)
     for name, png in pictures.items():

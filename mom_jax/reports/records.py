@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,16 @@ def read_records(folder: Path, complain: Complain) -> Records:
     for name in _BY_LAYER:
         _leave_out_other_shapes(records, name, lambda message: complain(f"{folder / METRICS_FILE}: {message}"))
     return Records([r for r in records if "loss" in r], [r for r in records if "loss" not in r])
+
+
+def nothing_logged(folder: Path, complaints: Sequence[str]) -> InputError:
+    """What to say of a run without records; ``complaints`` are what `read_records` complained of."""
+    anew = "train it further (a finished run by a larger --steps)"
+    if not complaints:
+        return InputError("run", str(folder), f"has no metrics yet; {anew}")
+    problem = f"holds no record that can be read ({complaints[0]})"
+    remedy = f"restore it, or {anew}, which sets it aside and begins it anew; the checkpoints are not affected"
+    return InputError("metrics", folder / METRICS_FILE, f"{problem}; {remedy}")
 
 
 def read_sittings(folder: Path, complain: Complain) -> list[Sitting]:

@@ -215,19 +215,20 @@ def read_config(folder: Path, step: int) -> TrainConfig:
     return TrainConfig.from_dict(_read_fields(folder / str(step) / "config"))
 
 
-def restore(folder: Path, step: int, program: Program) -> tuple[TrainState, dict[str, Any]]:
-    """Reads a checkpoint that `newest` has found onto the program's mesh; any mesh will do.
+def read_position(folder: Path, step: int) -> dict[str, Any]:
+    """The position in the training data that the checkpoint of ``step`` was written at."""
+    return _read_fields(folder / str(step) / "data")
 
-    Returns:
-        (the training state, the position in the training data).
+
+def restore(folder: Path, step: int, program: Program) -> TrainState:
+    """Reads a checkpoint that `newest` has found onto the program's mesh; any mesh will do.
 
     Raises:
         InputError: it cannot be read.
     """
     checkpoint = folder / str(step)
-    position = _read_fields(checkpoint / "data")
     state = storage.read_tree(checkpoint / "state", _all_but_params(program.abstract))
-    return TrainState(params=storage.read_tree(checkpoint / "params", program.abstract.params), **state), position
+    return TrainState(params=storage.read_tree(checkpoint / "params", program.abstract.params), **state)
 
 
 def restore_params(folder: Path, step: int, program: Program) -> dict[str, Any]:

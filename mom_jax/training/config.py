@@ -177,9 +177,16 @@ class TrainConfig:
             InputError: no such file, not JSON, or not a training config.
         """
         path = Path(path)
+        copies = sorted(path.parent.glob("checkpoints/*/config/metadata"), key=lambda copy: copy.stat().st_mtime)
+        remedy = f"copy {copies[-1]} in its place" if copies else "restore it or train again"
         if not path.is_file():
-            raise InputError("run_dir", path.parent, f"no readable {path.name} there; give the folder of a run")
-        return cls.from_dict(read_json(path, dict[str, Any], "restore it or train again", "config"))
+            why = f"holds no {path.name}; {remedy if copies else 'give the folder of a run'}"
+            raise InputError("run_dir", path.parent, why)
+        fields = read_json(path, dict[str, Any], remedy, "config")
+        try:
+            return cls.from_dict(fields)
+        except InputError as error:
+            raise InputError(error.field, error.value, f"{error.remedy} (in {path}; {remedy})") from error
 
 
 # What may differ between two sittings of one run.
@@ -240,7 +247,7 @@ def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changes_between(saved: TrainConfig, new_config: TrainConfig) -> list[str]:
-    """What is changed when ``wanted`` continues a run of ``saved``, in words: ``steps 100 -> 200``.
+    """What is changed when ``new_config`` continues a run of ``saved``, in words: ``steps 100 -> 200``.
 
     ``steps`` may grow (the schedule then spans the new number). What decides neither the model nor its data may
     differ, likewise what is chosen anew on purpose (see ``_MAY_CHANGE``). Where text and tokenizer lie may differ, but

@@ -62,7 +62,7 @@ def published_to_run(source: str | Path, destination: str | Path, mesh: Mesh, to
         OSError: the disk is full.
     """
     folder = Path(destination).expanduser().absolute()
-    check_empty(folder)
+    check_empty(folder, "dst")
     config, model = load_published(source, mesh, tokenizer)
     with in_place_of(folder) as temporary:
         spec = config.data.tokenizer
@@ -91,7 +91,7 @@ def run_to_published(
         InputError: as `load_run` and `save_pretrained`, or a tokenizer of more tokens than the model has rows.
     """
     folder = Path(destination).expanduser().absolute()
-    check_empty(folder)
+    check_empty(folder, "dst")
     config, model, _ = load_run(source, mesh)
     named, tokenizer = tokenizer is not None, tokenizer or config.data.tokenizer
     files_of(tokenizer)  # complains before anything is written, as does what follows

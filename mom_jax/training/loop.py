@@ -79,14 +79,14 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
     config = config.anchored()
     check_same({"data.fingerprint": data.fingerprint}, "give them all the same text")
     with shared_folder(config.run_dir, LOCK) as run_dir:
-        origin = find_origin(config)
+        origin = find_origin(config, loader)
+        for note in (*data.notes, *origin.notes):
+            console.print(note, highlight=False, soft_wrap=True, markup=False)
         if origin.step >= config.steps:
             message = f"{config.run_dir} is already trained to step {origin.step}; raise --steps to go on"
             return Outcome(origin.step, True, message, 0.0)
-        for note in (*data.notes, *origin.notes):
-            console.print(note, highlight=False, soft_wrap=True, markup=False)
         program = Program(config, mesh)
-        state = first_state(program, origin, loader)
+        state = first_state(program, origin)
         if is_first():
             write_json(run_dir / CONFIG_FILE, config.to_dict(), indent=2)
             devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"

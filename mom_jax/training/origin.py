@@ -11,6 +11,7 @@ from mom_jax.training.checkpoint import (
     holds_weights_alone,
     newest,
     read_config,
+    read_position,
     restore,
     restore_params,
     set_aside,
@@ -45,11 +46,13 @@ class Origin(NamedTuple):
     notes: list[str]  # for the user: where it goes on, what has changed since, what was damaged
 
 
-def find_origin(config: TrainConfig) -> Origin:
+def find_origin(config: TrainConfig, loader: TrainLoader) -> Origin:
     """The newest whole checkpoint, the same in all processes, which all call this; damaged ones are set aside.
 
+    ``loader`` is moved to the checkpoint's place in the text.
+
     Raises:
-        InputError: no checkpoint is whole, or the config cannot go on from it.
+        InputError: no checkpoint is whole, or the config or the text cannot go on from it.
     """
     folder, step, damaged = checkpoint_folder(config.run_dir), None, []
     with together():
@@ -65,15 +68,17 @@ def find_origin(config: TrainConfig) -> Origin:
             changes_between(dataclasses.replace(config, model=dataclasses.replace(saved.model, **free)), config)
             return Origin(0, saved, True, [*damaged, f"starting from the weights in {config.run_dir}"])
         changes = changes_between(saved, config)
+        loader.set_state(read_position(folder, newest_step))
+    resuming = [f"resuming {config.run_dir} at step {newest_step}"] if newest_step < config.steps else []
     changed = [f"changed since: {', '.join(changes)}"] if changes else []
-    return Origin(newest_step, saved, False, [*damaged, f"resuming {config.run_dir} at step {newest_step}", *changed])
+    return Origin(newest_step, saved, False, [*damaged, *resuming, *changed])
 
 
-def first_state(program: Program, origin: Origin, loader: TrainLoader) -> TrainState:
-    """The state before the first step of this sitting; ``loader`` is moved to its place.
+def first_state(program: Program, origin: Origin) -> TrainState:
+    """The state before the first step of this sitting.
 
     Raises:
-        InputError: the checkpoint cannot be read, is of other data, or holds parameters that are not finite.
+        InputError: the checkpoint cannot be read, or holds parameters that are not finite.
     """
     folder = checkpoint_folder(program.config.run_dir)
     if origin.saved is None:
@@ -85,7 +90,6 @@ def first_state(program: Program, origin: Origin, loader: TrainLoader) -> TrainS
         state = dataclasses.replace(state, params=balanced_from(state.params, params))
     else:
         with together():
-            state, position = restore(folder, origin.step, program)
-            loader.set_state(position)
+            state = restore(folder, origin.step, program)
     check_run_is_finite(state.params, folder / str(origin.step))
     return state

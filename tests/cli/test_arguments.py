@@ -10,6 +10,7 @@ import pytest
 from mom_jax.cli.main import VERBS, main
 from mom_jax.cli.train import parse_train, with_tokenizer_of_shards
 
+LONG = 128 * "ä"  # 256 bytes
 BAD = [
     ("trian", "verb=trian: unknown; did you mean train?"),
     ("train", "preset='': name one first"),
@@ -105,7 +106,19 @@ BAD = [
     ("experiment mqar --scale big", "scale=big: expected one of tiny, paper"),
     ("experiment mqar --shard 3/3", "shard=3/3: must be i/n with 0 <= i < n"),
     ("experiment mqar --plot", "out=runs/experiments/mqar-tiny: has no finished point to draw"),
-    ("demo --data.tokenizer mistral", "data.tokenizer=mistral: the demo compares with byte models"),
+    ("demo --data.tokenizer mistral", "option=--data.tokenizer: unknown"),
+    ("generate r --prompt a --stop", "stop='': expected text, a single value each time"),
+    ("generate r --prompt a --stop b --stop --seed 3", "stop='': expected text, a single value each time"),
+    ("generate r --prompt a --stop b c", "stop=b c: expected text, a single value each time"),
+    (f"experiment mqar --out {LONG}", f"out={LONG}: is too long for a file system; give a shorter name"),
+    (f"experiment --list --out {LONG}", f"out={LONG}: is too long"),
+    (f"report {LONG}", f"paths={LONG}: is too long"),
+    (f"eval {LONG}", f"run={LONG}: is too long"),
+    (f"convert a b/{LONG}/c", f"dst=b/{LONG}/c: is too long"),
+    (f"data prepare {LONG}", f"out={LONG}: is too long"),
+    (f"train mom-tiny --data.tokenizer {LONG}", f"tokenizer={LONG}: is too long"),
+    (f"train mom-tiny --data.cache-dir {LONG}", f"cache_dir={LONG}: is too long"),
+    (f"train mom-tiny --run-dir {LONG}", f"run_dir={LONG}: is too long"),
 ]
 
 
@@ -231,6 +244,12 @@ def test_names_of_what_is_kept_and_prompts_are_utf8(args, capsys, tmp_path, monk
     assert main(args) == 2
     said = capsys.readouterr().err
     assert "udce9" in said and "is not UTF-8" in said and said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_what_the_demo_would_refuse_is_not_offered(capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    assert "--data.tokenizer" not in (shown := capsys.readouterr().out) and "--data.path" in shown
 
 
 @pytest.mark.parametrize("prompt", ["-foo", "- item", "-1"])

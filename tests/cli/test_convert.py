@@ -105,14 +105,15 @@ def test_tokenizer_files_travel(published, tmp_path):
     ("arguments", "message"),
     [
         ("{published} {out}", "tokenizer='': {published} holds none; name it with --tokenizer"),
-        ("{published} {published}", "directory={published}: exists and is not an empty folder"),
+        ("{published} {published}", "dst={published}: exists and is not an empty folder"),
         ("{published} {out} --tokenizer {missing}.json", "tokenizer={missing}.json: no such file"),
-        ("{missing} {out}", "run={missing}: no such folder"),
+        ("{run} {run}/config.json/x", "dst={run}/config.json/x: cannot be written to ({run}/config.json is a file)"),
+        ("{missing} {out}", "src={missing}: no such folder"),
         ("gs://bucket/model {out}", "src=gs://bucket/model: gs:// addresses are not supported"),
         ("{published} s3://bucket/run", "dst=s3://bucket/run: s3:// addresses are not supported"),
         ("{run} {out} --tokenizer {missing}.json", "tokenizer={missing}.json: no such file; name"),
         ("{published} {out} --dtype float16", "dst={out}: would be a run: --dtype and --max-shard-bytes are for"),
-        ("{run}/checkpoints {out}", "run={run}/checkpoints: holds no checkpoint"),
+        ("{run}/checkpoints {out}", "src={run}/checkpoints: holds no checkpoint"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, published, run, tmp_path, capsys):

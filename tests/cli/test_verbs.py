@@ -200,6 +200,7 @@ def test_demo_goes_from_text_to_report(tiny_run, tmp_path, monkeypatch, capsys):
     assert main(line) == 0
     shown = capsys.readouterr().out
     assert "for 5000 steps or 0.01 minutes" in shown.splitlines()[0] and "stopped at step 5" in shown
+    assert shown.count("text: ") == 1, "what is trained on is said once"
     for expected in ("unigram", "bigram", "trigram", "this model", "def __init__(self, ", "report:"):
         assert expected in shown
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")

@@ -107,13 +107,14 @@ def test_a_truncated_or_grown_shard_is_refused(folder, suffix, change):
     path = folder / f"train-00001{suffix}"
     blob = path.read_bytes()
     path.write_bytes(blob[:change] if change < 0 else blob + bytes(change))
-    _refused(folder, "train-00001", "truncated")
+    found, size = path.stat().st_size, len(blob)
+    _refused(folder, f"path={path}: has {found:,} bytes instead of {size:,}", "delete it")
 
 
 @pytest.mark.parametrize("name", ["train-00001.bin", "train-00001.offsets"])
 def test_a_missing_file_of_a_shard_is_refused(folder, name):
     (folder / name).unlink()
-    _refused(folder, "train-00001", "truncated")
+    _refused(folder, f"path={folder / name}: is missing")
 
 
 def test_an_unfinished_folder_says_how_to_finish(folder):

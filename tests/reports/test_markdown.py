@@ -92,6 +92,16 @@ def test_no_run_and_no_metrics_are_input_errors(run_dir, tmp_path):
         write_report(run_dir)
 
 
+@pytest.mark.parametrize("content", [b"{\n[]\n", b"\xff\n", b'{"step": 1}\n' * 3], ids=["json", "bytes", "form"])
+def test_metrics_that_are_damaged_throughout(content, run_dir):
+    """A finished run cannot be told to train for a few steps."""
+    (run_dir / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(InputError) as error:
+        write_report(run_dir)
+    for part in ("metrics=", "metrics.jsonl: holds no record that can be read", "larger --steps", "not affected"):
+        assert part in str(error.value)
+
+
 def test_evaluations_of_several_sizes_stand_beside_each_other(run_dir):
     """The small one replaces nothing: neither the scores of all text nor what n-gram models reach."""
     whole = {**EVALUATION, "windows": 90, "windows_in_all": 90, "baselines": {"bigram": 2.0}}

@@ -111,7 +111,7 @@ def no_evaluation(model, batches) -> dict:
 def final_params(config):
     folder = checkpoint_folder(config.run_dir)
     assert latest_step(folder) == config.steps
-    return restore(folder, config.steps, Program(config, make_mesh(MeshConfig())))[0].params
+    return restore(folder, config.steps, Program(config, make_mesh(MeshConfig()))).params
 
 
 def test_a_resumed_run_keeps_it(make_config, tmp_path):

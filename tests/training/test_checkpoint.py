@@ -27,6 +27,7 @@ from mom_jax.training.checkpoint import (
     load_run,
     newest,
     read_config,
+    read_position,
     restore,
     restore_params,
     set_aside,
@@ -81,7 +82,7 @@ def test_what_is_written_is_read_back(written, mesh):
     folder = checkpoint_folder(config.run_dir)
     assert latest_step(folder) == 2
     assert read_config(folder, 2) == config
-    found, position = restore(folder, 2, Program(config, mesh))
+    found, position = restore(folder, 2, Program(config, mesh)), read_position(folder, 2)
     assert position == POSITION
     chex.assert_trees_all_equal(found, state, strict=True)
 
@@ -164,7 +165,7 @@ def test_a_run_whose_parameters_are_not_finite_says_so(written, make_config, tmp
     with Checkpoints(config) as checkpoints:
         checkpoints.save(3, dataclasses.replace(state, params=params), POSITION)
     loader, program = types.SimpleNamespace(set_state=lambda position: None), Program(config, mesh)
-    for call in (lambda: first_state(program, find_origin(config), loader), lambda: load_run(tmp_path, mesh)):
+    for call in (lambda: first_state(program, find_origin(config, loader)), lambda: load_run(tmp_path, mesh)):
         with pytest.raises(InputError, match="its parameter embeddings holds NaN or infinity; the run diverged"):
             call()
 
@@ -175,7 +176,7 @@ def test_checkpoints_live_under_any_name(name, written, make_config, tmp_path, m
     with Checkpoints(config) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, written[1], POSITION)
-    found, _ = restore(checkpoint_folder(config.run_dir), 2, Program(config, mesh))
+    found = restore(checkpoint_folder(config.run_dir), 2, Program(config, mesh))
     jax.tree.map(np.testing.assert_array_equal, found.params, written[1].params)
     np.testing.assert_array_equal(load_run(config.run_dir, mesh)[1].embeddings[...], written[1].params["embeddings"])
 
@@ -206,7 +207,7 @@ def test_half_written_checkpoints_give_way_to_the_newest_complete_one(run, mesh)
     (folder / "9.orbax-checkpoint-tmp").mkdir()  # as a crash leaves it
     assert latest_step(folder) == 2
     assert newest(folder, set_aside)[0] == 2
-    state, _ = restore(folder, 2, Program(run, mesh))
+    state = restore(folder, 2, Program(run, mesh))
     with Checkpoints(run) as checkpoints:
         checkpoints.save(7, state, POSITION)  # its place is free again
         checkpoints.wait()

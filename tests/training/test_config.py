@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,21 @@ def test_unreadable_file_is_an_input_error(tmp_path):
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"is damaged .*; restore it or train again"):
         TrainConfig.from_file(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"stepz": 3}', None])
+def test_a_config_that_is_lost_is_in_every_checkpoint(text, tmp_path):
+    """The remedy can be carried out: the copy that it names is the config."""
+    config = get_train_preset("mom-tiny")
+    copy = tmp_path / "checkpoints" / "5" / "config" / "metadata"
+    copy.parent.mkdir(parents=True)
+    copy.write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    if text is not None:
+        (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=f"copy {copy} in its place"):
+        TrainConfig.from_file(tmp_path / "config.json")
+    shutil.copyfile(copy, tmp_path / "config.json")
+    assert TrainConfig.from_file(tmp_path / "config.json") == config
 
 
 def test_a_run_may_grow_and_move_but_not_change():

@@ -19,7 +19,7 @@ from mom_jax.errors import DivergedError, InputError
 from mom_jax.locks import only_writer
 from mom_jax.terminal import console
 from mom_jax.training import loop, program
-from mom_jax.training.checkpoint import LOCK, checkpoint_folder, latest_step, read_config, restore
+from mom_jax.training.checkpoint import LOCK, checkpoint_folder, latest_step, read_config, read_position, restore
 from mom_jax.training.config import CheckpointConfig, MeshConfig, TrainConfig
 from mom_jax.training.log import read_metrics
 from mom_jax.training.loop import train
@@ -41,7 +41,7 @@ def final_state(config):
     folder = checkpoint_folder(config.run_dir)
     step = latest_step(folder)
     assert step is not None
-    return restore(folder, step, Program(config, make_mesh(MeshConfig())))
+    return restore(folder, step, Program(config, make_mesh(MeshConfig()))), read_position(folder, step)
 
 
 def training_records(config):
@@ -128,6 +128,19 @@ def test_a_finished_run_is_left_alone_and_may_be_extended(uninterrupted, make_co
     assert outcome.finished and "already trained to step 20" in outcome.message
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     assert train(dataclasses.replace(config, steps=21), no_evaluation, silent()).step == 21
+
+
+def test_a_finished_run_says_first_what_has_changed(uninterrupted, make_config, tmp_path):
+    shutil.copytree(uninterrupted.run_dir, tmp_path / "run")
+    config, out = make_config(tmp_path / "run"), Console(file=io.StringIO())
+    slower = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-3))
+    assert "already trained" in train(slower, no_evaluation, out).message
+    assert "changed since: optimizer.learning_rate" in out.file.getvalue() and "resuming" not in out.file.getvalue()
+    text = tmp_path / "other.txt"
+    text.write_text("another text " * 2000, encoding="utf-8")
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(text)))
+    with pytest.raises(InputError, match=rf"data.path={text}: its text or tokenizer is not the one"):
+        train(other, no_evaluation, silent())
 
 
 def test_another_config_is_refused_and_nothing_changes(uninterrupted, make_config):
