@@ -23,6 +23,7 @@ FLOORS = {
     "mom_jax.paths": 1,
     "mom_jax.ops": 1,
     "mom_jax.layers": 2,
+    "mom_jax.layers.rules.published": 1,
     "mom_jax.interop.model_types": 2,
     "mom_jax.models": 3,
     "mom_jax.data": 4,

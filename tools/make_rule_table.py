@@ -29,8 +29,8 @@ from support.compare import relative_error  # noqa: E402
 from support.parameters import randomised  # noqa: E402
 from support.stored_operators import run_stored  # noqa: E402
 
-from mom_jax.interop.publish import SINGLE_MEMORIES  # noqa: E402
 from mom_jax.layers.mixer import MemoryMixer  # noqa: E402
+from mom_jax.layers.rules.published import Published  # noqa: E402
 from mom_jax.layers.rules.registry import find_rule  # noqa: E402
 from mom_jax.models.config import MEMORY_RULES  # noqa: E402
 from mom_jax.models.mixers import make_mixer  # noqa: E402
@@ -106,10 +106,10 @@ def measure(rule: str) -> dict[str, float]:
 
 def published_form(rule: str) -> tuple[str, str]:
     """What stands in a row before and behind the numbers."""
-    paper, single = find_rule(rule).paper, SINGLE_MEMORIES.get(rule)
+    paper, published = find_rule(rule).paper, find_rule(rule).published
     assert paper is not None, f"{rule} names no paper"
     link = f"`{rule}` ([{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv}))"
-    return link, "" if single is None else f"`{single.model_type}`"
+    return link, f"`{published.model_type}`" if isinstance(published, Published) else ""
 
 
 def main() -> None:

@@ -17,10 +17,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from mom_jax import terminal
 from mom_jax.errors import InputError
 from mom_jax.interop.folders import check_empty, in_place_of
-from mom_jax.interop.keys import Index, Piece, model_tensor, pieces, without_effect
+from mom_jax.interop.keys import Piece, model_tensor, pieces, without_effect
 from mom_jax.interop.publish import to_published
 from mom_jax.interop.published import CONFIG_FILE, read_config, write_config
 from mom_jax.interop.tensors import DTYPES, StoredTensors, Tensor, write_tensors
+from mom_jax.layers.rules.published import Index
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.structure import dotted, model_parts, param_shardings
@@ -55,7 +56,7 @@ def load_pretrained(directory: str | Path) -> MoMForCausalLM:
     parts = model_parts(config)
     abstract, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(parts.abstract))
     plan = {dotted(path): pieces(config, layout, dotted(path), leaf.shape, stored.tensors) for path, leaf in abstract}
-    embedding = model_tensor(layout, "embeddings")
+    embedding = model_tensor(config, layout, "embeddings")
     _check(config, {dotted(path): leaf.shape for path, leaf in abstract}, plan, stored, embedding)
     mesh = jax.sharding.get_mesh()
     shardings = [None] * len(abstract) if mesh.empty else jax.tree.leaves(param_shardings(parts.abstract, mesh))
@@ -192,7 +193,7 @@ def save_pretrained(
 
 def _tensors(model: MoMForCausalLM) -> Iterator[Tensor]:
     """Everything to be stored, in the order of our parameters; values are fetched when asked for."""
-    layout, _ = to_published(model.config.to_dict())
+    layout, *_ = to_published(model.config.to_dict())
     leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model)))[0]
     by_name: dict[str, list[tuple[Piece, jax.Array]]] = {}
     for path, leaf in leaves:

@@ -18,19 +18,6 @@ _CONSTANT = {
     "fuse_swiglu": True,
     "fuse_cross_entropy": True,
 }
-_ARCHITECTURES = {
-    "mom": "MomForCausalLM",
-    "gated_deltanet": "GatedDeltaNetForCausalLM",
-    "delta_net": "DeltaNetForCausalLM",
-    "linear_attn": "LinearAttentionForCausalLM",
-    "retnet": "RetNetForCausalLM",
-    "gla": "GLAForCausalLM",
-    "hgrn2": "HGRN2ForCausalLM",
-    "gsa": "GSAForCausalLM",
-    "kda": "KDAForCausalLM",
-    "mamba2": "Mamba2ForCausalLM",
-    "transformer": "TransformerForCausalLM",
-}
 
 
 def is_published(folder: Path) -> bool:
@@ -72,9 +59,9 @@ def published_fields(config: MoMConfig, dtype: str) -> dict[str, Any]:
     Raises:
         InputError: the PyTorch library has no such model.
     """
-    model_type, fields = to_published(config.to_dict())
-    architecture = {"model_type": model_type, "architectures": [_ARCHITECTURES[model_type]], "dtype": dtype}
-    return dict(sorted({**fields, **_CONSTANT, **architecture}.items()))
+    model_type, architecture, fields = to_published(config.to_dict())
+    names = {"model_type": model_type, "architectures": [architecture], "dtype": dtype}
+    return dict(sorted({**fields, **_CONSTANT, **names}.items()))
 
 
 def write_config(config: MoMConfig, path: Path, dtype: str) -> None:

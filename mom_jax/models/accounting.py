@@ -71,39 +71,20 @@ def total(costs: list[Cost]) -> Cost:
 
 
 def _layer(name, config, kind, stack, layers, length, state) -> Cost:
-    sizes = {".".join(map(str, path)): leaf.get_value().shape[1:] for path, leaf in nnx.to_flat_state(nnx.state(stack))}
-    share = dict.fromkeys(sizes, 1.0)
-    inner: tuple[float, float] = (0.0, 0.0)
-    if kind == "memory":
-        mixer = stack.attn
-        chosen = mixer.top_k + mixer.shared
-        share |= {f"attn.rule.{part}": min(1.0, chosen / _slices(sizes, part)) for part in mixer.rule.per_memory}
-        inner = _recurrence(mixer.rule, chosen, length)
-    else:
-        inner = _attention(config, length)
-    parameters = sum(int(np.prod(shape)) for shape in sizes.values())
-    activated = sum(round(np.prod(shape) * share[part]) for part, shape in sizes.items())
-    products = sum(_products(part, shape, kind, stack) for part, shape in sizes.items())
+    rule = stack.attn.rule if kind == "memory" else None
+    chosen = 1 if rule is None else stack.attn.top_k + stack.attn.shared
+    inner = _attention(config, length) if rule is None else _recurrence(rule, chosen, length)
+    parameters, activated, products = 0, 0, 0.0
+    for path, leaf in nnx.to_flat_state(nnx.state(stack)):
+        shape = leaf.get_value().shape[1:]
+        size, slices, rows = int(np.prod(shape)), 1, 1
+        if path[:2] == ("attn", "rule"):
+            slices, rows = rule.slices_and_rows(path[2], chosen)
+        parameters += size
+        activated += round(size * min(1.0, rows / slices))
+        if len(shape) > 1:  # a matrix, or the taps of a convolution
+            products += 2.0 * size / slices * rows
     return Cost(name, parameters, activated, state, products + inner[0], BACKWARD * products + inner[1])
-
-
-def _slices(sizes, part):
-    return sizes[f"attn.rule.{part}"][0]
-
-
-def _products(part, shape, kind, stack) -> float:
-    """Forward FLOPs of one parameter for one token: of its matrix products and short convolutions."""
-    if len(shape) < 2:
-        return 0.0
-    if kind == "attention":
-        return 2.0 * np.prod(shape)
-    chosen = stack.attn.top_k + stack.attn.shared
-    name = part.rpartition(".")[2]
-    if part.startswith("attn.rule.") and part.split(".")[2] in stack.attn.rule.per_row:
-        return 2.0 * np.prod(shape) * chosen
-    if name in stack.attn.rule.per_memory:  # with one projection for all memories a token is projected once
-        return 2.0 * np.prod(shape[1:]) * (chosen if shape[0] > 1 else 1)
-    return 2.0 * np.prod(shape)
 
 
 def _recurrence(rule: MemoryRule, chosen: int, length: int) -> tuple[float, float]:

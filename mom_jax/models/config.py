@@ -251,7 +251,7 @@ class MoMConfig:
             InputError: another model type, a feature this library does not have, a bad value, or nearly the name of a
                 field.
         """
-        fields = in_our_words(checked("config", fields, dict))
+        fields = in_our_words(checked("config", fields, dict), _published_rules)
         for field, only in _FIXED.items():
             if fields.get(field, only[0]) not in only:
                 raise InputError(field, fields[field], f"not available; only {only[0]!r} is")
@@ -277,6 +277,12 @@ class MoMConfig:
             InputError: the file is missing or not JSON, or as `from_dict`.
         """
         return cls.from_dict(read_json(Path(path), dict[str, Any], "give a model's config.json", "config"))
+
+
+def _published_rules() -> dict[str, Any]:
+    from mom_jax.layers.rules.registry import published_rules  # loads JAX
+
+    return published_rules()
 
 
 def _named_value(text: str) -> tuple[str, Any]:

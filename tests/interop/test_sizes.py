@@ -1,4 +1,4 @@
-"""Head sizes of published configurations: every one that is saved comes back, there and here; no JAX is needed."""
+"""Head sizes of published configurations: every one that is saved comes back, there and here."""
 
 import itertools
 import json
@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from mom_jax.errors import InputError
-from mom_jax.interop.publish import SINGLE_MEMORIES
 from mom_jax.interop.published import published_fields
+from mom_jax.layers.rules.published import Published
+from mom_jax.layers.rules.registry import published_rules
 from mom_jax.models.config import AttentionConfig, MoMConfig
 
-RULES = [*SINGLE_MEMORIES, "mixture"]
+RULES = [*(name for name, form in published_rules().items() if isinstance(form, Published)), "mixture"]
 OPTIONS = {
     "linear_attention": {"use_short_conv": False, "use_output_gate": False},
     "retnet": {"use_short_conv": False},

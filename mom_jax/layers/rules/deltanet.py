@@ -12,6 +12,7 @@ from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.projections import per_memory
+from mom_jax.layers.rules.published import CONV, QKV, RATIOS, Layout, Published, Row, alone
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes
 from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
@@ -28,11 +29,24 @@ class DeltaNetOptions(ConvOptions):
     allow_neg_eigval: bool = False  # write strengths up to 2 instead of 1 (arXiv 2411.12537)
 
 
+TENSORS = QKV | {"attn.rule.b_proj": alone("attn.b_proj.weight"), "attn.output.norm": Row("attn.o_norm.weight")}
+
+
 class DeltaNet(QueryKeyValueRule):
     """The delta rule with learnt write strength; keys and queries are L2-normalised."""
 
     Options = DeltaNetOptions
     paper = Paper("2406.06484", "equation 2")
+    published = Published(
+        "delta_net",
+        "DeltaNetForCausalLM",
+        Layout(TENSORS),
+        sizes=RATIOS,
+        options=("use_output_gate", *CONV, "allow_neg_eigval"),
+        names={"use_output_gate": "use_gate"},
+        defaults={"expand_k": 1.0, "expand_v": 1.0, "num_heads": 16, "hidden_size": 2048, "use_gate": False},
+        only={"use_beta": True, "qk_norm": "l2", "qk_activation": "silu"},
+    )
     primitive = DELTA_RULE
     per_memory = (*QueryKeyValueRule.per_memory, "b_proj")
     activate = True

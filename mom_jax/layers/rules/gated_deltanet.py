@@ -12,7 +12,8 @@ from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.projections import log_rates, per_memory, time_step_bias
-from mom_jax.layers.rules.deltanet import DeltaNet, DeltaNetOptions
+from mom_jax.layers.rules.deltanet import TENSORS, DeltaNet, DeltaNetOptions
+from mom_jax.layers.rules.published import CONV, Layout, Published, Row, alone
 from mom_jax.layers.rules.rule import Paper, RuleSizes
 from mom_jax.ops.delta_rule import DeltaRuleRows
 from mom_jax.ops.norm import l2_norm
@@ -29,11 +30,27 @@ class GatedDeltaNetOptions(DeltaNetOptions):
     reference_conv_leak: bool = False
 
 
+GATED_TENSORS = TENSORS | {
+    "attn.rule.a_proj": alone("attn.a_proj.weight"),
+    "attn.rule.A_log": Row("attn.A_log"),
+    "attn.rule.dt_bias": Row("attn.dt_bias"),
+}
+
+
 class GatedDeltaNet(DeltaNet):
     """The delta rule with learnt decay ``exp(-exp(A_log) softplus(W_a x + dt_bias))`` for each head."""
 
     Options = GatedDeltaNetOptions
     paper = Paper("2412.06464", "equation 10")
+    published = Published(
+        "gated_deltanet",
+        "GatedDeltaNetForCausalLM",
+        Layout(GATED_TENSORS),
+        options=("use_output_gate", *CONV, "allow_neg_eigval"),
+        names={"use_output_gate": "use_gate"},
+        defaults={"expand_v": 2.0, "num_heads": 6, "num_hidden_layers": 21, "use_gate": True},
+        only={"num_v_heads": None, "output_gate_activation": "swish"},
+    )
     per_memory = (*DeltaNet.per_memory, "a_proj")
 
     def __init__(self, sizes: RuleSizes, options: GatedDeltaNetOptions, *, rngs: nnx.Rngs):

@@ -11,6 +11,8 @@ from flax import nnx
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.projections import add_bias, per_memory, through
+from mom_jax.layers.rules.linear_attention import GATED_TENSORS
+from mom_jax.layers.rules.published import CONV, RATIOS, SAME, Layout, Published, alone
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes
 from mom_jax.ops.precision import widened
@@ -27,11 +29,33 @@ class GLAOptions(ConvOptions):
     gate_logit_normalizer: float = 16  # the larger, the slower memories forget
 
 
+_TENSORS = GATED_TENSORS | {
+    "attn.rule.gk_down": alone("attn.gk_proj.0.weight"),
+    "attn.rule.gk_up": alone("attn.gk_proj.1.weight"),
+    "attn.rule.gk_bias": alone("attn.gk_proj.1.bias", SAME),
+}
+
+
 class GLA(QueryKeyValueRule):
     """Decay ``sigmoid(W_2 W_1 x + b)^(1 / normaliser)`` from a low-rank projection."""
 
     Options = GLAOptions
     paper = Paper("2312.06635", "equations 3 and 4")
+    published = Published(
+        "gla",
+        "GLAForCausalLM",
+        Layout(_TENSORS),
+        sizes=RATIOS,
+        options=("use_output_gate", *CONV),
+        defaults={"expand_k": 0.5, "expand_v": 1.0, "num_heads": 4, "hidden_size": 2048, "use_short_conv": False},
+        only={
+            **dict.fromkeys(("num_kv_heads", "feature_map", "clamp_min")),
+            "use_gk": True,
+            "use_gv": False,
+            "elementwise_affine": True,
+        },
+        written={"use_output_gate": True, "gate_logit_normalizer": 16, "gate_low_rank_dim": 16},
+    )
     primitive = VECTOR_DECAY
     per_memory = (*QueryKeyValueRule.per_memory, "gk_down", "gk_up", "gk_bias")
 

@@ -13,6 +13,18 @@ from flax import nnx
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.output import HiddenNormOutput, Output
 from mom_jax.layers.projections import per_memory
+from mom_jax.layers.rules.published import (
+    CONV,
+    QKV,
+    RATIOS,
+    Fields,
+    Layout,
+    Published,
+    Row,
+    Sizes,
+    alone,
+    check_hidden_channels,
+)
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
 from mom_jax.ops.gated_slots import GatedSlotsRows, gated_slots
@@ -32,6 +44,19 @@ class GSAOptions(ConvOptions):
     gate_logit_normalizer: float = 8  # the larger, the slower slots forget
 
 
+_TENSORS = QKV | {"attn.rule.f_proj": alone("attn.f_proj.weight"), "attn.output.norm": Row("attn.g_norm.weight")}
+
+
+def _read_sizes(fields: Fields) -> Fields:
+    sizes = RATIOS.read(fields)
+    return sizes | {"num_slots": fields["num_slots"] or sizes["head_dim"]}
+
+
+def _write_sizes(fields: Fields) -> Fields:
+    check_hidden_channels("gsa", fields, round(fields["head_dim"] * fields["expand_v"]))
+    return RATIOS.write(fields)
+
+
 class GSA(QueryKeyValueRule):
     """A slot keeps ``f = sigmoid(W x)^(1 / normaliser)`` of what it holds and takes ``1 - f`` of the token.
 
@@ -40,6 +65,23 @@ class GSA(QueryKeyValueRule):
 
     Options = GSAOptions
     paper = Paper("2409.07146", "section 3")
+    published = Published(
+        "gsa",
+        "GSAForCausalLM",
+        Layout(_TENSORS),
+        sizes=Sizes(_read_sizes, _write_sizes),
+        options=(*CONV, "num_slots", "gate_logit_normalizer"),
+        defaults={
+            "expand_k": 1.0,
+            "expand_v": 1.0,
+            "num_heads": 4,
+            "hidden_size": 2048,
+            "use_short_conv": False,
+            "num_slots": 64,
+            "gate_logit_normalizer": 8,
+        },
+        only={"num_kv_heads": None, "feature_map": "swish", "elementwise_affine": True},
+    )
     scale = 1.0
     per_memory = (*QueryKeyValueRule.per_memory, "f_proj")
 

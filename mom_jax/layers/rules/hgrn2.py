@@ -4,13 +4,29 @@ Each memory has its own forget-gate and input projections (``k_proj`` and ``v_pr
 projection, the short convolutions and the lower bounds are shared by all memories.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mom_jax.errors import InputError
+from mom_jax.fields import Range, checked
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.output import HiddenNormOutput, Output
+from mom_jax.layers.rules.published import (
+    CONV,
+    QKV,
+    TAPS,
+    Fields,
+    Layout,
+    Published,
+    Row,
+    Sizes,
+    alone,
+    check_hidden_channels,
+)
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes
 from mom_jax.ops.precision import widened
@@ -22,6 +38,31 @@ _LEAST = 1e-30  # under which a lower bound is none; exp of a decay as strong is
 _NORM_EPS = 1e-5  # its layer in the PyTorch package norms with this, whatever norm_eps its configuration gives
 
 
+_Heads = Annotated[int, Range(least=1, most=2**24)]
+_TENSORS = QKV | {
+    "attn.rule.k_proj": alone("attn.f_proj.weight"),
+    "attn.rule.v_proj": alone("attn.i_proj.weight"),
+    "attn.rule.k_conv1d": Row("attn.f_conv1d.weight", TAPS),
+    "attn.rule.v_conv1d": Row("attn.i_conv1d.weight", TAPS),
+    "attn.rule.lower_bound": Row("model.lower_bounds", all_layers=True),
+    "attn.output.norm": Row("attn.g_norm.weight"),
+}
+
+
+def _read_sizes(fields: Fields) -> Fields:
+    hidden, keys = fields["hidden_size"], fields["expand_ratio"]
+    if keys is None:
+        keys = hidden // checked("num_heads", fields.get("num_heads"), _Heads)
+    if keys < 1 or hidden % keys:
+        raise InputError("expand_ratio", keys, f"must divide hidden_size ({hidden})")
+    return {"head_dim": keys, "num_heads": hidden // keys, "expand_v": 1.0}
+
+
+def _write_sizes(fields: Fields) -> Fields:
+    check_hidden_channels("hgrn2", fields, fields["head_dim"])
+    return {"num_heads": fields["num_heads"], "expand_ratio": fields["head_dim"]}
+
+
 class HGRN2(QueryKeyValueRule):
     """Decay ``f = bound + (1 - bound) sigmoid(W x)`` for each channel, key ``1 - f``.
 
@@ -31,6 +72,16 @@ class HGRN2(QueryKeyValueRule):
     """
 
     paper = Paper("2404.07904", "section 3")
+    published = Published(
+        "hgrn2",
+        "HGRN2ForCausalLM",
+        Layout(_TENSORS),
+        sizes=Sizes(_read_sizes, _write_sizes),
+        options=CONV,
+        defaults={"hidden_size": 2048, "use_short_conv": False, "expand_ratio": 128},
+        only={"use_lower_bound": True, "attn": None, "elementwise_affine": True},
+        written={"attn": None, "expand_v": 1.0},
+    )
     primitive = VECTOR_DECAY
     activate_conv = False
 

@@ -14,7 +14,8 @@ from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.output import LowRankGateOutput, Output
 from mom_jax.layers.projections import log_rates, per_memory, through, time_step_bias
-from mom_jax.layers.rules.deltanet import DeltaNet, DeltaNetOptions
+from mom_jax.layers.rules.deltanet import TENSORS, DeltaNet, DeltaNetOptions
+from mom_jax.layers.rules.published import CONV, MATRIX, Layout, Published, Row, alone
 from mom_jax.layers.rules.rule import Paper, RuleSizes
 from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.precision import widened
@@ -32,11 +33,30 @@ class KDAOptions(DeltaNetOptions):
             raise InputError("use_output_gate", False, "is not available: memory_rule kda has its own gate")
 
 
+_TENSORS = TENSORS | {
+    "attn.rule.A_log": Row("attn.A_log"),
+    "attn.rule.dt_bias": Row("attn.dt_bias"),
+    "attn.rule.f_down": alone("attn.f_proj.0.weight"),
+    "attn.rule.f_up": alone("attn.f_proj.1.weight"),
+    "attn.output.g_down.weight": Row("attn.g_proj.0.weight", MATRIX),
+    "attn.output.g_up.weight": Row("attn.g_proj.1.weight", MATRIX),
+    "attn.output.g_up.bias": Row("attn.g_proj.1.bias"),
+}
+
+
 class KDA(DeltaNet):
     """Log decay ``-exp(A_log) softplus(W_2 W_1 x + dt_bias)``, A_log for each head and the rest for each channel."""
 
     Options = KDAOptions
     paper = Paper("2510.26692", "section 3")
+    published = Published(
+        "kda",
+        "KDAForCausalLM",
+        Layout(_TENSORS),
+        options=(*CONV, "allow_neg_eigval"),
+        defaults={"hidden_size": 2048, "head_dim": 128, "num_heads": 16, "expand_v": 1.0},
+        only={"num_v_heads": None, "safe_gate": False, "lower_bound": None},
+    )
     primitive = RANK_ONE_DECAY
     per_memory = (*DeltaNet.per_memory, "f_down", "f_up")
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.layers.cache import MemoryCache
+from mom_jax.layers.rules.published import CONV, QKV, RATIOS, Layout, Published, Row
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper
 from mom_jax.ops.precision import widened
@@ -22,6 +23,8 @@ from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float, Int
 
+_DEFAULTS = {"expand_k": 1.0, "expand_v": 1.0, "num_heads": 4, "hidden_size": 2048}
+GATED_TENSORS = QKV | {"attn.output.norm": Row("attn.g_norm_swish_gate.weight", also="attn.g_norm.weight")}
 FEATURE_MAPS: dict[str, Callable[[Array], Array]] = {
     "identity": lambda x: x,
     "elu": lambda x: jax.nn.elu(x) + 1,
@@ -45,6 +48,17 @@ class LinearAttention(QueryKeyValueRule):
 
     Options = LinearAttentionOptions
     paper = Paper("2006.16236", "equations 16-20")
+    published = Published(
+        "linear_attn",
+        "LinearAttentionForCausalLM",
+        Layout(QKV | {"attn.output.norm": Row("attn.norm.weight")}),
+        sizes=RATIOS,
+        options=("feature_map", "norm_feature_map"),
+        # its own default has parameters, which no map here has
+        defaults={**_DEFAULTS, "feature_map": "elementwise_product"},
+        only={"num_kv_heads": None, "norm_q": False, "norm_k": False, "elementwise_affine": True},
+        fixed={"use_short_conv": False, "use_output_gate": False},
+    )
     primitive = SCALAR_DECAY
 
     def rows(
@@ -79,6 +93,17 @@ class RetNet(QueryKeyValueRule):
     """
 
     paper = Paper("2307.08621", "equations 5-8")
+    published = Published(
+        "retnet",
+        "RetNetForCausalLM",
+        Layout(GATED_TENSORS),
+        sizes=RATIOS,
+        options=("use_output_gate", *CONV),
+        defaults={**_DEFAULTS, "expand_v": 2.0, "num_heads": 8, "hidden_ratio": 2},
+        only={"num_kv_heads": None, "feature_map": None, "elementwise_affine": True},
+        fixed={"use_short_conv": False},  # its model does not hand it on to its layers
+        written={"use_output_gate": True},
+    )
     primitive = SCALAR_DECAY
 
     def rows(

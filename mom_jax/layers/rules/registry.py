@@ -1,5 +1,6 @@
 """From the name of a memory rule to its class."""
 
+import functools
 import importlib
 import inspect
 import os
@@ -7,6 +8,7 @@ import sys
 
 from mom_jax.errors import InputError
 from mom_jax.layers.rules import RULES
+from mom_jax.layers.rules.published import Published, Unreadable
 from mom_jax.layers.rules.rule import MemoryRule
 
 
@@ -30,6 +32,13 @@ def find_rule(name: str) -> type[MemoryRule]:
         remedy = f"the class does not define {' and '.join(missing)}; see docs/your-own-rule.md"
         raise InputError("memory_rule", name, remedy)
     return rule
+
+
+@functools.cache
+def published_rules() -> dict[str, Published | Unreadable]:
+    """What rules say of their published form, by the names of those that say something."""
+    forms = {name: find_rule(name).published for name in RULES}
+    return {name: form for name, form in forms.items() if form is not None}
 
 
 def _module(name: str, module: str):

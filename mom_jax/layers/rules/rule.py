@@ -11,6 +11,7 @@ from flax import nnx
 from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.output import HeadNormOutput, Output
+from mom_jax.layers.rules.published import Published, Unreadable
 from mom_jax.ops.chunks import chunk_rows
 from mom_jax.ops.primitive import Primitive, Rows
 from mom_jax.ops.segments import Packing
@@ -77,6 +78,7 @@ class MemoryRule(nnx.Module):
     Attributes:
         Options: its options, checked when they are made.
         paper: where it comes from.
+        published: how the PyTorch library publishes a single memory of it.
         primitive: its recurrence.
         scale: of the recurrence's outputs, K^-0.5 if None.
         per_memory: parameters with a leading axis of memories, one slice for each; all memories share the others.
@@ -92,6 +94,7 @@ class MemoryRule(nnx.Module):
 
     Options: ClassVar[type[RuleOptions]] = RuleOptions
     paper: ClassVar[Paper | None] = None
+    published: ClassVar[Published | Unreadable | None] = None
     primitive: Primitive
     scale: ClassVar[float | None] = None
     per_memory: ClassVar[tuple[str, ...]] = ()
@@ -125,6 +128,16 @@ class MemoryRule(nnx.Module):
     def flops(self, chunk: int) -> tuple[float, float]:
         """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""
         return self.primitive.flops(chunk, self.sizes.head_k_dim, self.sizes.head_v_dim)
+
+    def slices_and_rows(self, parameter: str, chosen: int) -> tuple[int, int]:
+        """Of how many memories a parameter has slices, and to how many rows of a token it is applied.
+
+        Args:
+            parameter: a name in this rule.
+            chosen: memories that the token goes to. With one projection for all it is projected once.
+        """
+        slices = self.sizes.projections if parameter in self.per_memory else 1
+        return slices, chosen if slices > 1 or parameter in self.per_row else 1
 
     def state_shapes(self) -> Any:
         """Shape of the float32 state of one memory, or a tuple of them in a `jax.ShapeDtypeStruct` each."""

@@ -17,6 +17,7 @@ from mom_jax.layers.convolution import token_before
 from mom_jax.layers.linear import Linear, mixer_init, param
 from mom_jax.layers.output import Output
 from mom_jax.layers.projections import add_bias, per_memory, through
+from mom_jax.layers.rules.published import Unreadable
 from mom_jax.layers.rules.rule import MemoryRule, Paper, RuleOptions, RuleSizes, heads
 from mom_jax.ops.norm import layer_norm
 from mom_jax.ops.precision import widened
@@ -42,6 +43,10 @@ class RWKV6(MemoryRule):
 
     Options = RWKV6Options
     paper = Paper("2404.05892", "section 4.2")
+    published = Unreadable(
+        "rwkv6",
+        "its blocks have layer norms with biases and a channel mixing that carries a token from call to call",
+    )
     primitive = VECTOR_DECAY
     scale = 1.0
     per_memory = ("k_proj", "v_proj", "w_down", "w_up", "w_bias")

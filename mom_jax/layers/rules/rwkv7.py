@@ -20,6 +20,7 @@ from mom_jax.layers.convolution import token_before
 from mom_jax.layers.linear import Linear, mixer_init, param
 from mom_jax.layers.output import Output
 from mom_jax.layers.projections import add_bias, per_memory, through
+from mom_jax.layers.rules.published import Unreadable
 from mom_jax.layers.rules.rule import MemoryRule, Paper, RuleOptions, RuleSizes, heads
 from mom_jax.ops.norm import l2_norm, layer_norm
 from mom_jax.ops.precision import widened
@@ -53,6 +54,11 @@ class RWKV7(MemoryRule):
 
     Options = RWKV7Options
     paper = Paper("2503.14456", "section 4")
+    published = Unreadable(
+        "rwkv7",
+        "its layers add the first layer's values to their own, and its channel mixing carries a token from call "
+        "to call",
+    )
     primitive = RANK_ONE_DECAY
     scale = 1.0
     per_memory = ("k_proj", "v_proj", "w_down", "w_up", "w_bias", "a_down", "a_up", "a_bias")
