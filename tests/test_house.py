@@ -39,7 +39,8 @@ FLOORS = {
     "mom_jax.benchmarks": 9,
     "mom_jax.experiments": 9,  # the name of the next one for all others
     "experiments": 9,
-    "tools": 10,
+    "experiments.studies": 10,
+    "tools": 11,
 }
 # Of the repository, but in no wheel.
 OUTSIDE = ("tests", "support", "goldens")
@@ -151,6 +152,7 @@ CLIMBS = {
     "jax_triton outside its package": ("mom_jax/ops/a.py", "import jax_triton as jt\n"),
     "lm_eval outside its package": ("mom_jax/cli/a.py", "from lm_eval.api.model import LM\n"),
     "torch outside the reference": ("mom_jax/evals/a.py", "from torch.nn import functional as F\n"),
+    "what studies share reaches for one": ("experiments/common/a.py", "from ..studies.mqar import TINY\n"),
     "library reaches for an experiment": ("mom_jax/cli/a.py", "import mom_jax.experiments.studies.mqar\n"),
 }
 LEVEL = {

@@ -16,8 +16,8 @@ from mom_jax.models.config import MoMConfig
 from mom_jax.models.presets import get_preset, with_rule
 
 from ..registry import Experiment, Point, Record
-from ..studies.mqar import TINY, TINY_RATES, recalled
 from .architectures import mixture
+from .recall import TINY, TINY_RATES, recalled
 from .standing import standing, verdict
 from .text import SIZES, recipe
 

@@ -29,10 +29,11 @@ from mom_jax.data.recall import BLANK, RecallBatch, fused_mqar, interference
 from mom_jax.labels import IGNORE
 
 from ..common.architectures import ARCHITECTURES, mixture
+from ..common.recall import TINY_RATES
 from ..common.seeds import Task, by_architecture, cells, draw, points_of, train
 from ..common.standing import verdict
 from ..registry import Experiment, Point, Record
-from .mqar import PAPER_RATES, TINY_RATES
+from .mqar import PAPER_RATES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -247,8 +247,7 @@ def test_names_of_what_is_kept_and_prompts_are_utf8(args, capsys, tmp_path, monk
 
 
 def test_what_the_demo_would_refuse_is_not_offered(capsys):
-    with pytest.raises(SystemExit):
-        main(["demo", "--help"])
+    assert main(["demo", "--help"]) == 0
     assert "--data.tokenizer" not in (shown := capsys.readouterr().out) and "--data.path" in shown
 
 

@@ -133,8 +133,9 @@ def test_dtypes(rule):
 @pytest.mark.parametrize(
     "fields,message",
     [
-        ({"memory_rule": "kda", "use_output_gate": False}, r"use_output_gate=False: is not available: memory_rule kda"),
-        ({"memory_rule": "rwkv6", "use_output_gate": False}, r"use_output_gate=False: .* rwkv6 has its own gate"),
+        ({"memory_rule": "kda", "use_output_gate": False}, r"use_output_gate=False: .* its own gate"),
+        ({"memory_rule": "rwkv6", "use_output_gate": False}, r"use_output_gate=False: .* its own gate"),
+        ({"memory_rule": "rwkv7", "use_output_gate": False}, r"use_output_gate=False: .* its own gate"),
         ({"memory_rule": "ttt", "expand_v": 2.0}, r"expand_v=2\.0: must be 1 with memory_rule ttt"),
         ({"rule_options": ("rank=8",)}, r"rank=8: is not an option of GatedDeltaNet, which has .*allow_neg_eigval"),
         ({"memory_rule": "nowhere:Rule"}, r"memory_rule=nowhere:Rule: there is no module nowhere"),

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.output import LowRankGateOutput, Output
 from mom_jax.layers.projections import log_rates, per_memory, through, time_step_bias
@@ -28,9 +27,7 @@ from mom_jax.typing import Array, Float
 class KDAOptions(DeltaNetOptions):
     """Options of Kimi delta attention."""
 
-    def __post_init__(self):
-        if not self.use_output_gate:
-            raise InputError("use_output_gate", False, "is not available: memory_rule kda has its own gate")
+    has_own_gate = True
 
 
 _TENSORS = TENSORS | {

@@ -66,6 +66,11 @@ class RuleOptions:
     use_output_gate: bool = True  # gate what is read
     norm_eps: float = 1e-6  # of the norm of what is read
     impl: str = "auto"  # of the recurrence (`mom_jax.ops.dispatch`)
+    has_own_gate: ClassVar[bool] = False  # the rule gates what is read by itself: there is no choice
+
+    def __post_init__(self):
+        if self.has_own_gate and not self.use_output_gate:
+            raise InputError("use_output_gate", False, "is not available: the memory rule has its own gate")
 
 
 class MemoryRule(nnx.Module):

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.convolution import token_before
 from mom_jax.layers.linear import Linear, mixer_init, param
@@ -32,10 +31,7 @@ class RWKV6Options(RuleOptions):
 
     proj_low_rank_dim: int = 32  # rank of each of the five blends of a token with the one before
     decay_low_rank_dim: int = 64  # rank of the decay's projection
-
-    def __post_init__(self):
-        if not self.use_output_gate:
-            raise InputError("use_output_gate", False, "is not available: memory_rule rwkv6 has its own gate")
+    has_own_gate = True
 
 
 class RWKV6(MemoryRule):

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.convolution import token_before
 from mom_jax.layers.linear import Linear, mixer_init, param
@@ -39,10 +38,7 @@ class RWKV7Options(RuleOptions):
     a_low_rank_dim: int = 64  # of the removal rate
     gate_low_rank_dim: int = 128
     norm_eps: float = 1e-5  # for one key channel; K times that is added to variances
-
-    def __post_init__(self):
-        if not self.use_output_gate:
-            raise InputError("use_output_gate", False, "is not available: memory_rule rwkv7 has its own gate")
+    has_own_gate = True
 
 
 class RWKV7(MemoryRule):
