@@ -27,7 +27,7 @@ fuzz: ## bad command lines and files by the hundred (14.5 minutes on two busy co
 	.venv/bin/python -m pytest -m fuzz $(ARGS) tests/fuzz
 
 # Left out: suites that hold one implementation against another in many cases. What is measured against stored numbers stays.
-EXHAUSTIVE := ops/test_recurrences.py ops/test_delta_rule.py layers/test_rules.py layers/test_mom.py models/test_lm.py \
+EXHAUSTIVE := ops/test_recurrences.py layers/test_rules.py layers/test_mom.py models/test_lm.py \
     models/test_sharding.py models/test_hybrid.py models/test_cache.py models/test_accounting.py \
     pallas_kernels/test_sizes.py pallas_kernels/test_inside_models.py
 

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from support.compare import assert_close, relative_error
 from support.parameters import random_model
+from support.typechecked import unchecked
 
 from mom_jax.errors import InputError
 from mom_jax.models.config import MoMConfig
@@ -173,7 +174,7 @@ def test_numpy_inputs_outside_jit(model, call):
 )
 def test_bad_input(model, arguments, message):
     """Each names the field, the value and what was expected."""
-    with pytest.raises(InputError, match=message):
+    with unchecked(), pytest.raises(InputError, match=message):
         model(**{name: jnp.array(value) for name, value in arguments.items()})
 
 

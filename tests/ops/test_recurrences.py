@@ -121,7 +121,30 @@ def test_long_sequence():
     assert_close(got, want, TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["scalar decay", "kda"])
+ALIKE = {
+    "near-duplicate keys": {"k": lambda k: _unit(1 + 0.02 * k), "g": -1e-3, "beta": 0.98},
+    "equal keys, strength 2": {"k": lambda k: _unit(np.ones_like(k)), "g": -0.02, "beta": 2.0},
+}
+
+
+def _unit(k):
+    return k / np.linalg.norm(k, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("keys", ALIKE)
+@pytest.mark.parametrize("name", ["delta rule", "kda"])
+def test_keys_that_are_alike(name, keys):
+    """What makes a chunk's inverse large: as exact as ever, beside the recurrence token by token in float64."""
+    constant = {n: lambda x, value=value: np.full_like(x, value) for n, value in ALIKE[keys].items() if n != "k"}
+    inputs, lengths = example(name, 40, 1, k=ALIKE[keys]["k"], **constant), (40,)
+    run = functools.partial(outputs, PRIMITIVES[name], "reference", Layout(lengths, 16), None)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: x.astype(np.float64), inputs)
+        want = jax.device_get(jax.jit(functools.partial(with_gradients, run))(wide))
+    assert_close(measured(name, "xla", inputs, lengths, chunk=16), want, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["delta rule", "scalar decay", "kda"])
 def test_sizes_of_models(name):
     """K = V = 64 in chunks of 64 rows, segments that are no multiple of it, a document inside."""
     inputs = example(name, 134, 3, (64, 64))
@@ -146,12 +169,12 @@ def test_bfloat16(name):
     assert jax.tree.map(lambda x: x.dtype, gradients) == jax.tree.map(lambda x: x.dtype, half)
 
 
-@pytest.mark.parametrize("name", ["vector decay", "kda"])
-def test_vmap(name):
-    """A leading axis by vmap changes neither values nor gradients."""
+@pytest.mark.parametrize("name", ["delta rule", "vector decay"])
+def test_vmap_and_checkpoint(name):
+    """A leading axis by vmap, and rematerialisation, change neither values nor gradients."""
     several = [example(name, sum(RAGGED), len(RAGGED), seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *several)
-    function = functools.partial(outputs, PRIMITIVES[name], "xla", Layout(RAGGED, 8), DOCUMENTS)
+    function = jax.checkpoint(functools.partial(outputs, PRIMITIVES[name], "xla", Layout(RAGGED, 8), DOCUMENTS))
     got = jax.jit(jax.vmap(functools.partial(with_gradients, function)))(stacked)
     want = [measured(name, "xla", inputs, RAGGED, DOCUMENTS) for inputs in several]
     assert_close(got, jax.tree.map(lambda *x: np.stack(x), *want), TOLERANCE)

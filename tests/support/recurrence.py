@@ -8,39 +8,15 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Arrays = dict[str, jax.Array]
 
 
-def pad_segments(x, lengths: Sequence[int]):
-    """[tokens, ...] to [S, longest, ...], zeros behind each segment."""
-    longest = max(*lengths, 1)
-    ends = np.cumsum(lengths)
-    return jnp.stack(
-        [
-            jnp.pad(x[e - n : e], ((0, longest - n),) + ((0, 0),) * (x.ndim - 1))
-            for e, n in zip(ends, lengths, strict=True)
-        ]
-    )
-
-
-def join_segments(x, lengths: Sequence[int]):
-    """The inverse of `pad_segments`."""
-    return jnp.concatenate([x[s, :n] for s, n in enumerate(lengths)])
-
-
-def delta_rule(inputs: Arrays, lengths: Sequence[int], resets: Sequence[int], scale: float):
-    """Outputs [tokens, H, V] and final states [S, H, K, V] of q, k, v, g, beta [tokens, H, ...] and ``state``."""
-    forget = jnp.zeros(sum(lengths), bool).at[jnp.array(resets, jnp.int32)].set(True)
-    rows = {name: pad_segments(inputs[name], lengths) for name in ("q", "k", "v", "g", "beta")}
-    inside = jnp.arange(rows["q"].shape[1]) < jnp.array(lengths)[:, None]
-    out, final = delta_rule_rows(rows, inputs["state"], inside, pad_segments(forget, lengths), scale)
-    return join_segments(out, lengths), final
-
-
 def delta_rule_rows(rows: Arrays, state, inside, forget, scale: float):
-    """The same for padded rows [S, longest, H, ...] with what is inside of them and where they forget."""
+    """Outputs [S, longest, H, V] and final states [S, H, K, V] of q, k, v, g, beta [S, longest, H, ...] and ``state``.
+
+    ``inside`` [S, longest] are the tokens, ``forget`` those before which everything is forgotten.
+    """
     names = ("q", "k", "v", "g", "beta")
     xs = jax.tree.map(lambda x: jnp.moveaxis(jnp.asarray(x), 1, 0), (*(rows[n] for n in names), forget, inside))
 

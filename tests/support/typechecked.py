@@ -7,21 +7,24 @@ Constructors are left alone: JAX rebuilds trees with whatever a transformation p
 configurations check themselves.
 """
 
+import contextlib
 import dataclasses
 import functools
 import operator
 import runpy
 import sys
 import types
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Self, Union, get_args, get_origin, get_type_hints
 
 from beartype import BeartypeConf, beartype
 from beartype.door import is_bearable
+from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 from beartype.vale import Is
-from jaxtyping import AbstractArray, install_import_hook
+from jaxtyping import AbstractArray, config, install_import_hook
 
-PACKAGES = ("mom_jax.ops", "mom_jax.layers")
+PACKAGES = ("mom_jax.ops", "mom_jax.layers", "mom_jax.models.blocks", "mom_jax.models.lm")
 _CONF = BeartypeConf(is_pep484_tower=True)  # an int may stand for a float
 
 
@@ -63,8 +66,20 @@ def _holds_arrays(hint: Any) -> bool:
     return any(map(_holds_arrays, get_args(hint))) or (isinstance(hint, type) and issubclass(hint, AbstractArray))
 
 
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """For arguments of which the library's own complaint is tested."""
+    config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        config.update("jaxtyping_disable", False)
+
+
 def install() -> None:
     """Has modules of `PACKAGES` checked that are imported from now on."""
+    # of `typing.Callable` and the like, which libraries put into annotations
+    warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
     install_import_hook(PACKAGES, "support.typechecked.checker")
 
 
