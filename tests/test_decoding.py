@@ -140,6 +140,19 @@ def test_prompts_of_a_kind_compile_once(model, monkeypatch):
         generate(model, np.ones((1, length), np.int32), 3, on_token=lambda token: None)
 
 
+def test_a_prefill_that_changes_its_state_is_refused(model, monkeypatch):
+    """It would be compiled anew for each token; found while it is traced, whatever a rule of one's own does."""
+    hidden_states = MoMForCausalLM.hidden_states
+
+    def narrower(*args, **options):
+        out = hidden_states(*args, **options)
+        return out._replace(cache=jax.tree.map(lambda a: a.astype(jnp.float16), out.cache))
+
+    monkeypatch.setattr(MoMForCausalLM, "hidden_states", narrower)
+    with pytest.raises(AssertionError, match="dtype"):
+        generate(model, np.ones((5, 3), np.int32), 1)
+
+
 def test_streaming_and_keys(model, prompts):
     """Each step's tokens arrive in order; the same key gives the same text, another key another."""
     seen = []

@@ -10,6 +10,7 @@ from flax import nnx
 from support.batches import POISON, make_batch
 
 from mom_jax.models.structure import ModelParts
+from mom_jax.training import step
 from mom_jax.training.config import MeshConfig
 from mom_jax.training.program import Program
 from mom_jax.training.sharding import make_mesh, shard_batch
@@ -47,14 +48,22 @@ def stepped(make_config, mesh):
         nowhere = property(lambda parts: jax.tree.map(lambda _: False, nnx.to_pure_dict(parts.abstract)))
         patch.setattr(ModelParts, "decays", nowhere)  # one parameter is infinite
         program = Program(make_config(), mesh)
-        step, state = make_train_step(program), program.init_state()
+        run, state = make_train_step(program), program.init_state()
         params = {**state.params, "embeddings": state.params["embeddings"].at[POISON].set(jnp.inf)}
         state = dataclasses.replace(state, params=jax.device_put(params, program.shardings.params))
         history = [(jax.device_get(state), None)]
         for seed, poisoned in ((1, False), (2, True), (3, True), (4, False)):
-            state, metrics = step(state, shard_batch(make_batch(seed, poisoned=poisoned), mesh))
+            state, metrics = run(state, shard_batch(make_batch(seed, poisoned=poisoned), mesh))
             history.append((jax.device_get(state), jax.device_get(metrics)))
     return history
+
+
+def test_a_step_that_changes_its_state_is_refused(make_config, mesh, monkeypatch):
+    """It would be compiled anew for each batch; found while it is traced."""
+    monkeypatch.setattr(step.optax, "apply_updates", lambda params, updates: jax.tree.map(jnp.float16, params))
+    program = Program(make_config(), mesh)
+    with jax.set_mesh(mesh), pytest.raises(AssertionError, match="dtype"):
+        jax.eval_shape(lambda *x: step.train_step(*x, program), program.abstract, make_batch(0))
 
 
 def clean(params):
