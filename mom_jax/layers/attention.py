@@ -18,8 +18,8 @@ from mom_jax.typing import AnyArray, Array, Bool, Float, Int, Mask, Shaped
 class Attention(nnx.Module):
     """Grouped-query attention (arXiv 2305.13245) over the tokens of a row's own document.
 
-    Heads have ``hidden / num_heads`` channels. Padding takes no position: a padded row gives
-    what the same tokens give without padding.
+    Heads have ``hidden / num_heads`` channels. Padding takes no position: a padded row gives the
+    same outputs as its tokens without padding.
 
     Args:
         hidden: D.
@@ -69,14 +69,14 @@ class Attention(nnx.Module):
         Args:
             x: hidden states, float32 or bfloat16.
             attention_mask: 0 marks padding, anywhere in the row; its output is exactly 0.
-            segment_ids: document numbers, or what `count_documents` made of them. Attention stays between two
-                changes of the number of a row's tokens, over calls too; a number that comes back is a new document.
-                None: all tokens have the number of the row's last token (0 in an empty cache).
+            segment_ids: document numbers, or what `count_documents` made of them. Attention stays within a
+                maximal run of one number along a row's tokens, across calls too: a number that recurs is a new
+                document. None: all tokens have the number of the row's last token (0 in an empty cache).
             cache: keys and values of all layers, read and written at ``layer``.
 
         Returns:
             The output in ``x.dtype``, no router, and the new cache. Without a window, a call beyond the
-            cache's capacity gives NaN, because what its tokens should see is lost.
+            cache's capacity gives NaN, because the keys that its tokens should see are lost.
         """
         batch, time, _ = x.shape
         q, k, v = (p(x).reshape(batch, time, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
@@ -113,7 +113,7 @@ class Attention(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Keys:
-    """What queries look at: keys of each row, as many as `_remember` has them."""
+    """What queries attend to: the keys of each row that `_remember` returns."""
 
     k: Float[Array, "B _ heads K"]
     v: Float[Array, "B _ heads K"]
@@ -128,12 +128,12 @@ def _remember(cache: AttentionCache, layer: int | Array, new: _Keys) -> tuple[At
     old = _Keys(cache.keys[layer], cache.values[layer], cache.position[layer], going_on)
     stays = new.position >= 0
     length = cache.length[layer] + jnp.sum(stays, 1)
-    if new.document is not None:  # of a document that ends in this call no key stays
+    if new.document is not None:  # no key stays of a document that ends in this call
         last = new.document[:, -1:]
         stays &= new.document == last
         kept = jnp.where(last == 0, old.position, -1)
         cache = dataclasses.replace(cache, position=cache.position.at[layer].set(kept))
-    # of two tokens for one slot the later one stays
+    # of two tokens for one slot, the later one stays
     stays &= new.position >= length[:, None] - capacity
     slot = jnp.where(stays, new.position % capacity, capacity)
     row = jnp.arange(slot.shape[0])[:, None]

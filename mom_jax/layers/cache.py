@@ -15,14 +15,14 @@ from mom_jax.typing import Array, Float, Int
 class MemoryCache:
     """The memories of all memory layers: G memories (the shared one last) for each of B rows.
 
-    Its size does not depend on how many tokens were read. Layers index it in place, so a step
-    touches the memories it writes and no others.
+    Its size does not depend on the number of tokens read. Layers index it in place, so a step
+    touches only the memories that it writes.
     """
 
     recurrent: Any  # float32 [L, G, B, *state] in the rule's own shape or shapes, e.g. [L, G, B, H, K, V]
     conv: dict[str, Float[Array, "L G B _ _"]]  # [..., W-1, channels]: last inputs of each convolution, oldest first
-    document: Int[Array, "L B"]  # segment id of each row's last token; memories hold its document and no other
-    length: Int[Array, "L B"]  # tokens that each row has read
+    document: Int[Array, "L B"]  # segment id of each row's last token; memories hold its document only
+    length: Int[Array, "L B"]  # tokens read so far, of each row
 
     @classmethod
     def zeros(

@@ -29,9 +29,9 @@ TENSOR_AXIS = "tensor"
 class MemoryMixer(nnx.Module):
     """Routes each token to its top-k memories and the shared one, and mixes what it reads there.
 
-    Memories that a token does not choose are not touched by it. With ``num_memories=None`` there is
-    one memory that every token is written to, and no router: the rule as it was published. It is a layer by itself,
-    for any model:
+    A token does not touch the memories that it does not choose. With ``num_memories=None`` there is
+    one memory, to which every token is written, and no router: the rule as it was published. The layer can be used
+    in any model:
 
         mixer = MemoryMixer(512, rule="gated_deltanet", num_heads=4, num_memories=4, top_k=2, rngs=nnx.Rngs(0))
         y, router, _ = mixer(x)  # [B, T, 512]
@@ -124,8 +124,8 @@ class MemoryMixer(nnx.Module):
             attention_mask: 0 marks padding, anywhere in the row: it goes to no memory and its
                 output is exactly 0.
             segment_ids: document numbers, or what `count_documents` made of them. Memories, convolutions and
-                token shift forget wherever the number of a row's tokens changes, also from the call before to this
-                one; a number that comes back is a new document. None: all tokens have the number of the row's
+                token shift forget wherever the number changes along a row's tokens, also between two calls; a number
+                that recurs is a new document. None: all tokens have the number of the row's
                 last token (0 in an empty cache).
             cache: memories of all layers, read and written at ``layer``.
 
@@ -146,7 +146,7 @@ class MemoryMixer(nnx.Module):
         cache: MemoryCache | None = None,
         layer: int | Array = 0,
     ) -> tuple[Float[Array, "B T H V"], RouterOutput | None, MemoryCache | None]:
-        """As `__call__`, up to the mixed reads that the output module takes; on one device."""
+        """As `__call__`, on one device, up to the mixed reads, the input of the output module."""
         logits, weights, memory_ids = self._route(x)
         last = None if cache is None else cache.document[layer]
         documents = count_documents(segment_ids, attention_mask, last)
@@ -176,7 +176,7 @@ class MemoryMixer(nnx.Module):
     def _route(
         self, x: Float[Array, "B T D"]
     ) -> tuple[Float[Array, "B T M"] | None, Float[Array, "B T k"], Int[Array, "B T k"]]:
-        """Router logits, weights and choices; without a router every token chooses the one memory."""
+        """Router logits, weights and choices; without a router, every token chooses the only memory."""
         if self.num_memories is None:
             shape = (*x.shape[:2], 1)
             return None, jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
@@ -191,7 +191,7 @@ class MemoryMixer(nnx.Module):
         cache: MemoryCache | None,
         layer: int | Array,
     ) -> MixerOutput:
-        """The same on every device's own rows and heads, with one sum over the tensor axis."""
+        """The same, on each device for its own rows and heads, with one sum over the tensor axis."""
         graph, params = nnx.split(self)
         rows = _batch_axes(mesh, x.shape[0])
         of_params = jax.tree.map(_local_spec, params, nnx.get_partition_spec(params))
@@ -217,7 +217,7 @@ def _head_dim(hidden_size: int, num_heads: int) -> int:
 
 
 def _batch_axes(mesh: AbstractMesh, batch: int) -> tuple[str, ...] | None:
-    """The axes that split the rows; none if they do not divide the batch, as for a single prompt."""
+    """The mesh axes that split the rows; none if they do not divide the batch, as for a single prompt."""
     axes = tuple(a for a in ("data", "fsdp") if a in mesh.axis_names)
     parts = 1
     for axis in axes:
@@ -231,7 +231,7 @@ def _local_spec(value: Array, spec: P) -> P:
 
 
 def _cache_specs(cache: MemoryCache, rows: tuple[str, ...] | None, whole: tuple[str, ...]) -> Any:
-    """A `MemoryCache` of what splits its arrays."""
+    """The mesh axes that split the arrays of a `MemoryCache`."""
     specs = {
         "recurrent": jax.tree.map(
             lambda state: P(None, None, rows, *[TENSOR_AXIS] * (state.ndim > 3)), cache.recurrent
@@ -252,7 +252,7 @@ def _note_tokens(cache: MemoryCache, layer: int | Array, attention_mask: Mask | 
 def _forget_earlier_documents(
     cache: MemoryCache, layer: int | Array, packing: Packing, documents: DocumentRuns
 ) -> MemoryCache:
-    """Empties the memories that the row's last document did not write, so that the next call finds no other."""
+    """Empties memories that the row's last document did not write, so that the next call finds no earlier document."""
     written = packing.assignment.at[packing.start + packing.length - 1].get(mode="clip") // packing.row.shape[-1]
     written = documents.index.reshape(-1).at[written].get(mode="clip")
     written = jnp.where(packing.length > 0, written, 0).reshape(-1, documents.index.shape[0])

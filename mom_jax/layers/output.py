@@ -1,4 +1,4 @@
-"""What follows the reading of memories: norm, gate and the projection back to the hidden size.
+"""What follows the reads: norm, gate, and projection back to the hidden size.
 
 `HeadNormOutput` is MoM's own; the others belong to rules whose published layer ends in another way.
 """
@@ -16,7 +16,7 @@ from mom_jax.typing import Array, Float
 
 
 class Output(nnx.Module):
-    """``o_proj(o)``: for rules that norm and gate their reads themselves, and what all outputs have.
+    """``o_proj(o)``: for rules that norm and gate their reads themselves, and the base of all outputs.
 
     Attributes:
         heads_axis: the mesh axis that heads are split over, where the mixer runs on each device's own; the caller sums

@@ -1,4 +1,4 @@
-"""Projections of each memory's own, and the parameters of gates."""
+"""Projections that each memory has for itself, and the parameters of gates."""
 
 import math
 
@@ -30,7 +30,7 @@ def project(
 def through(
     rows: Float[Array, "N D"], packing: Packing, weight: Float[Array, "#G D F"], impl: str
 ) -> Float[Array, "N F"]:
-    """Packed rows through each memory's own further weights."""
+    """Packed rows through further weights of each memory's own."""
     weight = weight.astype(rows.dtype)
     if weight.shape[0] == 1:
         return jnp.dot(rows, weight[0])

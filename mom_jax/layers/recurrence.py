@@ -1,4 +1,4 @@
-"""From a rule's rows to what its memories answer, through the states in the cache where there is one."""
+"""Runs a rule's recurrence over its rows, with the states of the cache where there is one."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def recur(
     scale: float | None = None,
     impl: str = "auto",
 ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
-    """Runs a recurrence over packed rows, of which padding does nothing.
+    """Runs a recurrence over packed rows; padding rows have no effect.
 
     Args:
         primitive: the recurrence.
@@ -47,7 +47,7 @@ def recur(
 def _one_token(
     primitive: Primitive, rows: Rows, table: ChunkTable, cache: MemoryCache, layer: int | Array, scale: float
 ) -> tuple[Float[Array, "N H V"], State]:
-    """A step for each row from the state of its own segment: what is not written is not touched.
+    """One step for each row, from the state of its segment; other states are not touched.
 
     In place: were the states of all layers reshaped, XLA would copy them at every step.
     """

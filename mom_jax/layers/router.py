@@ -18,7 +18,7 @@ class RouterOptions:
 
 
 class Router(Linear):
-    """A linear map to one logit for each memory, and what `mom_jax.ops.routing.route` makes of them.
+    """A linear map to one logit per memory; `mom_jax.ops.routing.route` decides by these logits.
 
     Args:
         hidden_size, num_memories: D and M.

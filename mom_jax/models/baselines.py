@@ -1,4 +1,4 @@
-"""The models that a mixture is compared with, made from the mixture's own configuration."""
+"""The models that a mixture is compared with, derived from its configuration."""
 
 import dataclasses
 

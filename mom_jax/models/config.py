@@ -19,7 +19,7 @@ MEMORY_RULES = tuple(RULES)
 RouterBalance = Literal["auxiliary", "loss_free", "none"]
 ImplName = Literal["auto", "reference", "xla", "tpu", "gpu"]
 
-# Far beyond any model that was ever trained; what a machine can hold is checked when a model is built.
+# Far beyond any model trained so far; whether it fits into memory shows when it is built.
 Layers = Annotated[int, Range(least=1, most=2**14)]
 Heads = Annotated[int, Range(least=1, most=2**14)]
 Channels = Annotated[int, Range(least=1, most=2**20)]
@@ -94,7 +94,7 @@ class MoMConfig:
     single_kv_proj: bool = False
     """One k, v, b and a projection for all memories."""
     use_output_gate: bool = True
-    """Gate what was read; kda and rwkv always have their own gate, hgrn2 and gsa have none."""
+    """Gate the reads; kda and rwkv always have a gate of their own, hgrn2 and gsa have none."""
     use_short_conv: bool = True
     """Short convolutions of queries, keys and values; rwkv has none."""
     conv_size: Annotated[int, Range(least=1, most=2**8)] = 4
@@ -127,7 +127,7 @@ class MoMConfig:
     rule_options: tuple[str, ...] = ()
     """Options of the rule that have no field here, as name=value with the value in JSON."""
     mixture: bool = True
-    """False: one memory that every token is written to, and no router."""
+    """False: a single memory, to which every token is written, and no router."""
     allow_neg_eigval: bool = False
     """Delta rules: write strengths up to 2, so that a write may flip what it meets."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"

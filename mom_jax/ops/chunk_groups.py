@@ -1,10 +1,10 @@
 """One driver for recurrences whose chunks multiply matrices with the state: chunks in groups, forward and backward.
 
-What a chunk needs besides the state is computed for a group of chunks at once, then the group is run through in
-sequence, then comes the next one. A group is as large as a cache holds, so what is computed in between stays there.
+What a chunk needs besides the state is computed for a whole group of chunks at once; then the group is scanned in
+sequence, and the next group follows. A group is as large as fits into a cache, so intermediate results stay there.
 
-The backward pass keeps the inputs, what `ChunkForm` says of each chunk, and one state for each group. States at
-chunk borders are recomputed, a group's at a time.
+The backward pass keeps the inputs, whatever `ChunkForm` asks to keep of each chunk, and one state per group. States
+at chunk borders are recomputed, one group at a time.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from mom_jax.ops.dispatch import target
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Float, Shaped
 
-# Floats of one array in a group of chunks: some twenty such arrays fit into the caches of a CPU's cores; where all
-# chunks of a group run in parallel, more of them keep the device busy.
+# Floats per array in a group of chunks: about twenty such arrays fit into the caches of a CPU's cores; where all
+# chunks of a group run in parallel, larger groups keep the device busy.
 _CACHED_FLOATS = 2**17
 _PARALLEL_FLOATS = 2**22
 
@@ -41,13 +41,14 @@ class ChunkForm(NamedTuple):
     """A recurrence chunk by chunk; S is the state [H, K, V], dS its gradient.
 
     Attributes:
-        saved: ``rows -> rows``: those that the backward pass needs.
-        prepare: ``(rows, table) -> (chunk, kept)`` of a group: what needs no state, and what of it backward keeps.
-        forward: ``(chunk, S) -> (S, o, kept)`` of one chunk.
-        resume: ``(saved rows, table, kept, do) -> (chunk, pull)`` of a group: what the next two take of each chunk, and
-            from ``(chunk, S before each chunk, what backward returned)`` to the gradients of all rows.
-        advance: ``(chunk, S) -> S`` of one chunk, as ``forward`` does it.
-        backward: ``(chunk, S, dS) -> (dS, gradients)`` of one chunk, from dS behind it to dS before it.
+        saved: ``rows -> rows``, the rows that the backward pass needs.
+        prepare: ``(rows, table) -> (chunk, kept)`` for a group: all that does not depend on the state, and the part of
+            it to keep for the backward pass.
+        forward: ``(chunk, S) -> (S, o, kept)`` for one chunk.
+        resume: ``(saved rows, table, kept, do) -> (chunk, pull)`` for a group: the input of the next two, for each
+            chunk, and a function from ``(chunk, S before each chunk, results of backward)`` to all rows' gradients.
+        advance: ``(chunk, S) -> S`` for one chunk, as in ``forward``.
+        backward: ``(chunk, S, dS) -> (dS, gradients)`` for one chunk, from dS after it to dS before it.
     """
 
     saved: Callable[[Rows], Rows]
@@ -91,7 +92,7 @@ def _run_fwd(
 def _forward_group(
     form: ChunkForm, carried: _Carry, group: tuple[Rows, ChunkTable]
 ) -> tuple[_Carry, tuple[Float[Array, "chunks H C V"], _Kept, Float[Array, "H K V"]]]:
-    """Outputs of some chunks, and what their backward pass keeps: of each chunk, and the state before the first."""
+    """Outputs of some chunks, and what the backward pass keeps: of each chunk, and the state before the first."""
     rows, table = group
     chunks, kept_of_all = form.prepare(rows, table)
 
@@ -160,9 +161,9 @@ def _states_before(
 
 
 def to_groups(rows: Any, table: ChunkTable) -> tuple[Any, Any]:
-    """Consecutive chunks together, as many as a cache holds: arrays [groups, chunks, ...], and a `ChunkTable` of such.
+    """Groups of consecutive chunks that fit into a cache: arrays [groups, chunks, ...], and a `ChunkTable` of them.
 
-    Empty chunks of no segment fill the last group.
+    Empty chunks that belong to no segment fill up the last group.
 
     Args:
         rows: floating arrays [chunks, H, C, ...].

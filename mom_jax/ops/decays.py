@@ -1,8 +1,8 @@
 """Decays between the rows of a chunk, from log gates of any strength.
 
-Sums run over just the gates between two rows. A difference of two running sums would lose
-small gates beside very negative ones: a gate of -1e4 costs three digits. A document's start
-cuts every path across it by a mask, so that nothing has to cancel.
+Only the gates between two rows are summed. The difference of two running sums would lose small
+gates next to very negative ones: a gate of -1e4 costs three digits. At the start of a document a
+mask cuts every path across it, so that nothing has to cancel.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from mom_jax.typing import Array, Bool, Float
 
 
 class Documents(NamedTuple):
-    """Which paths stay within one document, [chunks, 1, C] or [chunks, 1, C, C]; None where no document starts."""
+    """Which paths stay within one document, [chunks, 1, C] or [chunks, 1, C, C]; None if no document starts inside."""
 
     between: Bool[Array, "chunks 1 C C"] | None  # two rows
     enter: Bool[Array, "chunks 1 C"] | None  # the chunk's start and a row
@@ -58,10 +58,10 @@ class ChannelDecays(NamedTuple):
 def channel_decays(g: Float[Array, "chunks H C K"], table: ChunkTable) -> ChannelDecays:
     """Decays between the rows of a chunk, channel by channel, without forming them for all pairs.
 
-    A chunk is halved again and again. A pair of rows i < t is parted by exactly one of these cuts:
-    i lies in the half before it, t in the half behind. Both factors of its decay, from i to the
+    A chunk is halved recursively. Exactly one of these cuts separates a pair of rows i < t:
+    i lies in the half before it, t in the half after it. Both factors of its decay, from i to the
     cut and from the cut to t, are at most 1, so gates of any strength neither overflow nor lose
-    what counts, and each cut is one matmul.
+    the part that counts, and each cut is one matmul.
     """
     before = behind = jnp.zeros_like(g)  # sums within the row's half
     whole = g
@@ -101,7 +101,7 @@ def _join(
 
 
 def _assemble(corners: Iterator[Array], diagonal: Float[Array, "*batch C"]) -> Float[Array, "*batch C C"]:
-    """A lower triangle from its diagonal and the block below each cut, [..., blocks, b, b]."""
+    """A lower triangle, from its diagonal and the blocks below each cut, [..., blocks, b, b]."""
     x = diagonal[..., None, None]
     for corner in corners:
         first, second = x[..., 0::2, :, :], x[..., 1::2, :, :]
@@ -162,10 +162,10 @@ def decayed_values(
 def products(
     reads: Float[Array, "*batch blocks b K"], writes: Float[Array, "*batch blocks b K"]
 ) -> Float[Array, "*batch blocks b b"]:
-    """All inner products of two small blocks; a matmul of few rows is slower than its sums.
+    """All inner products of two small blocks; for few rows a matmul is slower than plain sums.
 
-    Blocks and their rows share an axis in the sums: jaxlib 0.10 crashes on a CPU when it sums over an axis of
-    seven, which is what gradients under ``vmap`` would have.
+    Blocks and their rows share an axis in the sums: jaxlib 0.10 crashes on a CPU when it sums over one of
+    seven axes, which gradients under ``vmap`` would have.
     """
     *batch, blocks, rows, channels = reads.shape
     if rows > 4:

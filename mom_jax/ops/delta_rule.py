@@ -46,14 +46,14 @@ def delta_rule_step(
 def delta_rule_chunked(
     rows: DeltaRuleRows, table: ChunkTable, state: Float[Array, "S H K V"] | None, scale: float
 ) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
-    """The same function chunk by chunk (WY form, arXiv 2412.06464 section 3.3).
+    """The same recurrence, chunk by chunk (WY form, arXiv 2412.06464 section 3.3).
 
     Inside a chunk with incoming state S and G the running sum of g:
 
         A_ti = beta_t e^(G_t - G_i) k_t.k_i  (i < t);    R = V - e^G (K S);    U = (I + A)^-1 (beta R)
         O = e^G (Q S) + (e^(G_t - G_i) q_t.k_i)_(i <= t) U;    S' = e^(G_C) S + (e^(G_C - G) K)^T U
 
-    The backward pass keeps R and the inverse, as much as one more value row and C floats for each row and head.
+    The backward pass keeps R and the inverse: for each row and head, one more value row and C floats.
     """
     q, k, v, g, beta = (to_chunks(x, table.chunk_size) for x in rows)
     o, state = run_in_groups(_FORM, DELTA_RULE.state_of(rows), (scale * q, k, v, g, beta), table, state)
@@ -75,7 +75,7 @@ _Saved = tuple[
 
 
 class _Chunk(NamedTuple):
-    """What of a chunk needs no state; [H, ...], or [chunks, H, ...] for a group."""
+    """The part of a chunk that does not depend on the state: [H, ...], or [chunks, H, ...] for a group."""
 
     writes: Float[Array, "*chunks H C K"]  # e^(G_C - G) k
     reads: Float[Array, "*chunks H 2*C K"]  # what reads the incoming state: -e^G k for R, e^G q for O
@@ -100,7 +100,7 @@ class _Backward(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """Of one chunk, or stacked."""
+    """The gradients of one chunk, or of several, stacked."""
 
     residual: Float[Array, "*chunks H C V"]  # of beta R
     reads: Float[Array, "*chunks H 2*C K"]

@@ -1,8 +1,8 @@
 """Chooses an implementation of a primitive: by name, or by the device that a computation is compiled for.
 
-``auto`` takes the kernels of `pallas_kernels` on a TPU or a GPU, and XLA on a CPU, on GPUs that no kernel is
-made for, for primitives without a kernel, and for shapes that a kernel refuses. A named implementation that
-cannot run raises and says why.
+``auto`` uses the kernels of `pallas_kernels` on TPUs and GPUs. It uses XLA on CPUs, on GPUs without kernels, for
+primitives without a kernel, and for shapes that a kernel refuses. A named implementation that cannot run raises
+an error that says why.
 """
 
 import functools

@@ -1,16 +1,16 @@
-"""Memories that are small models, trained by gradient steps as tokens pass: what TTT and Titans share.
+"""Memories that are small models, trained by gradient steps at test time: what TTT and Titans share.
 
-The memory is a linear map W. A token asks for the gradient of its own reconstruction loss, taken
-at the W that stood when its mini-batch began, so the gradients of a mini-batch are known at
-once. What W becomes is linear in them, with coefficients that depend on rates and decays alone.
+The memory is a linear map W. Each token contributes the gradient of its own reconstruction loss,
+taken at the W from before its mini-batch, so all gradients of a mini-batch can be computed at
+once. The new W is linear in them, with coefficients that depend on rates and decays alone.
 
-Mini-batches are counted along each memory's own sequence: over documents' starts, which begin a
-new one, and over calls, since the state counts the tokens of an unfinished one. Rows are therefore
-taken in windows of at most one mini-batch, wherever those begin: a window holds the end of a
-mini-batch, perhaps the beginning of the next, and perhaps new documents.
+Mini-batches are counted along each memory's own sequence. The start of a document begins a new one;
+a call continues an unfinished one, whose tokens the state has counted. Rows are therefore taken in
+windows no longer than a mini-batch, wherever mini-batches begin: a window may hold the end of one,
+the beginning of the next, and new documents.
 
-The memory is kept as its distance from where every document starts, so a state of zeros is a new
-memory, as with all other recurrences.
+The memory is stored as its difference from the initial weights of a document, so that a state of
+zeros is a new memory, as for all other recurrences.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,13 @@ from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Bool, Float, Int
 
 Counted = tuple[Float[Array, "S H P K V"], Float[Array, " S"]]  # P matrices, and tokens of the present mini-batch
-Gradient = Callable[..., Array]  # of half a token's loss in its prediction: (prediction, target, *parameters)
+Gradient = Callable[..., Array]  # of half a token's loss by its prediction: (prediction, target, *parameters)
 
 
 def squared_gradient(
     prediction: Float[Array, "*batch V"], target: Float[Array, "*batch V"]
 ) -> Float[Array, "*batch V"]:
-    """Of half the squared error."""
+    """The gradient of half the squared error."""
     return prediction - target
 
 
@@ -42,7 +42,7 @@ def normalised_gradient(
     bias: Float[Array, "*#batch V"],
     eps: float = 1e-6,
 ) -> Float[Array, "*batch V"]:
-    """Of half the squared error of ``layer_norm(prediction) * weight + bias``, in the prediction."""
+    """The gradient, in the prediction, of half the squared error of ``layer_norm(prediction) * weight + bias``."""
     unit, spread = _standardise(prediction, eps)
     slope = (unit * weight + bias - target) * weight
     flat = slope - jnp.mean(slope, -1, keepdims=True) - unit * jnp.mean(slope * unit, -1, keepdims=True)
@@ -58,7 +58,7 @@ def _standardise(x: Float[Array, "*batch V"], eps: float) -> tuple[Float[Array, 
 def counted_state(
     valid: Bool[Array, " N"], old: Counted, matrices: Float[Array, "N H P K V"], mini_batch: int
 ) -> Counted:
-    """The state after a step that gave ``matrices``; that before it where there was no token."""
+    """The state after a step that gave ``matrices``; unchanged where there was no token."""
     count = jnp.where(old[1] + 1 == mini_batch, 0, old[1] + 1)
     return jnp.where(valid[:, None, None, None, None], matrices, old[0]), jnp.where(valid, count, old[1])
 
@@ -77,7 +77,7 @@ class Progress(NamedTuple):
 
 
 def window_rows(chunk_size: int, mini_batch: int) -> int:
-    """Rows c of a window: what divides a chunk and fits a mini-batch."""
+    """Rows c of a window: a divisor of the chunk size that is no larger than a mini-batch."""
     return max(c for c in range(1, min(mini_batch, chunk_size) + 1) if chunk_size % c == 0)
 
 
@@ -159,7 +159,7 @@ def run_windows(
     table: ChunkTable,
     initial_state: Float[Array, "S H P K V"] | None,
 ) -> tuple[Float[Array, "N H V"], Float[Array, "S H P K V"] | None]:
-    """Answers of the memories to the queries, window by window, and the final matrices.
+    """What the memories return for the queries, window by window, and the final matrices.
 
     Args:
         windows: rows and coefficients.
@@ -196,7 +196,7 @@ def run_windows(
 
 
 def fast_weights_flops(window: int, key_dim: int, value_dim: int, matrices: int) -> tuple[float, float]:
-    """Of `run_windows` for one row and head: forward, backward, which runs the forward pass again.
+    """FLOPs of `run_windows` for one row and head: forward, and backward, which repeats the forward pass.
 
     Gradients are taken at three places (the base, the base behind a border, the start) and the
     state has ``matrices`` matrices.

@@ -57,9 +57,9 @@ def gated_slots_step(rows: GatedSlotsRows, state: Slots, scale: float) -> tuple[
 def _in_two_passes(
     second: Form, rows: GatedSlotsRows, table: ChunkTable, state: Slots | None, scale: float
 ) -> tuple[Float[Array, "N H V"], Slots | None]:
-    """The same function chunk by chunk: two linear passes with a softmax between them, vector decay the second.
+    """The same recurrence, chunk by chunk: two linear passes with a softmax in between; the second is vector decay.
 
-    The backward pass keeps the inputs and what it needs of the first pass's outputs, M values for each row.
+    The backward pass keeps the inputs and M values per row of the first pass's outputs.
     """
     keys, values = (None, None) if state is None else state
     p, keys = _slot_scores(rows, table, keys, scale)
@@ -95,7 +95,7 @@ def _slot_scores(
 
 @functools.cache
 def gated_slots(num_slots: int) -> Primitive:
-    """Gated slot attention with that many slots M for each head."""
+    """Gated slot attention with M slots in each head."""
 
     def state(heads: int, keys: int, values: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         sizes = (heads, keys, num_slots), (heads, num_slots, values)

@@ -29,7 +29,7 @@ class Primitive:
     """A recurrence over packed rows.
 
     Attributes:
-        name: as the field calls it.
+        name: the field's name for it.
         rows: the NamedTuple of its inputs, in the order of the kernels' arguments.
         state: ``(H, K, V)`` to one memory's state, a `jax.ShapeDtypeStruct` or a tuple of them.
         step: ``(rows, state, scale) -> (o, state)``, one token for each of N states: the definition, and decoding.
@@ -37,7 +37,7 @@ class Primitive:
         inert: fields that must be 0 on padding rows, which then neither write nor decay.
         chunked: the chunk-parallel form; None runs the steps one after the other.
         kernels: by platform, ``module:function`` on plain arrays (`mom_jax.ops.dispatch`).
-        shared: fields that are no rows but one value for all of them.
+        shared: fields that hold one value for all rows.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Primitive:
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.promote_types(s.dtype, rows.v.dtype)), shapes)
 
     def masked(self, rows: Rows, valid: Bool[Array, " N"]) -> Rows:
-        """The rows with what must be inert on padding rows set to 0 there."""
+        """The rows, with the fields in ``inert`` set to 0 on padding rows."""
         fields = rows._asdict()
         inert = {name: fields[name] for name in self.inert if fields[name] is not None}
         return rows._replace(**{name: _zeroed(x, valid) for name, x in inert.items()})

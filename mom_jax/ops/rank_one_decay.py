@@ -9,7 +9,7 @@ RWKV7 (arXiv 2503.14456, section 4) takes ``a = -kk`` and ``b = kk * rate`` with
 Kimi delta attention (arXiv 2510.26692, section 3) decays each channel and then applies the delta
 rule, ``S' = diag(e^g) S;  S = S' + k (beta (v - S'^T k))^T``. Multiplied out, its transition is
 ``diag(e^g) - beta k (e^g k)^T``: the same primitive with ``a = e^g k``, ``b = -beta k`` and values
-``beta v``. `kda_rows` makes those.
+``beta v``. `kda_rows` builds these rows.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class RankOneDecayRows(NamedTuple):
     k: Float[Array, "N H K"]
     v: Float[Array, "N H V"]
     g: Float[Array, "N H K"]  # log decay, at most 0
-    a: Float[Array, "N H K"]  # meets the state before it decays
+    a: Float[Array, "N H K"]  # reads the state before it decays
     b: Float[Array, "N H K"]
 
 
@@ -64,14 +64,14 @@ def rank_one_decay_step(
 def rank_one_decay_chunked(
     rows: RankOneDecayRows, table: ChunkTable, state: Float[Array, "S H K V"] | None, scale: float
 ) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
-    """The same function chunk by chunk (WY form with decays for each channel).
+    """The same recurrence, chunk by chunk (WY form with decays for each channel).
 
     A token reads ``u_t = S_{t-1}^T a_t`` and writes ``b_t u_t^T + k_t v_t^T``. With (XY) the decayed
     products of rows inside a chunk, D their decays from its start and E to its end:
 
         U = (I - (AB))^-1 (D A S + (AK) V);   O = D Q S + (QB) U + (QK) V;   S' = diag(d) S + E B^T U + E K^T V
 
-    The backward pass keeps U and the inverse, as much as one more value row and C floats for each row and head.
+    The backward pass keeps U and the inverse: for each row and head, one more value row and C floats.
     """
     q, k, v, g, a, b = (to_chunks(x, table.chunk_size) for x in rows)
     rows_in_chunks = (scale * q, k, a, b, g), v
@@ -91,7 +91,7 @@ _Rows = tuple[_Reads, Float[Array, "chunks H C V"]]
 
 
 class _Chunk(NamedTuple):
-    """What of a chunk needs neither state nor values; [H, ...], or [chunks, H, ...] for a group."""
+    """The part of a chunk that depends on neither state nor values: [H, ...], or [chunks, H, ...] for a group."""
 
     ab: Float[Array, "*chunks H C C"]  # decayed products a_t.b_i, below the diagonal
     ak: Float[Array, "*chunks H C C"]  # below the diagonal
@@ -119,7 +119,7 @@ class _Backward(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """Of one chunk, or stacked."""
+    """The gradients of one chunk, or of several, stacked."""
 
     leaving: Float[Array, "*chunks H K V"]  # of the state behind the chunk
     read: Float[Array, "*chunks H 2*C V"]  # of what a and q read

@@ -1,7 +1,7 @@
 """The short convolution as the PyTorch reference computes it in training: blind to where a memory's sequence begins.
 
-For reproducing curves that were trained that way, and for nothing else: outputs depend on later
-tokens and on other rows of the batch.
+Only for reproducing curves that were trained that way: outputs depend on later tokens and on other
+rows of the batch.
 """
 
 import jax

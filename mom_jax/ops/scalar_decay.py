@@ -49,13 +49,13 @@ def scalar_decay_step(
 def scalar_decay_chunked(
     rows: ScalarDecayRows, table: ChunkTable, state: Float[Array, "S H K V"] | None, scale: float
 ) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
-    """The same function chunk by chunk (arXiv 2405.21060, section 6).
+    """The same recurrence, chunk by chunk (arXiv 2405.21060, section 6).
 
     Inside a chunk with incoming state S and G the running sum of g:
 
         O = e^G (Q S) + (e^(G_t - G_i) q_t.k_i)_(i <= t) V;    S' = e^(G_C) S + (e^(G_C - G) K)^T V
 
-    Only the second equation runs in sequence, and it multiplies no matrices. The backward pass
+    Only the second equation is sequential, and it involves no matrix products. The backward pass
     keeps the inputs and recomputes everything else, the states at chunk borders included.
     """
     # [chunks, H, C, K or V]
@@ -74,7 +74,7 @@ def scalar_decay_chunked(
 def _decays(
     g: Float[Array, "N H"] | None, table: ChunkTable, q: Float[Array, "chunks H C K"]
 ) -> tuple[Float[Array, "... C C"], Float[Array, "chunks H C"], Float[Array, "chunks H C"], Float[Array, "chunks H"]]:
-    """As `head_decays`; without gates all heads, and without documents all chunks, share what lies between rows."""
+    """As `head_decays`; decays between rows are shared by all heads without gates, by all chunks without documents."""
     if g is not None:
         return head_decays(to_chunks(g, table.chunk_size), table)
     inside, size = documents(table), table.chunk_size
@@ -88,7 +88,7 @@ def _decays(
 
 
 def _flops(chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
-    """The backward pass runs the forward one again."""
+    """FLOPs for one row and head; the backward pass repeats the forward pass."""
     forward = 2 * 2.0 * key_dim * value_dim + 2.0 * chunk * (key_dim + value_dim) + 2.0 * chunk**2
     return forward, 3 * forward
 

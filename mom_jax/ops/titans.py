@@ -9,7 +9,7 @@ The loss is the paper's, ``|M^T k_t - v_t|^2``. With ``norm`` it is that of the 
 `chunk_titans_linear_ref` in flash-linear-attention, ``|LN(M^T k_t) - (v_t - k_t)|^2`` with K = V, which
 puts TTT's inner model in its place. That function's gradient misses a pair of parentheses: it
 divides two of three terms by the standard deviation. Here the gradient is that of the loss, as the
-paper has it. That function also returns ``o + layer_norm(o)``, one line on top of o.
+paper has it. That function also returns ``o + layer_norm(o)``, one line of code on top of o.
 """
 
 import functools
@@ -84,7 +84,7 @@ def _by_windows(
     mini_batch: int,
     gradient: Gradient | None,
 ) -> tuple[Float[Array, "N H V"], Counted | None]:
-    """The same function by mini-batches (arXiv 2501.00663, section 3.2).
+    """The same recurrence, by mini-batches (arXiv 2501.00663, section 3.2).
 
     Given a mini-batch's gradients, momentum and memory are linear in them, with coefficients from
     products of eta and of 1 - alpha between rows. Windows of rows run in sequence; the
@@ -140,7 +140,7 @@ def _coefficients(
     keep: Float[Array, "chunks windows H c"],
     eta: Float[Array, "chunks windows H c"],
 ) -> Coefficients:
-    """What windows are run with, from the rates of their rows; inert rows do not add their momentum."""
+    """The coefficients of windows, from the rates of their rows; inert rows do not add their momentum."""
     together = where.together()[:, :, None]
     old = (where.document == 0)[:, :, None]
     kept, gone = (jnp.where(together, _products(x), 0.0) for x in (keep, eta))
@@ -172,7 +172,7 @@ def titans_linear(mini_batch: int, gradient: Gradient | None = None) -> Primitiv
 
     Args:
         mini_batch: tokens that take their gradients at the same memory; 1 is the paper's recurrence.
-        gradient: ``(prediction, target, *norm)``, in the place of that of half the loss.
+        gradient: of half the loss, ``(prediction, target, *norm)``; the squared error's if None.
     """
 
     def state(heads: int, keys: int, values: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:

@@ -11,9 +11,9 @@ _BLOCK = 16
 def unit_lower_inverse(strict: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
     """``(I + strict)^-1`` for strictly lower triangular float32 matrices, C a power of two.
 
-    Exact forward substitution on blocks of 16, then pairs of blocks are merged until one is
+    Blocks of 16 are inverted by exact forward substitution, then merged pairwise until one is
     left. The doubling series over the whole matrix would be cheaper, but it overflows when
-    keys are correlated; this form keeps float32 accuracy there.
+    keys are correlated, where this form keeps float32 accuracy.
     """
     size = strict.shape[-1]
     block = min(size, _BLOCK)

@@ -13,8 +13,8 @@ if None. The function `chunk_ttt_linear_ref` of flash-linear-attention has that 
 ``position_rate = eta`` and ``rate = 1``.
 
 The model that a token reconstructs itself with is ``f(x) = x + LN(x W)``, hence the target v - k.
-What a layer returns is f at the query, ``q + layer_norm(o)``, by the paper (section 2.7); the
-function named above returns ``o + layer_norm(o)``. Both are one line on top of o.
+In the paper (section 2.7) a layer returns f at the query, ``q + layer_norm(o)``; the function named
+above returns ``o + layer_norm(o)``. Either is one line of code on top of o.
 """
 
 import functools
@@ -82,7 +82,7 @@ def _step(rows: TTTRows, state: Counted, scale: float, *, mini_batch: int) -> tu
 def _by_windows(
     rows: TTTRows, table: ChunkTable, state: Counted | None, scale: float, *, mini_batch: int
 ) -> tuple[Float[Array, "N H V"], Counted | None]:
-    """The same function by mini-batches (the dual form of arXiv 2407.04620, section 2.5).
+    """The same recurrence, by mini-batches (the dual form of arXiv 2407.04620, section 2.5).
 
     Windows of rows run in sequence, since the layer norm makes a mini-batch's gradients nonlinear in
     the memory. The backward pass keeps the inputs and the state before each chunk.
@@ -117,7 +117,7 @@ def _augmented(
 def _coefficients(
     where: Progress, rate: Float[Array, "chunks windows H c"], factor: Float[Array, "chunks windows H c"]
 ) -> Coefficients:
-    """What windows are run with, from the rates and position rates of their rows."""
+    """The coefficients of windows, from the rates and position rates of their rows."""
     old = where.document == 0  # of the incoming memory
     first, behind = old & (where.passed == 0), old & (where.passed > 0)
     passed, document = where.passed, where.document
@@ -146,7 +146,7 @@ def _coefficients(
 
 @functools.cache
 def ttt_linear(mini_batch: int) -> Primitive:
-    """TTT-Linear whose tokens take their gradients at the same memory for ``mini_batch`` tokens."""
+    """TTT-Linear in which ``mini_batch`` tokens in a row take their gradients at the same memory."""
 
     def state(heads: int, keys: int, values: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """W' and the gradients gathered since, and how many tokens those are of."""

@@ -49,7 +49,7 @@ def vector_decay_step(
 def vector_decay_chunked(
     rows: VectorDecayRows, table: ChunkTable, state: Float[Array, "S H K V"] | None, scale: float
 ) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
-    """The same function chunk by chunk, with scores between rows from `decayed_scores`.
+    """The same recurrence, chunk by chunk, with scores between rows from `decayed_scores`.
 
     Both readings are one: ``S_t^T q_t`` is ``S_{t-1}^T (e^g q_t) + (q_t.k_t) v_t``. The backward pass
     keeps the inputs and recomputes everything else, the states at chunk borders included.
@@ -72,9 +72,9 @@ def vector_decay_chunked(
 
 
 def vector_decay_flops(chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
-    """Of `vector_decay_chunked` for one row and head: forward, backward, which runs the forward pass again.
+    """FLOPs of `vector_decay_chunked` for one row and head: forward, and backward, which repeats the forward pass.
 
-    The cuts that part pairs of rows form half of the C x C scores.
+    The cuts between pairs of rows form half of the C x C scores.
     """
     forward = 2 * 2.0 * key_dim * value_dim + 2.0 * chunk * (key_dim / 2 + value_dim)
     return forward, 3 * forward

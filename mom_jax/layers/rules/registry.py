@@ -13,9 +13,9 @@ from mom_jax.layers.rules.rule import MemoryRule
 
 
 def find_rule(name: str) -> type[MemoryRule]:
-    """The class of a rule: one of ``RULES``, or ``package.module:Class`` of anybody's.
+    """The class of a rule: one of ``RULES``, or any ``package.module:Class``.
 
-    Modules are looked for where Python looks, and then in the current folder.
+    Modules are sought on Python's path, then in the current folder.
 
     Raises:
         InputError: no such name, module or class, or a class that lacks what a rule must declare.
@@ -36,7 +36,7 @@ def find_rule(name: str) -> type[MemoryRule]:
 
 @functools.cache
 def published_rules() -> dict[str, Published | Unreadable]:
-    """What rules say of their published form, by the names of those that say something."""
+    """The published forms of the rules that declare one, by the rules' names."""
     forms = {name: find_rule(name).published for name in RULES}
     return {name: form for name, form in forms.items() if form is not None}
 

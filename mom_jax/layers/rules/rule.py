@@ -1,4 +1,4 @@
-"""What every memory rule declares, and what it offers to the layers that use it."""
+"""The base class of memory rules: what a rule declares, and what the layers call."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -32,7 +32,8 @@ class RuleSizes:
     Attributes:
         hidden_size: D.
         num_heads, head_k_dim, head_v_dim: H, and K and V of each head.
-        projections: memories with projections of their own: all G, the shared one included, or 1 for one of all.
+        projections: the number of memories with projections of their own: G, the shared one included, or 1 if all
+            memories share theirs.
         routed: memories that the router chooses from, M.
         layers: memory layers of the model.
     """
@@ -58,7 +59,7 @@ class RuleSizes:
 
 @dataclasses.dataclass(frozen=True)
 class RuleOptions:
-    """What every rule can be told; a rule's own options are those of its class ``Options``.
+    """The options that every rule has; a rule adds its own in its class ``Options``.
 
     Options with the name of a `MoMConfig` field take their value from it, the others from its ``rule_options``.
     """
@@ -76,9 +77,9 @@ class RuleOptions:
 class MemoryRule(nnx.Module):
     """How memories are written, forget and are read: G of them at once, over packed rows.
 
-    A rule is one module that declares all there is to know about it. It holds the projections that make rows out of
-    tokens (`rows`), and names the recurrence that runs over them. Overridden where they differ from what stands here:
-    ``finished``, what becomes of a row's read, and ``make_output``, what follows when reads are mixed.
+    A rule is declared completely in one module. It holds the projections that make rows out of tokens (`rows`), and
+    names the recurrence that runs over them. It overrides ``finished``, what happens to a row's read, and
+    ``make_output``, what follows after reads are mixed, where they differ from the ones here.
 
     Attributes:
         Options: its options, checked when they are made.
@@ -123,7 +124,7 @@ class MemoryRule(nnx.Module):
         raise NotImplementedError
 
     def finished(self, o: Float[Array, "N H V"], rest: Any, packing: Packing) -> Float[Array, "N H V"]:
-        """What a row's read becomes before reads are mixed; 0 or finite on padding rows."""
+        """What is done to a row's read before reads are mixed; finite on padding rows."""
         return o
 
     def chunk_rows(self, time: int) -> int:
@@ -135,7 +136,7 @@ class MemoryRule(nnx.Module):
         return self.primitive.flops(chunk, self.sizes.head_k_dim, self.sizes.head_v_dim)
 
     def slices_and_rows(self, parameter: str, chosen: int) -> tuple[int, int]:
-        """Of how many memories a parameter has slices, and to how many rows of a token it is applied.
+        """The number of memories that a parameter has slices for, and of a token's rows that it is applied to.
 
         Args:
             parameter: a name in this rule.
@@ -153,7 +154,7 @@ class MemoryRule(nnx.Module):
         return {}
 
     def couple_layers(self) -> None:
-        """Computes in place, from the stacked parameters, those that depend on other layers; a model calls it."""
+        """Computes parameters that depend on other layers, in place, from the stacked ones; the model calls it."""
 
     def head_numbers(self, local: int) -> Float[Array, "{local}"]:
         """Numbers of the ``local`` heads that this device holds, from 0 to H - 1, as floats."""

@@ -4,8 +4,8 @@ A token is blended with the one that the same memory saw before it. Each memory 
 value, decay and rate projections; the query (receptance) and gate projections, the blends, the
 bonus and the norm are shared by all memories.
 
-The paper blends the values of each layer with the first layer's. Memories of different layers have
-nothing to do with each other, so that a mixture has no such thing; it is left out here.
+The paper blends the values of each layer with the first layer's. In a mixture, memories of different
+layers do not correspond to each other, so this is left out here.
 """
 
 import dataclasses

@@ -75,6 +75,6 @@ class TTTLinear(QueryKeyValueRule):
     def finished(
         self, o: Float[Array, "N H V"], rest: Float[Array, "N H V"], packing: Packing
     ) -> Float[Array, "N H V"]:
-        """The query and the norm of the memory's answer to it."""
+        """The query, plus the normalised read."""
         o = widened(rest) + layer_norm(o, self.norm[...], self.norm_bias[...], self.options.norm_eps)
         return jnp.where(packing.valid[:, None, None], o, 0)
