@@ -3,7 +3,7 @@
     delta_rule       gated delta rule, delta rule            tpu, gpu
     scalar_decay     simple GLA, RetNet, Mamba2              tpu, gpu
     vector_decay     GLA, HGRN2, RWKV6                       tpu, gpu
-    rank_one_decay   DPLR: RWKV7, Kimi delta attention       tpu
+    rank_one_decay   DPLR: RWKV7, Kimi delta attention       tpu, gpu
     grouped_matmul   products of row groups with weights     gpu
 
 A kernel is ``pallas_kernels.<platform>.<name>.<name>(q, k, v, g, ..., chunks, initial_state, scale)``: packed rows in

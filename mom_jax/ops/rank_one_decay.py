@@ -242,7 +242,10 @@ RANK_ONE_DECAY = Primitive(
     state=matrix,
     step=rank_one_decay_step,
     chunked=rank_one_decay_chunked,
-    kernels={"tpu": "pallas_kernels.tpu.rank_one_decay:rank_one_decay"},
+    kernels={
+        "tpu": "pallas_kernels.tpu.rank_one_decay:rank_one_decay",
+        "gpu": "pallas_kernels.gpu.rank_one_decay:rank_one_decay",
+    },
     inert=("v", "g", "b"),
     flops=_flops,
 )

@@ -60,3 +60,17 @@ def masked_sums(mask, x, PRECISION: tl.constexpr):
     middle = rest.to(tl.bfloat16)
     low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
     return tl.dot(ones, high, tl.dot(ones, middle, tl.dot(ones, low)))
+
+
+@triton.jit
+def border_decays(b_g, b_document, cuts, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr, C: tl.constexpr):
+    """Decays from the chunk's start to just before each row, from behind it to the end, [C, BK], and across [BK]."""
+    enter = tl.exp(masked_sums(from_cut(cuts, C), b_g, PRECISION))  # the whole chunk is a first half
+    leave = tl.exp(masked_sums(to_cut(cuts, C), b_g, PRECISION))
+    across = tl.exp(tl.sum(b_g, axis=0))
+    if DOCUMENTS:
+        last = tl.max(b_document, axis=0)
+        enter = tl.where((b_document == 0)[:, None], enter, 0.0)
+        leave = tl.where((b_document == last)[:, None], leave, 0.0)
+        across = tl.where(last == 0, across, 0.0)
+    return enter, leave, across

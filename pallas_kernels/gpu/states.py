@@ -68,3 +68,12 @@ def write(rows, values, across, state, PRECISION: tl.constexpr, BLOCKS: tl.const
         block = tl.dot(tl.trans(rows[b]), values.to(rows[b].dtype), across * state[b], input_precision=PRECISION)
         written = written + (block,)  # noqa: RUF005
     return written
+
+
+@triton.jit
+def decay(state, p_across, at, K: tl.constexpr, BK: tl.constexpr):
+    """A state whose channels decay by ``across[at]`` of [.., K]."""
+    decayed = ()
+    for b in tl.static_range(K // BK):
+        decayed = decayed + (state[b] * tl.load(p_across + at * K + b * BK + tl.arange(0, BK))[:, None],)  # noqa: RUF005
+    return decayed

@@ -26,6 +26,12 @@ def per_row(p_x, row, head, HEADS: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
+def square(p_x, at, C: tl.constexpr):
+    """Pointers to ``x[at]`` of [.., C, C]."""
+    return tile(p_x, at * C, 0, 0, 1, C, C, C)
+
+
+@triton.jit
 def place_of(number, HEADS: tl.constexpr, C: tl.constexpr):
     """First row and head of the chunk and head with a number, and the number as int64, to be multiplied by widths."""
     return (number // HEADS).to(tl.int64) * C, number % HEADS, number.to(tl.int64)

@@ -24,7 +24,7 @@ from pallas_kernels.chunks import Chunks
 from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry
 from pallas_kernels.gpu import linear_state
 from pallas_kernels.gpu.calls import checked_call, like
-from pallas_kernels.gpu.cuts import from_cut, masked_sums, parted, to_cut
+from pallas_kernels.gpu.cuts import border_decays, from_cut, masked_sums, parted, to_cut
 from pallas_kernels.gpu.decays import load_documents
 from pallas_kernels.gpu.linear_state import Borders, Rows, both_borders, outputs, row_gradients, value_gradient
 from pallas_kernels.gpu.tiles import per_row, place_of, tile
@@ -44,20 +44,6 @@ CONFIGS = linear_state.CONFIGS | {
         Entry(Config(block_k=32, block_v=64, num_warps=4, num_stages=1), AMD, itemsize=2),
     ],
 }
-
-
-@triton.jit
-def border_decays(b_g, b_document, cuts, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr, C: tl.constexpr):
-    """Decays from the chunk's start to just before each row, from behind it to the end, [C, BK], and across [BK]."""
-    enter = tl.exp(masked_sums(from_cut(cuts, C), b_g, PRECISION))  # the whole chunk is a first half
-    leave = tl.exp(masked_sums(to_cut(cuts, C), b_g, PRECISION))
-    across = tl.exp(tl.sum(b_g, axis=0))
-    if DOCUMENTS:
-        last = tl.max(b_document, axis=0)
-        enter = tl.where((b_document == 0)[:, None], enter, 0.0)
-        leave = tl.where((b_document == last)[:, None], leave, 0.0)
-        across = tl.where(last == 0, across, 0.0)
-    return enter, leave, across
 
 
 @triton.jit

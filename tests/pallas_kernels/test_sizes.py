@@ -14,6 +14,7 @@ SIZES = [
     ("gpu", "delta rule", (20,), 32, (256, 128)),
     ("gpu", "scalar decay", (20,), 32, (256, 64)),
     ("gpu", "vector decay, bonus", (20,), 32, (128, 64)),
+    ("gpu", "kda", (20,), 32, (128, 512)),
 ]
 
 

@@ -1,0 +1,129 @@
+"""Triton kernels of diagonal plus rank one but for the rows' gradients; `rank_one_decay` has the equations.
+
+Letters name rows by what they do: a and q read the state, b and k write it. What is [C, C] for each chunk and head is
+named by its rows and columns, so that ``qb`` takes what b writes to what q reads.
+"""
+
+# Triton's annotations describe neither what its compiler accepts for constexpr nor its loops.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
+import triton
+import triton.language as tl
+
+from pallas_kernels.gpu.cuts import border_decays, masked_sums, parted, to_cut
+from pallas_kernels.gpu.decays import load_documents
+from pallas_kernels.gpu.linear_state import has_state
+from pallas_kernels.gpu.states import decay, load_rows, load_state, read, store_state, write
+from pallas_kernels.gpu.tiles import place_of, square, tile
+from pallas_kernels.gpu.triangular import unit_lower_inverse
+
+
+@triton.jit
+def prepare_kernel(
+    p_q, p_k, p_a, p_b, p_g, p_document,
+    p_reads_a, p_reads_q, p_writes_b, p_writes_k, p_across, p_inverse, p_ak, p_qb, p_qk, cuts,
+    SCALE: tl.constexpr, HEADS: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
+    DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What of one chunk and head needs no state: rows decayed to its borders, scores, and the inverse of I - (ab)."""
+    row, head, at = place_of(tl.program_id(0), HEADS, C)
+    b_document = load_documents(p_document, row, DOCUMENTS, C)
+    dtype = p_inverse.dtype.element_ty
+    ab = tl.zeros((C, C), tl.float32)
+    ak = tl.zeros((C, C), tl.float32)
+    qb = tl.zeros((C, C), tl.float32)
+    qk = tl.zeros((C, C), tl.float32)
+    b_itself = tl.zeros((C,), tl.float32)
+    k_itself = tl.zeros((C,), tl.float32)
+    for key in range(0, K, BK):
+        b_q = SCALE * tl.load(tile(p_q, row, head, key, HEADS, K, C, BK)).to(tl.float32)
+        b_k = tl.load(tile(p_k, row, head, key, HEADS, K, C, BK)).to(tl.float32)
+        b_a = tl.load(tile(p_a, row, head, key, HEADS, K, C, BK)).to(tl.float32)
+        b_b = tl.load(tile(p_b, row, head, key, HEADS, K, C, BK)).to(tl.float32)
+        b_g = tl.load(tile(p_g, row, head, key, HEADS, K, C, BK))
+        b_itself += tl.sum(b_q * b_b, axis=1)
+        k_itself += tl.sum(b_q * b_k, axis=1)
+        b_q *= tl.exp(b_g)  # q reads behind its row's decay, a before it
+        enter, leave, across = border_decays(b_g, b_document, cuts, DOCUMENTS, PRECISION, C)
+        tl.store(tile(p_reads_a, row, head, key, HEADS, K, C, BK), (b_a * enter).to(dtype))
+        tl.store(tile(p_reads_q, row, head, key, HEADS, K, C, BK), (b_q * enter).to(dtype))
+        tl.store(tile(p_writes_b, row, head, key, HEADS, K, C, BK), (b_b * leave).to(dtype))
+        tl.store(tile(p_writes_k, row, head, key, HEADS, K, C, BK), (b_k * leave).to(dtype))
+        tl.store(p_across + at * K + key + tl.arange(0, BK), across)
+        for cut in range(cuts):  # a bound that is no constant keeps the loop a loop, in fewer registers
+            between = tl.exp(masked_sums(to_cut(cut, C), b_g, PRECISION))
+            since_a, since_q = (b_a * between).to(dtype), (b_q * between).to(dtype)
+            until_b, until_k = tl.trans((b_b * between).to(dtype)), tl.trans((b_k * between).to(dtype))
+            pairs = parted(cut, C)
+            ab += tl.where(pairs, tl.dot(since_a, until_b, input_precision=PRECISION), 0.0)
+            ak += tl.where(pairs, tl.dot(since_a, until_k, input_precision=PRECISION), 0.0)
+            qb += tl.where(pairs, tl.dot(since_q, until_b, input_precision=PRECISION), 0.0)
+            qk += tl.where(pairs, tl.dot(since_q, until_k, input_precision=PRECISION), 0.0)
+
+    if DOCUMENTS:
+        same = b_document[:, None] == b_document[None, :]
+        ab = tl.where(same, ab, 0.0)
+        ak = tl.where(same, ak, 0.0)
+        qb = tl.where(same, qb, 0.0)
+        qk = tl.where(same, qk, 0.0)
+    itself = tl.arange(0, C)[:, None] == tl.arange(0, C)[None, :]
+    tl.store(square(p_ak, at, C), ak.to(dtype))
+    tl.store(square(p_qb, at, C), (qb + tl.where(itself, b_itself[:, None], 0.0)).to(dtype))
+    tl.store(square(p_qk, at, C), (qk + tl.where(itself, k_itself[:, None], 0.0)).to(dtype))
+    tl.store(square(p_inverse, at, C), unit_lower_inverse(-ab, PRECISION, C).to(dtype))
+
+
+@triton.jit
+def _load_square(p_x, at, TRANSPOSED: tl.constexpr, C: tl.constexpr):
+    b_x = tl.load(square(p_x, at, C))
+    if TRANSPOSED:
+        b_x = tl.trans(b_x)
+    return b_x
+
+
+@triton.jit
+def along_kernel(
+    p_reads_x, p_reads_o, p_writes_x, p_writes_v, p_inverse, p_xv, p_ox, p_ov, p_across, p_v, p_start, p_initial,
+    p_o, p_x, p_borders, p_final,
+    HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    OUTPUTS: tl.constexpr, BORDERS: tl.constexpr, STATE: tl.constexpr, FINAL: tl.constexpr, REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Runs a block of the state's columns through the chunks of one segment and head, from its end if ``REVERSE``.
+
+    From values v [C, BV]: ``x = inverse (xv v + reads_x S)``, outputs ``o = ov v + ox x + reads_o S`` if ``OUTPUTS``,
+    then ``S = across S + writes_x^T x + writes_v^T v``. Keeps x and the states before each chunk if ``BORDERS``. In
+    reverse the triangles are transposed.
+    """
+    BLOCKS: tl.constexpr = K // BK
+    number = tl.program_id(0) // (V // BV)  # [segments + 1, HEADS]
+    segment, head, slot = number // HEADS, number % HEADS, number.to(tl.int64)
+    column = (tl.program_id(0) % (V // BV)) * BV
+    kept = has_state(slot, tl.num_programs(0) // (V // BV) - HEADS)
+    dtype = p_v.dtype.element_ty
+    state = load_state(p_initial, slot, column, kept, STATE, K, V, BK, BV)
+    begin = tl.load(p_start + segment).to(tl.int64)
+    end = tl.load(p_start + segment + 1).to(tl.int64)
+    for i in range((end - begin).to(tl.int32)):
+        chunk = begin + i
+        if REVERSE:
+            chunk = end - 1 - i
+        row = chunk * C
+        at = chunk * HEADS + head
+        b_v = tl.load(tile(p_v, row, head, column, HEADS, V, C, BV))
+        x = tl.dot(_load_square(p_xv, at, REVERSE, C), b_v, input_precision=PRECISION)
+        x += read(load_rows(p_reads_x, row, head, HEADS, C, BK, BLOCKS), state, PRECISION, BLOCKS)
+        x = tl.dot(_load_square(p_inverse, at, REVERSE, C), x.to(dtype), input_precision=PRECISION).to(dtype)
+        if OUTPUTS:
+            o = tl.dot(_load_square(p_ov, at, REVERSE, C), b_v, input_precision=PRECISION)
+            o = tl.dot(_load_square(p_ox, at, REVERSE, C), x, o, input_precision=PRECISION)
+            o += read(load_rows(p_reads_o, row, head, HEADS, C, BK, BLOCKS), state, PRECISION, BLOCKS)
+            tl.store(tile(p_o, row, head, column, HEADS, V, C, BV), o.to(p_o.dtype.element_ty))
+        if BORDERS:
+            tl.store(tile(p_x, row, head, column, HEADS, V, C, BV), x)
+            store_state(p_borders, state, at, column, None, K, V, BK, BV)
+        state = decay(state, p_across, at, K, BK)
+        state = write(load_rows(p_writes_x, row, head, HEADS, C, BK, BLOCKS), x, 1.0, state, PRECISION, BLOCKS)
+        state = write(load_rows(p_writes_v, row, head, HEADS, C, BK, BLOCKS), b_v, 1.0, state, PRECISION, BLOCKS)
+    if FINAL:
+        store_state(p_final, state, slot, column, kept, K, V, BK, BV)
