@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -194,12 +193,6 @@ class TokenStream:
             is_first[shard.offsets[low:high].astype(np.int64) + (base - start)] = True
             at, number = end, number + 1
         return ids, is_first
-
-    def iterate_documents(self) -> Iterator[np.ndarray]:
-        """Each document's token ids with its end token, int32 [T]."""
-        for shard in self.shards:
-            for start, stop in zip(shard.offsets[:-1].tolist(), shard.offsets[1:].tolist(), strict=True):
-                yield shard.tokens[start:stop].astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)

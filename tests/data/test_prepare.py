@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.shards import documents_of
 
 import mom_jax.data.prepare as preparing
 from mom_jax.cli.main import main
@@ -37,7 +38,7 @@ def _contents(folder):
 
 
 def _texts(stream):
-    return [ByteTokenizer().decode(ids[:-1]) for ids in stream.iterate_documents()]
+    return [ByteTokenizer().decode(ids[:-1]) for ids in documents_of(stream)]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.shards import documents_of
 
 from mom_jax.data.config import DataConfig
 from mom_jax.data.prepare import prepare
@@ -173,7 +174,7 @@ def folder_of_documents(tmp_path_factory):
         _write(folder, f"train-{number:05d}", documents)
     stream = TokenStream([Shard(folder, f"train-{i:05d}", "key", np.dtype("<u2")) for i in range(len(shards))])
     ids = [np.array([*text.encode(), 257]) for documents in shards for text in documents]
-    assert [d.tolist() for d in stream.iterate_documents()] == [d.tolist() for d in ids]
+    assert [d.tolist() for d in documents_of(stream)] == [d.tolist() for d in ids]
     assert (stream.documents, stream.text_bytes) == (6, 19)
     return stream, ids
 

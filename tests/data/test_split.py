@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.shards import documents_of
 
 import mom_jax.data.split as split_module
 from mom_jax.data.config import DataConfig
@@ -253,7 +254,7 @@ def _texts(path, tmp_path, **options):
     prepare(DataConfig(path=str(path), cache_dir=str(tmp_path / "cache"), **options), tmp_path / "out")
     data = open_prepared(tmp_path / "out")
     decode = ByteTokenizer().decode
-    return data.rule, *([decode(ids[:-1]) for ids in side.iterate_documents()] for side in (data.train, data.held_out))
+    return data.rule, *([decode(ids[:-1]) for ids in documents_of(side)] for side in (data.train, data.held_out))
 
 
 @pytest.mark.parametrize("files", [1, 3])

@@ -20,9 +20,8 @@ from triton.compiler import ASTSource
 from pallas_kernels.gpu.assembler import find_ptxas
 from tools.kernels.equations import calls
 
-# Bytes of shared memory that a program may have, and registers of a thread.
+# Bytes of shared memory that a program may have.
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
-REGISTERS = {"sm_80": 255, "sm_90": 255, "sm_100": 255, "gfx942": 512}
 _POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32", "bool": "*i1"}
 
 
