@@ -33,24 +33,23 @@ def programs(sizes: Sizes) -> list[Program]:
     return list(made)
 
 
-def make(path: Path, sizes: Sizes, only: Iterable[str] = ()) -> list[Entry]:
+def make(path: Path, sizes: Sizes, only: Iterable[str] = ()) -> None:
     """Writes the folder; ``only`` makes what has one of these words in its name or section, and what that needs.
 
-    What else the folder holds stays in it.
+    What else the folder holds stays in it. The index is written after each program, so that a folder is whole whenever
+    this ends.
     """
     path.mkdir(parents=True, exist_ok=True)
     before = read_folder(path) if (path / INDEX).is_file() else None
     entries, arrays = ({}, {}) if before is None else (dict(before.entries), dict(before.arrays))
-    known = programs(sizes)
+    known, versions = programs(sizes), _made()
     for program in track(_chosen(known, list(only)), description="exporting"):
         entries[program.name], exported = export(program, sizes)
         write_program(path, entries[program.name], exported)
         arrays |= program.arrays
         if program.right is not None:
             arrays |= right(program, entries[program.name])
-    made = [entries[program.name] for program in known if program.name in entries]
-    write_index(path, _made(), made, arrays)
-    return made
+        write_index(path, versions, [entries[x.name] for x in known if x.name in entries], arrays)
 
 
 def _chosen(all_programs: list[Program], only: list[str]) -> list[Program]:

@@ -6,6 +6,7 @@ Every part is guarded: what fails is recorded with its error, and the rest goes 
 import json
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -50,7 +51,9 @@ class Runner:
             found[name] = guarded(part)
             self._write()
         self.session.forget()
-        self.results["about"].setdefault("seconds", {})[section] = round(time.perf_counter() - begin, 1)
+        seconds = round(time.perf_counter() - begin, 1)
+        self.results["about"].setdefault("seconds", {})[section] = seconds
+        print(f"{section}: {len(found)} parts in {seconds} s", file=sys.stderr, flush=True)
         self._write()
 
     def _parts(self, section: str) -> Iterator[tuple[str, Callable[[], Any]]]:
