@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from support.compare import assert_close
-from support.kernels import CASES, DIRECTIONS, GATES, cotangents_of, example, of_tokens, program
+from support.kernels import CASES, cotangents_of, example, of_tokens, program
 from support.packed import Layout
 from support.primitives import PRIMITIVES
-from support.recurrences import DOCUMENTS, RAGGED
+from support.recurrences import DIRECTIONS, DOCUMENTS, EXTREMES, RAGGED
 
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
@@ -64,7 +64,7 @@ def test_recurrences(impl, name, size, dtype):
 def test_limits(impl, name):
     """Log gates from 0 to -1e4, and keys of one direction, in float32."""
     layout, case = Layout(RAGGED, 16), PRIMITIVES[name]
-    changes = [dict.fromkeys(case.gates, gate) for gate in GATES.values() if case.gates]
+    changes = [dict.fromkeys(case.gates, gate) for gate in EXTREMES.values() if case.gates]
     for change in (*changes, *(DIRECTIONS.values() if "beta" in case.rows else ())):
         check(impl, name, example(name, layout, (64, 64), **change), layout, DOCUMENTS)
 

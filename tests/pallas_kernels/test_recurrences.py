@@ -1,10 +1,10 @@
 """The kernels of every recurrence, interpreted on the host: values, states and all gradients, token by token."""
 
 import numpy as np
-from support.kernels import CASES, DIRECTIONS, GATES, KERNELS, PLATFORMS, compare, each, example
+from support.kernels import CASES, KERNELS, PLATFORMS, compare, each, example
 from support.packed import Layout
 from support.primitives import PRIMITIVES
-from support.recurrences import DOCUMENTS, RAGGED
+from support.recurrences import DIRECTIONS, DOCUMENTS, EXTREMES, RAGGED
 
 
 @each(CASES)
@@ -15,7 +15,7 @@ def test_kernels_equal_tokens(platform, name):
     """
     layout, sizes, gates = Layout(RAGGED, 16), PLATFORMS[platform].smallest, PRIMITIVES[name].gates
     compare(platform, name, example(name, layout, sizes), layout, DOCUMENTS)
-    for extreme in GATES.values() if gates else ():
+    for extreme in EXTREMES.values() if gates else ():
         inputs = example(name, layout, sizes, **dict.fromkeys(gates, extreme))
         compare(platform, name, inputs, layout, DOCUMENTS, atol=1e-6)
 

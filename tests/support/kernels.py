@@ -16,7 +16,6 @@ from mom_jax.ops.dispatch import plain
 from support.compare import assert_close
 from support.compile import optimised
 from support.primitives import PRIMITIVES
-from support.recurrences import EXTREMES
 
 
 class Platform(NamedTuple):
@@ -54,23 +53,6 @@ def each(cases):
     """One test for each platform and recurrence."""
     ids = [f"{platform}-{name.replace(', ', '-').replace(' ', '-')}" for platform, name in cases]
     return pytest.mark.parametrize("platform, name", cases, ids=ids)
-
-
-GATES = EXTREMES | {"strong": lambda g: np.where(np.random.default_rng(3).random(g.shape) < 0.3, -50.0, -0.1)}
-
-
-def _keys(spread, gate, strength):
-    """Changes that make keys of one direction but for ``spread``, with one gate and one strength of writing."""
-
-    def near(k):
-        k = 1 + spread * k
-        return k / np.linalg.norm(k, axis=-1, keepdims=True)
-
-    return {"k": near, "g": lambda g: np.full_like(g, gate), "beta": lambda beta: np.full_like(beta, strength)}
-
-
-# Of recurrences that write with a strength beta: the second turns the state round at every token.
-DIRECTIONS = {"nearly equal": _keys(0.02, -1e-3, 0.98), "equal, strength 2": _keys(0.0, -0.02, 2.0)}
 
 
 class Inputs(NamedTuple):

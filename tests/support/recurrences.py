@@ -11,7 +11,22 @@ EXTREMES = {
     "total decay": lambda g: np.full_like(g, -1e4),
     "no decay": np.zeros_like,
     "total among weak": lambda g: np.where((np.arange(g.size) % 7 == 0).reshape(g.shape), -1e4, 0.1 * g),
+    "strong": lambda g: np.where(np.random.default_rng(3).random(g.shape) < 0.3, -50.0, -0.1),
 }
+
+
+def _keys(spread, gate, strength):
+    """Changes that make keys of one direction but for ``spread``, with one gate and one strength of writing."""
+
+    def near(k):
+        k = 1 + spread * k
+        return k / np.linalg.norm(k, axis=-1, keepdims=True)
+
+    return {"k": near, "g": lambda g: np.full_like(g, gate), "beta": lambda beta: np.full_like(beta, strength)}
+
+
+# Of recurrences that write with a strength beta: the second turns the state round at every token.
+DIRECTIONS = {"nearly equal": _keys(0.02, -1e-3, 0.98), "equal, strength 2": _keys(0.0, -0.02, 2.0)}
 
 
 def outputs(run, layout, resets, inputs):
