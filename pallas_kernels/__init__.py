@@ -7,6 +7,7 @@
     grouped_matmul   products of row groups with weights     gpu
 
 A kernel is ``pallas_kernels.<platform>.<name>.<name>(q, k, v, g, ..., chunks, initial_state, scale)``: packed rows in
-chunks that belong to one segment each (`pallas_kernels.chunks`), differentiable in all its arrays. What it does not
-take it refuses with `Unsupported`. Its module has its table of configurations, ``CONFIGS`` (`pallas_kernels.configs`).
+chunks that belong to one segment each (`pallas_kernels.chunks`), differentiable in all its arrays. It raises
+`Unsupported` for inputs that it has no program for. Its module holds its table of configurations, ``CONFIGS``
+(`pallas_kernels.configs`).
 """

@@ -1,4 +1,4 @@
-"""What kernels take, said in one line where it is not what they are given."""
+"""Checks of the arguments of kernels; each error is one line that says what they accept."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Limits(NamedTuple):
     devices: tuple[str, ...]  # generations; empty: all
 
     def check(self, **chosen: int | str) -> None:
-        """Raises `Unsupported` for the first of K, V, chunk, dtype and device that is not among them."""
+        """Raises `Unsupported` for the first of K, V, chunk, dtype and device without a program."""
         choices = dict(zip(("K", "V", "chunk", "dtype", "device"), self[1:], strict=True))
         for name, value in chosen.items():
             if value not in choices[name]:

@@ -1,4 +1,4 @@
-"""How packed rows are cut into chunks, as plain arrays, and what kernels say of rows that they do not take."""
+"""How packed rows are cut into chunks, as plain arrays, and the error of kernels for rows that they do not support."""
 
 from typing import NamedTuple
 
@@ -19,4 +19,4 @@ class Chunks(NamedTuple):
 
 
 class Unsupported(ValueError):
-    """A kernel has no program for such sizes or dtypes, or for the device; other implementations have."""
+    """A kernel has no program for these sizes or dtypes, or for the device; other implementations do."""

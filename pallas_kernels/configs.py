@@ -1,6 +1,6 @@
-"""How kernels run, in numbers that were chosen rather than derived: one kind of table for every kernel.
+"""Tuning parameters of kernels, in one type of table for all of them.
 
-The table of a kernel stands beside it; `python -m mom_jax.benchmarks.tune` searches for better numbers on the hardware.
+The table of a kernel is in its module; `python -m mom_jax.benchmarks.tune` searches for better numbers on the hardware.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Config(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A configuration and the calls that it is for."""
+    """A configuration, and the calls to which it applies."""
 
     config: Config
     devices: tuple[str, ...] = ()  # generations such as "sm_90" or "v5e"; empty: all
@@ -39,7 +39,7 @@ Configs = dict[str, list[Entry]]  # of an operator's kernels, by name
 
 
 def find(entries: Sequence[Entry], device: str, itemsize: int, size: int) -> Config:
-    """The configuration of the first entry that is for such calls.
+    """The configuration of the first entry that applies to such calls.
 
     Args:
         entries: of one kernel.

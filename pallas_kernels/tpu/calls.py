@@ -20,7 +20,7 @@ Interpret = bool | pltpu.InterpretParams
 
 
 class Device(NamedTuple):
-    """What a kernel is built for."""
+    """The device that a kernel is compiled for."""
 
     generation: str  # "v5e", "v6e", ...
     vmem: int  # bytes of VMEM of a core
@@ -35,7 +35,7 @@ def device() -> Device:
 
 
 def check_vmem(need: int, sizes: str) -> None:
-    """Raises `Unsupported` where kernels for ``sizes``, as they are told to the user, need more VMEM than there is."""
+    """Raises `Unsupported` where kernels need more VMEM than there is; ``sizes`` is for the message."""
     target = device()
     if need > target.vmem:
         missing = f"{need / 2**20:.0f} MiB of VMEM, of which {target.generation} has {target.vmem / 2**20:.0f}"
@@ -69,7 +69,7 @@ def launch(
     Args:
         body: takes references by name; None for an operand that is None.
         table: `pack_table`, prefetched.
-        state: shape of the float32 scratch that stays from chunk to chunk.
+        state: shape of the float32 scratch that persists from chunk to chunk.
         vmem: bytes of VMEM that the kernel may use; below 16 MiB it may use those.
         flops: of the whole call, for profilers.
         interpret: run on the host.
@@ -113,9 +113,9 @@ def vmem_bytes(operands: Operands, state: tuple[int, ...], inside: int) -> int:
     """Bytes of VMEM of a kernel.
 
     Args:
-        operands: inputs and outputs; two blocks of each are there at a time.
+        operands: inputs and outputs; two blocks of each are held at a time.
         state: shape of the float32 scratch.
-        inside: bytes of what the kernel computes with, where registers do not hold it.
+        inside: bytes of intermediate values that do not fit into registers.
     """
     present = (x for x in operands.values() if x is not None)
     blocks = 2 * sum(tile_bytes(x.spec.block_shape or (), x.array.dtype) for x in present)
@@ -123,7 +123,7 @@ def vmem_bytes(operands: Operands, state: tuple[int, ...], inside: int) -> int:
 
 
 def tile_bytes(shape: Sequence[Any], dtype: jax.typing.DTypeLike) -> int:
-    """Bytes of a block in VMEM: its last two axes fill tiles of 8 x 128 words."""
+    """Bytes of a block in VMEM, whose last two axes are padded to tiles of 8 x 128 words."""
     *outer, rows, columns = (n for n in shape if n is not None)
     size = jnp.dtype(dtype).itemsize
     tile = 8 * 4 // size if rows > 8 else 8

@@ -1,7 +1,7 @@
 """Decays within a chunk from one log gate for each key channel, inside a TPU kernel.
 
-A chunk is halved again and again. A pair of rows i < t is parted by exactly one of these cuts: i lies in the half
-before it, t in the half behind. Both factors of its decay, from just after i to the cut and from the cut to just
+A chunk is halved recursively. Exactly one of these cuts separates a pair of rows i < t: i lies in the half before
+it, t in the half after it. Both factors of its decay, from just after i to the cut and from the cut to just
 before t, are at most 1 for gates of any strength.
 """
 
@@ -69,12 +69,12 @@ rotate.defvjp(_rotate_fwd, _rotate_bwd)
 
 
 def cut_masks(size: int, inside: Documents, copies: int = 1) -> list[jax.Array]:
-    """bool [1, copies * C, C]: the pairs of rows of one document that each cut parts, halves of 1, 2, 4 .. rows."""
+    """bool [1, copies * C, C]: pairs of rows of one document that each cut separates, for halves of 1, 2, 4 .. rows."""
     shape = (1, copies * size, size)
     t, i = row_index(shape) & (size - 1), column_index(shape)
     below = t > i
     if inside.between is not None:
-        between = jnp.where(inside.between, 1.0, 0.0)  # Mosaic joins no masks
+        between = jnp.where(inside.between, 1.0, 0.0)  # Mosaic cannot concatenate masks
         below &= jnp.concatenate([between] * copies, 1) > 0
     return [below & ((t ^ i) >= rows) & ((t ^ i) < 2 * rows) for rows in (1 << n for n in range(size.bit_length() - 1))]
 
@@ -84,7 +84,7 @@ def decayed_scores(
 ) -> jax.Array:
     """``sum_c left_tc right_ic exp(sum of g_jc over i < j < t)`` for i < t of one document, else 0; [MB, C, C].
 
-    Rows of several kinds, one kind under the other, give [MB, copies * C, C] with the masks of as many copies.
+    Several kinds of rows, stacked, give [MB, copies * C, C], with masks for as many copies.
     """
     copies = left.shape[1] // right.shape[1]
     scores = masked(rounded_product(left, right, "nt", dtype), masks[0])

@@ -1,7 +1,7 @@
 """Decays within a chunk from one log gate for each head, and which rows documents hide, inside a TPU kernel.
 
-A backward kernel is the gradient of its forward kernel unless it is written out, so everything here has a gradient
-that Mosaic lowers.
+Where a backward kernel is not written out, it is the gradient of the forward kernel; so everything here has a
+gradient that Mosaic can lower.
 """
 
 from typing import Any, NamedTuple
@@ -47,8 +47,8 @@ class Decays(NamedTuple):
 def _head_decays(gates: jax.Array, inside: Documents) -> Decays:
     """Decays of gates [MB, 1, C]; a row reads after its own gate.
 
-    Sums run over just the gates between two rows: a difference of running sums would lose
-    weak gates beside very negative ones.
+    Only the gates between two rows are summed: a difference of running sums would lose weak
+    gates next to very negative ones.
     """
     square = (gates.shape[0], gates.shape[-1], gates.shape[-1])
     t, i = row_index(square), column_index(square)
@@ -104,5 +104,5 @@ def no_decays(size: int, inside: Documents) -> tuple[jax.Array, Any, Any, Any]:
 
 
 def times(x: jax.Array, decay: jax.Array | None) -> jax.Array:
-    """``x`` times a decay, of which None stands for 1."""
+    """``x`` times a decay; None stands for 1."""
     return x if decay is None else x * decay

@@ -9,16 +9,16 @@ Chunk by chunk (WY form, section 3.3), with the incoming state S and G the runni
     A_ti = beta_t e^(G_t - G_i) k_t.k_i  (i < t);    R = V - e^G (K S);    U = (I + A)^-1 (beta R)
     O = e^G (Q S) + (e^(G_t - G_i) q_t.k_i)_(i <= t) U;    S' = e^(G_C) S + (e^(G_C - G) K)^T U
 
-One kernel does all of it; the state stays in VMEM from a segment's first chunk to its last. For
-the backward pass it also writes the inverse, C floats for each row and head (512 bytes at C = 128,
-beside 1536 bytes of bfloat16 inputs at K = V = 256), and nothing else is kept. Then a second kernel
-runs the states again and writes the one that enters each chunk, K * V floats for C rows of a head,
-which live until the third, in reverse with the state's gradient in VMEM, has written all gradients.
+A single kernel computes all of this; the state stays in VMEM from a segment's first chunk to its last.
+For the backward pass it also writes the inverse, C floats for each row and head (512 bytes at C = 128,
+compared with 1536 bytes of bfloat16 inputs at K = V = 256); nothing else is kept. In the backward pass
+a second kernel recomputes the states and writes the one that enters each chunk, K * V floats for C rows
+of a head; the third runs in reverse, with the state's gradient in VMEM, and writes all gradients.
 
 Matrix products of float32 rows are exact to float32. Rows in bfloat16 are multiplied as they are;
 states, gates, inverses and sums are float32, and rounded to bfloat16 as operands of a product. That
-gives results within 2^-6 of the largest value for keys in general position. Nearly equal keys
-written with a strength near 2 reflect errors instead of forgetting them: use float32 rows there.
+gives results within 2^-6 of the largest value for keys in general position. Nearly equal keys that
+are written with a strength near 2 carry errors on instead of forgetting them: use float32 rows there.
 """
 
 import functools
@@ -112,7 +112,7 @@ def _inputs(q, k, v, g, beta, chunks):
 
 
 def _states(results, name, otherwise, chunks):
-    """The states a kernel stored; those of segments without a chunk, which it never saw, are ``otherwise``."""
+    """The states that a kernel stored; ``otherwise`` for segments without a chunk, which it never visits."""
     if otherwise is None:
         return None
     return jnp.where(visited(chunks, otherwise.shape[0]), results[name][:-1], otherwise)

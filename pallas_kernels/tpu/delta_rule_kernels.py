@@ -167,7 +167,7 @@ def _strict(chunk):
 
 
 def _residual(chunk, state):
-    """What the state does not know of the values."""
+    """The residual: values less what the state predicts of them."""
     return chunk.v.astype(jnp.float32) - chunk.decays.enter * _times_state(chunk.k, state)
 
 

@@ -1,4 +1,4 @@
-"""How rows, gates and chunks lie in memory for the TPU kernels, and the blocks in which these see them.
+"""Memory layout of rows, gates and chunks for the TPU kernels, and their blocks.
 
 Every kernel runs on a grid (heads / MB, chunks). The chunks of a block of MB heads follow each other
 and keep a state in VMEM; a table of one int32 for each chunk says where a segment loads and stores it.

@@ -103,7 +103,7 @@ def rank_one_decay(
         q, k: [N, H, K], float32 or bfloat16.
         v: [N, H, V], float32 or bfloat16; k or v is 0 on padding rows.
         g: [N, H, K] float32 log decay, at most 0; 0 on padding rows.
-        a, b: [N, H, K], float32 or bfloat16; a meets the state before it decays. a or b is 0 on padding rows.
+        a, b: [N, H, K], float32 or bfloat16; a reads the state before it decays. a or b is 0 on padding rows.
         chunks: segments and documents of the rows, in chunks of C = N / chunks rows.
         initial_state: [S, H, K, V] float32; None starts from 0 and returns no state.
         scale: of the output.

@@ -1,10 +1,10 @@
 """Runs a recurrence over chunks on a TPU: the state stays in VMEM from a segment's first chunk to its last.
 
 A recurrence is a ``body`` for one chunk of a block of heads, ``(inputs, state) -> (outputs, state)``
-in float32. One kernel runs it over all chunks. The backward pass first runs it again for the states
+in float32. One kernel runs it over all chunks. The backward pass first runs it again to get the states
 that enter the chunks, K*V/C values of the rows' dtype for each row and head (K = V = 256, C = 64:
-2 KB in bfloat16), which so exist for one layer at a time; then a second kernel goes through the
-chunks in reverse, with the gradient of the state in VMEM and the gradient of ``body`` in each.
+2 KB in bfloat16), so that they exist for one layer at a time. Then a second kernel runs through the
+chunks in reverse, with the gradient of the state in VMEM, and takes the gradient of ``body`` in each.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ Body = Callable[[Arrays, jax.Array, Documents], tuple[jax.Array, jax.Array]]
 
 @dataclasses.dataclass(frozen=True)
 class Recurrence:
-    """What the kernels know beside their arrays; hashable, so ``body`` is a function or a frozen dataclass."""
+    """The static arguments of the kernels; hashable, so ``body`` is a function or a frozen dataclass."""
 
     body: Body  # ({name: [MB, C, K], [MB, 1, C] or [MB, 1, K]}, [MB, K, V], documents) -> [MB, C, V], [MB, K, V]
     heads: tuple[int, int]  # MB, heads of one program, forward and backward
@@ -129,7 +129,7 @@ run.defvjp(_run_fwd, _run_bwd)
 
 
 def _stored(results, chunks, otherwise):
-    """The states a kernel stored; those of segments without a chunk, which it never saw, are ``otherwise``."""
+    """The states that a kernel stored; ``otherwise`` for segments without a chunk, which it never visits."""
     if otherwise is None:
         return None
     return jnp.where(visited(chunks, otherwise.shape[0]), results["stored"][:-1], otherwise.astype(jnp.float32))
@@ -197,7 +197,7 @@ def _launch(form, kernel, arrays, outputs, chunks, loaded, *, store=True, revers
         *operands,
         state=_state_block(blocks, arrays),
         blocks=blocks,
-        # half as much again, for compilers differ in what they spill
+        # half as much again, since compilers differ in what they spill
         vmem=min(_vmem(blocks, arrays, operands, form.inside[reverse]) * 3 // 2, calls.device().vmem),
         flops=form.flops * arrays["q"].shape[0] * blocks.chunks * (3 if reverse else 1),
         interpret=form.interpret,

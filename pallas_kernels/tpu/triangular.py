@@ -14,7 +14,7 @@ _BLOCK = 16
 def unit_lower_inverse(strict: jax.Array, exact: bool) -> jax.Array:
     """``(I + strict)^-1`` of strictly lower triangular float32 [MB, C, C], C a power of two from 16.
 
-    Exact forward substitution on blocks of 16, all at once, then pairs of blocks are merged until
+    Blocks of 16 are inverted by exact forward substitution, all at once, then merged pairwise until
     one is left. A doubling series over more than a few rows overflows when keys are correlated.
     Merges multiply exactly to float32, or to 16 bits where not ``exact``.
     """

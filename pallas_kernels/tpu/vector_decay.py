@@ -5,7 +5,7 @@ Per head, with a float32 state S [K, V]: ``S_t = diag(exp(g_t)) S_{t-1} + k_t v_
 written, ``o_t = scale (S_{t-1} + diag(u) k_t v_t^T)^T q_t`` (RWKV6, arXiv 2404.05892, section 4.2).
 
 Both readings are one: ``S_t^T q_t`` is ``S_{t-1}^T (e^g q_t) + (q_t.k_t) v_t``. Scores between the rows of a
-chunk come from halving it again and again (`cuts.channel_decays`), so gates of any strength are exact.
+chunk come from halving it recursively (`cuts.channel_decays`), so gates of any strength are exact.
 
 The kernels and what the backward pass keeps: `recurrence`. Products of float32 rows are exact to
 float32. With bfloat16 rows, decayed rows, states and scores are rounded to bfloat16 as operands of a
