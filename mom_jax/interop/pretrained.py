@@ -18,8 +18,7 @@ from mom_jax import terminal
 from mom_jax.errors import InputError
 from mom_jax.interop.folders import check_empty, in_place_of
 from mom_jax.interop.keys import Piece, model_tensor, pieces, without_effect
-from mom_jax.interop.publish import to_published
-from mom_jax.interop.published import CONFIG_FILE, read_config, write_config
+from mom_jax.interop.published import CONFIG_FILE, read_config, to_published, write_config
 from mom_jax.interop.tensors import DTYPES, StoredTensors, Tensor, write_tensors
 from mom_jax.layers.rules.published import Index
 from mom_jax.models.config import MoMConfig

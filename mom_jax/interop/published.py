@@ -1,12 +1,17 @@
-"""The published ``config.json``: from a folder to our configuration, and back."""
+"""The published ``config.json``: from a folder to our configuration, and back (what `model_types` reads, written)."""
 
+import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 from mom_jax.errors import InputError
 from mom_jax.files import read_json, write_json
-from mom_jax.interop.publish import to_published
 from mom_jax.interop.tensors import INDEX, SINGLE
+from mom_jax.layers.rules import RULES
+from mom_jax.layers.rules.published import CONV, HEAD_SIZES, Fields, Published, renamed, without
+from mom_jax.layers.rules.qkv import ConvOptions
+from mom_jax.layers.rules.registry import find_rule, published_rules
 from mom_jax.models.config import MoMConfig
 
 CONFIG_FILE = "config.json"
@@ -18,6 +23,21 @@ _CONSTANT = {
     "fuse_swiglu": True,
     "fuse_cross_entropy": True,
 }
+_MIXTURE = ("num_memories", "topk", "shared_mem", "single_kv_proj", "aux_loss_scale")
+_OURS = ("memory_rule", "mixture", "router_balance", "router_bias_rate", "reference_conv_leak", "compute_dtype", "impl")
+_ROPE_THETA = 10000.0  # of attention layers in the reference's MoM, whatever its configuration says
+
+
+@functools.cache
+def _rule_options() -> frozenset[str]:
+    """Options that some rules have and others do not."""
+    names = (field.name for rule in RULES for field in dataclasses.fields(find_rule(rule).Options))
+    return frozenset(names) - {field.name for field in dataclasses.fields(ConvOptions)}
+
+
+def _memory_fields() -> tuple[str, ...]:
+    """Our fields of memories, which a model type may know or not."""
+    return ("num_heads", "head_dim", "expand_v", "use_output_gate", *CONV, *_rule_options())
 
 
 def is_published(folder: Path) -> bool:
@@ -51,6 +71,40 @@ def read_config(folder: Path) -> tuple[MoMConfig, str]:
     if config.has_router_bias:
         raise InputError("router_balance", config.router_balance, f"published models have no such bias; edit {path}")
     return config, fields["model_type"]
+
+
+def to_published(fields: Fields) -> tuple[str, str, Fields]:
+    """The published model type of our configuration, the name of its class there, and its fields.
+
+    Raises:
+        InputError: the PyTorch library has no such model.
+    """
+    attn, rule = fields["attn"], fields["memory_rule"]
+    if attn is not None and len(attn["layers"]) == fields["num_hidden_layers"]:
+        fields = without(fields, *_MIXTURE, *_OURS, *_memory_fields(), "attn") | without(attn, "layers")
+        return "transformer", "TransformerForCausalLM", fields
+    if fields["mixture"]:
+        if fields["router_balance"] == "loss_free":
+            remedy = "the PyTorch library's router has no bias; models trained with auxiliary or none can be published"
+            raise InputError("router_balance", "loss_free", remedy)
+        if rule != "gated_deltanet" or fields["allow_neg_eigval"]:
+            remedy = "the PyTorch library only has mixtures of plain gated_deltanet memories"
+            raise InputError("memory_rule", rule, remedy)
+        if attn is not None and (attn["qkv_bias"] or attn["rope_theta"] != _ROPE_THETA):
+            remedy = f"the PyTorch library's MoM has attention without biases and with a base of {_ROPE_THETA:g} only"
+            raise InputError("attn", {name: attn[name] for name in ("qkv_bias", "rope_theta")}, remedy)
+        constant = {"attn_mode": "chunk", "mom_backend": "gated_deltanet", "capacity": 1.0}
+        sizes = HEAD_SIZES.write(fields) | {"use_layer_wise_balance": True}
+        return "mom", "MomForCausalLM", without(fields, *_OURS, *_rule_options()) | constant | sizes
+    published = find_rule(rule).published
+    if not isinstance(published, Published):
+        names = (name for name, form in published_rules().items() if isinstance(form, Published))
+        raise InputError("memory_rule", rule, f"published single memories are {', '.join(names)}")
+    published.check_writable(fields)
+    sizes = published.sizes.write(fields)
+    unknown = [name for name in _memory_fields() if name not in published.options]
+    fields = renamed(without(fields, *_MIXTURE, *_OURS, *unknown), published.names)
+    return published.model_type, published.architecture, fields | sizes
 
 
 def published_fields(config: MoMConfig, dtype: str) -> dict[str, Any]:
