@@ -79,6 +79,7 @@ def check(
         "chunks.segment": (chunks.segment, (count,), ("int32",)),
         "chunks.first": (chunks.first, (count,), ("bool",)),
         "chunks.last": (chunks.last, (count,), ("bool",)),
+        "chunks.runs": (chunks.runs, (_segments(chunks, initial_state) + 1, 3), ("int32",)),
     }
     if chunks.document is not None:
         expected["chunks.document"] = (chunks.document, (rows,), ("int32",))
@@ -91,3 +92,7 @@ def check(
             taken = " or ".join(dtypes)
             raise Unsupported(f"{name} is {x.dtype.name}: the {limits.platform} kernels take {taken} here")
     return rows // count
+
+
+def _segments(chunks: Chunks, initial_state: jax.Array | None) -> int:
+    return chunks.runs.shape[0] - 1 if initial_state is None else initial_state.shape[0]

@@ -15,6 +15,7 @@ class Chunks(NamedTuple):
     segment: jax.Array  # [chunks] int32, in [0, S]
     first: jax.Array  # [chunks] bool: first chunk of its segment
     last: jax.Array  # [chunks] bool: last chunk of its segment
+    runs: jax.Array  # [S + 1, 3] int32: segments with their first and number of chunks, longest first; S the last
     document: jax.Array | None  # [N] int32: documents begun inside the row's chunk up to the row; None: no documents
 
 

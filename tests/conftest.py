@@ -1,5 +1,5 @@
 """What not every machine has: a test marked ``gpu``, ``tpu`` or ``parity`` is deselected where that is missing, and
-named at the end; likewise ``fuzz``, which takes its time, unless it is asked for.
+named at the end; likewise ``fuzz`` and ``programs``, which take their time, unless they are asked for.
 
 With pytest-xdist every worker collects the same tests, so a worker hands its list to the controller when it ends.
 
@@ -22,7 +22,8 @@ from support import typechecked
 from support.processes import compiler
 
 HARDWARE = ("gpu", "tpu")
-MARKERS = (*HARDWARE, "parity", "compilers", "fuzz")
+ON_DEMAND = ("fuzz", "programs")
+MARKERS = (*HARDWARE, "parity", "compilers", *ON_DEMAND)
 _NOT_RUN: dict[str, list[str]] = {}
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OWN_CACHE = _CACHE not in os.environ
@@ -53,14 +54,14 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 def _available(marker: str, asked_for: str) -> bool:
     """Whether this machine can run the tests of a marker; JAX is asked only when there is such a test."""
-    if marker == "fuzz":
+    if marker in ON_DEMAND:
         return marker in asked_for
     if marker in HARDWARE:
         import jax
 
         return jax.default_backend() == marker
     if marker == "compilers":
-        return all(map(compiler, ("libtpu", "jax_cuda12_plugin", "nvidia", "jax_triton")))
+        return all(map(compiler, ("libtpu", "jax_cuda12_plugin", "jax_plugins", "nvidia", "jax_triton")))
     return all(importlib.util.find_spec(package) for package in ("torch", "triton", "fla"))
 
 

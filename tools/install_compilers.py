@@ -2,9 +2,9 @@
 
     .venv/bin/python tools/install_compilers.py
 
-They are libtpu, what lowers Triton kernels for CUDA, in the versions that belong to the installed JAX, and the
-assembler that ``jax[cuda12]`` brings; about 290 MB to load. Beside the environment's packages and not among them,
-because JAX would look for the hardware at every start.
+They are libtpu, XLA for CUDA and what lowers Triton kernels for it, in the versions that belong to the installed
+JAX, and the assembler that ``jax[cuda12]`` brings; about 450 MB to load. Beside the environment's packages and not
+among them, because JAX would look for the hardware at every start.
 Python 3.12 and later, for which JAX has a release that goes with jax-triton, on Linux.
 """
 
@@ -22,7 +22,8 @@ def requirements() -> list[str]:
     """The packages, with versions; CUDA 12 ended with 12.9."""
     (libtpu,) = (re.match(r"libtpu[^;\s]*", line) for line in requires("jax") or () if line.startswith("libtpu"))
     assert libtpu is not None
-    return [libtpu[0], f"jax-cuda12-plugin=={version('jaxlib')}", "nvidia-cuda-nvcc-cu12>=12.9"]
+    cuda = [f"{name}=={version('jaxlib')}" for name in ("jax-cuda12-plugin", "jax-cuda12-pjrt")]
+    return [libtpu[0], *cuda, "nvidia-cuda-nvcc-cu12>=12.9"]
 
 
 def main() -> None:

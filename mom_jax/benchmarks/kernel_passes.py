@@ -89,7 +89,8 @@ def _recurrence(case, primitive, chunks):
     )
     flags: Any = jax.ShapeDtypeStruct((chunks,), jnp.bool)
     segment: Any = jax.ShapeDtypeStruct((chunks,), jnp.int32)
-    return inputs, (Chunks(segment, flags, flags, None),), (None, 1.0)
+    runs: Any = jax.ShapeDtypeStruct((2, 3), jnp.int32)
+    return inputs, (Chunks(segment, flags, flags, runs, None),), (None, 1.0)
 
 
 def _grouped(case, _, chunks):

@@ -19,8 +19,9 @@ from mom_jax.layers.router import Router, RouterOptions
 from mom_jax.layers.rules.registry import find_rule
 from mom_jax.layers.rules.rule import MemoryRule, RuleSizes, named_options
 from mom_jax.ops.documents import DocumentRuns, count_documents
+from mom_jax.ops.mixing import mix
 from mom_jax.ops.routing import RouterOutput
-from mom_jax.ops.segments import Packing, plan_packing, unpack_mix
+from mom_jax.ops.segments import Packing, plan_packing
 from mom_jax.typing import AnyArray, Array, Float, Int, Mask, Shaped
 
 TENSOR_AXIS = "tensor"
@@ -167,7 +168,7 @@ class MemoryMixer(nnx.Module):
             if documents is not None:
                 cache = _forget_earlier_documents(cache, layer, packing, documents)
         ones = jnp.ones((*x.shape[:2], 1 if self.shared else 0), weights.dtype)
-        reads = unpack_mix(o, jnp.concatenate([weights, ones], -1), packing)
+        reads = mix(o, jnp.concatenate([weights, ones], -1), packing, impl=impl)
         if logits is None:
             return reads, None, cache
         load = packing.length.reshape(-1, x.shape[0])[: self.num_memories].T

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.layers.linear import mixer_init, param
-from mom_jax.ops.grouped_matmul import grouped_matmul
+from mom_jax.ops.grouped_matmul import grouped_matmul, token_matmul
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float
 
@@ -24,7 +24,7 @@ def project(
     weights = tuple(w.astype(x.dtype) for w in weights)
     if weights[0].shape[0] == 1:
         return tuple(pack(jnp.dot(x, w[0]), packing) for w in weights)
-    return grouped_matmul(pack(x, packing), weights, packing.group_sizes, tile=packing.table.chunk_size, impl=impl)
+    return token_matmul(x, weights, packing, impl=impl)
 
 
 def through(

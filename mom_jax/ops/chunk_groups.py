@@ -180,7 +180,12 @@ def to_groups(rows: Any, table: ChunkTable) -> tuple[Any, Any]:
 
     reset = None if table.reset is None else cut(table.reset.reshape(count, -1)).reshape(groups, -1)
     tables = dataclasses.replace(
-        table, segment=cut(table.segment, table.num_segments), first=cut(table.first), last=cut(table.last), reset=reset
+        table,
+        segment=cut(table.segment, table.num_segments),
+        first=cut(table.first),
+        last=cut(table.last),
+        count=jnp.broadcast_to(table.count, (groups, table.num_segments)),
+        reset=reset,
     )
     return jax.tree.map(cut, rows), tables
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from mom_jax.errors import InputError, install
 from mom_jax.ops.segments import ChunkTable
+from mom_jax.typing import Array, Int
 from pallas_kernels.chunks import Chunks, Unsupported
 
 KERNELS = ("tpu", "gpu")
@@ -152,7 +153,16 @@ def plain(arguments: tuple[Any, ...]) -> Iterator[Any]:
 
 def as_chunks(table: ChunkTable) -> Chunks:
     """The table as kernels take it: documents numbered inside each chunk."""
-    if table.reset is None:
-        return Chunks(table.segment, table.first, table.last, None)
-    begun = jnp.cumsum(table.reset.reshape(-1, table.chunk_size), -1, dtype=jnp.int32)
-    return Chunks(table.segment, table.first, table.last, begun.reshape(-1))
+    document = None
+    if table.reset is not None:
+        document = jnp.cumsum(table.reset.reshape(-1, table.chunk_size), -1, dtype=jnp.int32).reshape(-1)
+    return Chunks(table.segment, table.first, table.last, _longest_first(table), document)
+
+
+def _longest_first(table: ChunkTable) -> Int[Array, "S+1 3"]:
+    """`Chunks.runs`: programs that begin with the longest run end at about the same time."""
+    chunks, segments, end = table.segment.shape[0], table.num_segments, jnp.cumsum(table.count)
+    own = (-table.count, jnp.arange(segments, dtype=jnp.int32), end - table.count, table.count)
+    _, *runs = jax.lax.sort(own, num_keys=1)
+    unused = jnp.stack([jnp.int32(segments), end[-1], chunks - end[-1]])
+    return jnp.concatenate([jnp.stack(runs, 1), unused[None]])

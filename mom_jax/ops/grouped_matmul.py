@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 
-from mom_jax.ops.dispatch import select
+from mom_jax.ops.dispatch import Target, kernel_for, select
+from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float, Int
 
 KERNELS = {"gpu": "pallas_kernels.gpu.grouped_matmul:grouped_matmul"}
@@ -39,6 +40,22 @@ def grouped_matmul(
     """
     name = impl if impl in ("auto", "gpu") else "xla"
     return select(name, {"xla": _by_xla}, KERNELS)(x, weights, group_sizes, tile)
+
+
+def token_matmul(x: Float[Array, "B T D"], weights: Weights, packing: Packing, *, impl: str = "auto") -> Products:
+    """The same for packed rows of tokens: the kernel gathers them where it reads them, XLA packs them first."""
+    name = impl if impl in ("auto", "gpu") else "xla"
+    return select(name, {"xla": _packed_first}, {"gpu": _gathered})(x, weights, packing)
+
+
+def _packed_first(x: Float[Array, "B T D"], weights: Weights, packing: Packing) -> Products:
+    return _grouped_matmul(pack(x, packing), weights, packing.group_sizes)
+
+
+def _gathered(device: Target, x: Float[Array, "B T D"], weights: Weights, packing: Packing) -> Products:
+    copies = packing.row.reshape(-1, packing.row.shape[-1])
+    tokens, tile = x.reshape(-1, x.shape[-1]), packing.table.chunk_size
+    return kernel_for(device, KERNELS)(tokens, weights, packing.group_sizes, tile, packing.token, copies)
 
 
 def _by_xla(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"], tile: int) -> Products:

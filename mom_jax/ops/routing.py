@@ -40,11 +40,18 @@ def route(
     logits = widened(logits)
     probabilities = jax.nn.softmax(logits, axis=-1)
     if bias is None:
-        chosen, memory_ids = jax.lax.top_k(probabilities, top_k)
+        _, memory_ids = jax.lax.top_k(jax.lax.stop_gradient(probabilities), top_k)
+        chosen = _taken(probabilities, memory_ids)
         return chosen / chosen.sum(-1, keepdims=True), memory_ids
     _, memory_ids = jax.lax.top_k(jax.lax.stop_gradient(probabilities + bias), top_k)
     # A softmax over the chosen logits alone: all their probabilities may have underflowed to 0.
-    return jax.nn.softmax(jnp.take_along_axis(logits, memory_ids, -1), axis=-1), memory_ids
+    return jax.nn.softmax(_taken(logits, memory_ids), axis=-1), memory_ids
+
+
+def _taken(x: Float[Array, "*batch M"], ids: Int[Array, "*batch k"]) -> Float[Array, "*batch k"]:
+    """``x`` at distinct places: of few, by comparing, so that its gradient is no scatter."""
+    is_there = ids[..., None] == jnp.arange(x.shape[-1])
+    return jnp.where(is_there, x[..., None, :], 0).sum(-1)
 
 
 def router_output(

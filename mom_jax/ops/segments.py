@@ -28,6 +28,7 @@ class ChunkTable:
     segment: Int[Array, " chunks"]  # the segment of each chunk; S for the unused chunks at the end
     first: Bool[Array, " chunks"]  # first chunk of its segment: the state is loaded
     last: Bool[Array, " chunks"]  # last chunk of its segment: the state is stored
+    count: Int[Array, " S"]  # chunks of each segment
     reset: Bool[Array, " N"] | None  # rows that begin a new document: the state before them is forgotten
     chunk_size: int = dataclasses.field(metadata={"static": True})
     num_segments: int = dataclasses.field(metadata={"static": True})
@@ -91,7 +92,8 @@ def plan_packing(
     rows = packed_length(batch, time, top_k, num_memories, shared, chunk_size)
     keep = jnp.ones((batch, time), bool) if attention_mask is None else attention_mask != 0
 
-    hits = (memories[..., None] == jnp.arange(groups)).any(2) & keep[..., None]
+    choices = (memories[..., j, None] == jnp.arange(groups) for j in range(memories.shape[-1]))
+    hits = functools.reduce(jnp.logical_or, choices) & keep[..., None]
     count = jnp.cumsum(hits, axis=1, dtype=jnp.int32)  # [B, T, G], inclusive
     length = count[:, -1].T.reshape(-1)
     chunks = -(-length // chunk_size)
@@ -105,7 +107,7 @@ def plan_packing(
     assignment = assignment.at[row.reshape(-1)].set(jnp.arange(row.size, dtype=jnp.int32), mode="drop")
 
     chunk = jnp.arange(rows // chunk_size)
-    segment = jnp.searchsorted(end_chunk, chunk, side="right").astype(jnp.int32)
+    segment = segment_of.reshape(-1).at[assignment[::chunk_size]].get(mode="fill", fill_value=groups * batch)
     position = jnp.arange(rows) - jnp.repeat(start.at[segment].get(mode="clip"), chunk_size)
     reset = None
     if documents is not None:
@@ -115,11 +117,12 @@ def plan_packing(
         segment=segment,
         first=chunk * chunk_size == start.at[segment].get(mode="clip"),
         last=chunk + 1 == end_chunk.at[segment].get(mode="clip"),
+        count=chunks,
         reset=reset,
         chunk_size=chunk_size,
         num_segments=groups * batch,
     )
-    group_sizes = chunks.reshape(groups, batch).sum(-1) * chunk_size
+    group_sizes = (chunks * chunk_size).reshape(groups, batch).sum(-1)
     return Packing(row, assignment, start, length, position, group_sizes, table)
 
 

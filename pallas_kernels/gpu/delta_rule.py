@@ -154,44 +154,45 @@ def _prepare(q, k, g, beta, chunks, call):
 
 def _outputs(q, k, v, beta, prepared, chunks, initial_state, call):
     outputs = (like(v), _like_states(initial_state))
-    inputs = (q, k, v, beta, *prepared, *_runs(chunks, initial_state), _or_nothing(initial_state))
-    o, final = _along("forward", forward_kernel, inputs, outputs, initial_state, call, tail=1)
+    inputs = (q, k, v, beta, *prepared, chunks.runs, _or(initial_state, beta))
+    o, final = _along("forward", forward_kernel, inputs, outputs, initial_state, chunks, call, tail=1)
     return o, None if initial_state is None else final
 
 
 def _borders(k, v, beta, prepared, chunks, initial_state, call):
     """The states that enter the chunks, and the residuals."""
     decays = (prepared.inverse, prepared.enter, prepared.leave)
-    inputs = (k, v, beta, *decays, *_runs(chunks, initial_state), _or_nothing(initial_state))
-    return _along("borders", borders_kernel, inputs, (_like_borders(k, call), like(v)), initial_state, call)
+    inputs = (k, v, beta, *decays, chunks.runs, _or(initial_state, beta))
+    outputs = (_like_borders(k, call), like(v))
+    return _along("borders", borders_kernel, inputs, outputs, initial_state, chunks, call)
 
 
 def _reverse(q, k, beta, prepared, chunks, do, dfinal, call):
     """Gradients of the states that leave the chunks, of what rows write, and of the initial states."""
     outputs = (_like_borders(k, call), like(do), _like_states(dfinal))
-    inputs = (q, k, beta, *prepared, *_runs(chunks, dfinal), do, _or_nothing(dfinal))
-    *borders, dinitial = _along("reverse", reverse_kernel, inputs, outputs, dfinal, call)
+    inputs = (q, k, beta, *prepared, chunks.runs, do, _or(dfinal, beta))
+    *borders, dinitial = _along("reverse", reverse_kernel, inputs, outputs, dfinal, chunks, call)
     return *borders, None if dfinal is None else dinitial
 
 
 def _gradients(q, k, g, beta, prepared, chunks, border, residual, do, dborder, dwritten, call):
     """Gradients of q, k, v, g and beta."""
     document = chunks.segment if chunks.document is None else chunks.document
-    inputs = (q, k, g, beta, document, *prepared, _used(chunks)[None], border, residual, do, dborder, dwritten)
-    return _each("gradients", gradients_kernel, inputs, [like(x) for x in (q, k, do, g, beta)], call)
+    inputs = (q, k, g, beta, document, *prepared, chunks.segment, border, residual, do, dborder, dwritten)
+    outputs, segments = [like(x) for x in (q, k, do, g, beta)], chunks.runs.shape[0] - 1
+    return _each("gradients", gradients_kernel, inputs, outputs, call, segments=segments)
 
 
-def _each(name, kernel, inputs, outputs, call):
+def _each(name, kernel, inputs, outputs, call, **scalars):
     """Runs a kernel that has a program for each chunk and head."""
     config, grid = call.config(CONFIGS, name), {"chunks": call.chunks, "heads": call.heads}
-    return call.run(kernel, config, *inputs, grid=grid, outputs=outputs, flops=_flops(name, call))
+    return call.run(kernel, config, *inputs, grid=grid, outputs=outputs, flops=_flops(name, call), **scalars)
 
 
-def _along(name, kernel, inputs, outputs, states, call, tail=0):
+def _along(name, kernel, inputs, outputs, states, chunks, call, tail=0):
     """Runs a kernel that keeps a block of the state and passes through the chunks of each run, the unused ones last."""
-    config = call.config(CONFIGS, name)
-    runs = ("chunks", call.chunks) if states is None else ("segments", states.shape[0])
-    grid = {"blocks": call.values // config.block_v, "heads": call.heads, runs[0]: runs[1] + tail}
+    config, segments = call.config(CONFIGS, name), chunks.runs.shape[0] - 1
+    grid = {"blocks": call.values // config.block_v, "heads": call.heads, "segments": segments + tail}
     stated = states is not None
     return call.run(kernel, config, *inputs, grid=grid, outputs=outputs, flops=_flops(name, call), STATE=stated)
 
@@ -210,26 +211,6 @@ def _like_states(states):
     return jax.ShapeDtypeStruct((1,) if states is None else states.shape, jnp.float32)
 
 
-def _or_nothing(states):
-    return jnp.zeros(1, jnp.float32) if states is None else states
-
-
-def _used(chunks):
-    """How many chunks belong to a segment."""
-    return jnp.max(jnp.where(chunks.last, jnp.arange(1, chunks.last.shape[0] + 1, dtype=jnp.int32), 0))
-
-
-def _runs(chunks, states):
-    """First chunk and number of chunks of each segment, then those of the unused chunks.
-
-    Without states the number of segments is not known: then every chunk stands for the segment that it begins, if any.
-    """
-    segment, used = chunks.segment, _used(chunks)
-    if states is None:
-        first = jnp.arange(segment.shape[0])
-        end = jnp.where(chunks.first, jnp.searchsorted(segment, segment, side="right"), first)
-    else:
-        first = jnp.searchsorted(segment, jnp.arange(states.shape[0]), side="left")
-        end = jnp.searchsorted(segment, jnp.arange(states.shape[0]), side="right")
-    first, end = jnp.append(first, used), jnp.append(end, segment.shape[0])
-    return first.astype(jnp.int32), (end - first).astype(jnp.int32)
+def _or(states, instead):
+    """Something to point to where there are no states."""
+    return instead if states is None else states

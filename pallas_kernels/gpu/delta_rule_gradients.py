@@ -29,9 +29,10 @@ def _no_gradients(
 
 @triton.jit
 def gradients_kernel(
-    p_q, p_k, p_g, p_beta, p_document, p_inverse, p_scores, p_enter, p_leave, p_used, p_border, p_residual, p_do,
+    p_q, p_k, p_g, p_beta, p_document, p_inverse, p_scores, p_enter, p_leave, p_segment, p_border, p_residual, p_do,
     p_dborder, p_dwritten,
     p_dq, p_dk, p_dv, p_dg, p_dbeta,
+    segments,
     SCALE: tl.constexpr, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
     HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
@@ -39,7 +40,7 @@ def gradients_kernel(
     chunk = tl.program_id(0).to(tl.int64)
     row = chunk * C
     head = tl.program_id(1)
-    if chunk >= tl.load(p_used):
+    if tl.load(p_segment + chunk) == segments:
         _no_gradients(p_dq, p_dk, p_dv, p_dg, p_dbeta, row, head, HEADS, K, V, C, BK, BV)
         return
     dtype = p_k.dtype.element_ty

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from pallas_kernels.gpu.decays import decays_between, load_documents
 from pallas_kernels.gpu.states import load_rows, load_state, read, store_state, write
-from pallas_kernels.gpu.tiles import per_row, tile
+from pallas_kernels.gpu.tiles import load_run, per_row, tile
 from pallas_kernels.gpu.triangular import unit_lower_inverse
 
 
@@ -62,24 +62,22 @@ def written_by(residual, strength, triangle, PRECISION: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    p_q, p_k, p_v, p_beta, p_inverse, p_scores, p_enter, p_leave, p_first, p_count, p_initial, p_o, p_final,
+    p_q, p_k, p_v, p_beta, p_inverse, p_scores, p_enter, p_leave, p_runs, p_initial, p_o, p_final,
     STATE: tl.constexpr, SCALE: tl.constexpr, PRECISION: tl.constexpr,
     HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """Outputs and final states; grid (V / BV, HEADS, runs of chunks), the last run being the unused chunks."""
+    """Outputs and final states; grid (V / BV, HEADS, runs), the last run being the unused chunks."""
     BLOCKS: tl.constexpr = K // BK
     column = tl.program_id(0) * BV
     head = tl.program_id(1)
-    run = tl.program_id(2)
-    chunk = tl.load(p_first + run).to(tl.int64)
-    chunks = tl.load(p_count + run)
-    if run == tl.num_programs(2) - 1:
+    segment, chunk, chunks = load_run(p_runs, tl.program_id(2))
+    if tl.program_id(2) == tl.num_programs(2) - 1:
         for n in range(chunks):
             tl.store(tile(p_o, (chunk + n) * C, head, column, HEADS, V, C, BV), tl.zeros((C, BV), p_o.dtype.element_ty))
         return
 
-    slot = run.to(tl.int64) * HEADS + head
-    state = load_state(p_initial, slot, column, None, STATE, K, V, BK, BV)
+    slot = segment.to(tl.int64) * HEADS + head
+    state = load_state(p_initial, slot, column, STATE, K, V, BK, BV)
     for n in range(chunks):
         row = (chunk + n) * C
         b_k = load_rows(p_k, row, head, HEADS, C, BK, BLOCKS)
@@ -100,12 +98,12 @@ def forward_kernel(
         across = tl.load(p_enter + (row + C - 1) * HEADS + head)
         state = write(b_k, b_leave[:, None] * update, across, state, PRECISION, BLOCKS)
     if STATE:
-        store_state(p_final, state, slot, column, None, K, V, BK, BV)
+        store_state(p_final, state, slot, column, K, V, BK, BV)
 
 
 @triton.jit
 def borders_kernel(
-    p_k, p_v, p_beta, p_inverse, p_enter, p_leave, p_first, p_count, p_initial, p_border, p_residual,
+    p_k, p_v, p_beta, p_inverse, p_enter, p_leave, p_runs, p_initial, p_border, p_residual,
     STATE: tl.constexpr, PRECISION: tl.constexpr,
     HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
@@ -113,13 +111,12 @@ def borders_kernel(
     BLOCKS: tl.constexpr = K // BK
     column = tl.program_id(0) * BV
     head = tl.program_id(1)
-    run = tl.program_id(2)
-    chunk = tl.load(p_first + run).to(tl.int64)
-    slot = run.to(tl.int64) * HEADS + head
-    state = load_state(p_initial, slot, column, None, STATE, K, V, BK, BV)
-    for n in range(tl.load(p_count + run)):
+    segment, chunk, chunks = load_run(p_runs, tl.program_id(2))
+    slot = segment.to(tl.int64) * HEADS + head
+    state = load_state(p_initial, slot, column, STATE, K, V, BK, BV)
+    for n in range(chunks):
         row = (chunk + n) * C
-        store_state(p_border, state, (chunk + n) * HEADS + head, column, None, K, V, BK, BV)
+        store_state(p_border, state, (chunk + n) * HEADS + head, column, K, V, BK, BV)
         b_k = load_rows(p_k, row, head, HEADS, C, BK, BLOCKS)
         b_v = tl.load(tile(p_v, row, head, column, HEADS, V, C, BV)).to(tl.float32)
         b_enter = tl.load(per_row(p_enter, row, head, HEADS, C))
@@ -136,7 +133,7 @@ def borders_kernel(
 
 @triton.jit
 def reverse_kernel(
-    p_q, p_k, p_beta, p_inverse, p_scores, p_enter, p_leave, p_first, p_count, p_do, p_dfinal,
+    p_q, p_k, p_beta, p_inverse, p_scores, p_enter, p_leave, p_runs, p_do, p_dfinal,
     p_dborder, p_dwritten, p_dinitial,
     STATE: tl.constexpr, SCALE: tl.constexpr, PRECISION: tl.constexpr,
     HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
@@ -145,15 +142,13 @@ def reverse_kernel(
     BLOCKS: tl.constexpr = K // BK
     column = tl.program_id(0) * BV
     head = tl.program_id(1)
-    run = tl.program_id(2)
-    chunk = tl.load(p_first + run).to(tl.int64)
-    chunks = tl.load(p_count + run)
-    slot = run.to(tl.int64) * HEADS + head
-    dstate = load_state(p_dfinal, slot, column, None, STATE, K, V, BK, BV)
+    segment, chunk, chunks = load_run(p_runs, tl.program_id(2))
+    slot = segment.to(tl.int64) * HEADS + head
+    dstate = load_state(p_dfinal, slot, column, STATE, K, V, BK, BV)
     for n in range(chunks):
         current = chunk + chunks - 1 - n
         row = current * C
-        store_state(p_dborder, dstate, current * HEADS + head, column, None, K, V, BK, BV)
+        store_state(p_dborder, dstate, current * HEADS + head, column, K, V, BK, BV)
         b_k = load_rows(p_k, row, head, HEADS, C, BK, BLOCKS)
         b_do = tl.load(tile(p_do, row, head, column, HEADS, V, C, BV))
         b_scores = tl.load(tile(p_scores, row, head, 0, HEADS, C, C, C))
@@ -171,4 +166,4 @@ def reverse_kernel(
         dstate = write(b_q, SCALE * b_enter[:, None] * b_do, across, dstate, PRECISION, BLOCKS)
         dstate = write(b_k, (-b_enter * b_beta)[:, None] * written, 1.0, dstate, PRECISION, BLOCKS)
     if STATE:
-        store_state(p_dinitial, dstate, slot, column, None, K, V, BK, BV)
+        store_state(p_dinitial, dstate, slot, column, K, V, BK, BV)

@@ -1,30 +1,30 @@
-"""Matrix products of contiguous row groups, each with its own weight, as Triton kernels.
+"""Matrix products of contiguous row groups, each with its own weights, as Triton kernels.
 
-``y[n] = x[n] @ weight[g]`` for the group g that row n falls into. A program computes one tile of rows of one
-group, so that its rows share a weight: the groups' sizes are data, and which group and rows a tile has is found
-by a search in their running sums. The weights' gradient is one program for each block of each weight, which
-loops over the rows of its group; nothing is added atomically.
+``y[n] = x[n] @ w[g]`` for the group g that row n falls into. A program computes one tile of rows of one group, so that
+its rows share a weight: the groups' sizes are data, and each program finds in their running sums which group and rows
+it has. Up to three weights are multiplied in one launch, which reads x once, and rows that are copies of tokens are
+gathered where they are read. The gradient of x is one sum over all weights; the weights' gradients are one program for
+each block of each weight, which loops over the rows of its group. Nothing is added atomically.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import triton
-import triton.language as tl
 
 from pallas_kernels.arguments import GPU
 from pallas_kernels.chunks import Unsupported
 from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry, find
 from pallas_kernels.gpu.calls import like
+from pallas_kernels.gpu.grouped_matmul_kernels import product_kernel, row_gradient_kernel, weight_gradient_kernel
 from pallas_kernels.gpu.launch import float32_precision, launch
-from pallas_kernels.gpu.tiles import tile
 
 TILES = (16, 32, 64, 128)
 NARROW = 64  # columns
-
+TOGETHER = 3  # weights of a launch
 
 _FLOAT32 = Config(block_m=64, block_n=64, block_k=32, num_warps=4)
 _HALF = Config(block_m=128, block_n=128, block_k=32, num_warps=4)
@@ -44,103 +44,30 @@ CONFIGS = {
 }
 
 
-class Tiles(NamedTuple):
-    """Tiles of rows that do not cross a group's border; rows behind the last group are group G."""
-
-    group: jax.Array  # [tiles] int32, G + 1 for tiles that are not used
-    first: jax.Array  # [tiles] int32: first row
-    end: jax.Array  # [tiles] int32: end of the group's rows
-
-
-def tiles_of(group_sizes: jax.Array, rows: int, tile: int, block: int) -> Tiles:
-    """Covers ``rows`` by tiles of ``block`` rows, where every group has a multiple of ``tile``."""
-    groups = group_sizes.shape[0] + 1
-    sizes = jnp.append(group_sizes, rows - jnp.sum(group_sizes)).astype(jnp.int32)
-    count = (rows + groups * (block - min(block, tile))) // block
-    ends = jnp.cumsum(sizes)
-    tiles = -(-sizes // block)
-    last = jnp.cumsum(tiles)
-    number = jnp.arange(count, dtype=jnp.int32)
-    group = jnp.searchsorted(last, number, side="right").astype(jnp.int32)
-    within = number - (last - tiles).at[group].get(mode="clip")
-    first = (ends - sizes).at[group].get(mode="clip") + within * block
-    return Tiles(group, first.astype(jnp.int32), ends.at[group].get(mode="clip").astype(jnp.int32))
-
-
-@triton.jit
-def product_kernel(
-    p_x, p_weight, p_group, p_first, p_end, p_y,
-    GROUPS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TRANSPOSED: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """``y = x @ weight[g]`` for one tile of rows and one block of columns; weights are [N, K] if ``TRANSPOSED``."""
-    blocks = tl.cdiv(N, BN)
-    number = tl.program_id(0) // blocks
-    column = (tl.program_id(0) % blocks) * BN
-    n = column + tl.arange(0, BN)
-    g = tl.load(p_group + number).to(tl.int64)
-    row = tl.load(p_first + number).to(tl.int64)
-    inside = (row + tl.arange(0, BM) < tl.load(p_end + number))[:, None]
-    if g <= GROUPS:
-        total = tl.zeros((BM, BN), tl.float32)
-        if g < GROUPS:
-            for start in range(0, K, BK):
-                k = start + tl.arange(0, BK)
-                b_x = tl.load(tile(p_x, row, 0, start, 1, K, BM, BK), mask=inside & (k < K)[None, :], other=0.0)
-                if TRANSPOSED:
-                    p_block, kept = tile(p_weight, g * N + column, 0, start, 1, K, BN, BK), (n < N)[:, None]
-                    b_weight = tl.trans(tl.load(p_block, mask=kept & (k < K)[None, :], other=0.0))
-                else:
-                    p_block, kept = tile(p_weight, g * K + start, 0, column, 1, N, BK, BN), (n < N)[None, :]
-                    b_weight = tl.load(p_block, mask=kept & (k < K)[:, None], other=0.0)
-                total = tl.dot(b_x, b_weight, total, input_precision=PRECISION)
-        p_block = tile(p_y, row, 0, column, 1, N, BM, BN)
-        tl.store(p_block, total.to(p_y.dtype.element_ty), mask=inside & (n < N)[None, :])
-
-
-@triton.jit
-def weight_gradient_kernel(
-    p_x, p_dy, p_start, p_dweight,
-    M: tl.constexpr, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """``dweight[g] = x_g^T @ dy_g``, [M, N], for one block of one group; group g has the rows from ``start[g]``."""
-    blocks = tl.cdiv(N, BN)
-    row = (tl.program_id(0) // blocks) * BM
-    column = (tl.program_id(0) % blocks) * BN
-    g = tl.program_id(1).to(tl.int64)
-    m = row + tl.arange(0, BM)[None, :]
-    n = column + tl.arange(0, BN)[None, :]
-    begin = tl.load(p_start + g).to(tl.int64)
-    total = tl.zeros((BM, BN), tl.float32)
-    for k in range(begin, tl.load(p_start + g + 1), BK):
-        b_x = tl.load(tile(p_x, k, 0, row, 1, M, BK, BM), mask=m < M, other=0.0)
-        b_dy = tl.load(tile(p_dy, k, 0, column, 1, N, BK, BN), mask=n < N, other=0.0)
-        total = tl.dot(tl.trans(b_x), b_dy, total, input_precision=PRECISION)
-    p_block = tile(p_dweight, g * M + row, 0, column, 1, N, BM, BN)
-    kept = (row + tl.arange(0, BM) < M)[:, None] & (n < N)
-    tl.store(p_block, total.to(p_dweight.dtype.element_ty), mask=kept)
-
-
 def grouped_matmul(
     x: jax.Array,
     weights: tuple[jax.Array, ...],
     group_sizes: jax.Array,
     tile: int,
+    token: jax.Array | None = None,
+    copies: jax.Array | None = None,
     *,
     device: str = "sm_90",
     interpret: bool = False,
 ) -> tuple[jax.Array, ...]:
     """``y[n] = x[n] @ w[g]`` for every ``w`` in ``weights`` and the group g that row n falls into.
 
-    Cost follows the rows, not N * G. Sums in float32. Weights of few columns are multiplied side by side, so that
-    x is read once for all of them; each wide one by itself, so that none is copied.
+    Cost follows the rows, not N * G. Sums in float32. Weights of few columns are multiplied side by side; each wide one
+    is read where it lies, so that none is copied. `TOGETHER` of them make one launch.
 
     Args:
-        x: [N, D] rows, float32, bfloat16 or float16; N is a multiple of ``tile``.
+        x: [N, D] rows, float32, bfloat16 or float16; N is a multiple of ``tile``. With ``token``: tokens, [T, D].
         weights: [G, D, F] each, of the same dtype.
         group_sizes: [G] int32 rows of each group, each a multiple of ``tile`` and perhaps 0. Groups follow each
             other from row 0; rows behind the last one give 0.
         tile: 16, 32, 64 or 128.
+        token: [N] int32, of which token a row is a copy, T or more for rows that are 0; None: x has the rows.
+        copies: [T, A] int32, the rows that are copies of a token, N or more for none; with ``token``.
         device: the generation to compile for, among those of `pallas_kernels.arguments.GPU`.
         interpret: run in Triton's interpreter on the host.
 
@@ -151,57 +78,76 @@ def grouped_matmul(
         Unsupported: a size or dtype that the kernels do not take.
         ValueError: arrays that do not fit each other.
     """
+    rows = x.shape[0] if token is None else token.shape[0]
     for weight in weights:
-        _check(x, weight, group_sizes, tile, device)
+        _check(x, weight, group_sizes, rows, tile, device)
     narrow = [i for i, weight in enumerate(weights) if weight.shape[2] < NARROW]
-    run = functools.partial(_grouped_matmul, group_sizes=group_sizes, tile=tile, device=device, interpret=interpret)
-    products = {i: run(x, weight) for i, weight in enumerate(weights) if i not in narrow}
+    order = [i for i in range(len(weights)) if i not in narrow]
+    parts = [weights[i] for i in order]
+    if narrow:
+        parts.append(jnp.concatenate([weights[i] for i in narrow], 2))
+    call = _Call(tile, device, interpret)
+    launches = [tuple(parts[i : i + TOGETHER]) for i in range(0, len(parts), TOGETHER)]
+    products = [y for some in launches for y in _grouped_matmul(x, some, group_sizes, token, copies, call)]
     if narrow:
         ends = np.cumsum([weights[i].shape[2] for i in narrow])
-        together = run(x, jnp.concatenate([weights[i] for i in narrow], 2))
-        products |= dict(zip(narrow, jnp.split(together, ends[:-1], 1), strict=True))
-    return tuple(products[i] for i in range(len(weights)))
+        products[-1:] = jnp.split(products[-1], ends[:-1], 1)
+    found = dict(zip((*order, *narrow), products, strict=True))
+    return tuple(found[i] for i in range(len(weights)))
 
 
-def _check(x, weight, group_sizes, tile, device):
+def _check(x, weight, group_sizes, rows, tile, device):
     GPU.check(device=device, dtype=x.dtype.name)
     if weight.dtype != x.dtype:
         raise Unsupported(f"weight is {weight.dtype}: the GPU kernels take {x.dtype} here, as x is")
     if tile not in TILES:
         raise Unsupported(f"tile={tile} is none of {', '.join(map(str, TILES))}")
-    if x.ndim != 2 or x.shape[0] % tile:
+    if x.ndim != 2 or rows % tile:
         raise ValueError(f"x {x.shape} does not have a multiple of tile={tile} rows; expected [N, D]")
     if weight.ndim != 3 or weight.shape[:2] != (*group_sizes.shape, x.shape[1]):
         raise ValueError(f"weight {weight.shape} does not fit {group_sizes.shape} groups of x {x.shape}: [G, D, F]")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnames=("tile", "device", "interpret"))
-def _grouped_matmul(x, weight, group_sizes, tile, device, interpret):
-    return _product(x, weight, group_sizes, tile, device, interpret, transposed=False)
+class _Call(NamedTuple):
+    """What the kernels depend on beside the arrays."""
+
+    tile: int
+    device: str
+    interpret: bool
+
+    def config(self, name: str, x: jax.Array) -> Config:
+        """Of a kernel."""
+        return find(CONFIGS[name], self.device, x.dtype.itemsize, x.shape[1])
+
+    def run(self, kernel: Any, config: Config, *inputs: jax.Array, **options: Any) -> list[jax.Array]:
+        """Launches a kernel whose last input is the groups' sizes."""
+        groups = inputs[-1].shape[0]
+        return launch(
+            kernel, *inputs, num_warps=config.num_warps, num_stages=config.num_stages,
+            device=self.device, interpret=self.interpret, PRECISION=float32_precision(self.device, self.interpret),
+            GROUPS=groups, SLOTS=triton.next_power_of_2(groups + 1), **options,
+        )  # fmt: skip
 
 
-def _forward(x, weight, group_sizes, tile, device, interpret):
-    return _grouped_matmul(x, weight, group_sizes, tile, device, interpret), (x, weight, group_sizes)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _grouped_matmul(x, weights, group_sizes, token, copies, call):
+    return _products(x, weights, group_sizes, token, call)
 
 
-def _backward(tile, device, interpret, residuals, dy):
-    x, weight, group_sizes = residuals
-    dx = _product(dy, weight, group_sizes, tile, device, interpret, transposed=True)
-    return dx, _weight_gradient(x, dy, weight, group_sizes, tile, device, interpret), None
+def _forward(x, weights, group_sizes, token, copies, call):
+    return _grouped_matmul(x, weights, group_sizes, token, copies, call), (x, weights, group_sizes, token, copies)
+
+
+def _backward(call, residuals, dys):
+    x, weights, group_sizes, token, copies = residuals
+    dx = _row_gradient(dys, weights, group_sizes, call)
+    if copies is not None:
+        each = (dx.at[copies[:, i]].get(mode="fill", fill_value=0) for i in range(copies.shape[1]))
+        dx = functools.reduce(jnp.add, each)
+    return dx, _weight_gradients(x, dys, weights, group_sizes, token, call), None, None, None
 
 
 _grouped_matmul.defvjp(_forward, _backward)
-
-
-def _config(name: str, x: jax.Array, device: str) -> Config:
-    return find(CONFIGS[name], device, x.dtype.itemsize, x.shape[1])
-
-
-def _launch(kernel, config, *inputs, device, interpret, **options):
-    return launch(
-        kernel, *inputs, num_warps=config.num_warps, num_stages=config.num_stages,
-        device=device, interpret=interpret, PRECISION=float32_precision(device, interpret), **options,
-    )[0]  # fmt: skip
 
 
 def _width(block: int, size: int) -> int:
@@ -209,33 +155,73 @@ def _width(block: int, size: int) -> int:
     return min(block, max(16, triton.next_power_of_2(size)))
 
 
-def _product(x, weight, group_sizes, tile, device, interpret, *, transposed):
-    rows, inner = x.shape
-    groups, columns = weight.shape[0], weight.shape[1 if transposed else 2]
-    config = _config("product", x, device)
+def _three(arrays, instead):
+    """Arrays in the kernels' three places, and something to point to where there is none."""
+    return *arrays, *[instead] * (TOGETHER - len(arrays))
+
+
+def _columns(arrays, block, size="N", blocks="BN"):
+    """Columns of three arrays and of their blocks, as the kernels name them."""
+    columns = [*(y.shape[-1] for y in arrays), *[0] * (TOGETHER - len(arrays))]
+    constants = {f"{size}{i}": n for i, n in enumerate(columns)}
+    return constants | {f"{blocks}{i}": _width(block, n) for i, n in enumerate(columns)}
+
+
+def _tiles(rows, groups, height, tile):
+    """How many tiles there are if every group ends inside one."""
+    return (rows + (groups + 1) * (height - min(height, tile))) // height
+
+
+def _blocks(arrays, block):
+    return sum(-(-y.shape[-1] // _width(block, y.shape[-1])) for y in arrays)
+
+
+def _products(x, weights, group_sizes, token, call):
+    rows = x.shape[0] if token is None else token.shape[0]
+    config, columns = call.config("product", x), sum(w.shape[2] for w in weights)
     height = min(config.block_m, 1 << (rows - 1).bit_length())
-    width = _width(config.block_n, columns)
-    tiles = tiles_of(group_sizes, rows, tile, height)
-    return _launch(
-        product_kernel, config, x, weight, *tiles,
-        grid={"tiles": tiles.group.shape[0] * -(-columns // width)},
-        outputs=[jax.ShapeDtypeStruct((rows, columns), x.dtype)],
-        flops=2 * rows * inner * columns,
-        device=device, interpret=interpret, GROUPS=groups, N=columns, K=inner, TRANSPOSED=transposed,
-        BM=height, BN=width, BK=_width(config.block_k, inner),
+    nothing = [jax.ShapeDtypeStruct((1,), x.dtype)] * (TOGETHER - len(weights))
+    ys = call.run(
+        product_kernel, config, x, _or(token, group_sizes), *_three(weights, x), group_sizes,
+        grid={"tiles": _tiles(rows, group_sizes.shape[0], height, call.tile) * _blocks(weights, config.block_n)},
+        outputs=[*(jax.ShapeDtypeStruct((rows, w.shape[2]), x.dtype) for w in weights), *nothing],
+        flops=2 * rows * x.shape[1] * columns,
+        rows=rows, TOKENS=0 if token is None else x.shape[0], K=x.shape[1],
+        BM=height, BK=_width(config.block_k, x.shape[1]), **_columns(weights, config.block_n),
     )  # fmt: skip
+    return tuple(ys[: len(weights)])
 
 
-def _weight_gradient(x, dy, weight, group_sizes, tile, device, interpret):
-    rows, inputs = x.shape
-    outputs = dy.shape[1]
-    config = _config("weight_gradient", x, device)
-    height, width = _width(config.block_m, inputs), _width(config.block_n, outputs)
-    start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(group_sizes).astype(jnp.int32)])
-    return _launch(
-        weight_gradient_kernel, config, x, dy, start,
-        grid={"blocks": -(-inputs // height) * -(-outputs // width), "groups": weight.shape[0]},
-        outputs=[like(weight)],
-        flops=2 * rows * inputs * outputs,
-        device=device, interpret=interpret, M=inputs, N=outputs, BM=height, BN=width, BK=min(config.block_k, tile),
+def _row_gradient(dys, weights, group_sizes, call):
+    (rows, _), inputs = dys[0].shape, weights[0].shape[1]
+    config, columns = call.config("product", dys[0]), sum(dy.shape[1] for dy in dys)
+    height, width = min(config.block_m, 1 << (rows - 1).bit_length()), _width(config.block_n, inputs)
+    return call.run(
+        row_gradient_kernel, config, *_three(dys, dys[0]), *_three(weights, dys[0]), group_sizes,
+        grid={"tiles": _tiles(rows, group_sizes.shape[0], height, call.tile) * -(-inputs // width)},
+        outputs=[jax.ShapeDtypeStruct((rows, inputs), dys[0].dtype)],
+        flops=2 * rows * inputs * columns,
+        rows=rows, N=inputs, BM=height, BN=width, **_columns(dys, config.block_k, "K", "BK"),
+    )[0]  # fmt: skip
+
+
+def _weight_gradients(x, dys, weights, group_sizes, token, call):
+    rows, inputs = dys[0].shape[0], x.shape[1]
+    config, columns = call.config("weight_gradient", x), sum(dy.shape[1] for dy in dys)
+    height = _width(config.block_m, inputs)
+    nothing = [jax.ShapeDtypeStruct((1,), x.dtype)] * (TOGETHER - len(weights))
+    blocks = -(-inputs // height) * _blocks(dys, config.block_n)
+    dweights = call.run(
+        weight_gradient_kernel, config, x, _or(token, group_sizes), *_three(dys, x), group_sizes,
+        grid={"blocks": blocks, "groups": group_sizes.shape[0]},
+        outputs=[*map(like, weights), *nothing],
+        flops=2 * rows * inputs * columns,
+        TOKENS=0 if token is None else x.shape[0], M=inputs,
+        BM=height, BK=min(config.block_k, call.tile), **_columns(dys, config.block_n),
     )  # fmt: skip
+    return tuple(dweights[: len(weights)])
+
+
+def _or(x, instead):
+    """Something to point to where there is no array."""
+    return instead if x is None else x

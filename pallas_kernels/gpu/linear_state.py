@@ -25,7 +25,7 @@ from pallas_kernels.chunks import Chunks
 from pallas_kernels.configs import AMD, HOPPER, Config, Entry
 from pallas_kernels.gpu.calls import Call, like
 from pallas_kernels.gpu.states import load_state, store_state
-from pallas_kernels.gpu.tiles import per_row, place_of, tile
+from pallas_kernels.gpu.tiles import load_run, per_row, place_of, tile
 
 _FLOAT32 = Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=1), itemsize=4)
 _HALF = Entry(Config(block_k=64, block_v=64, num_warps=4, num_stages=2), itemsize=2)
@@ -53,30 +53,26 @@ class Rows(NamedTuple):
 
 
 @triton.jit
-def has_state(slot, slots):
-    """Whether a slot [segments + 1, HEADS] is not of the last segment, which is the unused chunks: [1, 1].
-
-    A block, because Triton's interpreter knows no scalar masks.
-    """
-    return tl.zeros((1, 1), tl.int64) + slot < slots
-
-
-@triton.jit
 def outputs_kernel(
-    p_reads, p_writes, p_read_factor, p_write_factor, p_across, p_scores, p_v, p_start, p_initial, p_o, p_final,
+    p_reads, p_writes, p_read_factor, p_write_factor, p_across, p_scores, p_v, p_runs, p_initial, p_o, p_final,
     HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     FACTORS: tl.constexpr, VECTOR: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Outputs and the final state of one segment, head and block of values."""
+    """Outputs and the final state of one run, head and block of values; the last run is the unused chunks."""
     number = tl.program_id(0) // (V // BV)  # [segments + 1, HEADS]
-    segment, head, slot = number // HEADS, number % HEADS, number.to(tl.int64)
+    head = number % HEADS
     column = (tl.program_id(0) % (V // BV)) * BV
-    kept = has_state(slot, tl.num_programs(0) // (V // BV) - HEADS)
-    state = load_state(p_initial, slot, column, kept, STATE, K, V, BK, BV)
-    begin = tl.load(p_start + segment).to(tl.int64)
-    for i in range((tl.load(p_start + segment + 1) - begin).to(tl.int32)):
-        row = (begin + i) * C
-        at = (begin + i) * HEADS + head
+    segment, chunk, chunks = load_run(p_runs, number // HEADS)
+    if number + HEADS >= tl.num_programs(0) // (V // BV):
+        for n in range(chunks):
+            tl.store(tile(p_o, (chunk + n) * C, head, column, HEADS, V, C, BV), tl.zeros((C, BV), p_o.dtype.element_ty))
+        return
+
+    slot = segment.to(tl.int64) * HEADS + head
+    state = load_state(p_initial, slot, column, STATE, K, V, BK, BV)
+    for n in range(chunks):
+        row = (chunk + n) * C
+        at = (chunk + n) * HEADS + head
         b_v = tl.load(tile(p_v, row, head, column, HEADS, V, C, BV))
         b_scores = tl.load(tile(p_scores, at * C, 0, 0, 1, C, C, C))
         inside = tl.dot(b_scores, b_v, input_precision=PRECISION)
@@ -99,35 +95,43 @@ def outputs_kernel(
             entered *= tl.load(per_row(p_read_factor, at * C, 0, 1, C))[:, None]
         tl.store(tile(p_o, row, head, column, HEADS, V, C, BV), (inside + entered).to(p_o.dtype.element_ty))
     if STATE:
-        store_state(p_final, state, slot, column, kept, K, V, BK, BV)
+        store_state(p_final, state, slot, column, K, V, BK, BV)
 
 
 @triton.jit
 def borders_kernel(
-    p_rows, p_factor, p_across, p_v, p_start, p_initial, p_borders, p_final,
+    p_rows, p_factor, p_across, p_v, p_runs, p_initial, p_borders, p_final,
     HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     FACTORS: tl.constexpr, VECTOR: tl.constexpr, STATE: tl.constexpr, FINAL: tl.constexpr, REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """States before each chunk of one segment and head, a block of keys and values, from its end if ``REVERSE``."""
+    """States before each chunk of one run and head, a block of keys and values, from its end if ``REVERSE``.
+
+    0 in unused chunks, which are the last run.
+    """
     blocks: tl.constexpr = (K // BK) * (V // BV)
     block = tl.program_id(0) % blocks
-    number = tl.program_id(0) // blocks
-    segment, head, slot = number // HEADS, number % HEADS, number.to(tl.int64)
+    number = tl.program_id(0) // blocks  # [segments + 1, HEADS]
+    head = number % HEADS
     key = (block // (V // BV)) * BK
     column = (block % (V // BV)) * BV
-    kept = has_state(slot, tl.num_programs(0) // blocks - HEADS)
+    segment, chunk, chunks = load_run(p_runs, number // HEADS)
     state = tl.zeros((BK, BV), tl.float32)
+    if number + HEADS >= tl.num_programs(0) // blocks:
+        for n in range(chunks):
+            p_block = tile(p_borders, ((chunk + n) * HEADS + head) * K + key, 0, column, 1, V, BK, BV)
+            tl.store(p_block, state.to(p_borders.dtype.element_ty))
+        return
+
+    slot = segment.to(tl.int64) * HEADS + head
     if STATE:
-        state = tl.load(tile(p_initial, slot * K + key, 0, column, 1, V, BK, BV), mask=kept, other=0.0)
-    begin = tl.load(p_start + segment).to(tl.int64)
-    end = tl.load(p_start + segment + 1).to(tl.int64)
-    for i in range((end - begin).to(tl.int32)):
-        chunk = begin + i
+        state = tl.load(tile(p_initial, slot * K + key, 0, column, 1, V, BK, BV))
+    for n in range(chunks):
+        current = chunk + n
         if REVERSE:
-            chunk = end - 1 - i
-        row = chunk * C
-        at = chunk * HEADS + head
+            current = chunk + chunks - 1 - n
+        row = current * C
+        at = current * HEADS + head
         tl.store(tile(p_borders, at * K + key, 0, column, 1, V, BK, BV), state.to(p_borders.dtype.element_ty))
         b_rows = tl.load(tile(p_rows, row, head, key, HEADS, K, C, BK))
         b_v = tl.load(tile(p_v, row, head, column, HEADS, V, C, BV))
@@ -139,7 +143,7 @@ def borders_kernel(
             state *= tl.load(p_across + at)
         state = tl.dot(tl.trans(b_rows), b_v, state, input_precision=PRECISION)
     if FINAL:
-        tl.store(tile(p_final, slot * K + key, 0, column, 1, V, BK, BV), state, mask=kept)
+        tl.store(tile(p_final, slot * K + key, 0, column, 1, V, BK, BV), state)
 
 
 @triton.jit
@@ -190,20 +194,6 @@ def row_gradients(
     return dscores, dreads, dwrites, dacross
 
 
-def segment_starts(chunks: Chunks, initial_state: jax.Array | None) -> jax.Array:
-    """First chunk of each segment, of the unused chunks behind them, and the end: int32 [S + 2].
-
-    Without states nothing tells how many segments there are; then those with rows are numbered anew, and there
-    are at most as many as chunks.
-    """
-    if initial_state is not None:
-        segment, count = chunks.segment, initial_state.shape[0]
-    else:
-        begins = (chunks.first | jnp.roll(chunks.last, 1)).at[0].set(True)
-        segment, count = jnp.cumsum(begins, dtype=jnp.int32) - 1, begins.shape[0]
-    return jnp.searchsorted(segment, jnp.arange(count + 2, dtype=jnp.int32), side="left").astype(jnp.int32)
-
-
 def _or(x: jax.Array | None, instead: jax.Array) -> jax.Array:
     """Something to point to where an argument is not read."""
     return instead if x is None else x
@@ -213,13 +203,13 @@ def outputs(
     rows: Rows, v: jax.Array, chunks: Chunks, initial_state: jax.Array | None, call: Call
 ) -> tuple[jax.Array, jax.Array | None]:
     """Outputs [N, H, V] in the values' dtype, and final states, None without initial ones."""
-    config, start = call.config(CONFIGS, "outputs"), segment_starts(chunks, initial_state)
+    config, runs = call.config(CONFIGS, "outputs"), chunks.runs
     final = jax.ShapeDtypeStruct((1,) if initial_state is None else initial_state.shape, jnp.float32)
-    factors = _or(rows.read_factor, start), _or(rows.write_factor, start)
+    factors = _or(rows.read_factor, runs), _or(rows.write_factor, runs)
     o, last = call.run(
         outputs_kernel, config,
-        rows.reads, rows.writes, *factors, rows.across, rows.scores, v, start, _or(initial_state, start),
-        grid={"blocks": (start.shape[0] - 1) * call.heads * (call.values // config.block_v)},
+        rows.reads, rows.writes, *factors, rows.across, rows.scores, v, runs, _or(initial_state, runs),
+        grid={"blocks": runs.shape[0] * call.heads * (call.values // config.block_v)},
         outputs=[like(v), final],
         flops=2 * v.size * (2 * call.keys + call.rows),
         FACTORS=rows.read_factor is not None, VECTOR=rows.across.ndim == 3, STATE=initial_state is not None,
@@ -229,13 +219,13 @@ def outputs(
 
 def _borders(rows, factor, across, v, chunks, initial_state, call, *, reverse):
     """States before each chunk [chunks, H, K, V] in the values' dtype; in ``reverse`` also those at the other end."""
-    config, start = call.config(CONFIGS, "borders"), segment_starts(chunks, initial_state)
+    config, runs = call.config(CONFIGS, "borders"), chunks.runs
     blocks = (call.keys // config.block_k) * (call.values // config.block_v)
     store = reverse and initial_state is not None
     states = jax.ShapeDtypeStruct((call.chunks, call.heads, call.keys, call.values), v.dtype)
     states, final = call.run(
-        borders_kernel, config, rows, _or(factor, start), across, v, start, _or(initial_state, start),
-        grid={"blocks": (start.shape[0] - 1) * call.heads * blocks},
+        borders_kernel, config, rows, _or(factor, runs), across, v, runs, _or(initial_state, runs),
+        grid={"blocks": runs.shape[0] * call.heads * blocks},
         outputs=[states, jax.ShapeDtypeStruct(initial_state.shape if store else (1,), jnp.float32)],
         flops=2 * v.size * call.keys,
         FACTORS=factor is not None, VECTOR=across.ndim == 3, STATE=initial_state is not None, FINAL=store,

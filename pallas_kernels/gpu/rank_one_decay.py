@@ -29,7 +29,6 @@ from pallas_kernels.arguments import FLOAT32, GPU, Expected
 from pallas_kernels.chunks import Chunks
 from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry
 from pallas_kernels.gpu.calls import checked_call, like
-from pallas_kernels.gpu.linear_state import segment_starts
 from pallas_kernels.gpu.rank_one_decay_gradients import gradients_kernel, score_gradients_kernel
 from pallas_kernels.gpu.rank_one_decay_kernels import along_kernel, prepare_kernel
 
@@ -186,14 +185,14 @@ def _along(name, ready: _Ready, v, chunks, initial_state, call):
 
     ``outputs`` makes the first and the last, ``borders`` those between, ``reverse`` all; what is not made is None.
     """
-    config, start = call.config(CONFIGS, name), segment_starts(chunks, initial_state)
+    config, runs = call.config(CONFIGS, name), chunks.runs
     borders, final = name != "outputs", name != "borders" and initial_state is not None
     states = jax.ShapeDtypeStruct((call.chunks, call.heads, call.keys, call.values), v.dtype)
     made = (name != "borders", like(v)), (borders, like(v)), (borders, states), (final, initial_state)
     nothing = jax.ShapeDtypeStruct((1,), jnp.float32)
     results = call.run(
-        along_kernel, config, *ready, v, start, start if initial_state is None else initial_state,
-        grid={"blocks": (start.shape[0] - 1) * call.heads * (call.values // config.block_v)},
+        along_kernel, config, *ready, v, runs, runs if initial_state is None else initial_state,
+        grid={"blocks": runs.shape[0] * call.heads * (call.values // config.block_v)},
         outputs=[like(x) if wanted else nothing for wanted, x in made],
         flops=2 * v.size * (3 * call.keys + 2 * call.rows + (name != "borders") * (call.keys + 2 * call.rows)),
         OUTPUTS=name != "borders", BORDERS=borders, STATE=initial_state is not None, FINAL=final,

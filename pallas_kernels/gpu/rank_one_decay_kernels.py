@@ -12,9 +12,8 @@ import triton.language as tl
 
 from pallas_kernels.gpu.cuts import border_decays, masked_sums, parted, to_cut
 from pallas_kernels.gpu.decays import load_documents
-from pallas_kernels.gpu.linear_state import has_state
 from pallas_kernels.gpu.states import decay, load_rows, load_state, read, store_state, write
-from pallas_kernels.gpu.tiles import place_of, square, tile
+from pallas_kernels.gpu.tiles import load_run, place_of, square, tile
 from pallas_kernels.gpu.triangular import unit_lower_inverse
 
 
@@ -83,33 +82,43 @@ def _load_square(p_x, at, TRANSPOSED: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def along_kernel(
-    p_reads_x, p_reads_o, p_writes_x, p_writes_v, p_inverse, p_xv, p_ox, p_ov, p_across, p_v, p_start, p_initial,
+    p_reads_x, p_reads_o, p_writes_x, p_writes_v, p_inverse, p_xv, p_ox, p_ov, p_across, p_v, p_runs, p_initial,
     p_o, p_x, p_borders, p_final,
     HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     OUTPUTS: tl.constexpr, BORDERS: tl.constexpr, STATE: tl.constexpr, FINAL: tl.constexpr, REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Runs a block of the state's columns through the chunks of one segment and head, from its end if ``REVERSE``.
+    """Runs a block of the state's columns through the chunks of one run and head, from its end if ``REVERSE``.
 
     From values v [C, BV]: ``x = inverse (xv v + reads_x S)``, outputs ``o = ov v + ox x + reads_o S`` if ``OUTPUTS``,
     then ``S = across S + writes_x^T x + writes_v^T v``. Keeps x and the states before each chunk if ``BORDERS``. In
-    reverse the triangles are transposed.
+    reverse the triangles are transposed. All are 0 in unused chunks, which are the last run.
     """
     BLOCKS: tl.constexpr = K // BK
     number = tl.program_id(0) // (V // BV)  # [segments + 1, HEADS]
-    segment, head, slot = number // HEADS, number % HEADS, number.to(tl.int64)
+    head = number % HEADS
     column = (tl.program_id(0) % (V // BV)) * BV
-    kept = has_state(slot, tl.num_programs(0) // (V // BV) - HEADS)
     dtype = p_v.dtype.element_ty
-    state = load_state(p_initial, slot, column, kept, STATE, K, V, BK, BV)
-    begin = tl.load(p_start + segment).to(tl.int64)
-    end = tl.load(p_start + segment + 1).to(tl.int64)
-    for i in range((end - begin).to(tl.int32)):
-        chunk = begin + i
+    segment, chunk, chunks = load_run(p_runs, number // HEADS)
+    if number + HEADS >= tl.num_programs(0) // (V // BV):
+        nothing = load_state(p_initial, chunk, column, False, K, V, BK, BV)
+        for n in range(chunks):
+            row = (chunk + n) * C
+            if OUTPUTS:
+                tl.store(tile(p_o, row, head, column, HEADS, V, C, BV), tl.zeros((C, BV), dtype))
+            if BORDERS:
+                tl.store(tile(p_x, row, head, column, HEADS, V, C, BV), tl.zeros((C, BV), dtype))
+                store_state(p_borders, nothing, (chunk + n) * HEADS + head, column, K, V, BK, BV)
+        return
+
+    slot = segment.to(tl.int64) * HEADS + head
+    state = load_state(p_initial, slot, column, STATE, K, V, BK, BV)
+    for n in range(chunks):
+        current = chunk + n
         if REVERSE:
-            chunk = end - 1 - i
-        row = chunk * C
-        at = chunk * HEADS + head
+            current = chunk + chunks - 1 - n
+        row = current * C
+        at = current * HEADS + head
         b_v = tl.load(tile(p_v, row, head, column, HEADS, V, C, BV))
         x = tl.dot(_load_square(p_xv, at, REVERSE, C), b_v, input_precision=PRECISION)
         x += read(load_rows(p_reads_x, row, head, HEADS, C, BK, BLOCKS), state, PRECISION, BLOCKS)
@@ -121,9 +130,9 @@ def along_kernel(
             tl.store(tile(p_o, row, head, column, HEADS, V, C, BV), o.to(p_o.dtype.element_ty))
         if BORDERS:
             tl.store(tile(p_x, row, head, column, HEADS, V, C, BV), x)
-            store_state(p_borders, state, at, column, None, K, V, BK, BV)
+            store_state(p_borders, state, at, column, K, V, BK, BV)
         state = decay(state, p_across, at, K, BK)
         state = write(load_rows(p_writes_x, row, head, HEADS, C, BK, BLOCKS), x, 1.0, state, PRECISION, BLOCKS)
         state = write(load_rows(p_writes_v, row, head, HEADS, C, BK, BLOCKS), b_v, 1.0, state, PRECISION, BLOCKS)
     if FINAL:
-        store_state(p_final, state, slot, column, kept, K, V, BK, BV)
+        store_state(p_final, state, slot, column, K, V, BK, BV)

@@ -14,32 +14,31 @@ from pallas_kernels.gpu.tiles import tile
 
 @triton.jit
 def load_state(
-    p_x, slot, column, kept,
+    p_x, slot, column,
     STATE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """``x[slot, :, column : column + BV]`` of [.., K, V], a slot being a segment or chunk and a head, int64.
 
-    Zeros without ``STATE``, or if there is a ``kept`` that is false.
+    Zeros without ``STATE``.
     """
     state = ()
     for b in tl.static_range(K // BK):
         block = tl.zeros((BK, BV), tl.float32)
         if STATE:
-            p_block = tile(p_x, slot * K + b * BK, 0, column, 1, V, BK, BV)
-            block = tl.load(p_block) if kept is None else tl.load(p_block, mask=kept, other=0.0)
+            block = tl.load(tile(p_x, slot * K + b * BK, 0, column, 1, V, BK, BV))
         state = state + (block,)  # noqa: RUF005
     return state
 
 
 @triton.jit
 def store_state(
-    p_x, state, slot, column, kept,
+    p_x, state, slot, column,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Writes what `load_state` reads."""
     for b in tl.static_range(K // BK):
         p_block = tile(p_x, slot * K + b * BK, 0, column, 1, V, BK, BV)
-        tl.store(p_block, state[b].to(p_x.dtype.element_ty), mask=kept)
+        tl.store(p_block, state[b].to(p_x.dtype.element_ty))
 
 
 @triton.jit

@@ -32,6 +32,12 @@ def square(p_x, at, C: tl.constexpr):
 
 
 @triton.jit
+def load_run(p_runs, run):
+    """Segment, first chunk (int64) and number of chunks of a run (`pallas_kernels.chunks.Chunks.runs`)."""
+    return tl.load(p_runs + 3 * run), tl.load(p_runs + 3 * run + 1).to(tl.int64), tl.load(p_runs + 3 * run + 2)
+
+
+@triton.jit
 def place_of(number, HEADS: tl.constexpr, C: tl.constexpr):
     """First row and head of the chunk and head with a number, and the number as int64, to be multiplied by widths."""
     return (number // HEADS).to(tl.int64) * C, number % HEADS, number.to(tl.int64)

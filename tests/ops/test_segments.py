@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support.compare import assert_close
 
 from mom_jax.errors import InputError
+from mom_jax.ops.dispatch import as_chunks
 from mom_jax.ops.documents import count_documents
 from mom_jax.ops.segments import pack, packed_length, plan_packing, unpack_mix
 
@@ -55,6 +56,10 @@ def check_packing(packing, segments, chunk, slots, tokens):
         == chunks
     )
     assert (np.asarray(table.segment)[used:] == len(segments)).all() and not np.asarray(table.last)[used:].any()
+    counts = [-(-len(chosen) // chunk) for chosen in segments]
+    np.testing.assert_array_equal(table.count, counts)
+    runs = sorted(((s, sum(counts[:s]), n) for s, n in enumerate(counts)), key=lambda run: -run[2])
+    np.testing.assert_array_equal(as_chunks(table).runs, [*runs, (len(counts), used, rows // chunk - used)])
     batch = len(segments) // packing.group_sizes.shape[0]
     sizes = [sum(-(-len(c) // chunk) * chunk for c in segments[i : i + batch]) for i in range(0, len(segments), batch)]
     np.testing.assert_array_equal(packing.group_sizes, sizes)

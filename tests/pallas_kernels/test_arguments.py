@@ -40,10 +40,10 @@ def call(platform, name, changes, **options):
     """Calls an operator with good arguments but for ``changes``."""
     rows = rows_of(platform, name)
     good = {n: (shape, "float32") for n, shape in rows.items()} | {"initial_state": ((2, 2, 64, 64), "float32")}
-    good |= {"document": ((32,), "int32"), "segment": ((2,), "int32")}
+    good |= {"document": ((32,), "int32"), "segment": ((2,), "int32"), "runs": ((3, 3), "int32")}
     x = {n: jnp.zeros(*shape) for n, shape in (good | changes).items()}
     flags = jnp.zeros(x["segment"].shape, bool)
-    chunks = Chunks(x["segment"], flags, flags, x["document"])
+    chunks = Chunks(x["segment"], flags, flags, x["runs"], x["document"])
     run = OPERATORS[platform][name].load()
     return run(*(x[n] for n in rows), chunks, x["initial_state"], 1.0, **options)
 

@@ -35,10 +35,11 @@ TPU = f"""
 from mom_jax.benchmarks.kernel_passes import OPERATORS, Case, training
 from tools.kernels import tpu
 from tools.kernels.equations import calls
+from tools.kernels.targets import compiled
 for operator in OPERATORS["tpu"]:
     function, arguments = training(Case("tpu", operator, {SIZE}, "{DTYPE}"))
-    compiled = tpu.compiled(tpu.mesh("v5e"), function, *arguments).as_text().count("tpu_custom_call")
-    print(operator, len(list(calls("pallas_call", function, *arguments))), compiled)
+    text = compiled(tpu.mesh("v5e"), function, *arguments).as_text()
+    print(operator, len(list(calls("pallas_call", function, *arguments))), text.count("tpu_custom_call"))
 """
 
 CUDA = f"""

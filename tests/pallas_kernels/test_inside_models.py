@@ -1,5 +1,6 @@
 """Kernels inside a model, interpreted on the host: packed by layers, scanned, rematerialised; beside XLA."""
 
+import functools
 import importlib
 
 import jax
@@ -10,7 +11,7 @@ from support.compare import assert_close
 
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.ops import dispatch
+from mom_jax.ops import dispatch, grouped_matmul, mixing
 from mom_jax.ops.dispatch import Target
 
 SMALL = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 1, "head_dim": 64, "num_memories": 2,
@@ -36,12 +37,15 @@ def test_model(platform, monkeypatch):
     want, ran = measured("xla"), []
 
     def interpreted(device, kernels):
+        if callable(kernels.get(device.platform)):
+            return functools.partial(kernels[device.platform], device)
         module, _, function = kernels[device.platform].partition(":")
         ran.append(function)
         kernel = getattr(importlib.import_module(module), function)
         return lambda *arguments: kernel(*dispatch.plain(arguments), interpret=True)
 
-    monkeypatch.setattr(dispatch, "kernel_for", interpreted)
+    for module in (dispatch, grouped_matmul, mixing):
+        monkeypatch.setattr(module, "kernel_for", interpreted)
     monkeypatch.setattr(dispatch, "target", lambda: DEVICES[platform])
     assert_close(measured(platform), want, 1e-4)
-    assert set(ran) == ({"delta_rule", "grouped_matmul"} if platform == "gpu" else {"delta_rule"})
+    assert set(ran) == ({"delta_rule", "grouped_matmul", "mix"} if platform == "gpu" else {"delta_rule"})

@@ -59,6 +59,7 @@ class Layout:
             segment=jnp.array(segment + [len(self.lengths)] * unused, jnp.int32),
             first=jnp.array(first + [False] * unused),
             last=jnp.array(last + [False] * unused),
+            count=jnp.array([segment.count(s) for s in range(len(self.lengths))], jnp.int32),
             reset=reset,
             chunk_size=self.chunk,
             num_segments=len(self.lengths),

@@ -1,17 +1,19 @@
 """Compiles every kernel to machine code, without the hardware, and writes the tables of docs/kernels.md.
 
-    python -m tools.kernels [gpu] [tpu] [traffic] [train]
+    python -m tools.kernels [gpu] [tpu] [traffic] [train] [programs]
 
-    gpu      registers, spilled bytes and shared memory of each Triton kernel on four generations
-    tpu      libtpu's verdict on each operator, forward and backward, for three generations
-    traffic  bytes that move and operations, for each row and head, from the kernels' own operands
-    train    the training step of mom-340m for a v5e and for an H100, kernels inside
+    gpu       registers, spilled bytes and shared memory of each Triton kernel on four generations
+    tpu       libtpu's verdict on each operator, forward and backward, for three generations
+    traffic   bytes that move and operations, for each row and head, from the kernels' own operands
+    train     the training step of mom-340m for four v5e, kernels inside
+    programs  launches, bytes and memory of whole programs on an H100 and a v5e, also into counts.json
 
 Needs Python 3.12, no GPU and no TPU. Everything takes about half an hour on two cores.
 """
 
 import argparse
 import datetime
+import json
 import os
 import re
 import sys
@@ -30,8 +32,9 @@ import jax
 from rich.progress import track
 
 from mom_jax.benchmarks.kernel_passes import CHUNK, CHUNKS, DTYPES, HEADS, OPERATORS, SIZES, Case, training
-from tools.kernels import gpu, tpu, train_step
+from tools.kernels import gpu, programs, tpu, train_step
 from tools.kernels.equations import calls, moved_bytes
+from tools.kernels.targets import compiled
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/kernels.md"
 
@@ -71,7 +74,7 @@ def tpu_table() -> Iterator[str]:
         cells, limits_of_cases = [], set()
         for generation in tpu.TOPOLOGIES:
             mesh, begin = tpu.mesh(generation), time.perf_counter()
-            tpu.compiled(mesh, *_program(case))
+            compiled(mesh, *_program(case))
             cells.append(f"{time.perf_counter() - begin:.0f} s")
             limits_of_cases.add(tuple(tpu.vmem_limits(mesh, *_program(case))))
         limits = " or ".join(", ".join(f"{x / 2**20:.0f}" for x in limits) for limits in sorted(limits_of_cases))
@@ -108,15 +111,26 @@ def train_table() -> Iterator[str]:
     used = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30
     seconds = time.perf_counter() - begin
     yield f"| TPU v5e, compiled | 1 x 4 x 1 | 4 x 2048 | {count} | {seconds:.0f} | {used:.1f} |"
-    begin = time.perf_counter()
-    step = train_step.traced("mom-340m", train_step.gpu_mesh("NVIDIA H100"), 8, 2048)
-    count = step.lower(lowering_platforms=("cuda",)).as_text().count("@triton_kernel_call")
-    seconds = time.perf_counter() - begin
-    yield f"| NVIDIA H100, lowered | 1 x 1 x 1 | 8 x 2048 | {count} | {seconds:.0f} | - |"
+
+
+def programs_table() -> Iterator[str]:
+    """Counts anew, and writes the record."""
+    pairs = [(program, device) for program, whole in programs.PROGRAMS.items() for device in whole.devices]
+    record = {program: {} for program in programs.PROGRAMS}
+    for program, device in track(pairs, description="Programs"):
+        record[program][device] = programs.counted(program, device)
+    programs.RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return programs.lines(record)
 
 
 PACKAGES = ("jax", "triton", "jax-triton", "nvidia-cuda-nvcc-cu12", "libtpu")
-TABLES = {"gpu": gpu_table, "tpu": tpu_table, "traffic": traffic_table, "train": train_table}
+TABLES = {
+    "gpu": gpu_table,
+    "tpu": tpu_table,
+    "traffic": traffic_table,
+    "train": train_table,
+    "programs": programs_table,
+}
 
 
 def main() -> None:

@@ -1,15 +1,15 @@
-"""Compiles programs with libtpu for TPUs that are not there."""
+"""TPUs that are not here: libtpu compiles programs for them."""
 
-import math
 import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from tools.kernels.equations import calls
+from tools.kernels.targets import mesh_of
 
 # A topology of each generation, and what JAX calls its devices.
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1"}
@@ -26,17 +26,7 @@ def mesh(generation: str, **axes: int) -> Mesh:
     """A mesh of devices of a TPU generation; one device without ``axes``."""
     os.environ.update(_ENVIRONMENT)
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[generation]).devices
-    sizes = axes or {"data": 1}
-    used = devices[: math.prod(sizes.values())]
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=used, axis_types=(AxisType.Auto,) * len(sizes))
-
-
-def compiled(mesh: Mesh, function: Callable, *arguments: Any) -> Any:
-    """Compiles ``function`` for arrays that every device of the mesh holds whole."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), arguments)
-    with jax.set_mesh(mesh):
-        return jax.jit(function).lower(*placed).compile()
+    return mesh_of(devices, axes)
 
 
 def vmem_limits(mesh: Mesh, function: Callable, *arguments: Any) -> list[int]:

@@ -79,6 +79,50 @@ def test_several_weights():
     assert_close(got, tuple(np.einsum("nd,ndf->nf", x, w) for w in want), 1e-5)
 
 
+def test_gradients_of_several_weights():
+    """More than one launch takes: rows get the sum over all, every weight its own."""
+    x, weight, _ = example("even", jnp.float32)
+    sizes, widths = jnp.array((32, 32, 32)), (4, 64, 1, 70, 96, 64)
+    weights = tuple(jnp.tile(weight, (1, 1, 2))[..., :n] * (i + 1) for i, n in enumerate(widths))
+
+    def total(form):
+        return lambda x, w: sum(((i + 1) * y**2).sum() for i, y in enumerate(form(x, w)))
+
+    def plain(x, weights):
+        return tuple(jnp.einsum("nd,ndf->nf", x, jnp.repeat(w, 32, 0)) for w in weights)
+
+    kernels = functools.partial(grouped_matmul, group_sizes=sizes, tile=16, interpret=True)
+    got, want = (jax.jit(jax.grad(total(form), (0, 1)))(x, weights) for form in (kernels, plain))
+    assert_close(got, want, 1e-5)
+
+
+@pytest.mark.parametrize("widths", [(64, 70, 8), (96,)])
+def test_rows_that_are_copies_of_tokens(widths):
+    """Gathered inside, padding rows are 0, and a token's gradient is the sum over its copies."""
+    sizes, token = jnp.array((16, 0, 32)), np.full(64, 9, np.int32)
+    token[:7], token[16:25], token[32:34] = [4, 8, 0, 1, 2, 3, 7], np.arange(9), [5, 6]
+    copies = np.array([sorted(np.flatnonzero(token == t))[:2] for t in range(9)], np.int32)
+    token[copies[3, 1]], copies[3, 1] = 9, 64  # one token has one copy
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(9, 40)), jnp.float32)
+    weights = tuple(jnp.asarray(rng.normal(size=(3, 40, n)), jnp.float32) for n in widths)
+
+    def both(form):
+        def run(x, weights):
+            ys, pull = jax.vjp(form, x, weights)
+            return ys, pull(tuple(jnp.cos(y) for y in ys))
+
+        return jax.jit(run)(x, weights)
+
+    def gathering(x, weights):
+        return grouped_matmul(x, weights, sizes, 16, jnp.asarray(token), jnp.asarray(copies), interpret=True)
+
+    def packing(x, weights):
+        return grouped_matmul(x.at[token].get(mode="fill", fill_value=0), weights, sizes, 16, interpret=True)
+
+    assert_close(both(gathering), both(packing), 1e-6)
+
+
 def test_the_split_is_data():
     """One compiled program serves every split of the rows."""
     x, weight, dy = example("all in one", jnp.float32)

@@ -17,24 +17,23 @@ def shape(*sizes, dtype="float32"):
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def recur(operator, chunks=2, heads=1, segments=None, gates=1):
+def recur(operator, chunks=2, heads=1, segments=1, gates=1):
     """The trace of an operator of K = V = 16 with a gradient."""
     rows, gate = shape(16 * chunks, heads, 16), shape(16 * chunks, heads)
-    table = Chunks(shape(chunks, dtype="int32"), *[shape(chunks, dtype="bool")] * 2, None)
-    state = None if segments is None else shape(segments, heads, 16, 16)
+    flags, runs = shape(chunks, dtype="bool"), shape(segments + 1, 3, dtype="int32")
+    table = Chunks(shape(chunks, dtype="int32"), flags, flags, runs, None)
 
-    def run(q, k, v, gates, table, state):
-        return operator(q, k, v, *gates, table, state, 1.0, interpret=True)[0]
+    def run(q, k, v, gates, table):
+        return operator(q, k, v, *gates, table, None, 1.0, interpret=True)[0]
 
-    return jax.eval_shape(run, rows, rows, rows, (gate,) * gates, table, state)
+    return jax.eval_shape(run, rows, rows, rows, (gate,) * gates, table)
 
 
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        ({"chunks": LONG}, "chunks=65537"),  # the unused ones are one more
         ({"heads": LONG}, "heads=65536"),
-        ({"segments": LONG}, "segments=65537"),
+        ({"segments": LONG}, "segments=65537"),  # the unused chunks are one more
     ],
 )
 def test_a_grid_that_is_too_long(sizes, message):
@@ -46,8 +45,9 @@ def test_a_grid_that_is_too_long(sizes, message):
 
 
 def test_the_axis_that_may_be_long():
-    """Decays run all blocks along one axis; groups of a product do not."""
-    assert recur(scalar_decay, chunks=LONG).shape == (16 * LONG, 1, 16)
+    """Chunks lie along the first axis; decays run all blocks there, groups of a product lie along another."""
+    assert recur(delta_rule, chunks=LONG, gates=2).shape == (16 * LONG, 1, 16)
+    assert recur(scalar_decay, chunks=LONG, segments=LONG).shape == (16 * LONG, 1, 16)
     x, weight = shape(16, 16), shape(LONG, 16, 16)
 
     def gradient(x, weight, sizes):

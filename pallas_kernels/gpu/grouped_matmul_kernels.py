@@ -1,0 +1,189 @@
+"""The Triton kernels of `grouped_matmul`, which has the equations and calls them.
+
+Three weights have the places 0, 1 and 2; one that is not there has no columns.
+"""
+
+# Triton's annotations describe neither what its compiler accepts for constexpr nor its loops.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
+import triton
+import triton.language as tl
+
+from pallas_kernels.gpu.tiles import tile
+
+
+@triton.jit
+def load_sizes(p_sizes, GROUPS: tl.constexpr, SLOTS: tl.constexpr):
+    """Rows of each group [SLOTS], 0 behind the last one; and the groups' numbers."""
+    place = tl.arange(0, SLOTS)
+    return tl.load(p_sizes + place, mask=place < GROUPS, other=0), place
+
+
+@triton.jit
+def group_of(number, p_sizes, rows, GROUPS: tl.constexpr, SLOTS: tl.constexpr, BM: tl.constexpr):
+    """Group, first row and end of the group's rows of a tile of BM rows that crosses no group's border.
+
+    Rows behind the last group are group GROUPS; of a tile that is not used, the group is larger.
+    """
+    sizes, place = load_sizes(p_sizes, GROUPS, SLOTS)
+    sizes = tl.where(place == GROUPS, rows - tl.sum(sizes, axis=0), sizes)
+    tiles = (sizes + BM - 1) // BM
+    group = tl.sum((tl.cumsum(tiles, axis=0) <= number).to(tl.int32), axis=0)
+    begin = tl.sum(tl.where(place < group, sizes, 0), axis=0)
+    row = begin + (number - tl.sum(tl.where(place < group, tiles, 0), axis=0)) * BM
+    end = begin + tl.sum(tl.where(place == group, sizes, 0), axis=0)
+    return group.to(tl.int64), row.to(tl.int64), end
+
+
+@triton.jit
+def source_of(p_token, row, inside, TOKENS: tl.constexpr):
+    """Where rows lie in x, and which are there: the rows themselves, or the tokens that they are copies of."""
+    place = row
+    if TOKENS > 0:
+        place = tl.load(p_token + row, mask=inside, other=TOKENS).to(tl.int64)
+        inside = place < TOKENS
+    return place, inside
+
+
+@triton.jit
+def multiply(
+    p_x, p_weight, total, place, inside, g, column,
+    N: tl.constexpr, K: tl.constexpr, TRANSPOSED: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``total + x @ weight[g]`` for rows of x [.., K] and BN columns of weights [K, N], [N, K] if ``TRANSPOSED``."""
+    n = column + tl.arange(0, BN)
+    for start in range(0, K, BK):
+        k = start + tl.arange(0, BK)
+        p_block = p_x + place[:, None] * K + k[None, :]
+        b_x = tl.load(p_block, mask=inside[:, None] & (k < K)[None, :], other=0.0)
+        if TRANSPOSED:
+            p_block, kept = tile(p_weight, g * N + column, 0, start, 1, K, BN, BK), (n < N)[:, None]
+            b_weight = tl.trans(tl.load(p_block, mask=kept & (k < K)[None, :], other=0.0))
+        else:
+            p_block, kept = tile(p_weight, g * K + start, 0, column, 1, N, BK, BN), (n < N)[None, :]
+            b_weight = tl.load(p_block, mask=kept & (k < K)[:, None], other=0.0)
+        total = tl.dot(b_x, b_weight, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def store_tile(p_y, total, row, inside, column, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Writes a block [BM, BN] of y [.., N]."""
+    kept = inside[:, None] & (column + tl.arange(0, BN) < N)[None, :]
+    tl.store(tile(p_y, row, 0, column, 1, N, BM, BN), total.to(p_y.dtype.element_ty), mask=kept)
+
+
+@triton.jit
+def product(
+    p_x, p_token, p_weight, p_y, g, row, end, column,
+    GROUPS: tl.constexpr, TOKENS: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``y = x @ weight[g]`` for BM rows and BN columns; 0 behind the last group."""
+    rows = row + tl.arange(0, BM)
+    place, inside = source_of(p_token, rows, rows < end, TOKENS)
+    total = tl.zeros((BM, BN), tl.float32)
+    if g < GROUPS:
+        total = multiply(p_x, p_weight, total, place, inside, g, column, N, K, False, BN, BK, PRECISION)
+    store_tile(p_y, total, row, rows < end, column, N, BM, BN)
+
+
+@triton.jit
+def product_kernel(
+    p_x, p_token, p_w0, p_w1, p_w2, p_sizes, p_y0, p_y1, p_y2, rows,
+    GROUPS: tl.constexpr, SLOTS: tl.constexpr, TOKENS: tl.constexpr, K: tl.constexpr,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    BN0: tl.constexpr, BN1: tl.constexpr, BN2: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``y = x @ w[g]`` for one tile of rows and one block of the columns of one of the weights [GROUPS, K, N]."""
+    B0: tl.constexpr = (N0 + BN0 - 1) // BN0
+    B1: tl.constexpr = (N1 + BN1 - 1) // BN1
+    B2: tl.constexpr = (N2 + BN2 - 1) // BN2
+    block = tl.program_id(0) % (B0 + B1 + B2)
+    g, row, end = group_of(tl.program_id(0) // (B0 + B1 + B2), p_sizes, rows, GROUPS, SLOTS, BM)
+    if g > GROUPS:
+        return
+    if block < B0:
+        product(p_x, p_token, p_w0, p_y0, g, row, end, block * BN0,
+                GROUPS, TOKENS, N0, K, BM, BN0, BK, PRECISION)  # fmt: skip
+    elif block < B0 + B1:
+        product(p_x, p_token, p_w1, p_y1, g, row, end, (block - B0) * BN1,
+                GROUPS, TOKENS, N1, K, BM, BN1, BK, PRECISION)  # fmt: skip
+    elif B2 > 0:
+        product(p_x, p_token, p_w2, p_y2, g, row, end, (block - B0 - B1) * BN2,
+                GROUPS, TOKENS, N2, K, BM, BN2, BK, PRECISION)  # fmt: skip
+
+
+@triton.jit
+def row_gradient_kernel(
+    p_dy0, p_dy1, p_dy2, p_w0, p_w1, p_w2, p_sizes, p_dx, rows,
+    GROUPS: tl.constexpr, SLOTS: tl.constexpr, N: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK0: tl.constexpr, BK1: tl.constexpr, BK2: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``dx``, the sum of ``dy @ w[g]^T`` over all weights, for one tile of rows and one block of columns."""
+    blocks = tl.cdiv(N, BN)
+    column = (tl.program_id(0) % blocks) * BN
+    g, first, end = group_of(tl.program_id(0) // blocks, p_sizes, rows, GROUPS, SLOTS, BM)
+    if g > GROUPS:
+        return
+    row = first + tl.arange(0, BM)
+    inside = row < end
+    total = tl.zeros((BM, BN), tl.float32)
+    if g < GROUPS:
+        total = multiply(p_dy0, p_w0, total, row, inside, g, column, N, K0, True, BN, BK0, PRECISION)
+        if K1 > 0:
+            total = multiply(p_dy1, p_w1, total, row, inside, g, column, N, K1, True, BN, BK1, PRECISION)
+        if K2 > 0:
+            total = multiply(p_dy2, p_w2, total, row, inside, g, column, N, K2, True, BN, BK2, PRECISION)
+    store_tile(p_dx, total, first, inside, column, N, BM, BN)
+
+
+@triton.jit
+def outer(
+    p_x, p_token, p_dy, p_dweight, p_sizes, g, block,
+    GROUPS: tl.constexpr, SLOTS: tl.constexpr, TOKENS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``dweight[g] = x_g^T @ dy_g``, [M, N], one block of it."""
+    row = (block // tl.cdiv(N, BN)) * BM
+    column = (block % tl.cdiv(N, BN)) * BN
+    sizes, slot = load_sizes(p_sizes, GROUPS, SLOTS)
+    begin = tl.sum(tl.where(slot < g, sizes, 0), axis=0)
+    end = begin + tl.sum(tl.where(slot == g, sizes, 0), axis=0)
+    m = row + tl.arange(0, BM)
+    n = column + tl.arange(0, BN)
+    total = tl.zeros((BM, BN), tl.float32)
+    for k in range(begin.to(tl.int64), end, BK):
+        row_x = k + tl.arange(0, BK)
+        place, inside = source_of(p_token, row_x, row_x < end, TOKENS)
+        p_block = p_x + place[:, None] * M + m[None, :]
+        b_x = tl.load(p_block, mask=inside[:, None] & (m < M)[None, :], other=0.0)
+        b_dy = tl.load(tile(p_dy, k, 0, column, 1, N, BK, BN), mask=(n < N)[None, :], other=0.0)
+        total = tl.dot(tl.trans(b_x), b_dy, total, input_precision=PRECISION)
+    store_tile(p_dweight, total, g * M + row, m < M, column, N, BM, BN)
+
+
+@triton.jit
+def weight_gradient_kernel(
+    p_x, p_token, p_dy0, p_dy1, p_dy2, p_sizes, p_dw0, p_dw1, p_dw2,
+    GROUPS: tl.constexpr, SLOTS: tl.constexpr, TOKENS: tl.constexpr, M: tl.constexpr,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    BN0: tl.constexpr, BN1: tl.constexpr, BN2: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the weights: one block of one of them for one group; grid (blocks, GROUPS)."""
+    ROWS: tl.constexpr = (M + BM - 1) // BM
+    B0: tl.constexpr = ROWS * ((N0 + BN0 - 1) // BN0)
+    B1: tl.constexpr = ROWS * ((N1 + BN1 - 1) // BN1)
+    block = tl.program_id(0)
+    g = tl.program_id(1).to(tl.int64)
+    if block < B0:
+        outer(p_x, p_token, p_dy0, p_dw0, p_sizes, g, block,
+              GROUPS, SLOTS, TOKENS, M, N0, BM, BN0, BK, PRECISION)  # fmt: skip
+    elif block < B0 + B1:
+        outer(p_x, p_token, p_dy1, p_dw1, p_sizes, g, block - B0,
+              GROUPS, SLOTS, TOKENS, M, N1, BM, BN1, BK, PRECISION)  # fmt: skip
+    elif N2 > 0:
+        outer(p_x, p_token, p_dy2, p_dw2, p_sizes, g, block - B0 - B1,
+              GROUPS, SLOTS, TOKENS, M, N2, BM, BN2, BK, PRECISION)  # fmt: skip

@@ -1,0 +1,121 @@
+"""Whole programs, compiled for an H100 and a TPU v5e that are not here: what they launch, move and hold.
+
+    layer      the published layer: 8 x 2048 tokens, hidden size 1024, 4 heads of 256, top-2 of 4 and a shared memory
+    decoding   mom-340m token by token, 64 tokens in one program; numbers are for each token
+    step       a training step of mom-340m, 8 x 2048 tokens
+
+All in bfloat16 with float32 parameters. ``counts.json`` holds what was counted last, and a test compares.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from mom_jax import decoding
+from mom_jax.models.config import MoMConfig
+from mom_jax.models.mixers import make_mixer
+from mom_jax.models.presets import get_preset
+from mom_jax.models.structure import model_parts
+from mom_jax.training.sharding import AXES
+from tools.kernels import h100, tpu, train_step
+from tools.kernels.launches import Launch, launches
+from tools.kernels.targets import compile_lowered, compiled
+
+RECORD = Path(__file__).parent / "counts.json"
+BATCH, LENGTH, TOKENS = 8, 2048, 64
+_ONE = dict.fromkeys(AXES, 1)
+DEVICES: dict[str, Callable[[], Mesh]] = {"H100": lambda: h100.mesh(**_ONE), "v5e": lambda: tpu.mesh("v5e", **_ONE)}
+Counts = dict[str, float]  # by what is counted; gigabytes are 1e9 bytes
+
+
+def published() -> MoMConfig:
+    """mom-340m as it is trained."""
+    return dataclasses.replace(get_preset("mom-340m"), compute_dtype="bfloat16")
+
+
+def layer(mesh: Mesh, backward: bool) -> Any:
+    """The layer by itself, forward or also backward: gradients of its input and all parameters."""
+    config = published()
+    graph, params = nnx.split(nnx.eval_shape(lambda: make_mixer(config, "memory", nnx.Rngs(0))))
+    x: Any = jax.ShapeDtypeStruct((BATCH, LENGTH, config.hidden_size), config.compute_dtype)
+
+    def forward(params, x):
+        return nnx.merge(graph, params)(x).y
+
+    def both(params, x, dy):
+        y, pull = jax.vjp(forward, params, x)
+        return y, pull(dy)
+
+    return compiled(mesh, both, params, x, x) if backward else compiled(mesh, forward, params, x)
+
+
+def decode(mesh: Mesh, batch: int) -> Any:
+    """`TOKENS` tokens for each of ``batch`` rows."""
+    parts = model_parts(published())
+    cache = jax.eval_shape(lambda: nnx.merge(parts.graphdef, parts.abstract).init_cache(batch))
+    logits: Any = jax.ShapeDtypeStruct((batch, published().vocab_size), jnp.float32)
+    finished: Any = jax.ShapeDtypeStruct((batch,), bool)
+    state = decoding._Decoding(cache, logits, finished, jax.eval_shape(lambda: jax.random.key(0)))
+
+    def run(params, state):
+        greedy = decoding._Sampling(True, None, False, ())
+        return decoding._decode(parts.graphdef, greedy, TOKENS, params, state, None, jnp.float32(0), jnp.float32(1))
+
+    return compiled(mesh, run, parts.abstract, state, donate=(1,))
+
+
+def training_step(mesh: Mesh) -> Any:
+    """The preset's own step."""
+    return compile_lowered(mesh, train_step.traced("mom-340m", mesh, BATCH, LENGTH).lower())
+
+
+class Whole(NamedTuple):
+    """A program: what compiles it, how many runs it stands for, and the devices that it is for."""
+
+    make: Callable[[Mesh], Any]
+    runs: int = 1
+    devices: tuple[str, ...] = tuple(DEVICES)
+
+
+PROGRAMS = {
+    "layer, forward": Whole(lambda mesh: layer(mesh, backward=False)),
+    "layer, forward and backward": Whole(lambda mesh: layer(mesh, backward=True)),
+    "decoding, batch 1": Whole(lambda mesh: decode(mesh, 1), TOKENS),
+    "decoding, batch 32": Whole(lambda mesh: decode(mesh, 32), TOKENS),
+    "training step": Whole(training_step, devices=("H100",)),  # of v5e, one does not hold it
+}
+
+
+def counted(program: str, device: str) -> Counts:
+    """Compiles a program of `PROGRAMS` for a device of `DEVICES` and counts."""
+    make, runs, _ = PROGRAMS[program]
+    made = make(DEVICES[device]())
+    found, held = launches(made.as_text()), made.memory_analysis().temp_size_in_bytes
+    if device == "H100":
+        moved = sum(x.times * x.bytes for x in found) / runs
+        numbers = {"launches": sum(x.times for x in found) / runs, "GB moved": moved / 1e9}
+    else:
+        cycles = sum(x.times * x.cycles for x in found if not _is_kernel(x)) / runs
+        relayouts = sum(x.times for x in found if x.kind in ("copy", "slice")) / runs
+        numbers = {"copies and slices": relayouts, "million cycles": cycles / 1e6}
+    return {name: float(f"{x:.4g}") for name, x in (numbers | {"GB held": held / 1e9}).items()}
+
+
+def _is_kernel(launch: Launch) -> bool:
+    return launch.kind == "tpu_custom_call" or "ragged_dot" in launch.source
+
+
+def lines(record: dict[str, dict[str, Counts]]) -> Iterator[str]:
+    """The table of a record, by program and device."""
+    names = [(device, name) for device, counts in next(iter(record.values())).items() for name in counts]
+    yield f"| program | {' | '.join(f'{device}: {name}' for device, name in names)} |"
+    yield "|---" * (1 + len(names)) + "|"
+    for program, of in record.items():
+        cells = (f"{of[device][name]:,g}" if device in of else "-" for device, name in names)
+        yield f"| {program} | {' | '.join(cells)} |"
