@@ -59,6 +59,11 @@ def _remedy(scheme: str, rest: str) -> str:
     return f"{scheme}:// addresses are not supported; copy or mount it, and give the local path"
 
 
+def cache_folder() -> Path:
+    """This user's folder for what can be made again: ``$XDG_CACHE_HOME/mom-jax``, or ``~/.cache/mom-jax``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mom-jax"
+
+
 def absolute(place: str | os.PathLike[str], field: str) -> str:
     """`local_path` as text that means the same from every folder; links stay as they are."""
     return os.path.abspath(local_path(place, field))

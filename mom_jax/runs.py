@@ -14,7 +14,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 from rich.console import Console
 
-from mom_jax.data.config import DataConfig, default_cache_dir
+from mom_jax.data.config import DataConfig
 from mom_jax.data.loader import TokenWindows, eval_batches
 from mom_jax.data.prepare import prepared
 from mom_jax.data.shards import PreparedData
@@ -24,7 +24,7 @@ from mom_jax.evals.perplexity import HeldOut, evaluate
 from mom_jax.evals.results import KINDS, Evaluation, Tasks
 from mom_jax.interop.published import is_published
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.paths import local_path, why_not_writable
+from mom_jax.paths import cache_folder, local_path, why_not_writable
 from mom_jax.reports.markdown import write_report
 from mom_jax.training.checkpoint import load_run
 from mom_jax.training.config import MeshConfig, TrainConfig
@@ -149,7 +149,7 @@ def _data_of(config: TrainConfig, changes: dict[str, int]) -> DataConfig:
     """The run's data, with changes; prepared text goes into the user's own cache where the run's is another user's."""
     data_config = dataclasses.replace(config.data, **changes)
     if why_not_writable(local_path(data_config.cache_dir, "data.cache_dir")):
-        data_config = dataclasses.replace(data_config, cache_dir=default_cache_dir())
+        data_config = dataclasses.replace(data_config, cache_dir=str(cache_folder()))
     return data_config
 
 

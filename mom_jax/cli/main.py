@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from mom_jax import __version__
 from mom_jax.cli.failures import complain
+from mom_jax.compilation_cache import OFF, keep_programs
 from mom_jax.errors import InputError
 from mom_jax.terminal import prepare_streams
 
@@ -41,12 +42,13 @@ verbs:
 {verbs}
 
 mom-jax help VERB explains a verb; mom-jax --version tells the version.
+Compiled programs are kept in the user's cache folder, at most 2 GiB; {OFF} turns that off for any verb.
 """
 
 
 def dispatch(args: Sequence[str]) -> int:
     """Runs a verb and returns its exit status; mistakes leave it as exceptions."""
-    verb, *rest = args or ["--help"]
+    verb, *rest = keep_programs(args) or ["--help"]
     if verb == "help" and rest:
         verb, *rest = *rest, "--help"
     if verb in ("-h", "--help", "help"):

@@ -5,18 +5,12 @@ Importing this module imports neither JAX nor Grain.
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from mom_jax.fields import Check, Name, NotEmpty, Range, Seed, check_fields
-from mom_jax.paths import absolute, check_local
+from mom_jax.paths import absolute, cache_folder, check_local
 
 TokenizerName = Annotated[str, NotEmpty(), Check(check_local)]  # its own, of a file or folder, or the hub's
-
-
-def default_cache_dir() -> str:
-    """``$XDG_CACHE_HOME/mom-jax``, or ``~/.cache/mom-jax`` where that variable is not set."""
-    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mom-jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +57,7 @@ class DataConfig(TextConfig):
     """Windows per optimiser step over all processes, B."""
     seed: Seed = 0
     """Seed of the order of the training windows."""
-    cache_dir: Name = dataclasses.field(default_factory=default_cache_dir)
+    cache_dir: Name = dataclasses.field(default_factory=lambda: str(cache_folder()))
     """Where shards go when path is text rather than a prepared folder."""
 
     def __post_init__(self):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -212,3 +213,18 @@ def test_data_prepare_feeds_training(tiny_run, tmp_path, capsys):
     assert main(["data", "prepare", str(tmp_path / "shards"), "--data.path", corpus, "--workers", "1"]) == 0
     assert "shards written" in capsys.readouterr().out
     assert (tmp_path / "shards" / "index.json").is_file()
+
+
+def test_programs_are_kept_and_damaged_ones_are_compiled_anew(trained, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path)
+    command = [sys.executable, "-m", "mom_jax", "generate", str(trained), "--prompt", "a", "--max-new-tokens", "8"]
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
+    kept = sorted((tmp_path / "mom-jax" / "programs").glob("*/*-cache"))
+    assert kept
+    for damage, path in enumerate(kept):
+        content = path.read_bytes()
+        path.write_bytes((b"", content[:100], content[: len(content) // 2], b"\0" * len(content))[damage % 4])
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert (first.returncode, second.returncode) == (0, 0), second.stderr
+    assert second.stdout == first.stdout
