@@ -16,6 +16,7 @@ from flax import nnx
 
 from mom_jax.benchmarks.operands import delta_rule_rows
 from mom_jax.benchmarks.timing import Call, interleaved_seconds
+from mom_jax.layers.mixer import MemoryMixer
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.mixers import make_mixer
@@ -150,7 +151,7 @@ def passes(run: Callable[..., jax.Array]) -> dict[str, Callable]:
 def _layer(sizes: Sizes, hidden: int, impl: str) -> tuple[object, Callable[..., jax.Array]]:
     config = MoMConfig(hidden_size=hidden, num_heads=sizes.heads, head_dim=sizes.size, impl=impl)  # type: ignore[arg-type]
     mixer = make_mixer(config, "memory", nnx.Rngs(0))
-    assert isinstance(mixer, MoM)
+    assert isinstance(mixer, MemoryMixer)
     graph, params = nnx.split(mixer)
     return params, lambda params, x: nnx.merge(graph, params)(x)[0]
 
