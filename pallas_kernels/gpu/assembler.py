@@ -1,7 +1,7 @@
-"""The version of PTX that the assembler of the installed CUDA takes.
+"""The newest version of PTX that the assembler of the installed CUDA accepts.
 
-Triton writes PTX for the assembler that it brings, XLA assembles with the one that JAX finds, and that may be
-older: Triton 3.9 writes version 9.4 for sm_90 and later, the ptxas 12.9 of ``jax[cuda12]`` takes 8.8 at most.
+Triton writes PTX for its own assembler, but XLA assembles with the one that JAX finds, which may be
+older: Triton 3.9 writes version 9.4 for sm_90 and later, while the ptxas 12.9 of ``jax[cuda12]`` accepts 8.8 at most.
 """
 
 import functools
@@ -18,7 +18,7 @@ PTX_WITHOUT_CUDA = 88  # CUDA 12.9: a program that is made here for another mach
 
 @functools.cache
 def ptx_version() -> int:
-    """Ten times the newest PTX version that the assembler takes; `PTX_WITHOUT_CUDA` where no assembler is found."""
+    """Ten times the newest PTX version that the assembler accepts; `PTX_WITHOUT_CUDA` where none is found."""
     ptxas = find_ptxas()
     return PTX_WITHOUT_CUDA if ptxas is None else ptx_of(ptxas)
 
@@ -45,7 +45,7 @@ def _cuda_folders() -> Iterator[Path]:
 
 
 def ptx_of(ptxas: Path) -> int:
-    """Ten times the newest PTX version that an assembler takes.
+    """Ten times the newest PTX version that an assembler accepts.
 
     CUDA 12.6 skipped one, 13.0 began anew (PTX ISA, release notes).
     """

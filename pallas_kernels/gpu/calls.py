@@ -18,7 +18,7 @@ def like(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 class Call(NamedTuple):
-    """Everything that a recurrence's kernels depend on beside the arrays."""
+    """Everything besides the arrays that a recurrence's kernels depend on."""
 
     heads: int
     keys: int  # K

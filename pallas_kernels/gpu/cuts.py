@@ -21,8 +21,8 @@ def between(first, end, C: tl.constexpr):
 def to_cut(cut, C: tl.constexpr):
     """Which gates lie between each row and its cut, in halves of ``2 ** cut`` rows: [C, C], row, gate.
 
-    A row of the second half is reached from the cut before its gate applies, a row of the first half reaches it
-    behind its gate.
+    A path from the cut to a row of the second half ends before the row's gate; one from a row of the first half to
+    the cut begins after the row's gate.
     """
     row = tl.arange(0, C)
     half = row >> cut
@@ -41,7 +41,7 @@ def from_cut(cut, C: tl.constexpr):
 
 @triton.jit
 def parted(cut, C: tl.constexpr):
-    """Pairs of a later and an earlier row that the cuts between halves of ``2 ** cut`` rows part: [C, C]."""
+    """Pairs of a later and an earlier row that the cuts between halves of ``2 ** cut`` rows separate: [C, C]."""
     half = tl.arange(0, C) >> cut
     return between((half - 1) << cut, (half & -(half & 1)) << cut, C)
 
@@ -64,7 +64,7 @@ def masked_sums(mask, x, PRECISION: tl.constexpr):
 
 @triton.jit
 def border_decays(b_g, b_document, cuts, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr, C: tl.constexpr):
-    """Decays from the chunk's start to just before each row, from behind it to the end, [C, BK], and across [BK]."""
+    """Decays from the chunk's start to just before each row, from after it to the end, [C, BK], and across [BK]."""
     enter = tl.exp(masked_sums(from_cut(cuts, C), b_g, PRECISION))  # the whole chunk is a first half
     leave = tl.exp(masked_sums(to_cut(cuts, C), b_g, PRECISION))
     across = tl.exp(tl.sum(b_g, axis=0))

@@ -11,8 +11,8 @@ import triton.language as tl
 def decays_between(g, document, DOCUMENTS: tl.constexpr, C: tl.constexpr):
     """``exp(sum of g_j over i < j <= t)`` for rows i <= t of one document, else 0: float32 [C, C], row t, column i.
 
-    ``g`` is float32 [C], ``document`` int32 [C], read if ``DOCUMENTS``. Each sum runs over just the gates between
-    two rows, so that a very strong gate costs the others no digits.
+    ``g`` is float32 [C], ``document`` int32 [C], read if ``DOCUMENTS``. Each sum runs over the gates between two
+    rows only, so that a very strong gate costs the others no digits.
     """
     row = tl.arange(0, C)[:, None]
     column = tl.arange(0, C)[None, :]

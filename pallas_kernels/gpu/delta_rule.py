@@ -12,7 +12,7 @@ and chunk by chunk (section 3.3 there), with incoming state S and G the running 
 One kernel writes the inverse, P and the decays of all chunks; a second one keeps a block of the state in registers and
 runs through the chunks of a segment. The backward pass keeps the inputs and what the first kernel wrote: 2 C more
 channels for each row and head. It recomputes the states at chunk borders together with R, runs through the chunks in
-reverse for the gradients of those states, and then takes every chunk's gradients at once. Nothing is added up in
+reverse for the gradients of those states, and then takes every chunk's gradients at once. Nothing is accumulated in
 memory, so results do not depend on the order in which programs run.
 """
 
@@ -137,7 +137,7 @@ _delta_rule.defvjp(_forward, _backward)
 
 
 class _Prepared(NamedTuple):
-    """What of the chunks does not depend on the state."""
+    """The part of all chunks that does not depend on the state."""
 
     inverse: jax.Array  # [N, H, C] in the dtype of the rows
     scores: jax.Array  # [N, H, C] in the dtype of the rows
@@ -207,10 +207,10 @@ def _like_borders(k, call):
 
 
 def _like_states(states):
-    """Final states; where there are none, the kernel does not touch what it is given."""
+    """Final states; where there are none, the kernel does not touch the array that it gets in their place."""
     return jax.ShapeDtypeStruct((1,) if states is None else states.shape, jnp.float32)
 
 
 def _or(states, instead):
-    """Something to point to where there are no states."""
+    """A placeholder for pointers where there are no states."""
     return instead if states is None else states

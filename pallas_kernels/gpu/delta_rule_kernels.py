@@ -22,7 +22,7 @@ def prepare_kernel(
     SCALE: tl.constexpr, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
     HEADS: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """What of a chunk does not depend on the state; grid (chunks, HEADS).
+    """The part of a chunk that does not depend on the state; grid (chunks, HEADS).
 
     Writes inverse and scores [N, HEADS, C], the decays from the chunk's start to a row and from a row to its end
     [N, HEADS].
