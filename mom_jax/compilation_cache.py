@@ -37,9 +37,9 @@ def keep_programs(args: Sequence[str]) -> list[str]:
 
 def _machine() -> str:
     """A name for machines that can run each other's programs: a home folder may be shared by others."""
-    told = [platform.machine(), platform.processor()]
+    features = [platform.machine(), platform.processor()]
     information = Path("/proc/cpuinfo")
     if information.exists():
         lines = information.read_text(encoding="utf-8", errors="replace").splitlines()
-        told += next(([line] for line in lines if line.startswith(("flags", "Features"))), [])
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+        features += next(([line] for line in lines if line.startswith(("flags", "Features"))), [])
+    return hashlib.sha256("\n".join(features).encode()).hexdigest()[:12]

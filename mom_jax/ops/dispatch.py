@@ -162,7 +162,7 @@ def as_chunks(table: ChunkTable) -> Chunks:
 def _longest_first(table: ChunkTable) -> Int[Array, "S+1 3"]:
     """`Chunks.runs`: programs that begin with the longest run end at about the same time."""
     chunks, segments, end = table.segment.shape[0], table.num_segments, jnp.cumsum(table.count)
-    own = (-table.count, jnp.arange(segments, dtype=jnp.int32), end - table.count, table.count)
-    _, *runs = jax.lax.sort(own, num_keys=1)
+    keys = (-table.count, jnp.arange(segments, dtype=jnp.int32), end - table.count, table.count)
+    _, *runs = jax.lax.sort(keys, num_keys=1)
     unused = jnp.stack([jnp.int32(segments), end[-1], chunks - end[-1]])
     return jnp.concatenate([jnp.stack(runs, 1), unused[None]])

@@ -92,8 +92,8 @@ def grouped_matmul(
     if narrow:
         ends = np.cumsum([weights[i].shape[2] for i in narrow])
         products[-1:] = jnp.split(products[-1], ends[:-1], 1)
-    found = dict(zip((*order, *narrow), products, strict=True))
-    return tuple(found[i] for i in range(len(weights)))
+    by_number = dict(zip((*order, *narrow), products, strict=True))
+    return tuple(by_number[i] for i in range(len(weights)))
 
 
 def _check(x, weight, group_sizes, rows, tile, device):

@@ -20,17 +20,18 @@ def check(session: Session, entry: Entry) -> dict[str, Any]:
     """
     program = session.compiled(entry)
     first, second = (list(program(*session.inputs(entry))) for _ in range(2))
-    found: dict[str, Any] = {"same": all(bool(_same(a, b)) for a, b in zip(first, second, strict=True)), "right": None}
+    same = all(bool(_same(a, b)) for a, b in zip(first, second, strict=True))
+    outcome: dict[str, Any] = {"same": same, "right": None}
     del second
     if not entry.against:
-        return found
+        return outcome
     mask = session.folder.arrays[entry.mask] if entry.mask else None
     pairs = zip(entry.outputs, first, session.right(entry), strict=True)
     errors = {name: float(relative_error(x, y, _of(mask, x))) for name, x, y in pairs}
     worst = max(errors, key=lambda name: np.inf if np.isnan(errors[name]) else errors[name])
     good = all(error <= entry.tolerance for error in errors.values())
-    said = f"{worst} {errors[worst]:.1e}"
-    return found | {"right": good, "worst": said, "errors": errors, "tolerance": entry.tolerance}
+    message = f"{worst} {errors[worst]:.1e}"
+    return outcome | {"right": good, "worst": message, "errors": errors, "tolerance": entry.tolerance}
 
 
 def _of(mask, x):

@@ -42,18 +42,18 @@ class Runner:
         return self.results
 
     def _section(self, section: str) -> None:
-        found = self.results.setdefault(section, {})
+        outcome = self.results.setdefault(section, {})
         begin = time.perf_counter()
         for name, part in self._parts(section):
             if time.perf_counter() > self.end:
-                found.setdefault("time was over before", name)
+                outcome.setdefault("time was over before", name)
                 break
-            found[name] = guarded(part)
+            outcome[name] = guarded(part)
             self._write()
         self.session.forget()
         seconds = round(time.perf_counter() - begin, 1)
         self.results["about"].setdefault("seconds", {})[section] = seconds
-        print(f"{section}: {len(found)} parts in {seconds} s", file=sys.stderr, flush=True)
+        print(f"{section}: {len(outcome)} parts in {seconds} s", file=sys.stderr, flush=True)
         self._write()
 
     def _parts(self, section: str) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -73,31 +73,31 @@ class Runner:
         return not self.only or any(word in f"{section}: {name}" for word in self.only)
 
     def _program(self, entry: Entry) -> dict[str, Any]:
-        found = check(self.session, entry)
-        return found if entry.section == "checks" else found | self._times(entry)
+        outcome = check(self.session, entry)
+        return outcome if entry.section == "checks" else outcome | self._times(entry)
 
     def _times(self, entry: Entry) -> dict[str, Any]:
         call = timing.rotating(self.session, entry)
         seconds = timing.medians({entry.name: call})[entry.name]
-        found = {"seconds": seconds, "bytes": entry.bytes, "bytes/s": entry.bytes / seconds}
+        outcome = {"seconds": seconds, "bytes": entry.bytes, "bytes/s": entry.bytes / seconds}
         if entry.tokens:
-            found["tokens/s"] = entry.tokens / seconds
+            outcome["tokens/s"] = entry.tokens / seconds
         if entry.section in PROFILED:
-            found["kernels"] = guarded(lambda: self._kernels(call, entry))
-        return found
+            outcome["kernels"] = guarded(lambda: self._kernels(call, entry))
+        return outcome
 
     def _kernels(self, call: timing.Call, entry: Entry) -> dict[str, Any]:
         """The longest kernels, ours with the bytes a second of their operands."""
         moved: dict[str, list[int]] = {}
         for name, bytes_ in entry.kernels:
             moved.setdefault(name, []).append(bytes_)
-        found = {}
+        outcome = {}
         for name, (seconds, times) in list(timing.kernel_seconds(call).items())[:24]:
-            found[name] = {"seconds": seconds, "times": times}
+            outcome[name] = {"seconds": seconds, "times": times}
             if name.strip("_") in moved:  # in a loop, launched more often than it stands in the program
-                own = moved[name.strip("_")]
-                found[name]["bytes/s"] = times * sum(own) / len(own) / seconds
-        return found
+                bytes_moved = moved[name.strip("_")]
+                outcome[name]["bytes/s"] = times * sum(bytes_moved) / len(bytes_moved) / seconds
+        return outcome
 
     def _write(self) -> None:
         self.out.write_text(json.dumps(self.results, indent=1), encoding="utf-8")
@@ -130,6 +130,6 @@ def _driver() -> str:
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True).stdout.strip()
 
 
-def failed(found: Mapping[str, Any]) -> bool:
+def failed(outcome: Mapping[str, Any]) -> bool:
     """Whether a part failed, gave wrong numbers, or other bits the second time."""
-    return "failed" in found or found.get("right") is False or found.get("same") is False
+    return "failed" in outcome or outcome.get("right") is False or outcome.get("same") is False

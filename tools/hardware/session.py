@@ -49,10 +49,10 @@ class Session:
     def compiled(self, entry: Entry) -> Any:
         """The program, ready to be called with its arrays; raises why it could not be compiled."""
         self.prepare([entry])
-        found = self._compiled[entry.name]
-        if isinstance(found, Exception):
-            raise found
-        return found
+        program = self._compiled[entry.name]
+        if isinstance(program, Exception):
+            raise program
+        return program
 
     def inputs(self, entry: Entry, number: int = 0) -> list[jax.Array]:
         """The arrays of a program; another ``number`` gives others of the same kind. Carried ones are the caller's."""
@@ -78,8 +78,8 @@ class Session:
             return [jnp.asarray(self.folder.arrays[f"{entry.name}/{name}"]) for name in entry.outputs]
         other = self.folder.entries[entry.against]
         given = zip(other.inputs, self.inputs(entry), strict=True)
-        found = self.compiled(other)(*(x.astype(draw.dtype) for draw, x in given))
-        by_name = dict(zip(other.outputs, found, strict=True))
+        results = self.compiled(other)(*(x.astype(draw.dtype) for draw, x in given))
+        by_name = dict(zip(other.outputs, results, strict=True))
         return [by_name[name] for name in entry.outputs]
 
     def forget(self) -> None:

@@ -12,13 +12,13 @@ def page(results: Results) -> str:
     """What was found, worst first."""
     lines = [*_head(results["about"]), *_faults(results)]
     for section in SECTIONS:
-        found = results.get(section, {})
+        outcome = results.get(section, {})
         if section == "checks":
-            lines.append(_summary(found))
+            lines.append(_summary(outcome))
         elif section == "rivals":
-            lines += _rivals(found)
+            lines += _rivals(outcome)
         elif section != "ceilings":
-            lines += _times(found, _ceiling(results, "copy, bytes/s"))
+            lines += _times(outcome, _ceiling(results, "copy, bytes/s"))
     if len(lines) > LINES:
         lines = [*lines[: LINES - 1], f"... {len(lines) - LINES + 1} lines more in the JSON"]
     return "\n".join(line[:WIDTH] for line in lines)
@@ -32,35 +32,35 @@ def _head(about: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _ceiling(results: Results, name: str) -> float | None:
-    found = results.get("ceilings", {}).get(name)
-    return found if isinstance(found, float) else None
+    outcome = results.get("ceilings", {}).get(name)
+    return outcome if isinstance(outcome, float) else None
 
 
 def _faults(results: Results) -> Iterator[str]:
     for name, value in results.get("ceilings", {}).items():
         yield f"{name}: {value:.3e}" if isinstance(value, float) else f"{name}: {value}"
     for section in SECTIONS:
-        for name, found in results.get(section, {}).items():
-            if isinstance(found, str):
-                yield f"{section}: {name} {found}"
-            elif isinstance(found, dict) and failed(found):
-                yield f"FAULT {name}: {_what(found)}"
+        for name, outcome in results.get(section, {}).items():
+            if isinstance(outcome, str):
+                yield f"{section}: {name} {outcome}"
+            elif isinstance(outcome, dict) and failed(outcome):
+                yield f"FAULT {name}: {_what(outcome)}"
 
 
-def _what(found: Mapping[str, Any]) -> str:
-    if "failed" in found:
-        return found["failed"].replace("\n", " | ")
-    return f"{found.get('worst', '')} (tolerance {found.get('tolerance')}), bits again: {found['same']}"
+def _what(outcome: Mapping[str, Any]) -> str:
+    if "failed" in outcome:
+        return outcome["failed"].replace("\n", " | ")
+    return f"{outcome.get('worst', '')} (tolerance {outcome.get('tolerance')}), bits again: {outcome['same']}"
 
 
-def _summary(found: Mapping[str, Any]) -> str:
-    all_found = [x for x in found.values() if isinstance(x, dict) and "same" in x]
-    right, same = (sum(x[key] is True for x in all_found) for key in ("right", "same"))
-    return f"checks: {right} of {len(all_found)} right, {same} with the same bits twice"
+def _summary(outcome: Mapping[str, Any]) -> str:
+    checked = [x for x in outcome.values() if isinstance(x, dict) and "same" in x]
+    right, same = (sum(x[key] is True for x in checked) for key in ("right", "same"))
+    return f"checks: {right} of {len(checked)} right, {same} with the same bits twice"
 
 
-def _times(found: Mapping[str, Any], copy: float | None) -> Iterator[str]:
-    for name, x in found.items():
+def _times(outcome: Mapping[str, Any], copy: float | None) -> Iterator[str]:
+    for name, x in outcome.items():
         if not (isinstance(x, dict) and "seconds" in x):
             continue
         share = f", {100 * x['bytes/s'] / copy:.0f} % of the copy" if copy else ""
@@ -76,8 +76,8 @@ def _times(found: Mapping[str, Any], copy: float | None) -> Iterator[str]:
 
 
 def _kernels(kernels: Mapping[str, Any], copy: float | None) -> Iterator[str]:
-    own = {name: x for name, x in kernels.items() if "bytes/s" in x}
-    shown = own or dict(list(kernels.items())[:4])
+    measured = {name: x for name, x in kernels.items() if "bytes/s" in x}
+    shown = measured or dict(list(kernels.items())[:4])
     cells = []
     for name, x in shown.items():
         share = f" {100 * x['bytes/s'] / copy:.0f}%" if copy and "bytes/s" in x else ""
@@ -87,7 +87,7 @@ def _kernels(kernels: Mapping[str, Any], copy: float | None) -> Iterator[str]:
         yield "  " + "; ".join(cells)
 
 
-def _rivals(found: Mapping[str, Any]) -> Iterator[str]:
-    for name, x in found.items():
+def _rivals(outcome: Mapping[str, Any]) -> Iterator[str]:
+    for name, x in outcome.items():
         if isinstance(x, dict) and "failed" not in x:
             yield f"beside {name}: " + ", ".join(f"{who} {1e3 * seconds:.3f} ms" for who, seconds in x.items())

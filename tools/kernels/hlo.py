@@ -16,8 +16,8 @@ class Instruction(NamedTuple):
 
     def attribute(self, pattern: str) -> str | None:
         """The first group of a pattern in the attributes."""
-        found = re.search(pattern, self.attributes)
-        return found and found[1]
+        match = re.search(pattern, self.attributes)
+        return match and match[1]
 
 
 class Computation(NamedTuple):
@@ -49,9 +49,9 @@ def read(text: str) -> Program:
             name = head[2]
         elif line.startswith("}"):
             computations[name] = Computation(inside, root)
-        elif found := _LINE.match(_COMMENT.sub("", line)):
-            inside[found[2]] = _instruction(found[2], found[3])
-            root = found[2] if found[1] else root
+        elif match := _LINE.match(_COMMENT.sub("", line)):
+            inside[match[2]] = _instruction(match[2], match[3])
+            root = match[2] if match[1] else root
     return Program(computations, entry)
 
 

@@ -96,13 +96,13 @@ def counted(program: str, device: str) -> Counts:
     """Compiles a program of `PROGRAMS` for a device of `DEVICES` and counts."""
     make, runs, _ = PROGRAMS[program]
     made = make(DEVICES[device]())
-    found, held = launches(made.as_text()), made.memory_analysis().temp_size_in_bytes
+    launched, held = launches(made.as_text()), made.memory_analysis().temp_size_in_bytes
     if device == "H100":
-        moved = sum(x.times * x.bytes for x in found) / runs
-        numbers = {"launches": sum(x.times for x in found) / runs, "GB moved": moved / 1e9}
+        moved = sum(x.times * x.bytes for x in launched) / runs
+        numbers = {"launches": sum(x.times for x in launched) / runs, "GB moved": moved / 1e9}
     else:
-        cycles = sum(x.times * x.cycles for x in found if not _is_kernel(x)) / runs
-        relayouts = sum(x.times for x in found if x.kind in ("copy", "slice")) / runs
+        cycles = sum(x.times * x.cycles for x in launched if not _is_kernel(x)) / runs
+        relayouts = sum(x.times for x in launched if x.kind in ("copy", "slice")) / runs
         numbers = {"copies and slices": relayouts, "million cycles": cycles / 1e6}
     return {name: float(f"{x:.4g}") for name, x in (numbers | {"GB held": held / 1e9}).items()}
 

@@ -225,7 +225,7 @@ class Published:
         if "num_v_heads" in self.only and fields.get("num_v_heads") == fields.get("num_heads"):
             fields = without(fields, "num_v_heads")
         check_only(fields, self.model_type, self.only)
-        fields = renamed(without(fields, *self.only), {theirs: ours for ours, theirs in self.names.items()})
+        fields = renamed(without(fields, *self.only), {published: name for name, published in self.names.items()})
         return fields | self.sizes.read(fields) | self.fixed
 
     def check_writable(self, fields: Fields) -> None:
