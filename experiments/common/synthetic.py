@@ -19,7 +19,7 @@ from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.structure import build_model, decays
 from mom_jax.ops.loss import token_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
-from mom_jax.ops.routing import RouterOutput, auxiliary_loss
+from mom_jax.ops.routing import RouterOutput, auxiliary_loss, router_z_loss
 from mom_jax.training.balance import balance_routers
 
 Maker = Callable[[np.random.Generator, int], RecallBatch]  # (generator, rows) to a batch
@@ -159,7 +159,9 @@ def _train(graph, config, weight_decay, params, moments, batches, rates):
 def _loss(model: MoMForCausalLM, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
     """The loss, and the loads of memories where there is a router."""
     logits, router = _answers(model, batch)
-    loss = _nats(logits, batch["answers"]) + model.config.auxiliary_weight * auxiliary_loss(router)
+    config, loss = model.config, _nats(logits, batch["answers"])
+    loss += config.auxiliary_weight * auxiliary_loss(router, scores=config.router_scores)
+    loss += config.router_z_loss_scale * router_z_loss(router, scores=config.router_scores)
     return loss, router_statistics(router).get("load")
 
 
@@ -193,4 +195,5 @@ def _score_part(graph, params, batch):
     logits, router = _answers(model, batch)
     answers = batch["answers"]
     right = (jnp.argmax(logits, -1) == answers).sum() / (answers != IGNORE).sum()
-    return {"accuracy": right, "loss": _nats(logits, answers), **router_statistics(router)}
+    statistics = router_statistics(router, scores=model.config.router_scores)
+    return {"accuracy": right, "loss": _nats(logits, answers), **statistics}

@@ -41,7 +41,7 @@ def _score(
     sums = [chunked_cross_entropy(hidden[:, a:b], weight, labels[:, a:b]) for a, b in position_buckets(labels.shape[1])]
     nats, tokens = (jnp.stack(column) for column in zip(*sums, strict=True))
     inputs = real.sum()
-    statistics = jax.tree.map(lambda x: x * inputs, router_statistics(router, real))
+    statistics = jax.tree.map(lambda x: x * inputs, router_statistics(router, real, model.config.router_scores))
     sets = chosen_sets(router, real) if routes and router is not None else None
     return {"nats": nats, "tokens": tokens, "inputs": inputs, **statistics}, sets
 

@@ -24,7 +24,11 @@ _CONSTANT = {
     "fuse_cross_entropy": True,
 }
 _MIXTURE = ("num_memories", "topk", "shared_mem", "single_kv_proj", "aux_loss_scale")
-_OURS = ("memory_rule", "mixture", "router_balance", "router_bias_rate", "reference_conv_leak", "compute_dtype", "impl")
+_OURS = (
+    *("memory_rule", "mixture", "reference_conv_leak", "compute_dtype", "impl"),
+    *("router_balance", "router_bias_rate", "router_scores", "router_renormalise", "router_z_loss_scale"),
+)
+_ROUTER = {"router_scores": "softmax", "router_renormalise": True}  # of the reference's
 _ROPE_THETA = 10000.0  # of attention layers in the reference's MoM, whatever its configuration says
 
 
@@ -87,6 +91,9 @@ def to_published(fields: Fields) -> tuple[str, str, Fields]:
         if fields["router_balance"] == "loss_free":
             remedy = "the PyTorch library's router has no bias; models trained with auxiliary or none can be published"
             raise InputError("router_balance", "loss_free", remedy)
+        for name, value in _ROUTER.items():
+            if fields[name] != value:
+                raise InputError(name, fields[name], f"the PyTorch library's router has {value!r} only")
         if rule != "gated_deltanet" or fields["allow_neg_eigval"]:
             remedy = "the PyTorch library only has mixtures of plain gated_deltanet memories"
             raise InputError("memory_rule", rule, remedy)

@@ -6,7 +6,7 @@ from flax import nnx
 
 from mom_jax.layers.linear import Linear, mixer_init
 from mom_jax.ops.precision import widened
-from mom_jax.ops.routing import route
+from mom_jax.ops.routing import Scores, route
 from mom_jax.typing import Array, Float, Int
 
 
@@ -15,6 +15,8 @@ class RouterOptions:
     """How a router decides; options with the name of a `MoMConfig` field take their value from it."""
 
     top_k: int = 2  # memories per token, k
+    router_scores: Scores = "softmax"  # over the memories, or a sigmoid for each
+    router_renormalise: bool = True  # weights of the chosen memories sum to 1
 
 
 class Router(Linear):
@@ -34,4 +36,5 @@ class Router(Linear):
     ) -> tuple[Float[Array, "B T M"], Float[Array, "B T k"], Int[Array, "B T k"]]:
         """Logits, weights and memories of every token, in float32 or wider; ``bias`` counts for the choice alone."""
         logits = self(widened(x))
-        return logits, *route(logits, self.options.top_k, bias)
+        scores, renormalise = self.options.router_scores, self.options.router_renormalise
+        return logits, *route(logits, self.options.top_k, bias, scores=scores, renormalise=renormalise)

@@ -112,6 +112,13 @@ class MoMConfig:
     the load (arXiv 2408.15664); or none."""
     router_bias_rate: Annotated[float, Range(above=0, below=1)] = 0.001
     """How far a step of loss_free moves the bias."""
+    router_scores: Literal["softmax", "sigmoid"] = "softmax"
+    """The router's scores: softmax over the memories, or the sigmoid of each."""
+    router_renormalise: bool = True
+    """Weights of a token's memories sum to 1; if not, they are the scores. With topk 1 only the latter teach the router
+    what is read."""
+    router_z_loss_scale: Annotated[float, Range(least=0, most=1e4)] = 0.0
+    """Weight of the loss on the size of the router's logits (arXiv 2202.08906)."""
     max_position_embeddings: Tokens = 2048
     """For information only: nothing in MoM depends on it."""
     pad_token_id: TokenId | None = None

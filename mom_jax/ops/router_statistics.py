@@ -3,21 +3,21 @@
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.precision import widened
-from mom_jax.ops.routing import RouterOutput
+from mom_jax.ops.routing import RouterOutput, Scores, probabilities
 from mom_jax.typing import Array, Bool, Float, Int
 
 DEAD_SHARE = 0.01  # of the load of a balanced memory: below it a memory counts as dead
 
 
 def router_statistics(
-    router: RouterOutput | None, attention_mask: Int[Array, "B T"] | None = None
+    router: RouterOutput | None, attention_mask: Int[Array, "B T"] | None = None, scores: Scores = "softmax"
 ) -> dict[str, Float[Array, "..."]]:
     """Loads and entropy of each layer's router.
 
     Args:
         router: the stacked decisions of L layers, made under the same mask.
         attention_mask: 0 for tokens that do not count.
+        scores: of the router; of sigmoids the shares are meant.
 
     Returns:
         ``load`` [L, M]: each memory's share of a layer's assignments (a layer's shares sum to 1), and
@@ -26,11 +26,11 @@ def router_statistics(
     """
     if router is None:
         return {}
-    log_p, top_k = jax.nn.log_softmax(widened(router.logits)), router.memory_ids.shape[-1]
-    shape = log_p.shape[1:3]
+    shares, top_k = probabilities(router.logits, scores), router.memory_ids.shape[-1]
+    shape = shares.shape[1:3]
     keep = jnp.ones(shape, jnp.float32) if attention_mask is None else (attention_mask != 0).astype(jnp.float32)
     tokens = jnp.maximum(keep.sum(), 1.0)
-    entropy = -(jnp.exp(log_p) * log_p).sum(-1)
+    entropy = jax.scipy.special.entr(shares).sum(-1)
     # Whole numbers up to the division, so that loads do not depend on the order of summation, nor on the mesh.
     load = router.load.sum(1) / (top_k * tokens)
     return {"load": load, "routing_entropy": jnp.einsum("lbt,bt->l", entropy, keep / tokens)}

@@ -3,10 +3,11 @@
 The router and its load-balance loss are those of MoM (arXiv 2502.13685, section 3.2 and equations 4-6). Balancing
 without a loss is that of Wang et al. (arXiv 2408.15664, equation 3 and algorithm 1), which DeepSeek-V3 took over
 (arXiv 2412.19437, equation 16): with scores s and a bias b for each memory, a token chooses the top k of ``s + b``, but
-mixes by ``s``; after each step ``b += rate * sign(mean load - load)``. Scores are here the softmax's probabilities.
+mixes by ``s``; after each step ``b += rate * sign(mean load - load)``. Scores are the softmax's probabilities, or
+sigmoids, as DeepSeek-V3 has them. The loss on the size of logits is that of ST-MoE (arXiv 2202.08906, equation 5).
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,33 +20,54 @@ class RouterOutput(NamedTuple):
     """Where each token is written, and how its reads are mixed: of one layer, or of L layers stacked."""
 
     logits: Float[Array, "*L B T M"]  # float32
-    weights: Float[Array, "*L B T k"]  # float32, sums to 1 over k
+    weights: Float[Array, "*L B T k"]  # float32, sums to 1 over k if renormalised
     memory_ids: Int[Array, "*L B T k"]  # distinct memory indices in [0, M)
     load: Int[Array, "*L B M"]  # tokens of each row that chose each memory; padding does not count
 
 
+Scores = Literal["softmax", "sigmoid"]
+
+
 def route(
-    logits: Float[Array, "*batch M"], top_k: int, bias: Float[Array, "*#batch M"] | None = None
+    logits: Float[Array, "*batch M"],
+    top_k: int,
+    bias: Float[Array, "*#batch M"] | None = None,
+    *,
+    scores: Scores = "softmax",
+    renormalise: bool = True,
 ) -> tuple[Float[Array, "*batch {top_k}"], Int[Array, "*batch {top_k}"]]:
-    """Softmax over the memories, top-k, renormalised over the chosen ones, in float32: weights and memories.
+    """Scores of the memories, top-k, renormalised over the chosen ones, in float32: weights and memories.
 
     Ties go to the lower memory index.
 
     Args:
         logits: of the router.
         top_k: memories per token, k.
-        bias: float32, added to the probabilities for the choice alone: weights are those of the same memories without
+        bias: float32, added to the scores for the choice alone: weights are those of the same memories without
             it, and it gets no gradient.
+        scores: softmax over the memories, or the sigmoid of each.
+        renormalise: weights sum to 1. With ``top_k`` 1 they then are 1, and nothing that is read teaches the router.
     """
     logits = widened(logits)
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    if bias is None:
-        _, memory_ids = jax.lax.top_k(jax.lax.stop_gradient(probabilities), top_k)
-        chosen = _taken(probabilities, memory_ids)
-        return chosen / chosen.sum(-1, keepdims=True), memory_ids
-    _, memory_ids = jax.lax.top_k(jax.lax.stop_gradient(probabilities + bias), top_k)
-    # A softmax over the chosen logits alone: all their probabilities may have underflowed to 0.
-    return jax.nn.softmax(_taken(logits, memory_ids), axis=-1), memory_ids
+    values = jax.nn.softmax(logits, axis=-1) if scores == "softmax" else jax.nn.sigmoid(logits)
+    choice = values if bias is None else values + bias
+    _, memory_ids = jax.lax.top_k(jax.lax.stop_gradient(choice), top_k)
+    if scores == "softmax" and renormalise and bias is not None:
+        # A softmax over the chosen logits alone: all their probabilities may have underflowed to 0.
+        return jax.nn.softmax(_taken(logits, memory_ids), axis=-1), memory_ids
+    chosen = _taken(values, memory_ids)
+    if not renormalise:
+        return chosen, memory_ids
+    least = 0.0 if scores == "softmax" else 1e-9  # sigmoids may all have underflowed
+    return chosen / (chosen.sum(-1, keepdims=True) + least), memory_ids
+
+
+def probabilities(logits: Float[Array, "*batch M"], scores: Scores = "softmax") -> Float[Array, "*batch M"]:
+    """Scores as a distribution over the memories, in float32; of sigmoids their shares."""
+    if scores == "softmax":
+        return jax.nn.softmax(widened(logits), axis=-1)
+    # The softmax of log sigmoids: no sum of theirs underflows.
+    return jax.nn.softmax(jax.nn.log_sigmoid(widened(logits)), axis=-1)
 
 
 def _taken(x: Float[Array, "*batch M"], ids: Int[Array, "*batch k"]) -> Float[Array, "*batch k"]:
@@ -104,14 +126,37 @@ def load_balancing_loss(
     return auxiliary_loss(router_output(logits, top_k, keep), keep)
 
 
-def auxiliary_loss(router: RouterOutput | None, attention_mask: Int[Array, "B T"] | None = None) -> Float[Array, ""]:
+def auxiliary_loss(
+    router: RouterOutput | None, attention_mask: Int[Array, "B T"] | None = None, scores: Scores = "softmax"
+) -> Float[Array, ""]:
     """`load_balancing_loss` of the stacked decisions of all layers, made under the same mask; 0 without a router."""
     if router is None:
         return jnp.float32(0)
-    logits = widened(router.logits)
-    layers, batch, time, num_memories = logits.shape
-    keep = jnp.ones((batch, time), jnp.float32) if attention_mask is None else (attention_mask != 0).astype(jnp.float32)
-    count = jnp.maximum(keep.sum() * layers, 1.0)
+    shares = probabilities(router.logits, scores)
+    keep = _kept(router, attention_mask)
+    count = jnp.maximum(keep.sum() * shares.shape[0], 1.0)
     fraction = router.load.sum((0, 1)) / count
-    probability = jnp.einsum("lbtm,bt->m", jax.nn.softmax(logits, axis=-1), keep) / count
-    return num_memories * jnp.dot(fraction, probability)
+    return shares.shape[-1] * jnp.dot(fraction, jnp.einsum("lbtm,bt->m", shares, keep) / count)
+
+
+def router_z_loss(
+    router: RouterOutput | None, attention_mask: Int[Array, "B T"] | None = None, scores: Scores = "softmax"
+) -> Float[Array, ""]:
+    """Mean square of a token's ``log sum exp(logits)``, which keeps logits small; 0 without a router.
+
+    Of sigmoid scores, for which no such loss is published, it is the mean square of ``log(1 + exp(logit))``.
+    """
+    if router is None:
+        return jnp.float32(0)
+    logits, keep = widened(router.logits), _kept(router, attention_mask)
+    if scores == "softmax":
+        squares = jax.nn.logsumexp(logits, axis=-1) ** 2
+    else:
+        squares = jnp.mean(jax.nn.softplus(logits) ** 2, axis=-1)
+    return jnp.einsum("lbt,bt->", squares, keep) / jnp.maximum(keep.sum() * logits.shape[0], 1.0)
+
+
+def _kept(router: RouterOutput, attention_mask: Int[Array, "B T"] | None) -> Float[Array, "B T"]:
+    if attention_mask is None:
+        return jnp.ones(router.logits.shape[1:3], jnp.float32)
+    return (attention_mask != 0).astype(jnp.float32)

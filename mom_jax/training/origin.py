@@ -34,6 +34,7 @@ _NOT_IN_WEIGHTS = (
     "reference_conv_leak",
     "router_balance",
     "router_bias_rate",
+    "router_z_loss_scale",
 )
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mom_jax.labels import IGNORE
 from mom_jax.ops.loss import chunked_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
-from mom_jax.ops.routing import auxiliary_loss
+from mom_jax.ops.routing import auxiliary_loss, router_z_loss
 from mom_jax.training.balance import balance_routers
 from mom_jax.training.program import Program
 from mom_jax.training.sharding import BATCH_SPEC
@@ -39,10 +39,16 @@ def _loss(params: Any, micro: Batch, total_tokens: jax.Array, program: Program) 
     )
     nats, _ = chunked_cross_entropy(hidden, model.output_embedding(), micro["labels"])
     lm_loss = nats / total_tokens
-    aux_loss = auxiliary_loss(router) / config.gradient_accumulation
-    loss = lm_loss + config.model.auxiliary_weight * aux_loss
-    shares = jax.tree.map(lambda x: x / config.gradient_accumulation, router_statistics(router))
-    return loss, {"loss": loss, "lm_loss": lm_loss, "aux_loss": aux_loss, **shares}
+    scores = config.model.router_scores
+    metrics = {"aux_loss": auxiliary_loss(router, scores=scores)}
+    weights = {"aux_loss": config.model.auxiliary_weight}
+    if config.model.router_z_loss_scale:
+        metrics["z_loss"] = router_z_loss(router, scores=scores)
+        weights["z_loss"] = config.model.router_z_loss_scale
+    metrics |= router_statistics(router, scores=scores)
+    metrics = jax.tree.map(lambda x: x / config.gradient_accumulation, metrics)
+    loss = lm_loss + sum(weight * metrics[name] for name, weight in weights.items())
+    return loss, {"loss": loss, "lm_loss": lm_loss, **metrics}
 
 
 def loss_and_gradients(params: Any, batch: Batch, program: Program) -> tuple[Metrics, Any]:

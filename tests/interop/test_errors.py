@@ -198,6 +198,15 @@ def test_a_router_bias_is_not_published(make_model, saved, tmp_path):
     load_pretrained(saved)
 
 
+@pytest.mark.parametrize("option", [{"router_scores": "sigmoid"}, {"router_renormalise": False}], ids=str)
+def test_another_router_is_not_published(make_model, tmp_path, option):
+    (name,) = option
+    model = make_model(dataclasses.replace(make_model().config, **option))
+    with pytest.raises(InputError, match=rf"^{name}=.*: the PyTorch library's router has .* only"):
+        save_pretrained(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_failure_leaves_nothing(make_model, tmp_path, monkeypatch):
     """The disk fills up while the second file is written."""
     written = []

@@ -7,7 +7,15 @@ import pytest
 from support.compare import assert_close
 
 from mom_jax.ops.router_statistics import chosen_sets, dead_memories, router_statistics, routing_churn
-from mom_jax.ops.routing import auxiliary_loss, balanced_bias, load_balancing_loss, route, router_output
+from mom_jax.ops.routing import (
+    auxiliary_loss,
+    balanced_bias,
+    load_balancing_loss,
+    probabilities,
+    route,
+    router_output,
+    router_z_loss,
+)
 
 
 def softmax(x):
@@ -216,3 +224,65 @@ def test_churn_counts_sets():
     np.testing.assert_array_equal(routing_churn(former, latter), [1])
     biased = chosen_sets(router_output(first, 2, bias=jnp.array([[0.0, 0.0, 2.0]])), mask)
     np.testing.assert_array_equal(routing_churn(former, biased), [3])
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
+@pytest.mark.parametrize("renormalise", [True, False], ids=["renormalised", "plain"])
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+def test_scores(scores, renormalise, biased):
+    """Weights are the scores of the memories with the largest scores and bias, which itself is in no weight."""
+    logits = random_layers(1)[0]
+    bias = jnp.array([0.0, 0.6, -0.4, 0.0, 0.2]) if biased else None
+    weights, memory_ids = route(logits, 2, bias, scores=scores, renormalise=renormalise)
+    exact = np.asarray(logits, np.float64)
+    values = softmax(exact) if scores == "softmax" else 1 / (1 + np.exp(-exact))
+    chosen = np.argsort(-(values + (0 if bias is None else np.asarray(bias))), -1, kind="stable")[..., :2]
+    np.testing.assert_array_equal(memory_ids, chosen)
+    want = np.take_along_axis(values, chosen, -1)
+    assert_close(weights, want / want.sum(-1, keepdims=True) if renormalise else want, 1e-6)
+
+
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+def test_what_is_read_teaches_the_router_of_one_memory_only_by_plain_weights(scores):
+    logits = random_layers(1)[0]
+
+    def mixed(logits, renormalise):
+        weights, memory_ids = route(logits, 1, scores=scores, renormalise=renormalise)
+        return jnp.sum(weights * (1.0 + memory_ids))
+
+    assert np.abs(jax.grad(mixed)(logits, True)).max() < 1e-6
+    assert np.abs(jax.grad(mixed)(logits, False)).max(-1).min() > 1e-3
+
+
+def test_sigmoids_as_a_distribution():
+    """Shares of the sum; of logits so low that every sigmoid underflows too, with finite gradients."""
+    logits = random_layers(1)[0]
+    values = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    assert_close(probabilities(logits, "sigmoid"), values / values.sum(-1, keepdims=True), 1e-6)
+    low = logits - 1000
+    assert_close(probabilities(low, "sigmoid"), softmax(low), 1e-4)
+    weights = lambda x: jnp.sum(route(x, 2, scores="sigmoid")[0][..., 0])  # noqa: E731
+    assert np.isfinite(jax.grad(weights)(low)).all()
+
+
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+def test_z_loss(scores):
+    """Against numpy, padding excluded; of no router 0."""
+    logits = jnp.stack(random_layers())
+    mask = np.random.default_rng(1).integers(0, 2, (2, 9))
+    exact = np.asarray(logits, np.float64)
+    squares = np.log(np.exp(exact).sum(-1)) ** 2 if scores == "softmax" else (np.log1p(np.exp(exact)) ** 2).mean(-1)
+    router = router_output(logits, 2, jnp.asarray(mask))
+    assert_close(router_z_loss(router, jnp.asarray(mask), scores), squares[:, mask == 1].mean(), 1e-6)
+    assert_close(router_z_loss(router, scores=scores), squares.mean(), 1e-6)
+    assert float(router_z_loss(None)) == 0
+
+
+def test_loads_and_entropy_of_sigmoid_scores():
+    logits = jnp.stack(random_layers())
+    shares = np.asarray(probabilities(logits, "sigmoid"), np.float64)
+    router = router_output(logits, 2)
+    got = router_statistics(router, scores="sigmoid")
+    assert_close(got["routing_entropy"], -(shares * np.log(shares)).sum(-1).mean((1, 2)), 1e-6)
+    want = 5 * np.dot(np.asarray(router.load).sum((0, 1)) / (3 * 18), shares.mean((0, 1, 2)))
+    assert_close(auxiliary_loss(router, scores="sigmoid"), want, 1e-6)

@@ -104,6 +104,23 @@ def test_what_the_loss_counts(balance, make_config):
     chex.assert_trees_all_equal(params, plain)
 
 
+def test_scores_and_the_loss_on_logits_reach_the_router(make_config):
+    """Sigmoids that are not renormalised, with a z-loss and a bias: counted in the loss, and logged."""
+    config = with_balance(make_config(), "loss_free")
+    options = {"router_scores": "sigmoid", "router_renormalise": False, "router_z_loss_scale": 0.5}
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
+    mesh = make_mesh(MeshConfig())
+    program = Program(config, mesh)
+    params = program.init_state().params
+    with jax.set_mesh(mesh):
+        run = jax.jit(partial(loss_and_gradients, program=program))
+        metrics, gradients = run(params, shard_batch(make_batch(0), mesh))
+    # Logits are all but 0 at first, so a sigmoid is a half and its loss log(2)^2.
+    np.testing.assert_allclose(metrics["z_loss"], np.log(2) ** 2, rtol=0.1)
+    np.testing.assert_allclose(metrics["loss"], metrics["lm_loss"] + 0.5 * metrics["z_loss"], rtol=1e-6)
+    assert np.abs(gradients["layers"]["attn"]["router"]["weight"]).max(axis=(1, 2)).min() > 0
+
+
 def no_evaluation(model, batches) -> dict:
     return {"held_out_loss": 0.0}
 
