@@ -41,12 +41,14 @@ def read_records(folder: Path, complain: Complain) -> Records:
 
 def nothing_logged(folder: Path, complaints: Sequence[str]) -> InputError:
     """What to say of a run without records; ``complaints`` are what `read_records` complained of."""
-    anew = "train it further (a finished run by a larger --steps)"
-    if not complaints:
-        return InputError("run", str(folder), f"has no metrics yet; {anew}")
-    problem = f"holds no record that can be read ({complaints[0]})"
+    path, anew = folder / METRICS_FILE, "train it further (a finished run by a larger --steps)"
+    damaged = [complaint for complaint in complaints if str(path) in complaint]
+    if not damaged:
+        problem = f"nothing of it can be read: {complaints[0]}" if complaints else "has no metrics yet"
+        return InputError("run", str(folder), f"{problem}; {anew}")
+    problem = f"holds no record that can be read ({damaged[0]})"
     remedy = f"restore it, or {anew}, which sets it aside and begins it anew; the checkpoints are not affected"
-    return InputError("metrics", folder / METRICS_FILE, f"{problem}; {remedy}")
+    return InputError("metrics", path, f"{problem}; {remedy}")
 
 
 def read_sittings(folder: Path, complain: Complain) -> list[Sitting]:
