@@ -12,7 +12,7 @@ from mom_jax.experiments.studies import hybrid, memories, recall
 from mom_jax.models.config import MoMConfig
 
 COMPARISONS = ("recall", "longbench", "mixed-or-expanded", "auxiliary-loss", "commonsense", "hybrid", "equal-activated")
-COMPARISONS += ("memories", "load-balance")
+COMPARISONS += ("memories", "load-balance", "routers")
 LAYER = [0.3, 0.2, 0.25, 0.25]
 
 
