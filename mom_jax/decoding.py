@@ -121,6 +121,7 @@ def generate_blocks(
         raise InputError("attention_mask", "0 in the last column", "pad prompts on the left")
 
     blocks = -(-max_new_tokens // block)
+    model = model.rounded()
     graph, params = nnx.split(model)
     sampling = _Sampling(temperature < _NORMAL.tiny, top_k, top_p is not None, ends)
     allowed = None if allowed is None else jnp.asarray(allowed)

@@ -14,6 +14,7 @@ from mom_jax.decoding import _sample, _Sampling, generate
 from mom_jax.errors import InputError
 from mom_jax.models.config import AttentionConfig, MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
+from tools.kernels.equations import calls
 
 CONFIG = MoMConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_heads=2, head_dim=8, intermediate_size=24,
                    initializer_range=0.5)  # fmt: skip
@@ -127,6 +128,22 @@ def test_a_model_of_nan_is_noticed(model, prompts, value, options):
     broken.norm.weight[...] = jnp.full_like(broken.norm.weight[...], value)
     with pytest.raises(InputError, match=r"^model=NaN: its logits are not finite: training diverged"):
         generate(broken, prompts, 2, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"attn": AttentionConfig(layers=(0,), num_heads=2), "tie_word_embeddings": True}]
+)
+def test_parameters_are_rounded_once(options):
+    """In bfloat16: the same logits, and no parameter is rounded in the program of a step."""
+    model = MoMForCausalLM(dataclasses.replace(CONFIG, compute_dtype="bfloat16", **options), rngs=nnx.Rngs(0))
+    ids, cache = jnp.full((2, 1), 3), model.init_cache(2, 16)
+    run = jax.jit(lambda model, cache: model(ids, cache=cache).logits)
+    narrow = model.rounded()
+    np.testing.assert_array_equal(run(narrow, cache), run(model, cache))
+
+    weights = {leaf.shape[-2:] for leaf in jax.tree.leaves(nnx.state(narrow)) if leaf.dtype == jnp.bfloat16}
+    casts = calls("convert_element_type", lambda model: run(model, cache), narrow)
+    assert weights and not weights & {cast.outvars[0].aval.shape[-2:] for cast in casts if "bf" in str(cast.params)}
 
 
 def test_prompts_of_a_kind_compile_once(model, monkeypatch):

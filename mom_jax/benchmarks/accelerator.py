@@ -122,7 +122,7 @@ def decoding_table(sizes: Sizes = FULL) -> Iterator[str]:
     for hidden in sizes.hidden:
         config = MoMConfig(hidden_size=hidden, num_hidden_layers=sizes.layers, num_heads=sizes.heads,
                            head_dim=sizes.size, tie_word_embeddings=True, compute_dtype="bfloat16")  # fmt: skip
-        model = MoMForCausalLM(config, rngs=nnx.Rngs(0))
+        model = MoMForCausalLM(config, rngs=nnx.Rngs(0)).rounded()
         graph, params = nnx.split(model)
 
         @jax.jit

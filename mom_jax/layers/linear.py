@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from mom_jax.ops.product import product
 from mom_jax.typing import Array, Float
 
 Initializer = Callable[..., Array]  # (key, shape, dtype) -> values
 Axis = str | None
+AnyModule = TypeVar("AnyModule", bound=nnx.Module)
 
 _AXES = {
     "column": ("fsdp", "tensor"),
@@ -22,11 +25,35 @@ _AXES = {
 
 
 def param(
-    rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: tuple[Axis, ...], *, decays: bool = True
+    rngs: nnx.Rngs,
+    init: Initializer,
+    shape: tuple[int, ...],
+    axes: tuple[Axis, ...],
+    *,
+    decays: bool = True,
+    rounds: bool = False,
 ) -> nnx.Param:
-    """A float32 parameter, the mesh axes (``fsdp``, ``tensor`` or None) that split it, whether weight decay applies."""
+    """A float32 parameter.
+
+    Args:
+        rngs, init, shape: of its initial values.
+        axes: of the mesh that split it (``fsdp``, ``tensor`` or None).
+        decays: weight decay applies.
+        rounds: every use rounds it to the dtype of activations first.
+    """
     value = init(rngs.params(), shape, jnp.float32)
-    return nnx.Param(value, out_sharding=axes, eager_sharding=False, decays=decays)
+    return nnx.Param(value, out_sharding=axes, eager_sharding=False, decays=decays, rounds=rounds)
+
+
+def rounded(module: AnyModule, dtype: DTypeLike) -> AnyModule:
+    """The module with the parameters that every use rounds (`param`) held in ``dtype``."""
+    graph, params = nnx.split(module)
+
+    def held(variable: nnx.Variable) -> nnx.Variable:
+        rounds = variable.get_metadata("rounds", False)
+        return variable.replace(variable[...].astype(dtype)) if rounds else variable
+
+    return nnx.merge(graph, jax.tree.map(held, params, is_leaf=lambda x: isinstance(x, nnx.Variable)))
 
 
 def mixer_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
@@ -42,15 +69,25 @@ class Linear(nnx.Module):
         split: ``column`` shards the output over the tensor axis, ``row`` the input, ``whole`` and
             ``replicated`` neither; all but ``replicated`` shard the other one over the fsdp axis.
         bias: add a bias, initially 0.
+        rounds: x is as wide as activations, so the weight may be rounded beforehand.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, split: str, init: Initializer, bias: bool = False, rngs: nnx.Rngs):
-        self.weight = param(rngs, init, (inputs, outputs), _AXES[split])
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        split: str,
+        init: Initializer,
+        bias: bool = False,
+        rounds: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.weight = param(rngs, init, (inputs, outputs), _AXES[split], rounds=rounds)
         if bias:
             self.bias = param(rngs, jax.nn.initializers.zeros, (outputs,), _AXES[split][1:])
         self.has_bias = bias
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """Applies the map; sums in float32, returns ``x.dtype``."""
-        y = jnp.dot(x, self.weight[...].astype(x.dtype), preferred_element_type=jnp.float32)
-        return (y + self.bias[...] if self.has_bias else y).astype(x.dtype)
+        return product(x, self.weight[...], self.bias[...] if self.has_bias else None)

@@ -23,6 +23,7 @@ from mom_jax.ops.mixing import mix
 from mom_jax.ops.routing import RouterOutput
 from mom_jax.ops.segments import Packing, plan_packing
 from mom_jax.typing import AnyArray, Array, Float, Int, Mask, Shaped
+from pallas_kernels.remat import keep
 
 TENSOR_AXIS = "tensor"
 
@@ -151,13 +152,15 @@ class MemoryMixer(nnx.Module):
         logits, weights, memory_ids = self._route(x)
         last = None if cache is None else cache.document[layer]
         documents = count_documents(segment_ids, attention_mask, last)
-        packing = plan_packing(
-            memory_ids,
-            self.num_memories or 1,
-            shared=self.shared,
-            chunk_size=self.rule.chunk_rows(x.shape[1]),
-            attention_mask=attention_mask,
-            documents=documents,
+        packing = keep(
+            plan_packing(
+                memory_ids,
+                self.num_memories or 1,
+                shared=self.shared,
+                chunk_size=self.rule.chunk_rows(x.shape[1]),
+                attention_mask=attention_mask,
+                documents=documents,
+            )
         )
         rows, rest, cache = self.rule.rows(x, packing, cache, layer)
         primitive, impl = self.rule.primitive, self.rule.options.impl
@@ -181,7 +184,7 @@ class MemoryMixer(nnx.Module):
         if self.num_memories is None:
             shape = (*x.shape[:2], 1)
             return None, jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
-        return self.router.decide(x, self.router_bias[...] if self.biased else None)
+        return keep(self.router.decide(x, self.router_bias[...] if self.biased else None))
 
     def _sharded(
         self,
@@ -247,7 +250,7 @@ def _cache_specs(cache: MemoryCache, rows: tuple[str, ...] | None, whole: tuple[
 def _note_tokens(cache: MemoryCache, layer: int | Array, attention_mask: Mask | None, time: int) -> MemoryCache:
     """Counts the tokens that were read."""
     read = time if attention_mask is None else jnp.sum(attention_mask != 0, 1, dtype=cache.length.dtype)
-    return dataclasses.replace(cache, length=cache.length.at[layer].add(read))
+    return dataclasses.replace(cache, length=cache.length.at[layer].add(read, mode="promise_in_bounds"))
 
 
 def _forget_earlier_documents(

@@ -8,13 +8,16 @@ from flax import nnx
 
 from mom_jax.layers.linear import mixer_init, param
 from mom_jax.ops.grouped_matmul import grouped_matmul, token_matmul
+from mom_jax.ops.product import product
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float
+from pallas_kernels.remat import PROJECTION, keep
 
 
 def per_memory(rngs: nnx.Rngs, memories: int, inputs: int, outputs: int, split: bool = True) -> nnx.Param:
     """A projection of its own for each of G memories: [G, inputs, outputs], its outputs split over heads or not."""
-    return param(rngs, mixer_init, (memories, inputs, outputs), (None, "fsdp", "tensor" if split else None))
+    axes = (None, "fsdp", "tensor" if split else None)
+    return param(rngs, mixer_init, (memories, inputs, outputs), axes, rounds=True)
 
 
 def project(
@@ -23,8 +26,8 @@ def project(
     """Packed rows of ``x`` through each memory's own weights, in ``x.dtype``; G = 1 is one projection for all."""
     weights = tuple(w.astype(x.dtype) for w in weights)
     if weights[0].shape[0] == 1:
-        return tuple(pack(jnp.dot(x, w[0]), packing) for w in weights)
-    return token_matmul(x, weights, packing, impl=impl)
+        return tuple(pack(keep(product(x, w[0]), PROJECTION), packing) for w in weights)
+    return keep(token_matmul(x, weights, packing, impl=impl), PROJECTION)
 
 
 def through(
@@ -33,9 +36,9 @@ def through(
     """Packed rows through further weights of each memory's own."""
     weight = weight.astype(rows.dtype)
     if weight.shape[0] == 1:
-        return jnp.dot(rows, weight[0])
+        return keep(product(rows, weight[0]), PROJECTION)
     tile = packing.table.chunk_size
-    return grouped_matmul(rows, (weight,), packing.group_sizes, tile=tile, impl=impl)[0]
+    return keep(grouped_matmul(rows, (weight,), packing.group_sizes, tile=tile, impl=impl)[0], PROJECTION)
 
 
 def add_bias(rows: Float[Array, "N F"], packing: Packing, bias: Float[Array, "#G F"]) -> Float[Array, "N F"]:

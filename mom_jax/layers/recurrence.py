@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.layers.cache import MemoryCache
+from mom_jax.ops.dispatch import Target, kernel_for, select
 from mom_jax.ops.primitive import Primitive, Rows, State, default_scale
 from mom_jax.ops.segments import ChunkTable, Packing
 from mom_jax.typing import Array, Float
+from pallas_kernels.remat import keep
 
 
 def recur(
@@ -33,10 +35,10 @@ def recur(
     """
     rows = primitive.masked(rows, packing.valid)
     if cache is None:
-        return primitive(rows, packing.table, scale=scale, impl=impl)[0], None
+        return keep(primitive(rows, packing.table, scale=scale, impl=impl)[0]), None
     table = packing.table
     if table.chunk_size == 1:
-        o, recurrent = _one_token(primitive, rows, table, cache, layer, default_scale(rows, scale))
+        o, recurrent = _one_token(primitive, rows, table, cache, layer, default_scale(rows, scale), impl)
     else:
         state = jax.tree.map(lambda a: a[layer].reshape(-1, *a.shape[3:]), cache.recurrent)
         o, state = primitive(rows, table, state, scale=scale, impl=impl)
@@ -45,16 +47,47 @@ def recur(
 
 
 def _one_token(
+    primitive: Primitive, rows: Rows, table: ChunkTable, cache: MemoryCache, layer: int | Array, scale: float, impl: str
+) -> tuple[Float[Array, "N H V"], State]:
+    """One step for each row, from the state of its segment; other states are not touched."""
+    kernels = {} if primitive.transition is None else {"gpu": _by_kernel}
+    name = impl if impl in ("auto", "gpu") and kernels else "xla"
+    return select(name, {"xla": _by_gather}, kernels)(primitive, rows, table, cache, layer, scale)
+
+
+def _by_gather(
     primitive: Primitive, rows: Rows, table: ChunkTable, cache: MemoryCache, layer: int | Array, scale: float
 ) -> tuple[Float[Array, "N H V"], State]:
-    """One step for each row, from the state of its segment; other states are not touched.
-
-    In place: were the states of all layers reshaped, XLA would copy them at every step.
-    """
+    """In place: were the states of all layers reshaped, XLA would copy them at every step."""
     place = (layer, *jnp.divmod(table.segment, cache.document.shape[-1]))  # memory, batch row
     state = jax.tree.map(lambda a: _row_states(a.at[place].get(mode="clip"), table), cache.recurrent)
     o, state = primitive.step(rows, state, scale)
     return o, jax.tree.map(lambda a, b: a.at[place].set(b, mode="drop"), cache.recurrent, state)
+
+
+def _by_kernel(
+    device: Target,
+    primitive: Primitive,
+    rows: Rows,
+    table: ChunkTable,
+    cache: MemoryCache,
+    layer: int | Array,
+    scale: float,
+) -> tuple[Float[Array, "N H V"], State]:
+    """One pass over the states that rows write."""
+    run, known = kernel_for(device, {"gpu": "pallas_kernels.gpu.step:step"}), table.segment < table.num_segments
+    place = jnp.where(known, layer * table.num_segments + table.segment, -1).astype(jnp.int32)
+    assert primitive.transition is not None
+    token = primitive.transition(rows)
+    if table.reset is not None:  # nothing of the old state is read or kept
+        read = {
+            name: _row_states(x, table)
+            for name, x in token._asdict().items()
+            if name in ("r", "kept", "a") and x is not None
+        }
+        token = token._replace(**read)
+    o, states = run(token, place, cache.recurrent, scale)
+    return o.astype(rows.v.dtype), states
 
 
 def _row_states(state: Float[Array, "N ..."], table: ChunkTable) -> Float[Array, "N ..."]:

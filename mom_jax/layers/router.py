@@ -28,7 +28,7 @@ class Router(Linear):
     """
 
     def __init__(self, hidden_size: int, num_memories: int, options: RouterOptions, *, rngs: nnx.Rngs):
-        super().__init__(hidden_size, num_memories, split="replicated", init=mixer_init, rngs=rngs)
+        super().__init__(hidden_size, num_memories, split="replicated", init=mixer_init, rounds=False, rngs=rngs)
         self.options = options
 
     def decide(

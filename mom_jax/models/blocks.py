@@ -20,11 +20,14 @@ from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.documents import DocumentRuns
 from mom_jax.ops.routing import RouterOutput
 from mom_jax.typing import Array, Float, Mask
+from pallas_kernels.remat import PROJECTION, RECURRENCE
 
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "recurrence": jax.checkpoint_policies.save_only_these_names(RECURRENCE),
+    "mixer": jax.checkpoint_policies.save_only_these_names(RECURRENCE, PROJECTION),
 }
 
 

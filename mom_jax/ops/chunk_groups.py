@@ -19,6 +19,7 @@ from mom_jax.ops.chunks import State, final_states, initial_carry, load, store
 from mom_jax.ops.dispatch import target
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Float, Shaped
+from pallas_kernels.remat import keep
 
 # Floats per array in a group of chunks: about twenty such arrays fit into the caches of a CPU's cores; where all
 # chunks of a group run in parallel, larger groups keep the device busy.
@@ -85,8 +86,8 @@ def _run_fwd(
     form: ChunkForm, shape: jax.ShapeDtypeStruct, rows: Rows, table: ChunkTable, state: Float[Array, "S H K V"] | None
 ) -> tuple[_Results, _Residuals]:
     body = functools.partial(_forward_group, form)
-    (_, stored), (o, *kept) = jax.lax.scan(body, initial_carry(state, shape), to_groups(rows, table))
-    return (from_groups(o, table), final_states(stored)), (form.saved(rows), table, state, tuple(kept))
+    (_, stored), (o, *of_groups) = jax.lax.scan(body, initial_carry(state, shape), to_groups(rows, table))
+    return (from_groups(o, table), final_states(stored)), (form.saved(rows), table, state, tuple(keep(of_groups)))
 
 
 def _forward_group(

@@ -16,7 +16,7 @@ from mom_jax.ops.chunk_groups import ChunkForm, run_in_groups
 from mom_jax.ops.chunks import from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import head_decays
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Primitive, matrix
+from mom_jax.ops.primitive import Primitive, Transition, advanced, matrix
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.ops.triangular import unit_lower_inverse
 from mom_jax.typing import Array, Float
@@ -32,15 +32,19 @@ class DeltaRuleRows(NamedTuple):
     beta: Float[Array, "N H"]  # write strength
 
 
+def delta_rule_transition(rows: DeltaRuleRows) -> Transition:
+    """What one token does to its states."""
+    q, k, v, g, beta = map(widened, rows)
+    beta, kept = beta[..., None], jnp.broadcast_to(jnp.exp(g)[..., None], k.shape)
+    return Transition(kept * q, q, k, beta * v, kept, a=kept * k, b=-beta * k)
+
+
 def delta_rule_step(
     rows: DeltaRuleRows, state: Float[Array, "N H K V"], scale: float
 ) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
     """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
-    q, k, v, g, beta = map(widened, rows)
-    state = jnp.exp(g)[..., None, None] * state
-    error = beta[..., None] * (v - jnp.einsum("nhkv,nhk->nhv", state, k))
-    state = state + k[..., None] * error[..., None, :]
-    return (scale * jnp.einsum("nhkv,nhk->nhv", state, q)).astype(rows.v.dtype), state
+    o, state = advanced(delta_rule_transition(rows), state, scale)
+    return o.astype(rows.v.dtype), state
 
 
 def delta_rule_chunked(
@@ -247,6 +251,7 @@ DELTA_RULE = Primitive(
     rows=DeltaRuleRows,
     state=matrix,
     step=delta_rule_step,
+    transition=delta_rule_transition,
     chunked=delta_rule_chunked,
     kernels={
         "tpu": "pallas_kernels.tpu.delta_rule:delta_rule",

@@ -20,7 +20,7 @@ from mom_jax.ops.chunks import border_states, from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import channel_decays, decayed_values, documents, masked
 from mom_jax.ops.dispatch import Target, kernel_for
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Form, Primitive
+from mom_jax.ops.primitive import Form, Primitive, overlap, read_all
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.ops.vector_decay import (
     VECTOR_DECAY,
@@ -48,8 +48,11 @@ def gated_slots_step(rows: GatedSlotsRows, state: Slots, scale: float) -> tuple[
     """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
     keys, values = state
     q, k, slots, g = map(widened, (rows.q, rows.k, rows.s, rows.g))
-    keys = jnp.exp(g)[..., None, :] * keys + k[..., None] * slots[..., None, :]
-    p = jax.nn.softmax(scale * jnp.einsum("nhkm,nhk->nhm", keys, q), -1)
+    # [N, H, M] twice
+    kept = jnp.exp(g)
+    (before,) = read_all(keys, q)
+    p = jax.nn.softmax(scale * (kept * before + overlap(q, k) * slots), -1)
+    keys = kept[..., None, :] * keys + k[..., None] * slots[..., None, :]
     o, values = vector_decay_step(VectorDecayRows(p, slots, rows.v, rows.g), values, 1.0)
     return o, (keys, values)
 

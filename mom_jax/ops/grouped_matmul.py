@@ -38,18 +38,19 @@ def grouped_matmul(
     Raises:
         InputError: ``gpu`` cannot run here.
     """
-    name = impl if impl in ("auto", "gpu") else "xla"
+    name = impl if impl in ("auto", "gpu") and x.shape[0] > group_sizes.shape[0] else "xla"
     return select(name, {"xla": _by_xla}, KERNELS)(x, weights, group_sizes, tile)
 
 
 def token_matmul(x: Float[Array, "B T D"], weights: Weights, packing: Packing, *, impl: str = "auto") -> Products:
     """The same for packed rows of tokens: the kernel gathers them where it reads them, XLA packs them first."""
-    name = impl if impl in ("auto", "gpu") else "xla"
+    groups = packing.group_sizes.shape[0]
+    name = impl if impl in ("auto", "gpu") and packing.token.shape[0] > groups else "xla"
     return select(name, {"xla": _packed_first}, {"gpu": _gathered})(x, weights, packing)
 
 
 def _packed_first(x: Float[Array, "B T D"], weights: Weights, packing: Packing) -> Products:
-    return _grouped_matmul(pack(x, packing), weights, packing.group_sizes)
+    return _by_xla(pack(x, packing), weights, packing.group_sizes, packing.table.chunk_size)
 
 
 def _gathered(device: Target, x: Float[Array, "B T D"], weights: Weights, packing: Packing) -> Products:
@@ -58,7 +59,17 @@ def _gathered(device: Target, x: Float[Array, "B T D"], weights: Weights, packin
     return kernel_for(device, KERNELS)(tokens, weights, packing.group_sizes, tile, packing.token, copies)
 
 
+def _row_by_row(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"]) -> Products:
+    """For no more rows than groups, as one token has: each row meets its own group's weights, no others are read."""
+    group = jnp.sum(jnp.arange(x.shape[0])[:, None] >= jnp.cumsum(group_sizes), -1)
+    own = (w.at[group].get(mode="clip") for w in weights)
+    wide = x.astype(jnp.float32)[..., None]
+    return tuple(jnp.sum(wide * w.astype(jnp.float32), 1).astype(x.dtype) for w in own)
+
+
 def _by_xla(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"], tile: int) -> Products:
+    if x.shape[0] <= group_sizes.shape[0]:
+        return _row_by_row(x, weights, group_sizes)
     return _grouped_matmul(x, weights, group_sizes)
 
 

@@ -1,4 +1,8 @@
-"""Normalisations, computed in float32 or wider."""
+"""Normalisations, computed in float32 or wider.
+
+Their backward passes keep the inputs, in the inputs' own dtype, and compute the rest again: it is one more pass over
+what is read anyway.
+"""
 
 from collections.abc import Callable
 
@@ -11,9 +15,13 @@ from mom_jax.typing import Array, Float
 
 def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*batch D"]:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis; returns ``x.dtype``."""
-    y = widened(x)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
-    return (y * widened(weight)).astype(x.dtype)
+
+    def norm(x, weight):
+        y = widened(x)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
+        return (y * widened(weight)).astype(x.dtype)
+
+    return _keeping_inputs(norm)(x, weight)
 
 
 def gated_rms_norm(
@@ -24,8 +32,11 @@ def gated_rms_norm(
     activation: Callable[[Array], Array] = jax.nn.silu,
 ) -> Float[Array, "*batch D"]:
     """``rms_norm(x) * activation(gate)`` without rounding in between; returns ``x.dtype``."""
-    y = rms_norm(widened(x), weight, eps)
-    return (y * activation(widened(gate))).astype(x.dtype)
+
+    def norm(x, gate, weight):
+        return (rms_norm(widened(x), weight, eps) * activation(widened(gate))).astype(x.dtype)
+
+    return _keeping_inputs(norm)(x, gate, weight)
 
 
 def layer_norm(
@@ -39,5 +50,13 @@ def layer_norm(
 
 def l2_norm(x: Float[Array, "*batch D"], eps: float = 1e-6) -> Float[Array, "*batch D"]:
     """``x / sqrt(sum(x^2) + eps)`` over the last axis; returns ``x.dtype``."""
-    y = widened(x)
-    return (y * jax.lax.rsqrt(jnp.sum(y * y, -1, keepdims=True) + eps)).astype(x.dtype)
+
+    def norm(x):
+        y = widened(x)
+        return (y * jax.lax.rsqrt(jnp.sum(y * y, -1, keepdims=True) + eps)).astype(x.dtype)
+
+    return _keeping_inputs(norm)(x)
+
+
+def _keeping_inputs(norm: Callable[..., Array]) -> Callable[..., Array]:
+    return jax.checkpoint(norm, prevent_cse=False)

@@ -9,7 +9,7 @@ of every segment [S, ...] or None to start from 0 and keep none, and outputs [N,
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,21 @@ from mom_jax.typing import Array, Bool, Float, Shaped
 Rows = Any  # a NamedTuple of arrays [N, ...], q, k and v among them; None for what is optional
 State = Any  # an array or a tuple of them: [S, ...] of all segments, [N, ...] of rows that are segments of their own
 Form = Callable[[Rows, ChunkTable, State, float], tuple[Array, State]]
+
+
+class Transition(NamedTuple):
+    """One token of a recurrence whose state is a matrix S for each head; a and b are None where nothing is of rank one.
+
+    u = S^T a;   o = scale * (S^T r + (q.b) u + (q.k) v);   S' = diag(kept) S + b u^T + k v^T
+    """
+
+    r: Float[Array, "N H K"]
+    q: Float[Array, "N H K"]
+    k: Float[Array, "N H K"]
+    v: Float[Array, "N H V"]
+    kept: Float[Array, "N H K"]
+    a: Float[Array, "N H K"] | None = None
+    b: Float[Array, "N H K"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +53,7 @@ class Primitive:
         chunked: the chunk-parallel form; None runs the steps one after the other.
         kernels: by platform, ``module:function`` on plain arrays (`mom_jax.ops.dispatch`).
         shared: fields that hold one value for all rows.
+        transition: one token, as the kernels take it that change states in place; None: there is no such kernel.
     """
 
     name: str
@@ -49,6 +65,7 @@ class Primitive:
     chunked: Form | None = None
     kernels: Mapping[str, Kernel] = dataclasses.field(default_factory=dict)
     shared: tuple[str, ...] = ()
+    transition: Callable[[Rows], Transition] | None = None
 
     def __call__(
         self, rows: Rows, table: ChunkTable, state: State = None, *, scale: float | None = None, impl: str = "auto"
@@ -121,3 +138,30 @@ def default_scale(rows: Rows, scale: float | None) -> float:
 def matrix(heads: int, keys: int, values: int) -> jax.ShapeDtypeStruct:
     """The state of most recurrences: [H, K, V] in float32."""
     return jax.ShapeDtypeStruct((heads, keys, values), jnp.float32)
+
+
+def advanced(
+    token: Transition, state: Float[Array, "N H K V"], scale: float
+) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
+    """Outputs and new states of one token for each of N states.
+
+    Everything that is read is read of the old state, in one pass: a step is bound by the bytes of its memories.
+    """
+    read, *others = read_all(state, token.r, *([] if token.a is None else [token.a]))
+    o = read + overlap(token.q, token.k) * token.v
+    state = token.kept[..., None] * state + token.k[..., None] * token.v[..., None, :]
+    if token.b is not None:
+        (u,) = others
+        o, state = o + overlap(token.q, token.b) * u, state + token.b[..., None] * u[..., None, :]
+    return scale * o, state
+
+
+def read_all(state: Float[Array, "N H K V"], *queries: Float[Array, "N H K"]) -> list[Float[Array, "N H V"]]:
+    """What each of several queries reads from N states, ``S^T q``, in one pass over them."""
+    reads = jnp.einsum("nhik,nhkv->nihv", jnp.stack(queries, 2), state)
+    return [reads[:, i] for i in range(len(queries))]
+
+
+def overlap(q: Float[Array, "*batch K"], k: Float[Array, "*batch K"]) -> Float[Array, "*batch 1"]:
+    """``q.k``: how much of what k writes q reads."""
+    return jnp.sum(q * k, -1, keepdims=True)

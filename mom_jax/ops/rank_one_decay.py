@@ -22,7 +22,7 @@ from mom_jax.ops.chunk_groups import ChunkForm, run_in_groups
 from mom_jax.ops.chunks import from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import channel_decays, decayed_scores
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Primitive, matrix
+from mom_jax.ops.primitive import Primitive, Transition, advanced, matrix
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.ops.triangular import unit_lower_inverse
 from mom_jax.typing import Array, Float
@@ -51,14 +51,19 @@ def kda_rows(
     return RankOneDecayRows(q, k, beta[..., None] * wide_v, g, a=jnp.exp(g) * wide_k, b=-beta[..., None] * wide_k)
 
 
+def rank_one_decay_transition(rows: RankOneDecayRows) -> Transition:
+    """What one token does to its states."""
+    q, k, v, g, a, b = map(widened, rows)
+    kept = jnp.exp(g)
+    return Transition(kept * q, q, k, v, kept, a, b)
+
+
 def rank_one_decay_step(
     rows: RankOneDecayRows, state: Float[Array, "N H K V"], scale: float
 ) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
     """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
-    q, k, v, g, a, b = map(widened, rows)
-    read = jnp.einsum("nhkv,nhk->nhv", state, a)
-    state = jnp.exp(g)[..., None] * state + b[..., None] * read[..., None, :] + k[..., None] * v[..., None, :]
-    return (scale * jnp.einsum("nhkv,nhk->nhv", state, q)).astype(rows.v.dtype), state
+    o, state = advanced(rank_one_decay_transition(rows), state, scale)
+    return o.astype(rows.v.dtype), state
 
 
 def rank_one_decay_chunked(
@@ -241,6 +246,7 @@ RANK_ONE_DECAY = Primitive(
     rows=RankOneDecayRows,
     state=matrix,
     step=rank_one_decay_step,
+    transition=rank_one_decay_transition,
     chunked=rank_one_decay_chunked,
     kernels={
         "tpu": "pallas_kernels.tpu.rank_one_decay:rank_one_decay",

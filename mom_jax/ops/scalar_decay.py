@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from mom_jax.ops.chunks import border_states, from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import documents, head_decays, masked
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Primitive, matrix
+from mom_jax.ops.primitive import Primitive, Transition, advanced, matrix
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Float
 
@@ -35,14 +35,19 @@ class ScalarDecayRows(NamedTuple):
     g: Float[Array, "N H"] | None = None  # log decay, at most 0; None decays nothing
 
 
+def scalar_decay_transition(rows: ScalarDecayRows) -> Transition:
+    """What one token does to its states."""
+    q, k, v = map(widened, rows[:3])
+    kept = jnp.ones_like(k) if rows.g is None else jnp.broadcast_to(jnp.exp(widened(rows.g))[..., None], k.shape)
+    return Transition(kept * q, q, k, v, kept)
+
+
 def scalar_decay_step(
     rows: ScalarDecayRows, state: Float[Array, "N H K V"], scale: float
 ) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
     """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
-    q, k, v = map(widened, rows[:3])
-    kept = state if rows.g is None else jnp.exp(widened(rows.g))[..., None, None] * state
-    state = kept + k[..., None] * v[..., None, :]
-    return (scale * jnp.einsum("nhkv,nhk->nhv", state, q)).astype(rows.v.dtype), state
+    o, state = advanced(scalar_decay_transition(rows), state, scale)
+    return o.astype(rows.v.dtype), state
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)
@@ -98,6 +103,7 @@ SCALAR_DECAY = Primitive(
     rows=ScalarDecayRows,
     state=matrix,
     step=scalar_decay_step,
+    transition=scalar_decay_transition,
     chunked=scalar_decay_chunked,
     kernels={
         "tpu": "pallas_kernels.tpu.scalar_decay:scalar_decay",

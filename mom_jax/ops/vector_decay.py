@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from mom_jax.ops.chunks import border_states, from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import channel_decays, decayed_scores
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Primitive, matrix
+from mom_jax.ops.primitive import Primitive, Transition, advanced, matrix
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Float
 
@@ -34,15 +34,20 @@ class VectorDecayRows(NamedTuple):
     bonus: Float[Array, "H K"] | None = None  # RWKV6's u, of all rows: read the state before the token, plus u k v^T
 
 
+def vector_decay_transition(rows: VectorDecayRows) -> Transition:
+    """What one token does to its states."""
+    q, k, v, g = map(widened, rows[:4])
+    kept = jnp.exp(g)
+    through, weight = (kept * q, q) if rows.bonus is None else (q, q * widened(rows.bonus))
+    return Transition(through, weight, k, v, kept)
+
+
 def vector_decay_step(
     rows: VectorDecayRows, state: Float[Array, "N H K V"], scale: float
 ) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
     """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
-    q, k, v, g = map(widened, rows[:4])
-    written = k[..., None] * v[..., None, :]
-    new = jnp.exp(g)[..., None] * state + written
-    read = new if rows.bonus is None else state + widened(rows.bonus)[..., None] * written
-    return (scale * jnp.einsum("nhkv,nhk->nhv", read, q)).astype(rows.v.dtype), new
+    o, state = advanced(vector_decay_transition(rows), state, scale)
+    return o.astype(rows.v.dtype), state
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)
@@ -85,6 +90,7 @@ VECTOR_DECAY = Primitive(
     rows=VectorDecayRows,
     state=matrix,
     step=vector_decay_step,
+    transition=vector_decay_transition,
     chunked=vector_decay_chunked,
     kernels={
         "tpu": "pallas_kernels.tpu.vector_decay:vector_decay",

@@ -23,6 +23,7 @@ CONFIG_FILE = "config.json"  # in the run's folder
 
 Share = Annotated[float, Range(least=0, most=1)]
 Beta = Annotated[float, Range(least=0, most=0.999999)]  # float32 makes 1 of what is nearer to it
+Remat = Literal["none", "full", "dots", "recurrence", "mixer"]
 Ways = Annotated[int, Range(least=1, most=2**20, also=(-1,))]
 
 
@@ -129,8 +130,9 @@ class TrainConfig:
     """Seed of the initial parameters."""
     gradient_accumulation: Count = 1
     """Micro-batches that one step splits its batch into, to save memory."""
-    remat: Literal["none", "full", "dots"] = "none"
-    """Recompute in the backward pass: nothing, each whole block, or all but matrix products."""
+    remat: Remat = "none"
+    """Recompute in the backward pass: nothing, each whole block, all but matrix products, all but what the recurrences
+    computed, or (mixer) all but that and the projections before them."""
     max_bad_steps: Count = 10
     """Steps in a row with a non-finite loss or gradient before the run stops."""
     max_minutes: Annotated[float, Range(least=0, most=1e7)] | None = None
@@ -284,7 +286,7 @@ def _tiny(name: str) -> TrainConfig:
     )
 
 
-def _published(name: str, batch_size: int, steps: int, remat: Literal["none", "full", "dots"]) -> TrainConfig:
+def _published(name: str, batch_size: int, steps: int, remat: Remat) -> TrainConfig:
     model = dataclasses.replace(get_preset(name), compute_dtype="bfloat16")
     return TrainConfig(
         model=model,
@@ -299,7 +301,7 @@ def _published(name: str, batch_size: int, steps: int, remat: Literal["none", "f
 # 100B for the large one; learning rate 3e-4 with 1,024 warm-up steps and a cosine, context 2,048.
 _RUNS: dict[str, Callable[[str], TrainConfig]] = {
     "mom-tiny": _tiny,
-    "mom-340m": lambda name: _published(name, 256, 30720, "dots"),
+    "mom-340m": lambda name: _published(name, 256, 30720, "recurrence"),
     "mom-1.3b": lambda name: _published(name, 1024, 47684, "full"),
 }
 TRAIN_PRESETS: dict[str, Callable[[], TrainConfig]] = {

@@ -34,7 +34,7 @@ def _microbatches(batch: Batch, count: int, mesh: Mesh) -> Batch:
 
 def _loss(params: Any, micro: Batch, total_tokens: jax.Array, program: Program) -> tuple[jax.Array, Metrics]:
     config, model = program.config, program.parts.merge(params)
-    hidden, router, _ = model.hidden_states(
+    hidden, router, _ = model.rounded().hidden_states(
         micro["input_ids"], segment_ids=micro["segment_ids"], remat=config.remat
     )
     nats, _ = chunked_cross_entropy(hidden, model.output_embedding(), micro["labels"])

@@ -28,6 +28,7 @@ from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry
 from pallas_kernels.gpu.calls import checked_call, like
 from pallas_kernels.gpu.delta_rule_gradients import gradients_kernel
 from pallas_kernels.gpu.delta_rule_kernels import borders_kernel, forward_kernel, prepare_kernel, reverse_kernel
+from pallas_kernels.remat import keep
 
 # Of the kernels that keep a block of the state and run through the chunks of a segment. At K = V = 256 and C = 64 no
 # kernel of half-precision rows spills registers, and all fit in shared memory. Float32 ones spill on NVIDIA whatever
@@ -119,7 +120,7 @@ def _delta_rule(q, k, v, g, beta, chunks, initial_state, call):
 
 
 def _forward(q, k, v, g, beta, chunks, initial_state, call):
-    prepared = _prepare(q, k, g, beta, chunks, call)
+    prepared = keep(_prepare(q, k, g, beta, chunks, call))
     o, final = _outputs(q, k, v, beta, prepared, chunks, initial_state, call)
     return (o, final), (q, k, v, g, beta, prepared, chunks, initial_state)
 

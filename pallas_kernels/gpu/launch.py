@@ -30,6 +30,8 @@ def launch(
     num_warps: int,
     num_stages: int,
     flops: int,
+    moved: int | None = None,
+    aliases: Mapping[int, int] | None = None,
     **scalars: Any,
 ) -> list[jax.Array]:
     """Runs ``kernel(*inputs, *outputs, **scalars)`` on ``grid`` and returns the outputs.
@@ -42,7 +44,9 @@ def launch(
         interpret: run in Triton's interpreter on the host.
         device: what the kernel is compiled for: ``sm_`` and NVIDIA's compute capability, or ``gfx`` and AMD's number.
         num_warps, num_stages: Triton's launch parameters, without meaning in the interpreter.
-        flops: the kernel's work, for profilers; bytes are those of inputs and outputs.
+        aliases: inputs that are changed in place, and which outputs they are, by number; one pointer for both.
+        flops: the kernel's work, for profilers.
+        moved: its bytes, for them too; those of inputs and outputs if None.
         scalars: integers and ``constexpr`` arguments by name. Another integer needs no other program, unless it
             becomes or ceases to be 1 or a multiple of 16.
 
@@ -54,12 +58,13 @@ def launch(
         if programs > most:
             raise Unsupported(f"{name}={programs}: the GPU kernels run {most} at most")
     if interpret:
-        run = _Interpreted(kernel, tuple(grid.values()), outputs, scalars)
+        run = _Interpreted(kernel, tuple(grid.values()), outputs, aliases or {}, scalars)
         return jax.pure_callback(run, list(outputs), *inputs, vmap_method="sequential")
     import jax_triton
 
     nvidia = device.startswith("sm_")
-    moved = sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs))
+    if moved is None:
+        moved = sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs))
     return jax_triton.triton_call(
         *inputs,
         kernel=kernel,
@@ -69,6 +74,7 @@ def launch(
         num_stages=num_stages,
         compute_capability=int(device.removeprefix("sm_")) if nvidia else None,
         backend_options={"enable_fp_fusion": True, **({"ptx_version": ptx_version()} if nvidia else {})},
+        input_output_aliases=dict(aliases or {}),
         cost_estimate={"flops": flops, "bytes_accessed": moved},
         **scalars,
     )
@@ -90,15 +96,18 @@ class _Interpreted:
         kernel: Any,
         grid: tuple[int, ...],
         outputs: Sequence[jax.ShapeDtypeStruct],
+        aliases: Mapping[int, int],
         scalars: dict[str, Any],
     ):
-        self.kernel, self.grid, self.outputs, self.scalars = kernel, grid, outputs, scalars
+        self.kernel, self.grid, self.outputs, self.aliases, self.scalars = kernel, grid, outputs, aliases, scalars
 
     def __call__(self, *inputs: Any) -> list[np.ndarray]:
-        read = [np.ascontiguousarray(x) for x in inputs]
-        written = [_unwritten(x) for x in self.outputs]
+        read = [np.array(x) if i in self.aliases else np.ascontiguousarray(x) for i, x in enumerate(inputs)]
+        changed = {output: read[i] for i, output in self.aliases.items()}
+        written = [changed[i] if i in changed else _unwritten(x) for i, x in enumerate(self.outputs)]
+        pointers = read + [x for i, x in enumerate(written) if i not in changed]
         with _ONE_AT_A_TIME:
-            self.kernel[self.grid](*(_Pointer(x) for x in (*read, *written)), **self.scalars)
+            self.kernel[self.grid](*map(_Pointer, pointers), **self.scalars)
         return written
 
 

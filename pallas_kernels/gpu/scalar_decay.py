@@ -23,6 +23,7 @@ from pallas_kernels.gpu.calls import checked_call, like
 from pallas_kernels.gpu.decays import decays_between, load_documents
 from pallas_kernels.gpu.linear_state import Borders, Rows, both_borders, outputs, row_gradients, value_gradient
 from pallas_kernels.gpu.tiles import per_row, place_of, tile
+from pallas_kernels.remat import keep
 
 CONFIGS = linear_state.CONFIGS | {
     "scores": [
@@ -144,7 +145,7 @@ def _scalar_decay(q, k, v, g, chunks, initial_state, call):
 
 def _forward(q, k, v, g, chunks, initial_state, call):
     g = _by_chunk(g, chunks)
-    scores = _scores(q, k, g, chunks, call)
+    scores = keep(_scores(q, k, g, chunks, call))
     rows = Rows(q, k, *_row_decays(g, _documents(chunks), call.scale), scores)
     o, final = outputs(rows, v, chunks, initial_state, call)
     return (o, final), (q, k, v, g, scores, chunks, initial_state)

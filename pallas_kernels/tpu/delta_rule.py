@@ -28,6 +28,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.arguments import FLOAT32, TPU, check
 from pallas_kernels.chunks import Chunks
+from pallas_kernels.remat import keep
 from pallas_kernels.tpu import calls
 from pallas_kernels.tpu.calls import Interpret
 from pallas_kernels.tpu.delta_rule_calls import CONFIGS, KERNELS, Sizes, heads_per_block, run, vmem_bytes
@@ -88,7 +89,7 @@ def _rule(q, k, v, g, beta, chunks, initial_state, scale, interpret):
 def _rule_fwd(q, k, v, g, beta, chunks, initial_state, scale, interpret):
     outputs = ("o", "final", "inverse")
     results, inverse = _forward(q, k, v, g, beta, chunks, initial_state, scale, interpret, outputs=outputs)
-    return results, (q, k, v, g, beta, chunks, initial_state, inverse)
+    return results, (q, k, v, g, beta, chunks, initial_state, keep(inverse))
 
 
 def _forward(q, k, v, g, beta, chunks, initial, scale, interpret, *, outputs):

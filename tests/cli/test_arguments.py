@@ -26,7 +26,10 @@ BAD = [
     ("train mom-tiny --steps 1 2", "steps=1 2: expected a whole number, a single value"),
     ("train mom-tiny --max-minutes soon", "max_minutes=soon: expected a number or None"),
     ("train mom-tiny --data.batch-size=x", "data.batch_size=x: expected a whole number"),
-    ("train mom-tiny --remat ful", "remat=ful: expected one of none, full, dots; did you mean full?"),
+    (
+        "train mom-tiny --remat ful",
+        "remat=ful: expected one of none, full, dots, recurrence, mixer; did you mean full?",
+    ),
     ("train mom-tiny --model.shared-mem False", "model.shared_mem=False: expected no value"),
     ("train mom-tiny --steps -inf", "steps=-inf: expected a whole number"),
     ("generate r --prompt a --temperature -nan", "temperature=nan: must be a finite number"),

@@ -13,10 +13,12 @@ from support.mixer import choose
 from support.parameters import randomised
 
 from mom_jax.errors import InputError
+from mom_jax.layers.linear import rounded
 from mom_jax.layers.mixer import MemoryMixer
 from mom_jax.models.config import MEMORY_RULES, MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.documents import count_documents
+from tools.kernels.equations import calls
 
 ROWS, TIME, D = 2, 11, 16
 MASK = jnp.ones((ROWS, TIME), jnp.int32).at[0, :3].set(0)
@@ -128,6 +130,22 @@ def test_dtypes(rule):
     y, _, after = jax.eval_shape(lambda x, cache: layer(x, None, None, cache, layer=1), x, cache)
     assert y.dtype == jnp.bfloat16
     assert all(a.dtype == b.dtype for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(cache), strict=True))
+
+
+@pytest.mark.parametrize("rule", ["gated_deltanet", "kda", "gla", "rwkv6", "rwkv7", "titans"])
+def test_parameters_rounded_beforehand(rule):
+    """Products of a bfloat16 step have the operands that they had, and some parameters are half as large."""
+    layer = layer_of(rule)
+    narrow, x = rounded(layer, jnp.bfloat16), hidden()[:, :1].astype(jnp.bfloat16)
+    cache = layer.empty_cache(3, ROWS, jnp.bfloat16)
+
+    def operands(layer):
+        products = calls("dot_general", lambda x, cache: layer(x, None, None, cache, layer=1), x, cache)
+        return [[(v.aval.shape, v.aval.dtype) for v in product.invars] for product in products]
+
+    assert operands(narrow) == operands(layer)
+    half = [leaf.dtype for leaf in jax.tree.leaves(nnx.state(narrow))].count(jnp.bfloat16)
+    assert half >= 4 and narrow.router.weight[...].dtype == jnp.float32
 
 
 @pytest.mark.parametrize(

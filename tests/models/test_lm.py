@@ -39,7 +39,7 @@ def loss_and_gradients(config, remat="none"):
     return jax.jit(jax.value_and_grad(lambda params: train_loss(graph, jnp.asarray(tokens()), params, remat)))(params)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "dots", "recurrence", "mixer"])
 def test_rematerialisation_changes_nothing(small, remat):
     """Loss and gradients agree with keeping everything."""
     assert_close(loss_and_gradients(small, remat), loss_and_gradients(small), 1e-5)
@@ -180,7 +180,7 @@ def test_bad_input(model, arguments, message):
 
 def test_unknown_remat(model):
     """The message names the policies."""
-    with pytest.raises(InputError, match=r"remat='?half'?: choose one of none, full, dots"):
+    with pytest.raises(InputError, match=r"remat='?half'?: choose one of none, full, dots, recurrence, mixer"):
         model.hidden_states(jnp.zeros((1, 2), jnp.int32), remat="half")
 
 

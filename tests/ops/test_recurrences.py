@@ -49,6 +49,17 @@ def example(name, *arguments, **changes):
     return PRIMITIVES[name].example(*arguments, **changes)
 
 
+@pytest.mark.parametrize("name", [name for name in PRIMITIVES if name[0] != "t"])
+def test_a_step_reads_its_memories_once(name):
+    """Every reading is of the state that the step was given, not of what it made of it, and there is one for each."""
+    inputs = example(name, 3, 3)
+    jaxpr = jax.make_jaxpr(PRIMITIVES[name].step)(*(inputs[part] for part in ("rows", "shared", "state"))).jaxpr
+    states = {x.aval.shape for x in jaxpr.invars if x.aval.ndim == 4}
+    reduces = [eqn for eqn in jaxpr.eqns if not {x.aval.shape for x in eqn.outvars} & states]
+    read = [x for eqn in reduces for x in eqn.invars if x.aval.shape in states]
+    assert len(read) == len(states) and set(map(id, read)) <= set(map(id, jaxpr.invars))
+
+
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_chunks_equal_tokens(name):
     """Values, states and gradients over empty, one-token and ragged segments with documents; empty ones keep states.

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from support.compare import assert_close
 
+from mom_jax.layers import recurrence
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops import dispatch, grouped_matmul, mixing
@@ -17,6 +18,24 @@ from mom_jax.ops.dispatch import Target
 SMALL = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 1, "head_dim": 64, "num_memories": 2,
          "topk": 2, "intermediate_size": 16}  # fmt: skip
 DEVICES = {"tpu": Target("tpu", "TPU v5 lite"), "gpu": Target("gpu", "NVIDIA H100", "sm_90")}
+
+
+def interpret_kernels(monkeypatch, platform):
+    """Programs are for a device of that platform, its kernels interpreted; which ones were asked for."""
+    ran = []
+
+    def interpreted(device, kernels):
+        if callable(kernels.get(device.platform)):
+            return functools.partial(kernels[device.platform], device)
+        module, _, function = kernels[device.platform].partition(":")
+        ran.append(function)
+        kernel = getattr(importlib.import_module(module), function)
+        return lambda *arguments: kernel(*dispatch.plain(arguments), interpret=True)
+
+    for module in (dispatch, grouped_matmul, mixing, recurrence):
+        monkeypatch.setattr(module, "kernel_for", interpreted)
+    monkeypatch.setattr(dispatch, "target", lambda: DEVICES[platform])
+    return ran
 
 
 @pytest.mark.parametrize("platform", DEVICES)
@@ -34,18 +53,26 @@ def test_model(platform, monkeypatch):
 
         return jax.jit(jax.grad(loss, has_aux=True))(params)
 
-    want, ran = measured("xla"), []
-
-    def interpreted(device, kernels):
-        if callable(kernels.get(device.platform)):
-            return functools.partial(kernels[device.platform], device)
-        module, _, function = kernels[device.platform].partition(":")
-        ran.append(function)
-        kernel = getattr(importlib.import_module(module), function)
-        return lambda *arguments: kernel(*dispatch.plain(arguments), interpret=True)
-
-    for module in (dispatch, grouped_matmul, mixing):
-        monkeypatch.setattr(module, "kernel_for", interpreted)
-    monkeypatch.setattr(dispatch, "target", lambda: DEVICES[platform])
+    want = measured("xla")
+    ran = interpret_kernels(monkeypatch, platform)
     assert_close(measured(platform), want, 1e-4)
     assert set(ran) == ({"delta_rule", "grouped_matmul", "mix"} if platform == "gpu" else {"delta_rule"})
+
+
+def test_single_tokens_on_a_gpu(monkeypatch):
+    """A token of each row after a prompt: padding in one row, a new document in another; states change in place."""
+    model = MoMForCausalLM(MoMConfig(**SMALL), rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model)
+    prompts = jax.random.randint(jax.random.key(0), (3, 5), 0, 16)
+    read = lambda params, cache: nnx.merge(graph, params).hidden_states(prompts, cache=cache).cache  # noqa: E731
+    cache = jax.jit(read)(params, model.init_cache(3))
+    mask, documents = jnp.array([[0], [1], [1]]), jnp.array([[0], [1], [0]])
+
+    def token():
+        read = lambda params: nnx.merge(graph, params).hidden_states(mask, mask, documents, cache)[::2]  # noqa: E731
+        return jax.jit(read)(params)
+
+    want = token()
+    ran = interpret_kernels(monkeypatch, "gpu")
+    assert_close(token(), want, 1e-5)
+    assert "step" in ran

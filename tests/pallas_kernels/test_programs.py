@@ -99,6 +99,22 @@ ENTRY %main (a: (s32[], f32[4,256]), b: bf16[8,16], /*index=2*/w: bf16[1,16]) ->
 """
 
 
+IN_PLACE = r"""
+HloModule jit_g
+
+ENTRY %main (x: f32[4], states: f32[64,256]) -> f32[64,256] {
+  %x = f32[4]{0} parameter(0)
+  %states = f32[64,256]{1,0} parameter(1)
+  ROOT %after = f32[64,256]{1,0} custom-call(%x, %states), custom_call_target="kernel", output_to_operand_aliasing={{}: (1, {})}, backend_config={cost_estimate_json = "{\22flops\22: 9, \22bytes_accessed\22: 2064}"}
+}
+"""  # noqa: E501
+
+
+def test_counting_in_place():
+    """A kernel that changes an array in place counts by what it says that it touches."""
+    assert [x.bytes for x in launches(IN_PLACE)] == [2064]
+
+
 def test_counting():
     """A slice counts by what it takes, an update in place by what it writes, a loop as often as it runs."""
     assert read(LOOP).entry == "main"

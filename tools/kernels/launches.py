@@ -66,8 +66,14 @@ def _launch(program: Program, around: Computation, instruction: Instruction, tim
         inside = program.computations[_called(instruction, "calls")]
         kinds = {x.kind for x in inside.instructions.values()}
         kind = next((f"fusion of {x}" for x in _WEIGHTY if x in kinds), "fusion")
+    touched = instruction.attribute(r"output_to_operand_aliasing.*bytes_accessed\\22: (\d+)")
     sizes = [size(around.instructions[x].shape) for x in instruction.operands if x in around.instructions]
-    moved = size(instruction.shape) + sum(sizes) if inside is None else _written(inside) + _read(inside, sizes)
+    if touched:  # a kernel that changes arrays in place says how much of them
+        moved = int(touched)
+    elif inside is None:
+        moved = size(instruction.shape) + sum(sizes)
+    else:
+        moved = _written(inside) + _read(inside, sizes)
     cycles = int(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0)
     source = instruction.attribute(r'op_name="([^"]*)"') or ""
     return Launch(kind, times, moved, cycles, instruction.shape, source)

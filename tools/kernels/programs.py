@@ -21,7 +21,7 @@ from mom_jax import decoding
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.models.presets import get_preset
-from mom_jax.models.structure import model_parts
+from mom_jax.models.structure import build_model
 from mom_jax.training.sharding import AXES
 from tools.kernels import h100, tpu, train_step
 from tools.kernels.launches import Launch, launches
@@ -57,17 +57,17 @@ def layer(mesh: Mesh, backward: bool) -> Any:
 
 def decode(mesh: Mesh, batch: int) -> Any:
     """`TOKENS` tokens for each of ``batch`` rows."""
-    parts = model_parts(published())
-    cache = jax.eval_shape(lambda: nnx.merge(parts.graphdef, parts.abstract).init_cache(batch))
+    graph, params = nnx.split(nnx.eval_shape(lambda: build_model(published(), 0).rounded()))
+    cache = jax.eval_shape(lambda: nnx.merge(graph, params).init_cache(batch))
     logits: Any = jax.ShapeDtypeStruct((batch, published().vocab_size), jnp.float32)
     finished: Any = jax.ShapeDtypeStruct((batch,), bool)
     state = decoding._Decoding(cache, logits, finished, jax.eval_shape(lambda: jax.random.key(0)))
 
     def run(params, state):
         greedy = decoding._Sampling(True, None, False, ())
-        return decoding._decode(parts.graphdef, greedy, TOKENS, params, state, None, jnp.float32(0), jnp.float32(1))
+        return decoding._decode(graph, greedy, TOKENS, params, state, None, jnp.float32(0), jnp.float32(1))
 
-    return compiled(mesh, run, parts.abstract, state, donate=(1,))
+    return compiled(mesh, run, params, state, donate=(1,))
 
 
 def training_step(mesh: Mesh) -> Any:

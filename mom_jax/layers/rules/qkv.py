@@ -13,6 +13,7 @@ from mom_jax.layers.projections import per_memory, project
 from mom_jax.layers.rules.rule import MemoryRule, RuleOptions, RuleSizes, heads
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float
+from pallas_kernels.remat import PROJECTION, keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ class QueryKeyValueRule(MemoryRule):
         MemoryCache | None,
     ]:
         """Packed rows of q, k and v, an array for each further projection, and the cache."""
-        q = pack(self.q_proj(x), packing)
+        q = pack(keep(self.q_proj(x), PROJECTION), packing)
         k, v, *rest = project(x, packing, (self.k_proj[...], self.v_proj[...], *gates), self.options.impl)
         if self.taps is not None:
             q, k, v, cache = self._convolved({"q": q, "k": k, "v": v}, packing, cache, layer)
