@@ -170,8 +170,7 @@ class MemoryMixer(nnx.Module):
             cache = _note_tokens(cache, layer, attention_mask, x.shape[1])
             if documents is not None:
                 cache = _forget_earlier_documents(cache, layer, packing, documents)
-        ones = jnp.ones((*x.shape[:2], 1 if self.shared else 0), weights.dtype)
-        reads = mix(o, jnp.concatenate([weights, ones], -1), packing, impl=impl)
+        reads = mix(o, weights, packing, impl=impl)
         if logits is None:
             return reads, None, cache
         load = packing.length.reshape(-1, x.shape[0])[: self.num_memories].T

@@ -1,5 +1,7 @@
 """What a token reads: the answers of its memories, mixed by weight."""
 
+import jax.numpy as jnp
+
 from mom_jax.ops.dispatch import Target, kernel_for, select
 from mom_jax.ops.segments import Packing, unpack_mix
 from mom_jax.typing import Array, Float
@@ -8,13 +10,13 @@ KERNELS = {"gpu": "pallas_kernels.gpu.mixing:mix"}
 
 
 def mix(
-    y: Float[Array, "N *rest"], weights: Float[Array, "B T A"], packing: Packing, *, impl: str = "auto"
+    y: Float[Array, "N *rest"], weights: Float[Array, "B T k"], packing: Packing, *, impl: str = "auto"
 ) -> Float[Array, "B T *rest"]:
-    """``sum_j weights[b, t, j] * y[row[b, t, j]]``; masked tokens read exactly 0.
+    """``sum_j weights[b, t, j] * y[row[b, t, j]]``, and the shared memory's row; masked tokens read exactly 0.
 
     Args:
         y: packed rows.
-        weights: of each token's assignments, in float32.
+        weights: of each token's first k assignments, in float32; the shared memory counts whole.
         packing: of the rows.
         impl: ``auto``, or ``gpu`` for the kernel; every other name is XLA.
 
@@ -25,12 +27,20 @@ def mix(
         InputError: ``gpu`` cannot run here.
     """
     name = impl if impl in ("auto", "gpu") else "xla"
-    return select(name, {"xla": unpack_mix}, {"gpu": _by_kernel})(y, weights, packing)
+    return select(name, {"xla": _by_xla}, {"gpu": _by_kernel})(y, weights, packing)
+
+
+def _by_xla(
+    y: Float[Array, "N *rest"], weights: Float[Array, "B T k"], packing: Packing
+) -> Float[Array, "B T *rest"]:
+    batch, time, copies = packing.row.shape
+    ones = jnp.ones((batch, time, copies - weights.shape[-1]), weights.dtype)
+    return unpack_mix(y, jnp.concatenate([weights, ones], -1), packing)
 
 
 def _by_kernel(
-    device: Target, y: Float[Array, "N *rest"], weights: Float[Array, "B T A"], packing: Packing
+    device: Target, y: Float[Array, "N *rest"], weights: Float[Array, "B T k"], packing: Packing
 ) -> Float[Array, "B T *rest"]:
-    copies = weights.shape[-1]
-    rows = y.reshape(y.shape[0], -1), weights.reshape(-1, copies), packing.row.reshape(-1, copies), packing.assignment
+    weight, row = (x.reshape(-1, x.shape[-1]) for x in (weights, packing.row))
+    rows = y.reshape(y.shape[0], -1), weight, row, packing.assignment
     return kernel_for(device, KERNELS)(*rows).reshape(*weights.shape[:2], *y.shape[1:])

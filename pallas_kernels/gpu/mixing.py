@@ -2,8 +2,9 @@
 
     o[t] = sum_j weights[t, j] y[row[t, j]]
 
-The backward pass goes through the rows: each is read once, its gradient written and its product with the token's
-gradient taken, so that nothing is scattered or added in memory.
+The last rows of a token may be there without a weight: they count whole. The backward pass goes through the rows: each
+is read once, its gradient written and its product with the token's gradient taken, so that nothing is scattered or
+added in memory.
 """
 
 import functools
@@ -30,7 +31,7 @@ CONFIGS = {
 @triton.jit
 def mix_kernel(
     p_y, p_weight, p_row, p_o, rows, tokens,
-    COPIES: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    COPIES: tl.constexpr, WEIGHTS: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """The sum for BM tokens and BN channels."""
     t = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
@@ -38,9 +39,10 @@ def mix_kernel(
     total = tl.zeros((BM, BN), tl.float32)
     for j in tl.static_range(COPIES):  # pyright: ignore[reportGeneralTypeIssues]
         row = tl.load(p_row + t * COPIES + j, mask=t < tokens, other=rows).to(tl.int64)[:, None]
-        weight = tl.load(p_weight + t * COPIES + j, mask=t < tokens, other=0.0)
-        b_y = tl.load(p_y + row * WIDTH + channel, mask=(row < rows) & (channel < WIDTH), other=0.0)
-        total += weight[:, None] * b_y.to(tl.float32)
+        b_y = tl.load(p_y + row * WIDTH + channel, mask=(row < rows) & (channel < WIDTH), other=0.0).to(tl.float32)
+        if j < WEIGHTS:
+            b_y *= tl.load(p_weight + t * WEIGHTS + j, mask=t < tokens, other=0.0)[:, None]
+        total += b_y
     kept = (t < tokens)[:, None] & (channel < WIDTH)
     tl.store(p_o + t[:, None] * WIDTH + channel, total.to(p_o.dtype.element_ty), mask=kept)
 
@@ -48,14 +50,16 @@ def mix_kernel(
 @triton.jit
 def gradient_kernel(
     p_y, p_weight, p_assignment, p_do, p_dy, p_dweight, rows, assignments,
-    COPIES: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    COPIES: tl.constexpr, WEIGHTS: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Gradients of BM rows and of the weights of their assignments; 0 for padding."""
     row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     assignment = tl.load(p_assignment + row, mask=row < rows, other=assignments)
     inside = assignment < assignments
-    weight = tl.load(p_weight + assignment, mask=inside, other=0.0)[:, None]
-    t = (assignment // COPIES).to(tl.int64)[:, None]
+    t = assignment // COPIES
+    j = assignment % COPIES
+    weight = tl.load(p_weight + t * WEIGHTS + j, mask=inside & (j < WEIGHTS), other=1.0)[:, None]
+    t = t.to(tl.int64)[:, None]
     total = tl.zeros((BM,), tl.float32)
     for start in range(0, WIDTH, BN):
         channel = start + tl.arange(0, BN)[None, :]
@@ -86,7 +90,7 @@ def mix(
 
     Args:
         y: [N, D] rows in float32, bfloat16 or float16.
-        weights: [T, A] float32.
+        weights: [T, k] float32, of the first k assignments of a token; the others count whole.
         row: [T, A] int32 row of each assignment, N for none, which reads 0. No two assignments have the same row.
         assignment: [N] int32, the inverse: flat index into T x A, T * A for rows of none.
         device: the generation to compile for, among those of `pallas_kernels.arguments.GPU`.
@@ -102,22 +106,23 @@ def mix(
     GPU.check(device=device, dtype=y.dtype.name)
     if weights.dtype != jnp.float32:
         raise Unsupported(f"weights is {weights.dtype}: the GPU kernels take float32 here")
-    if y.ndim != 2 or row.shape != weights.shape or assignment.shape != y.shape[:1]:
+    fits = y.ndim == row.ndim == weights.ndim == 2 and row.shape[0] == weights.shape[0]
+    if not fits or row.shape[1] < weights.shape[1] or assignment.shape != y.shape[:1]:
         found = f"y {y.shape}, weights {weights.shape}, row {row.shape}, assignment {assignment.shape}"
-        raise ValueError(f"{found} do not fit: expected [N, D], [T, A], [T, A], [N]")
+        raise ValueError(f"{found} do not fit: expected [N, D], [T, k], [T, A], [N]")
     return _mix(y, weights, row, assignment, _Call(device, interpret))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _mix(y, weights, row, assignment, call):
-    (rows, width), (tokens, copies) = y.shape, weights.shape
+    (rows, width), (tokens, copies) = y.shape, row.shape
     config = _config("mix", y, call)
     return launch(
         mix_kernel, y, weights, row,
         grid={"tokens": -(-tokens // config.block_m), "blocks": -(-width // config.block_n)},
         outputs=[jax.ShapeDtypeStruct((tokens, width), y.dtype)],
         flops=2 * tokens * copies * width,
-        rows=rows, tokens=tokens, **_constants(config, y, weights, call),
+        rows=rows, tokens=tokens, **_constants(config, y, weights, row, call),
     )[0]  # fmt: skip
 
 
@@ -133,9 +138,9 @@ def _backward(call, saved, do):
         grid={"rows": -(-y.shape[0] // config.block_m)},
         outputs=[like(y), jax.ShapeDtypeStruct(y.shape[:1], jnp.float32)],
         flops=3 * y.size,
-        rows=y.shape[0], assignments=weights.size, **_constants(config, y, weights, call),
+        rows=y.shape[0], assignments=row.size, **_constants(config, y, weights, row, call),
     )  # fmt: skip
-    return dy, dweight.at[row].get(mode="fill", fill_value=0), None, None
+    return dy, dweight.at[row[:, : weights.shape[1]]].get(mode="fill", fill_value=0), None, None
 
 
 _mix.defvjp(_forward, _backward)
@@ -146,9 +151,9 @@ def _config(name, y, call):
     return config._replace(block_n=min(config.block_n, triton.next_power_of_2(y.shape[1])))
 
 
-def _constants(config, y, weights, call):
+def _constants(config, y, weights, row, call):
     return {
-        "COPIES": weights.shape[1], "WIDTH": y.shape[1], "BM": config.block_m, "BN": config.block_n,
-        "num_warps": config.num_warps, "num_stages": config.num_stages,
-        "device": call.device, "interpret": call.interpret,
+        "COPIES": row.shape[1], "WEIGHTS": weights.shape[1], "WIDTH": y.shape[1],
+        "BM": config.block_m, "BN": config.block_n, "num_warps": config.num_warps,
+        "num_stages": config.num_stages, "device": call.device, "interpret": call.interpret,
     }  # fmt: skip
