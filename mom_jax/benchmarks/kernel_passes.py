@@ -94,7 +94,8 @@ def _recurrence(case, primitive, chunks):
 
 
 def _grouped(case, _, chunks):
+    """Keys, values and gates of five memories."""
     width = HEADS * case.size
     x = jax.ShapeDtypeStruct((chunks * CHUNK, width), case.dtype)
-    weight = jax.ShapeDtypeStruct((5, width, width), case.dtype)
-    return (x, (weight,)), (jax.ShapeDtypeStruct((5,), jnp.int32),), (CHUNK,)
+    weight, gates = (jax.ShapeDtypeStruct((5, width, columns), case.dtype) for columns in (width, 2 * HEADS))
+    return (x, (weight, weight, gates)), (jax.ShapeDtypeStruct((5,), jnp.int32),), (CHUNK,)

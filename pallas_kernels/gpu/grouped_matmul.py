@@ -24,7 +24,7 @@ from pallas_kernels.gpu.launch import float32_precision, launch
 
 TILES = (16, 32, 64, 128)
 NARROW = 64  # columns
-TOGETHER = 3  # weights of a launch
+WIDE, TOGETHER = 2, 3  # weights of a launch: wide ones, and all with the narrow ones side by side
 
 _FLOAT32 = Config(block_m=64, block_n=64, block_k=32, num_warps=4)
 _HALF = Config(block_m=128, block_n=128, block_k=32, num_warps=4)
@@ -58,7 +58,7 @@ def grouped_matmul(
     """``y[n] = x[n] @ w[g]`` for every ``w`` in ``weights`` and the group g that row n falls into.
 
     Cost follows the rows, not N * G. Sums in float32. Weights of few columns are multiplied side by side; each wide one
-    is read where it lies, so that none is copied. `TOGETHER` of them make one launch.
+    is read where it lies, so that none is copied. Two of them and all narrow ones make one launch.
 
     Args:
         x: [N, D] rows, float32, bfloat16 or float16; N is a multiple of ``tile``. With ``token``: tokens, [T, D].
@@ -83,11 +83,10 @@ def grouped_matmul(
         _check(x, weight, group_sizes, rows, tile, device)
     narrow = [i for i, weight in enumerate(weights) if weight.shape[2] < NARROW]
     order = [i for i in range(len(weights)) if i not in narrow]
-    parts = [weights[i] for i in order]
+    launches = [tuple(weights[i] for i in order[n : n + WIDE]) for n in range(0, len(order), WIDE)] or [()]
     if narrow:
-        parts.append(jnp.concatenate([weights[i] for i in narrow], 2))
+        launches[-1] += (jnp.concatenate([weights[i] for i in narrow], 2),)
     call = _Call(tile, device, interpret)
-    launches = [tuple(parts[i : i + TOGETHER]) for i in range(0, len(parts), TOGETHER)]
     products = [y for some in launches for y in _grouped_matmul(x, some, group_sizes, token, copies, call)]
     if narrow:
         ends = np.cumsum([weights[i].shape[2] for i in narrow])
@@ -178,18 +177,23 @@ def _blocks(arrays, block):
 
 def _products(x, weights, group_sizes, token, call):
     rows = x.shape[0] if token is None else token.shape[0]
-    config, columns = call.config("product", x), sum(w.shape[2] for w in weights)
-    height = min(config.block_m, 1 << (rows - 1).bit_length())
-    nothing = [jax.ShapeDtypeStruct((1,), x.dtype)] * (TOGETHER - len(weights))
+    config, height = call.config("product", x), min(call.config("product", x).block_m, 1 << (rows - 1).bit_length())
+    wide = [w for w in weights if w.shape[2] >= NARROW]
+    narrow = weights[len(wide) :]
+    nothing, inner = jax.ShapeDtypeStruct((x.shape[1], 0), x.dtype), x.shape[1]
+    places = (*wide, *[nothing] * (WIDE - len(wide)), *narrow, *[nothing] * (1 - len(narrow)))
+    n0, n1, n2 = (w.shape[-1] for w in places)
+    width, width2 = _width(config.block_n, max(n0, n1)), _width(config.block_n, n2)
+    blocks = -(-n0 // width) - (-n1 // width) - (-n2 // width2)
     ys = call.run(
-        product_kernel, config, x, _or(token, group_sizes), *_three(weights, x), group_sizes,
-        grid={"tiles": _tiles(rows, group_sizes.shape[0], height, call.tile) * _blocks(weights, config.block_n)},
-        outputs=[*(jax.ShapeDtypeStruct((rows, w.shape[2]), x.dtype) for w in weights), *nothing],
-        flops=2 * rows * x.shape[1] * columns,
-        rows=rows, TOKENS=0 if token is None else x.shape[0], K=x.shape[1],
-        BM=height, BK=_width(config.block_k, x.shape[1]), **_columns(weights, config.block_n),
+        product_kernel, config, x, _or(token, group_sizes), *(w if w.shape[-1] else x for w in places), group_sizes,
+        grid={"tiles": _tiles(rows, group_sizes.shape[0], height, call.tile) * blocks},
+        outputs=[jax.ShapeDtypeStruct((rows, n) if n else (1,), x.dtype) for n in (n0, n1, n2)],
+        flops=2 * rows * inner * (n0 + n1 + n2),
+        rows=rows, TOKENS=0 if token is None else x.shape[0], K=inner, N0=n0, N1=n1, N2=n2,
+        BM=height, BN=width, BN2=width2, BK=_width(config.block_k, inner),
     )  # fmt: skip
-    return tuple(ys[: len(weights)])
+    return tuple(y for y, n in zip(ys, (n0, n1, n2), strict=True) if n)
 
 
 def _row_gradient(dys, weights, group_sizes, call):

@@ -47,37 +47,41 @@ def source_of(p_token, row, inside, TOKENS: tl.constexpr):
 
 @triton.jit
 def multiply(
-    p_x, p_weight, total, place, inside, g, column,
-    N: tl.constexpr, K: tl.constexpr, TRANSPOSED: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    p_x, p_weight, total, place, inside, g, column, columns,
+    K: tl.constexpr, TRANSPOSED: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``total + x @ weight[g]`` for rows of x [.., K] and BN columns of weights [K, N], [N, K] if ``TRANSPOSED``."""
+    """``total + x @ weight[g]`` for rows of x [.., K] and BN of the columns of weights [K, columns].
+
+    ``TRANSPOSED`` weights are [columns, K].
+    """
     n = column + tl.arange(0, BN)
     for start in range(0, K, BK):
         k = start + tl.arange(0, BK)
         p_block = p_x + place[:, None] * K + k[None, :]
         b_x = tl.load(p_block, mask=inside[:, None] & (k < K)[None, :], other=0.0)
         if TRANSPOSED:
-            p_block, kept = tile(p_weight, g * N + column, 0, start, 1, K, BN, BK), (n < N)[:, None]
+            p_block, kept = p_weight + (g * columns + n)[:, None] * K + k[None, :], (n < columns)[:, None]
             b_weight = tl.trans(tl.load(p_block, mask=kept & (k < K)[None, :], other=0.0))
         else:
-            p_block, kept = tile(p_weight, g * K + start, 0, column, 1, N, BK, BN), (n < N)[None, :]
+            p_block, kept = p_weight + (g * K + k)[:, None] * columns + n[None, :], (n < columns)[None, :]
             b_weight = tl.load(p_block, mask=kept & (k < K)[:, None], other=0.0)
         total = tl.dot(b_x, b_weight, total, input_precision=PRECISION)
     return total
 
 
 @triton.jit
-def store_tile(p_y, total, row, inside, column, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """Writes a block [BM, BN] of y [.., N]."""
-    kept = inside[:, None] & (column + tl.arange(0, BN) < N)[None, :]
-    tl.store(tile(p_y, row, 0, column, 1, N, BM, BN), total.to(p_y.dtype.element_ty), mask=kept)
+def store_tile(p_y, total, row, inside, column, columns, BM: tl.constexpr, BN: tl.constexpr):
+    """Writes a block [BM, BN] of y [.., columns]."""
+    n = column + tl.arange(0, BN)
+    p_block = p_y + (row + tl.arange(0, BM))[:, None] * columns + n[None, :]
+    tl.store(p_block, total.to(p_y.dtype.element_ty), mask=inside[:, None] & (n < columns)[None, :])
 
 
 @triton.jit
 def product(
-    p_x, p_token, p_weight, p_y, g, row, end, column,
-    GROUPS: tl.constexpr, TOKENS: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    p_x, p_token, p_weight, p_y, g, row, end, column, columns,
+    GROUPS: tl.constexpr, TOKENS: tl.constexpr, K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``y = x @ weight[g]`` for BM rows and BN columns; 0 behind the last group."""
@@ -85,8 +89,8 @@ def product(
     place, inside = source_of(p_token, rows, rows < end, TOKENS)
     total = tl.zeros((BM, BN), tl.float32)
     if g < GROUPS:
-        total = multiply(p_x, p_weight, total, place, inside, g, column, N, K, False, BN, BK, PRECISION)
-    store_tile(p_y, total, row, rows < end, column, N, BM, BN)
+        total = multiply(p_x, p_weight, total, place, inside, g, column, columns, K, False, BN, BK, PRECISION)
+    store_tile(p_y, total, row, rows < end, column, columns, BM, BN)
 
 
 @triton.jit
@@ -94,25 +98,33 @@ def product_kernel(
     p_x, p_token, p_w0, p_w1, p_w2, p_sizes, p_y0, p_y1, p_y2, rows,
     GROUPS: tl.constexpr, SLOTS: tl.constexpr, TOKENS: tl.constexpr, K: tl.constexpr,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
-    BN0: tl.constexpr, BN1: tl.constexpr, BN2: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, BN2: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``y = x @ w[g]`` for one tile of rows and one block of the columns of one of the weights [GROUPS, K, N]."""
-    B0: tl.constexpr = (N0 + BN0 - 1) // BN0
-    B1: tl.constexpr = (N1 + BN1 - 1) // BN1
+    """``y = x @ w[g]`` for one tile of rows and one block of the columns of one of the weights [GROUPS, K, N].
+
+    The first two share their program, and so its buffers in shared memory; the third, of few columns, has its own.
+    """
+    B0: tl.constexpr = (N0 + BN - 1) // BN
+    B1: tl.constexpr = (N1 + BN - 1) // BN
     B2: tl.constexpr = (N2 + BN2 - 1) // BN2
     block = tl.program_id(0) % (B0 + B1 + B2)
     g, row, end = group_of(tl.program_id(0) // (B0 + B1 + B2), p_sizes, rows, GROUPS, SLOTS, BM)
     if g > GROUPS:
         return
-    if block < B0:
-        product(p_x, p_token, p_w0, p_y0, g, row, end, block * BN0,
-                GROUPS, TOKENS, N0, K, BM, BN0, BK, PRECISION)  # fmt: skip
-    elif block < B0 + B1:
-        product(p_x, p_token, p_w1, p_y1, g, row, end, (block - B0) * BN1,
-                GROUPS, TOKENS, N1, K, BM, BN1, BK, PRECISION)  # fmt: skip
-    elif B2 > 0:
-        product(p_x, p_token, p_w2, p_y2, g, row, end, (block - B0 - B1) * BN2,
-                GROUPS, TOKENS, N2, K, BM, BN2, BK, PRECISION)  # fmt: skip
+    if block < B0 + B1:
+        second = block >= B0
+        columns = tl.where(second, N1, N0)
+        if N0 % 16 == 0 and N1 % 16 == 0:
+            columns = tl.multiple_of(columns, 16)
+        if second:
+            p_w0 = p_w1
+            p_y0 = p_y1
+        column = tl.where(second, block - B0, block) * BN
+        product(p_x, p_token, p_w0, p_y0, g, row, end, column, columns,
+                GROUPS, TOKENS, K, BM, BN, BK, PRECISION)  # fmt: skip
+    elif N2 > 0:
+        product(p_x, p_token, p_w2, p_y2, g, row, end, (block - B0 - B1) * BN2, N2,
+                GROUPS, TOKENS, K, BM, BN2, BK, PRECISION)  # fmt: skip
 
 
 @triton.jit
