@@ -10,7 +10,15 @@ from support.compare import assert_close
 from support.compile import optimised
 from support.packed import Layout
 from support.primitives import PRIMITIVES
-from support.recurrences import DIRECTIONS, DOCUMENTS, EXTREMES, RAGGED, TOLERANCE, with_gradients
+from support.recurrences import (
+    DIRECTIONS,
+    DOCUMENTS,
+    EXTREMES,
+    RAGGED,
+    TOLERANCE,
+    with_gradients,
+    with_padding,
+)
 from support.recurrences import outputs as outputs_of
 
 from mom_jax.errors import InputError
@@ -22,15 +30,21 @@ def outputs(primitive, impl, layout, resets, inputs):
 
 
 @functools.cache
-def compiled(name, impl, lengths, resets, chunk):
+def compiled(name, impl, lengths, resets, chunk, jit=jax.jit):
     """One program for all inputs of a shape."""
     function = functools.partial(outputs, PRIMITIVES[name], impl, Layout(lengths, chunk), resets)
-    return jax.jit(functools.partial(with_gradients, function))
+    return jit(functools.partial(with_gradients, function))
 
 
-def measured(name, impl, inputs, lengths, resets=None, chunk=8):
+def measured(name, impl, inputs, lengths, resets=None, chunk=8, jit=jax.jit):
     """Outputs, final states and gradients."""
-    return compiled(name, impl, lengths, resets, chunk)(inputs)
+    return compiled(name, impl, lengths, resets, chunk, jit)(inputs)
+
+
+def ragged(name, **changes):
+    """Random inputs of `RAGGED`, with zeros on padding rows."""
+    inputs = example(name, sum(RAGGED), len(RAGGED), **changes)
+    return with_padding(inputs, Layout(RAGGED, 8), 0.0)
 
 
 @functools.cache
@@ -60,6 +74,17 @@ def test_a_step_reads_its_memories_once(name):
     assert len(read) == len(states) and set(map(id, read)) <= set(map(id, jaxpr.invars))
 
 
+def check_padding_is_inert(name):
+    """Whatever stands on padding rows: once masked it neither writes nor decays, in values, states and gradients."""
+    inputs = ragged(name)
+    noisy = with_padding(inputs, Layout(RAGGED, 8), 3.0)
+    for impl in ("xla", "reference"):
+        got, want = (measured(name, impl, x, RAGGED, DOCUMENTS) for x in (noisy, inputs))
+        jax.tree.map(np.testing.assert_array_equal, got[0], want[0])
+        assert_close(got[1], want[1], TOLERANCE)
+        assert not any(np.any(x) for x in jax.tree.leaves(got[1]["padding"]))
+
+
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_chunks_equal_tokens(name):
     """Values, states and gradients over empty, one-token and ragged segments with documents; empty ones keep states.
@@ -67,12 +92,13 @@ def test_chunks_equal_tokens(name):
     Then log gates of -1e4 and of 0, alone and among weak ones: as exact as others. Gradients of gates
     that let nothing through are 0 in theory. One test, because the programs are the same.
     """
-    inputs = example(name, sum(RAGGED), len(RAGGED))
+    inputs = ragged(name)
     got, want = (measured(name, impl, inputs, RAGGED, DOCUMENTS) for impl in ("xla", "reference"))
     assert_close(got, want, TOLERANCE)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[1]), got[0][1], inputs["state"])
+    check_padding_is_inert(name)
     for extreme in EXTREMES.values() if PRIMITIVES[name].gates else ():
-        inputs = example(name, sum(RAGGED), len(RAGGED), **dict.fromkeys(PRIMITIVES[name].gates, extreme))
+        inputs = ragged(name, **dict.fromkeys(PRIMITIVES[name].gates, extreme))
         got, want = (measured(name, impl, inputs, RAGGED, DOCUMENTS) for impl in ("xla", "reference"))
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(got))
         assert_close(got, want, TOLERANCE, atol=1e-6)
@@ -150,18 +176,18 @@ def test_keys_of_one_direction(name, direction):
 def test_sizes_of_models(name):
     """K = V = 64 in chunks of 64 rows, segments that are no multiple of it, a document inside."""
     inputs = example(name, 134, 3, (64, 64))
-    got, want = (measured(name, impl, inputs, (70, 0, 64), (40,), 64) for impl in ("xla", "reference"))
+    got, want = (measured(name, impl, inputs, (70, 0, 64), (40,), 64, optimised) for impl in ("xla", "reference"))
     assert_close(got, want, TOLERANCE)
 
 
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_bfloat16(name):
     """bfloat16 rows: outputs in the dtype of the values, within 2^-7 of float32; state float32; gradients as inputs."""
-    layout, inputs = Layout(RAGGED, 8), example(name, sum(RAGGED), len(RAGGED))
+    layout, inputs = Layout(RAGGED, 8), ragged(name)
     half = inputs | {"rows": {n: x.astype(jnp.bfloat16) if n in "qkv" else x for n, x in inputs["rows"].items()}}
     o, state = values(name, "xla", layout, DOCUMENTS, half)
     rounded = jax.tree.map(lambda x: x.astype(np.float32), half)
-    want, want_state = values(name, "reference", layout, DOCUMENTS, rounded)
+    want, want_state = measured(name, "reference", rounded, RAGGED, DOCUMENTS)[0]
     written = jax.eval_shape(lambda: PRIMITIVES[name].packed(half["rows"], half["shared"]).v)
     assert o.dtype == written.dtype and all(x.dtype == jnp.float32 for x in jax.tree.leaves(state))
     assert_close(o.astype(jnp.float32), want, 2**-7)
@@ -174,7 +200,7 @@ def test_bfloat16(name):
 @pytest.mark.parametrize("name", ["delta rule", "vector decay"])
 def test_vmap_and_checkpoint(name):
     """A leading axis by vmap, and rematerialisation, change neither values nor gradients."""
-    several = [example(name, sum(RAGGED), len(RAGGED), seed=seed) for seed in range(2)]
+    several = [ragged(name, seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *several)
     function = jax.checkpoint(functools.partial(outputs, PRIMITIVES[name], "xla", Layout(RAGGED, 8), DOCUMENTS))
     got = jax.jit(jax.vmap(functools.partial(with_gradients, function)))(stacked)
@@ -197,32 +223,6 @@ def test_scale(name):
     rows = jax.tree.map(layout.pack, inputs["rows"])
     run = jax.jit(functools.partial(PRIMITIVES[name].run, rows, {}, layout.table(), None), static_argnames="scale")
     assert_close(run(scale=1.0)[0], run()[0] * 8**0.5, 1e-6)
-
-
-def _like(valid, x):
-    return valid.reshape(-1, *[1] * (x.ndim - 1))
-
-
-@pytest.mark.parametrize("impl", ["reference", "xla"])
-@pytest.mark.parametrize("name", PRIMITIVES)
-def test_padding_is_inert(name, impl):
-    """Whatever stands on padding rows: once masked it neither writes nor decays, in values, states and gradients."""
-    case, layout, inputs = PRIMITIVES[name], Layout((5, 0, 9), 8), jax.tree.map(jnp.asarray, example(name, 14, 3))
-    valid, table = layout.pack(np.ones(14, bool)), layout.table((7,))
-    noise = lambda x: 3 * np.random.default_rng(1).normal(size=(layout.rows, *x.shape[1:])).astype(np.float32)  # noqa: E731
-    padding = jax.tree.map(noise, inputs["rows"])
-
-    def run(rows, padding):
-        packed = {name: layout.pack(x) + jnp.where(_like(valid, x), 0, padding[name]) for name, x in rows.items()}
-        rows = case.primitive.masked(case.packed(packed, inputs["shared"]), valid)
-        o, state = case.primitive(rows, table, inputs["state"], impl=impl)
-        return o[layout.index], state
-
-    call = jax.jit(lambda *x: (run(*x), jax.grad(lambda *x: jnp.sum(run(*x)[0] ** 2), argnums=(0, 1))(*x)))
-    got, (_, through_padding) = call(inputs["rows"], padding)
-    want, _ = call(inputs["rows"], jax.tree.map(np.zeros_like, padding))
-    jax.tree.map(np.testing.assert_array_equal, got, want)
-    assert not any(np.any(x) for x in jax.tree.leaves(through_padding))
 
 
 @pytest.mark.parametrize("name", PRIMITIVES)

@@ -1,5 +1,6 @@
 """Packing by counting, against lists built token by token."""
 
+import functools
 import itertools
 
 import jax
@@ -35,13 +36,14 @@ def check_packing(packing, segments, chunk, slots, tokens):
     """Every claim of `Packing` and `ChunkTable` that does not concern documents."""
     rows = packing.assignment.shape[0]
     assignment, row, table = np.asarray(packing.assignment), np.asarray(packing.row).reshape(-1), packing.table
+    start, length, position = (np.asarray(x) for x in (packing.start, packing.length, packing.position))
     want_row, want_assignment, begin = np.full(tokens * slots, rows), np.full(rows, tokens * slots), 0
     chunks = []
     for s, chosen in enumerate(segments):
-        assert packing.start[s] == begin and packing.length[s] == len(chosen)
+        assert start[s] == begin and length[s] == len(chosen)
         want_assignment[begin : begin + len(chosen)] = chosen
         want_row[chosen] = np.arange(begin, begin + len(chosen))
-        np.testing.assert_array_equal(packing.position[begin : begin + len(chosen)], np.arange(len(chosen)))
+        np.testing.assert_array_equal(position[begin : begin + len(chosen)], np.arange(len(chosen)))
         count = -(-len(chosen) // chunk)
         chunks += [(s, i == 0, i == count - 1) for i in range(count)]
         begin += count * chunk
@@ -70,12 +72,28 @@ def distinct_memories(rng, batch, time, num_memories, top_k):
     return np.argsort(rng.random((batch, time, num_memories)), -1)[..., :top_k].astype(np.int32)
 
 
+PLANS = [  # batch, time, memories, top_k, shared, chunk: few, because each compiles
+    (1, 1, 3, 2, True, 4),
+    (1, 13, 1, 1, False, 4),
+    (2, 9, 3, 3, True, 1),
+    (2, 9, 5, 2, True, 4),
+    (3, 6, 5, 4, False, 4),
+    (3, 6, 3, 1, True, 1),
+]
+
+
+@functools.cache
+def planned(num_memories, shared, chunk):
+    """The compiled plan."""
+    options = {"num_memories": num_memories, "shared": shared, "chunk_size": chunk}
+    return jax.jit(lambda memories, mask: plan_packing(memories, **options, attention_mask=mask))
+
+
 @st.composite
 def routings(draw):
-    """(memories, num_memories, shared, chunk, mask) of any small shape, skewed or balanced, with any mask."""
-    batch, time = draw(st.sampled_from([(1, 1), (1, 13), (2, 9), (3, 6)]))
-    num_memories = draw(st.sampled_from([1, 3, 5]))
-    top_k = draw(st.integers(1, num_memories))
+    """A plan with its memories, skewed or balanced, and any mask."""
+    plan = draw(st.sampled_from(PLANS))
+    batch, time, num_memories, top_k, _, _ = plan
     rng = np.random.default_rng(draw(st.integers(0, 2**31)))
     if draw(st.booleans()):
         memories = distinct_memories(rng, batch, time, num_memories, top_k)
@@ -93,19 +111,15 @@ def routings(draw):
         mask[0] = 0
     elif kind == "all":
         mask[:] = 0
-    return memories, num_memories, draw(st.booleans()), draw(st.sampled_from([1, 4])), None if kind == "none" else mask
+    return plan, memories, None if kind == "none" else mask
 
 
 @given(routings())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=60)
 def test_rows_are_the_tokens_of_each_memory_in_time_order(routing):
     """No token is dropped, moved or doubled, and the chunk table describes exactly these rows."""
-    memories, num_memories, shared, chunk, mask = routing
-    packing = plan_packing(
-        jnp.asarray(memories), num_memories, shared=shared, chunk_size=chunk,
-        attention_mask=None if mask is None else jnp.asarray(mask),
-    )  # fmt: skip
-    batch, time, top_k = memories.shape
+    (batch, time, num_memories, top_k, shared, chunk), memories, mask = routing
+    packing = planned(num_memories, shared, chunk)(memories, mask)
     keep = np.ones((batch, time)) if mask is None else mask
     segments = expected_segments(memories, num_memories, shared, keep)
     check_packing(packing, segments, chunk, top_k + shared, batch * time)

@@ -50,9 +50,11 @@ class Case:
         rows = rows | {"valid": rows["valid"] > 0} if "valid" in rows else rows
         return (self.made or self.primitive.rows)(**jax.tree.map(jnp.asarray, rows | shared))
 
-    def run(self, rows, shared, table, state, **options: Any) -> tuple[jax.Array, Any]:
-        """The recurrence over packed rows."""
-        return self.primitive(self.packed(rows, shared), table, _counted(state), **options)
+    def run(self, rows, shared, table, state, valid=None, **options: Any) -> tuple[jax.Array, Any]:
+        """The recurrence over packed rows, masked where ``valid`` says which are tokens."""
+        packed = self.packed(rows, shared)
+        packed = packed if valid is None else self.primitive.masked(packed, valid)
+        return self.primitive(packed, table, _counted(state), **options)
 
     def step(self, rows, shared, state) -> tuple[jax.Array, Any]:
         """One token for each state."""

@@ -30,10 +30,21 @@ DIRECTIONS = {"nearly equal": _keys(0.02, -1e-3, 0.98), "equal, strength 2": _ke
 
 
 def outputs(run, layout, resets, inputs):
-    """Outputs of the tokens and final states of ``run(rows, shared, table, state)``."""
-    rows = jax.tree.map(layout.pack, inputs["rows"])
-    o, final = run(rows, inputs["shared"], layout.table(resets), inputs["state"])
+    """Outputs of the tokens and final states; what inputs name ``padding`` stands on padding rows, before the mask."""
+    rows, valid = jax.tree.map(layout.pack, inputs["rows"]), None
+    if "padding" in inputs:
+        valid = layout.pack(np.ones(len(layout.index), bool))
+        real = lambda x: valid.reshape(-1, *[1] * (x.ndim - 1))  # noqa: E731
+        rows = jax.tree.map(lambda x, padding: jnp.where(real(x), x, padding), rows, inputs["padding"])
+    o, final = run(rows, inputs["shared"], layout.table(resets), inputs["state"], valid)
     return o[layout.index], final
+
+
+def with_padding(inputs, layout, size):
+    """The inputs with random rows of that size as ``padding``."""
+    rng = np.random.default_rng(1)
+    noise = lambda x: np.float32(size * rng.normal(size=(layout.rows, *x.shape[1:])))  # noqa: E731
+    return inputs | {"padding": jax.tree.map(noise, inputs["rows"])}
 
 
 def with_gradients(function, inputs):
