@@ -1,12 +1,10 @@
-"""Routers that are balanced by a bias: what moves it, what does not, and where it is kept."""
+"""Routers that are balanced by a bias: the loss, the beginning, a second sitting. Steps: `test_sharding.py`."""
 
 import dataclasses
 import io
-import json
 import os
 import shutil
 import signal
-import sys
 from functools import partial
 
 import chex
@@ -17,7 +15,6 @@ import pytest
 from flax import nnx
 from rich.console import Console
 from support.batches import make_batch
-from support.processes import on_eight_fake_devices
 
 from mom_jax.training.checkpoint import Checkpoints, checkpoint_folder, latest_step, restore
 from mom_jax.training.config import MeshConfig, TrainConfig
@@ -25,10 +22,9 @@ from mom_jax.training.log import read_metrics
 from mom_jax.training.loop import train
 from mom_jax.training.program import Program
 from mom_jax.training.sharding import make_mesh, shard_batch
-from mom_jax.training.step import loss_and_gradients, make_train_step
+from mom_jax.training.step import loss_and_gradients
 
 RATE = 0.02
-STEPS = 3
 
 
 def with_balance(config: TrainConfig, balance: str) -> TrainConfig:
@@ -41,44 +37,6 @@ def with_balance(config: TrainConfig, balance: str) -> TrainConfig:
 def bias_of(params):
     """The bias [L, M] in a tree of parameters."""
     return np.asarray(params["layers"]["attn"]["router_bias"])
-
-
-def some_steps(config: TrainConfig) -> dict:
-    """Biases before and after each of a few steps, the loads of the steps, and the moments of the bias at the end."""
-    mesh = make_mesh(config.mesh)
-    program = Program(config, mesh)
-    state, step = program.init_state(), make_train_step(program)
-    biases, loads = [bias_of(state.params).tolist()], []
-    with jax.set_mesh(mesh):
-        for seed in range(STEPS):
-            state, metrics = step(state, shard_batch(make_batch(seed), mesh))
-            biases.append(bias_of(state.params).tolist())
-            loads.append(metrics["load"].tolist())
-    moments = [bias_of(moment).tolist() for moment in (state.opt_state[1][0].mu, state.opt_state[1][0].nu)]
-    return {"biases": biases, "loads": loads, "moments": moments}
-
-
-@pytest.fixture(scope="module")
-def on_one_device(make_config):
-    return some_steps(with_balance(make_config(), "loss_free"))
-
-
-def test_a_step_moves_the_bias_by_the_load_alone(on_one_device):
-    """By the rate, against the load; neither the optimizer nor weight decay touches it."""
-    biases, loads = np.array(on_one_device["biases"]), np.array(on_one_device["loads"])
-    assert biases.shape == (STEPS + 1, 2, 4) and not biases[0].any()
-    np.testing.assert_allclose(np.diff(biases, axis=0), RATE * np.sign(0.25 - loads), atol=1e-7)
-    assert biases[-1].any()
-    assert not np.any(on_one_device["moments"])
-
-
-def test_eight_devices_move_it_alike(on_one_device, make_config, tmp_path):
-    """Bit for bit: loads are whole numbers of tokens, divided once."""
-    config = dataclasses.replace(with_balance(make_config(), "loss_free"), mesh=MeshConfig(2, 2, 2))
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
-    found = json.loads(on_eight_fake_devices(__file__, tmp_path / "config.json").splitlines()[-1])
-    assert found["biases"] == on_one_device["biases"]
-    np.testing.assert_allclose(found["loads"], on_one_device["loads"], atol=4 / 1024)
 
 
 @pytest.mark.parametrize("balance", ["none", "loss_free"])
@@ -165,7 +123,3 @@ def test_weights_without_a_bias_may_start_a_run_with_one(make_config, tmp_path):
     assert set(np.abs(bias_of(found)).flat) <= {np.float32(0), np.float32(RATE)}
     found["layers"]["attn"].pop("router_bias")
     chex.assert_trees_all_equal(found, params)
-
-
-if __name__ == "__main__":
-    print(json.dumps(some_steps(TrainConfig.from_file(sys.argv[1]))))

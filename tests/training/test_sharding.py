@@ -1,4 +1,4 @@
-"""One device and eight agree; meshes that do not fit are refused."""
+"""One device and eight agree, on the bias of routers to the bit; meshes that do not fit are refused."""
 
 import dataclasses
 import json
@@ -18,56 +18,88 @@ from mom_jax.training.program import Program
 from mom_jax.training.sharding import check_fit, make_mesh, shard_batch
 from mom_jax.training.step import make_train_step
 
-SHAPES = [(2, 2, 2)]
+MESH = (2, 2, 2)
 STEPS = 4
+RATE = 0.02
+
+
+def bias_of(params: Any) -> np.ndarray:
+    """The bias [L, M] of the routers in a tree of parameters."""
+    return np.asarray(params["layers"]["attn"]["router_bias"])
 
 
 def run(config: TrainConfig) -> dict:
-    """Hash of the initial parameters and the losses of a few steps."""
+    """The initial parameters, and what a few steps make of losses, biases, loads and moments."""
     mesh = make_mesh(config.mesh)
     program = Program(config, mesh)
     state, step = program.init_state(), make_train_step(program)
     initial = [np.asarray(leaf).tobytes().hex()[:4096] for leaf in jax.tree.leaves(state.params)]
     loader = train_loader(prepared(config.data, progress=False), config.data)
+    losses, loads, biases = [], [], [bias_of(state.params).tolist()]
     with jax.set_mesh(mesh):
-        losses = []
         for _ in range(STEPS):
             state, metrics = step(state, shard_batch(next(loader), mesh))
             losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+            loads.append(metrics["load"].tolist())
+            biases.append(bias_of(state.params).tolist())
     kernel = state.params["layers"]["mlp"]["up_proj"]["weight"]
-    moment = state.opt_state[1][0].mu["layers"]["mlp"]["up_proj"]["weight"]
+    moments = state.opt_state[1][0]
+    moment = moments.mu["layers"]["mlp"]["up_proj"]["weight"]
     shards = [list(array.addressable_shards[0].data.shape) for array in (kernel, moment)]
-    return {"initial": initial, "losses": losses, "shards": shards}
+    biased = [bias_of(moment).tolist() for moment in (moments.mu, moments.nu)]
+    found = {"initial": initial, "losses": losses, "shards": shards}
+    return found | {"biases": biases, "loads": loads, "moments of biases": biased}
 
 
 @pytest.fixture(scope="module")
-def on_eight_devices(make_config, tmp_path_factory):
-    """Results of `run` on eight simulated devices, by mesh shape, and the complaint about a mesh of four."""
+def config(make_config):
+    """Two layers whose routers are balanced by a bias."""
+    config = make_config()
+    model = dataclasses.replace(config.model, num_hidden_layers=2, router_balance="loss_free", router_bias_rate=RATE)
+    return dataclasses.replace(config, model=model, optimizer=dataclasses.replace(config.optimizer, weight_decay=1.0))
+
+
+@pytest.fixture(scope="module")
+def on_eight_devices(config, tmp_path_factory):
+    """Results of `run` on eight simulated devices, and the complaint about a mesh of four."""
     path = tmp_path_factory.mktemp("eight") / "config.json"
-    path.write_text(json.dumps(make_config().to_dict()), encoding="utf-8")
+    path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
     return json.loads(on_eight_fake_devices(__file__, path).splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
-def on_one_device(make_config):
-    return run(make_config())
+def on_one_device(config):
+    return run(config)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_losses_agree_with_one_device(shape, on_one_device, on_eight_devices):
-    losses = on_eight_devices[str(shape)]["losses"]
+def test_losses_agree_with_one_device(on_one_device, on_eight_devices):
+    losses = on_eight_devices["losses"]
     np.testing.assert_allclose(losses, on_one_device["losses"], rtol=2e-4)
     assert losses[-1][0] < losses[0][0]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_initial_parameters_are_bit_identical(shape, on_one_device, on_eight_devices):
-    assert on_eight_devices[str(shape)]["initial"] == on_one_device["initial"]
+def test_initial_parameters_are_bit_identical(on_one_device, on_eight_devices):
+    assert on_eight_devices["initial"] == on_one_device["initial"]
 
 
 def test_parameters_and_moments_are_split(on_one_device, on_eight_devices):
-    assert on_one_device["shards"] == [[1, 32, 64]] * 2
-    assert on_eight_devices["(2, 2, 2)"]["shards"] == [[1, 16, 32]] * 2
+    assert on_one_device["shards"] == [[2, 32, 64]] * 2
+    assert on_eight_devices["shards"] == [[2, 16, 32]] * 2
+
+
+def test_a_step_moves_the_bias_by_the_load_alone(on_one_device):
+    """By the rate, against the load; neither the optimizer nor weight decay touches it."""
+    biases, loads = np.array(on_one_device["biases"]), np.array(on_one_device["loads"])
+    assert biases.shape == (STEPS + 1, 2, 4) and not biases[0].any()
+    np.testing.assert_allclose(np.diff(biases, axis=0), RATE * np.sign(0.25 - loads), atol=1e-7)
+    assert biases[-1].any()
+    assert not np.any(on_one_device["moments of biases"])
+
+
+def test_eight_devices_move_the_bias_alike(on_one_device, on_eight_devices):
+    """Bit for bit: loads are whole numbers of tokens, divided once."""
+    assert on_eight_devices["biases"] == on_one_device["biases"]
+    np.testing.assert_allclose(on_eight_devices["loads"], on_one_device["loads"], atol=4 / 1024)
 
 
 def test_a_mesh_smaller_than_the_devices_is_refused(on_eight_devices):
@@ -95,9 +127,7 @@ def test_a_mesh_that_does_not_divide_the_run_is_refused(shape, message, make_con
 
 def main(path: str) -> None:
     config = TrainConfig.from_file(path)
-    results: dict = {}
-    for shape in SHAPES:
-        results[str(shape)] = run(dataclasses.replace(config, mesh=MeshConfig(*shape)))
+    results = run(dataclasses.replace(config, mesh=MeshConfig(*MESH)))
     try:
         make_mesh(MeshConfig(1, 2, 2))
     except InputError as error:
