@@ -35,7 +35,7 @@ def outputs(run, layout, resets, inputs):
     if "padding" in inputs:
         valid = layout.pack(np.ones(len(layout.index), bool))
         real = lambda x: valid.reshape(-1, *[1] * (x.ndim - 1))  # noqa: E731
-        rows = jax.tree.map(lambda x, padding: jnp.where(real(x), x, padding), rows, inputs["padding"])
+        rows = jax.tree.map(lambda x, padding: jnp.where(real(x), x, padding.astype(x.dtype)), rows, inputs["padding"])
     o, final = run(rows, inputs["shared"], layout.table(resets), inputs["state"], valid)
     return o[layout.index], final
 
