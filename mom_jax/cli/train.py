@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 
+from mom_jax.cli.config_file import read_config
 from mom_jax.cli.failures import complain
-from mom_jax.cli.parsing import parse, preset_first
+from mom_jax.cli.parsing import Place, parse, preset_first
 from mom_jax.errors import InputError
 from mom_jax.models.presets import preset_names
 from mom_jax.training.config import TRAIN_PRESETS, ProcessesConfig, TrainConfig, flat, get_train_preset
@@ -16,16 +17,21 @@ from mom_jax.training.config import TRAIN_PRESETS, ProcessesConfig, TrainConfig,
 DESCRIPTION = """Trains a model. PRESET is one of {presets}; every option overrides one of its values.
 When the run folder holds a checkpoint of the same config, the run resumes there. Ctrl-C or SIGTERM saves and
 stops; a second one stops at once. On several machines run the same line on each, with a run folder that all share.
+A file of values (--config) takes the place of PRESET, or stands between it and the options; a run's config.json is one.
 
 Example: mom-jax train mom-tiny --data.path 'texts/*.txt' --steps 500 --run-dir runs/texts
+
+Example: mom-jax train --config run.yaml --optimizer.learning-rate 1e-3
 
 Example: srun mom-jax train mom-1.3b --processes.coordinator auto --mesh.fsdp 8 --run-dir /shared/runs/large"""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainArguments(TrainConfig):
-    """A run, and how this process takes part in it."""
+    """A run, where some of it is written down, and how this process takes part in it."""
 
+    config: Place | None = None
+    """YAML or JSON file of values; options on the command line count more."""
     processes: ProcessesConfig = dataclasses.field(default_factory=ProcessesConfig)
 
     @property
@@ -91,13 +97,18 @@ def _give_up(error: InputError, args: Sequence[str]) -> int:
 
 
 def parse_train(args: Sequence[str]) -> TrainArguments:
-    """The run that ``PRESET [overrides]`` describes.
+    """The run that ``PRESET [overrides]`` describes, or ``[PRESET] --config FILE [overrides]``.
 
     Raises:
-        InputError: no or an unknown preset, or a bad override.
+        InputError: no or an unknown preset, a bad file, or a bad override.
     """
-    preset, rest = preset_first("train", args)
-    default = get_train_preset(preset)
+    file = next((word for option, word in itertools.pairwise(_words(args)) if option == "--config"), None)
+    if file is not None and args[0].startswith("-"):
+        default, rest = read_config(file, TrainConfig()), args
+    else:
+        preset, rest = preset_first("train", args)
+        default = get_train_preset(preset)
+        default = default if file is None else read_config(file, default)
     return parse(
         TrainArguments,
         rest,
@@ -105,6 +116,11 @@ def parse_train(args: Sequence[str]) -> TrainArguments:
         description=DESCRIPTION.format(presets=preset_names()),
         default=TrainArguments(**{field.name: getattr(default, field.name) for field in dataclasses.fields(default)}),
     )
+
+
+def _words(args: Sequence[str]) -> list[str]:
+    """``--option=value`` as two words."""
+    return [part for word in args for part in (word.split("=", 1) if word.startswith("--") else [word])]
 
 
 def command_of(config: TrainConfig) -> tuple[str, str]:

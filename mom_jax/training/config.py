@@ -191,6 +191,16 @@ class TrainConfig:
             raise InputError(error.field, error.value, f"{error.remedy} (in {path}; {remedy})") from error
 
 
+def overlaid(base: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``fields``, section by section, both in `TrainConfig.to_dict`'s form."""
+    nested = {
+        name: overlaid(base[name], value)
+        for name, value in fields.items()
+        if isinstance(value, dict) and isinstance(base.get(name), dict)
+    }
+    return {**base, **fields, **nested}
+
+
 # What may differ between two sittings of one run.
 _MAY_CHANGE = (
     # What a person chooses anew, often after a divergence.
