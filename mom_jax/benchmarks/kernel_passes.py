@@ -1,6 +1,6 @@
 """A training pass of every operator that has kernels, for the benchmarks and tools that compile or time them all.
 
-The operators are the primitives of `mom_jax.ops.primitives` that name kernels, and grouped products.
+The operators are the primitives of `mom_jax.ops.primitives` that name kernels, grouped products and short convolutions.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops import grouped_matmul
+from mom_jax.ops import grouped_matmul, short_conv
 from mom_jax.ops.primitive import Primitive
 from mom_jax.ops.primitives import PRIMITIVES
 from pallas_kernels.chunks import Chunks
@@ -25,7 +25,7 @@ class Operator(NamedTuple):
     """What kernels of a platform compute."""
 
     path: str  # "module:function"
-    primitive: Primitive | None  # None: grouped products
+    primitive: Primitive | None  # None: no recurrence
 
     def load(self) -> Callable:
         """The function; its module has ``CONFIGS``."""
@@ -34,7 +34,8 @@ class Operator(NamedTuple):
 
 
 def _operators(platform: str) -> dict[str, Operator]:
-    kernels = [(x.kernels, x) for x in PRIMITIVES.values()] + [(grouped_matmul.KERNELS, None)]
+    others = grouped_matmul.KERNELS, short_conv.KERNELS
+    kernels = [*((x.kernels, x) for x in PRIMITIVES.values()), *((x, None) for x in others)]
     paths = [(of[platform], primitive) for of, primitive in kernels if isinstance(of.get(platform), str)]
     return {path.partition(":")[2]: Operator(path, primitive) for path, primitive in paths}
 
@@ -66,12 +67,13 @@ def training(case: Case, chunks: int = CHUNKS, **options: Any) -> tuple[Callable
     ``options`` are keywords of the operator.
     """
     operator = OPERATORS[case.platform][case.operator]
-    run, make = operator.load(), _grouped if operator.primitive is None else _recurrence
+    run, make = operator.load(), _OTHERS.get(case.operator, _recurrence)
     inputs, fixed, constants = make(case, operator.primitive, chunks)
 
     def both(inputs, fixed):
         def outputs(*inputs):
-            return run(*inputs, *fixed, *constants, **options)[0]  # without final states
+            result = run(*inputs, *fixed, *constants, **options)
+            return result[0] if isinstance(result, tuple) else result  # without final states
 
         y, pull = jax.vjp(outputs, *inputs)
         return y, pull(jnp.ones_like(y))
@@ -87,10 +89,14 @@ def _recurrence(case, primitive, chunks):
         None if name in primitive.shared else jax.ShapeDtypeStruct(shape, dtypes.get(name, "float32"))
         for name, shape in shapes(primitive, sizes).items()
     )
-    flags: Any = jax.ShapeDtypeStruct((chunks,), jnp.bool)
-    segment: Any = jax.ShapeDtypeStruct((chunks,), jnp.int32)
+    return inputs, (_chunks(chunks),), (None, 1.0)
+
+
+def _chunks(count):
+    flags: Any = jax.ShapeDtypeStruct((count,), jnp.bool)
+    segment: Any = jax.ShapeDtypeStruct((count,), jnp.int32)
     runs: Any = jax.ShapeDtypeStruct((2, 3), jnp.int32)
-    return inputs, (Chunks(segment, flags, flags, runs, None),), (None, 1.0)
+    return Chunks(segment, flags, flags, runs, None)
 
 
 def _grouped(case, _, chunks):
@@ -99,3 +105,15 @@ def _grouped(case, _, chunks):
     x = jax.ShapeDtypeStruct((chunks * CHUNK, width), case.dtype)
     weight, gates = (jax.ShapeDtypeStruct((5, width, columns), case.dtype) for columns in (width, 2 * HEADS))
     return (x, (weight, weight, gates)), (jax.ShapeDtypeStruct((5,), jnp.int32),), (CHUNK,)
+
+
+def _convolution(case, _, chunks):
+    """Queries of tokens in three memories: gathered, with four taps, SiLU and norm."""
+    rows, width = chunks * CHUNK, HEADS * case.size
+    x = jax.ShapeDtypeStruct((rows // 4, width), case.dtype)
+    weight = jax.ShapeDtypeStruct((width, 4), "float32")
+    token, copies = jax.ShapeDtypeStruct((rows,), jnp.int32), jax.ShapeDtypeStruct((rows // 4, 3), jnp.int32)
+    return (x, weight, None, None), (_chunks(chunks), None, token, copies), (1, True, case.size, True)
+
+
+_OTHERS = {"grouped_matmul": _grouped, "short_conv": _convolution}

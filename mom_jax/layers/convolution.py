@@ -1,7 +1,6 @@
 """Short convolutions and token shift along each memory's own sequence, with what they remember in the cache."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,7 @@ def conv_history(taps: int | None, **channels: int) -> dict[str, tuple[int, int]
 
 
 def convolve(
-    rows: dict[str, Float[Array, "N _"]],
+    rows: dict[str, Float[Array, "..."]],
     weights: dict[str, Float[Array, "_ W"]],
     packing: Packing,
     cache: MemoryCache | None,
@@ -38,32 +37,48 @@ def convolve(
     *,
     biases: dict[str, Float[Array, " _"]] | None = None,
     activate: bool = True,
+    heads: dict[str, int] | None = None,
+    normalise: tuple[str, ...] = (),
+    impl: str = "auto",
     leaking_memories: int = 0,
 ) -> tuple[list[Float[Array, "N _"]], MemoryCache | None]:
     """Short convolutions by name, along each memory's own sequence, each with its channels; the cache keeps inputs.
 
-    ``activate``: SiLU after them. Without a cache, ``leaking_memories`` memories are convolved end
-    to end (`mom_jax.ops.reference_conv_leak`).
+    Args:
+        rows: packed rows [N, channels], or the tokens [B, T, channels] whose copies they are.
+        weights: their filters.
+        packing: of the rows.
+        cache: with what came before, read and written at ``layer``; None: nothing did.
+        biases: of those that have one.
+        activate: SiLU after them.
+        heads: channels of a head, where there are heads.
+        normalise: whose heads are normalised by their L2 norms at last.
+        impl: of `mom_jax.ops.short_conv.short_conv`.
+        leaking_memories: without a cache, memories that are convolved end to end (`mom_jax.ops.reference_conv_leak`).
+
+    Returns:
+        The rows in their order, and the new cache.
     """
-    filtered = functools.partial(short_conv, activate=activate)
-    bias = biases or {}
-    if cache is None and leaking_memories:
-        return [leaking_short_conv(y, weights[name], packing, leaking_memories) for name, y in rows.items()], None
-    if cache is None:
-        return [filtered(y, weights[name], packing, None, bias.get(name)) for name, y in rows.items()], None
-    outputs, stored = [], dict(cache.conv)
-    for name, y in rows.items():
-        state = cache.conv[name][layer]
-        flat = state.reshape(-1, *state.shape[2:])
-        outputs.append(filtered(y, weights[name], packing, flat, bias.get(name)))
-        stored[name] = cache.conv[name].at[layer].set(conv_state(y, packing, flat).reshape(state.shape))
-    return outputs, dataclasses.replace(cache, conv=stored)
+    outputs, stored = [], {} if cache is None else dict(cache.conv)
+    for name, x in rows.items():
+        bias, head = (None if of is None else of.get(name) for of in (biases, heads))
+        options = {"head": head, "normalise": name in normalise}
+        if cache is None and leaking_memories:
+            outputs.append(leaking_short_conv(x, weights[name], packing, leaking_memories, **options))
+            continue
+        state = None
+        if cache is not None:
+            layers = cache.conv[name]
+            state = layers[layer].reshape(-1, *layers.shape[3:])
+            stored[name] = layers.at[layer].set(conv_state(x, packing, state).reshape(layers.shape[1:]))
+        outputs.append(short_conv(x, weights[name], packing, state, bias, activate=activate, impl=impl, **options))
+    return outputs, None if cache is None else dataclasses.replace(cache, conv=stored)
 
 
 def token_before(
-    rows: Float[Array, "N D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
+    rows: Float[Array, "N D"], packing: Packing, cache: MemoryCache | None, layer: int | Array, impl: str
 ) -> tuple[Float[Array, "N D"], MemoryCache | None]:
     """The row that the same memory saw one token before, 0 at the first; the cache keeps the last one as ``x``."""
     taps = jnp.broadcast_to(jnp.array([1.0, 0.0]), (rows.shape[-1], 2))
-    (before,), cache = convolve({"x": rows}, {"x": taps}, packing, cache, layer, activate=False)
+    (before,), cache = convolve({"x": rows}, {"x": taps}, packing, cache, layer, activate=False, impl=impl)
     return before, cache

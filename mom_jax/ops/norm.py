@@ -58,5 +58,10 @@ def l2_norm(x: Float[Array, "*batch D"], eps: float = 1e-6) -> Float[Array, "*ba
     return _keeping_inputs(norm)(x)
 
 
+def l2_norm_of_heads(x: Float[Array, "*batch D"], head: int) -> Float[Array, "*batch D"]:
+    """`l2_norm` of every ``head`` channels that follow each other."""
+    return l2_norm(x.reshape(*x.shape[:-1], -1, head)).reshape(x.shape)
+
+
 def _keeping_inputs(norm: Callable[..., Array]) -> Callable[..., Array]:
     return jax.checkpoint(norm, prevent_cse=False)

@@ -7,12 +7,19 @@ rows of the batch.
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.segments import Packing
+from mom_jax.ops.norm import l2_norm_of_heads
+from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float
 
 
 def leaking_short_conv(
-    x: Float[Array, "N D"], weight: Float[Array, "D W"], packing: Packing, routed_memories: int
+    x: Float[Array, "N D"] | Float[Array, "B T D"],
+    weight: Float[Array, "D W"],
+    packing: Packing,
+    routed_memories: int,
+    *,
+    head: int | None = None,
+    normalise: bool = False,
 ) -> Float[Array, "N D"]:
     """As `mom_jax.ops.short_conv.short_conv`, but over the routed memories' sequences end to end.
 
@@ -20,6 +27,7 @@ def leaking_short_conv(
     read the last tokens of the one before. The shared memory, which comes after the first
     ``routed_memories`` memories, is convolved row by row. Returns ``x.dtype``.
     """
+    x = pack(x, packing) if x.ndim == 3 else x
     rows, taps = x.shape[0], weight.shape[-1]
     memories = packing.group_sizes.shape[0]
     first_of_segment = jnp.cumsum(packing.length) - packing.length  # in the list of all tokens without gaps
@@ -32,4 +40,5 @@ def leaking_short_conv(
     for w in range(taps):
         source = jnp.where(place - w >= floor, row_at.at[place - w].get(mode="clip"), rows)
         y += x.at[source].get(mode="fill", fill_value=0).astype(jnp.float32) * weight[:, taps - 1 - w]
-    return jax.nn.silu(y).astype(x.dtype)
+    y = jax.nn.silu(y).astype(x.dtype)
+    return l2_norm_of_heads(y, head or y.shape[1]) if normalise else y

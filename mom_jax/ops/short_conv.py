@@ -1,104 +1,247 @@
-"""Short causal depthwise convolution along each memory's own token sequence."""
+"""Short causal depthwise convolutions along each memory's own token sequence, up to the rows that a recurrence reads.
+
+In XLA the rows of a chunk stand behind the W-1 inputs before it, which the chunk before or the segment's state has.
+Then a tap is a slice, and nothing is masked but what documents hide.
+"""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.segments import Packing
+from mom_jax.ops.dispatch import select
+from mom_jax.ops.norm import l2_norm_of_heads
+from mom_jax.ops.precision import widened
+from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float, Int, Shaped
+
+KERNELS = {name: f"pallas_kernels.{name}.short_conv:short_conv" for name in ("gpu", "tpu")}
+Reach = Int[Array, " N"] | None
 
 
 def short_conv(
-    x: Float[Array, "N D"],
+    x: Float[Array, "N D"] | Float[Array, "B T D"],
     weight: Float[Array, "D W"],
     packing: Packing,
     state: Float[Array, "S W-1 D"] | None = None,
     bias: Float[Array, " D"] | None = None,
     *,
     activate: bool = True,
+    head: int | None = None,
+    normalise: bool = False,
+    impl: str = "auto",
 ) -> Float[Array, "N D"]:
     """Causal convolution, then SiLU: ``silu(sum_w weight[:, W-1-w] * x[n-w] + bias)`` inside segments.
 
-    Taps never cross the border of a segment or of a document. With ``state`` the taps of a
-    segment's first rows read the inputs that came before, oldest first.
+    Taps never cross the border of a segment or of a document. Sums in float32.
 
-    ``activate=False`` leaves the SiLU out. Sums in float32; returns ``x.dtype``. Padding rows hold
-    no meaningful value.
+    Args:
+        x: packed rows, or the tokens whose copies they are.
+        weight: the last tap is the row's own.
+        packing: of the rows.
+        state: what the taps of a segment's first rows read: the inputs that came before, oldest first; 0 if None.
+        bias: added before the SiLU.
+        activate: False leaves the SiLU out.
+        head: channels of a head, by which kernels lay rows out; None: there are no heads.
+        normalise: each head by its L2 norm at last (`mom_jax.ops.norm.l2_norm`).
+        impl: ``auto``, or the kernels of ``tpu`` or ``gpu``; every other name is XLA, as are single steps (C = 1).
+
+    Returns:
+        Rows in ``x.dtype``. Padding rows hold no meaningful value, and their cotangents are to be 0.
+
+    Raises:
+        InputError: a kernel that cannot run here.
     """
-    # the backward pass keeps x alone, not its W shifted copies
-    filtered = jax.checkpoint(functools.partial(_filtered, activate=activate))
-    return filtered(x, weight, packing, state, bias).astype(x.dtype)
-
-
-def _filtered(
-    x: Float[Array, "N D"],
-    weight: Float[Array, "D W"],
-    packing: Packing,
-    state: Float[Array, "S W-1 D"] | None,
-    bias: Float[Array, " D"] | None,
-    activate: bool,
-) -> Float[Array, "N D"]:
-    taps = weight.shape[-1]
-    weight = weight.astype(jnp.float32)
-    y = x.astype(jnp.float32) * weight[:, -1]
-    inside = jnp.ones(x.shape[0], bool)
-    for w in range(1, taps):
-        if packing.table.reset is not None:
-            inside &= ~_shift(packing.table.reset, w - 1)
-        keep = (packing.position >= w) & inside
-        y += jnp.where(keep[:, None], _shift(x, w).astype(jnp.float32), 0) * weight[:, taps - 1 - w]
-    if state is not None and taps > 1:
-        y = _add_state_taps(y, weight, packing, state.astype(jnp.float32))
-    if bias is not None:
-        y += bias.astype(jnp.float32)
-    return jax.nn.silu(y) if activate else y
+    table, reach = packing.table, _reach(packing, weight.shape[1])
+    gathered = (packing.token, packing.row.reshape(-1, packing.row.shape[-1])) if x.ndim == 3 else (None, None)
+    name = impl if impl in ("auto", *KERNELS) and table.chunk_size > 1 else "xla"
+    options = activate, head, normalise
+    by_xla = lambda *_: _by_xla(x, weight, bias, state, packing, reach, *options)  # noqa: E731
+    run = select(name, {"xla": by_xla}, KERNELS)
+    flat = x.reshape(-1, x.shape[-1])
+    return run(flat, weight, bias, state, table, reach, *gathered, table.num_segments, *options)
 
 
 def conv_state(
-    x: Float[Array, "N D"], packing: Packing, state: Float[Array, "S history D"]
+    x: Float[Array, "N D"] | Float[Array, "B T D"], packing: Packing, state: Float[Array, "S history D"]
 ) -> Float[Array, "S history D"]:
-    """The last W-1 inputs of every segment, oldest first, after the rows ``x``.
+    """The last W-1 inputs of every segment, oldest first, after the rows ``x``, given as in `short_conv`.
 
     Inputs of earlier documents are stored as 0, which is what the next call must see.
     """
     history = state.shape[1]
-    place = packing.length[:, None] - history + jnp.arange(history)  # inside the segment; < 0 is in the old state
-    rows = packing.start[:, None] + jnp.maximum(place, 0)
-    fresh = x.at[rows].get(mode="fill", fill_value=0)
-    old = jnp.take_along_axis(state, jnp.clip(place + history, 0, history - 1)[..., None], axis=1)
-    kept = jnp.where((place >= 0)[..., None], fresh.astype(state.dtype), old)
+    place = packing.length[:, None] - history + jnp.arange(history)
+    kept = _inputs_at(x, packing, jnp.arange(state.shape[0]), place, state).astype(state.dtype)
     if packing.table.reset is None:
         return kept
-    resets = _resets_so_far(packing)
+    resets = jnp.pad(jnp.cumsum(packing.table.reset, dtype=jnp.int32), (1, 0))  # before each row, and in all
     total = resets.at[packing.start + packing.length].get(mode="clip") - resets.at[packing.start].get(mode="clip")
-    before = resets.at[rows + 1].get(mode="clip") - resets.at[packing.start].get(mode="clip")[:, None]
-    same_document = jnp.where(place >= 0, before, 0) == total[:, None]
+    rows = packing.start[:, None] + jnp.maximum(place, 0)
+    seen = resets.at[rows + 1].get(mode="clip") - resets.at[packing.start].get(mode="clip")[:, None]
+    same_document = jnp.where(place >= 0, seen, 0) == total[:, None]
     return jnp.where(same_document[..., None], kept, 0)
 
 
-def _shift(x: Shaped[Array, "N *rest"], by: int) -> Shaped[Array, "N *rest"]:
-    """Moves rows down by ``by``; what wraps around is always masked by the caller."""
-    return jnp.roll(x, by, axis=0) if by else x
+def _reach(packing: Packing, taps: int) -> Reach:
+    """How many rows before it each row sees, at most W-1: 0 where a document begins. None without documents."""
+    reset = packing.table.reset
+    if reset is None:
+        return None
+    reach = jnp.full(reset.shape, taps - 1, jnp.int32)
+    for w in reversed(range(taps - 1)):
+        begun = jax.lax.pad(reset, False, ((w, -w, 0),)) & (packing.position >= w)
+        reach = jnp.where(begun, w, reach)
+    return reach
 
 
-def _resets_so_far(packing: Packing) -> Int[Array, " N+1"]:
-    """Resets in rows before each row, and in all of them."""
-    return jnp.pad(jnp.cumsum(packing.table.reset, dtype=jnp.int32), (1, 0))
+def _inputs_at(
+    x: Float[Array, "..."],
+    packing: Packing,
+    segment: Int[Array, " count"],
+    place: Int[Array, "count history"],
+    state: Float[Array, "S history D"] | None,
+) -> Float[Array, "count history D"]:
+    """Inputs at places of segments, each W-1 that follow each other; those before a segment are in its state."""
+    rows = packing.start.at[segment].get(mode="clip")[:, None] + jnp.maximum(place, 0)
+    if x.ndim == 3:
+        x = x.reshape(-1, x.shape[-1])
+        rows = packing.token.at[rows].get(mode="fill", fill_value=x.shape[0])
+    fresh = x.at[rows].get(mode="fill", fill_value=0)
+    old = 0
+    if state is not None:
+        old = state.at[segment[:, None], place + place.shape[1]].get(mode="fill", fill_value=0)
+    return jnp.where((place >= 0)[..., None], fresh, old)
 
 
-def _add_state_taps(
-    y: Float[Array, "N D"], weight: Float[Array, "D W"], packing: Packing, state: Float[Array, "S W-1 D"]
+def _by_xla(
+    x: Float[Array, "..."],
+    weight: Float[Array, "D W"],
+    bias: Float[Array, " D"] | None,
+    state: Float[Array, "S W-1 D"] | None,
+    packing: Packing,
+    reach: Reach,
+    activate: bool,
+    head: int | None,
+    normalise: bool,
 ) -> Float[Array, "N D"]:
-    """Adds what the first W-1 rows of every segment read from before the segment."""
-    taps = weight.shape[-1]
-    for i in range(taps - 1):
-        # row i of a segment reads the old input at place i - w < 0, which is state[i - w + taps - 1]
-        carried = sum(weight[:, taps - 1 - w] * state[:, i - w + taps - 1] for w in range(i + 1, taps))
-        reads = i < packing.length
-        if packing.table.reset is not None:
-            resets = _resets_so_far(packing)
-            reads &= resets.at[packing.start + i + 1].get(mode="clip") == resets.at[packing.start].get(mode="clip")
-        row = jnp.where(reads, packing.start + i, y.shape[0])
-        y = y.at[row].add(carried, mode="drop")
-    return y
+    rows = pack(x, packing) if x.ndim == 3 else x
+    y = _convolved(rows, weight, bias, state, packing, reach, activate)
+    return l2_norm_of_heads(y, head or y.shape[1]) if normalise else y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _convolved(
+    x: Float[Array, "N D"],
+    weight: Float[Array, "D W"],
+    bias: Float[Array, " D"] | None,
+    state: Float[Array, "S W-1 D"] | None,
+    packing: Packing,
+    reach: Reach,
+    activate: bool,
+) -> Float[Array, "N D"]:
+    t = _filtered(_with_history(x, packing, state, weight.shape[1] - 1), weight, bias, _cut(reach, packing))
+    return (jax.nn.silu(t) if activate else t).reshape(x.shape).astype(x.dtype)
+
+
+def _convolved_fwd(
+    x: Float[Array, "N D"],
+    weight: Float[Array, "D W"],
+    bias: Float[Array, " D"] | None,
+    state: Float[Array, "S W-1 D"] | None,
+    packing: Packing,
+    reach: Reach,
+    activate: bool,
+) -> tuple[Float[Array, "N D"], tuple[Any, ...]]:
+    return _convolved(x, weight, bias, state, packing, reach, activate), (x, weight, bias, state, packing, reach)
+
+
+def _convolved_bwd(activate: bool, residuals: tuple[Any, ...], dy: Float[Array, "N D"]) -> tuple[Any, ...]:
+    """Keeps x alone; each tap adds to the gradients of the rows before, some of which the chunk before has."""
+    x, weight, bias, state, packing, reach = residuals
+    taps, reach_of_rows = weight.shape[1], _cut(reach, packing)
+    inputs, d = _with_history(x, packing, state, taps - 1), _cut(widened(dy), packing)
+    if activate:
+        d = jax.vjp(jax.nn.silu, _filtered(inputs, weight, bias, reach_of_rows))[1](d)[0]
+    products = [_visible(d, reach_of_rows, w) * widened(_tap(inputs, w, taps)) for w in reversed(range(taps))]
+    dweight = jnp.stack(_sums(products), -1).astype(weight.dtype)
+    dbias = None if bias is None else jnp.sum(d, (0, 1)).astype(bias.dtype)
+    d = d.reshape(x.shape)
+    dx = _input_gradient(d, weight, packing, reach).reshape(x.shape).astype(x.dtype)
+    dstate = None if state is None else _state_gradient(d, weight, packing, reach).astype(state.dtype)
+    return dx, dweight, dbias, dstate, None, None
+
+
+_convolved.defvjp(_convolved_fwd, _convolved_bwd)
+
+
+def _sums(xs: list[Float[Array, "chunks C D"]]) -> tuple[Float[Array, " D"], ...]:
+    """Sums over all rows in one pass: one reduction each would write its operand to memory first."""
+    zeros = (jnp.zeros((), xs[0].dtype),) * len(xs)
+    return jax.lax.reduce(tuple(xs), zeros, lambda a, b: tuple(map(jax.lax.add, a, b)), (0, 1))
+
+
+def _cut(x: Shaped[Array, "N *rest"] | None, packing: Packing) -> Shaped[Array, "chunks C *rest"] | None:
+    return None if x is None else x.reshape(-1, packing.table.chunk_size, *x.shape[1:])
+
+
+def _with_history(
+    x: Float[Array, "N D"], packing: Packing, state: Float[Array, "S {history} D"] | None, history: int
+) -> Float[Array, "chunks rows D"]:
+    """The rows of each chunk behind the W-1 inputs before it."""
+    place = packing.position[:: packing.table.chunk_size, None] - history + jnp.arange(history)
+    return jnp.concatenate([_inputs_at(x, packing, packing.table.segment, place, state), _cut(x, packing)], 1)
+
+
+def _tap(inputs: Float[Array, "chunks rows D"], w: int, taps: int) -> Float[Array, "chunks C D"]:
+    """What rows see ``w`` rows before them."""
+    first = taps - 1 - w
+    return inputs[:, first : inputs.shape[1] - w]
+
+
+def _visible(x: Float[Array, "chunks rows D"], reach: Int[Array, "chunks rows"] | None, w: int) -> Float[Array, "..."]:
+    """What belongs to the rows that see as far as ``w`` rows before them, else 0."""
+    return x if reach is None or w == 0 else jnp.where((reach >= w)[..., None], x, 0)
+
+
+def _filtered(
+    inputs: Float[Array, "chunks rows D"],
+    weight: Float[Array, "D W"],
+    bias: Float[Array, " D"] | None,
+    reach: Int[Array, "chunks C"] | None,
+) -> Float[Array, "chunks C D"]:
+    taps = weight.shape[1]
+    weight = widened(weight)
+    t = sum(_visible(widened(_tap(inputs, w, taps)), reach, w) * weight[:, taps - 1 - w] for w in range(taps))
+    return t if bias is None else t + widened(bias)
+
+
+def _input_gradient(
+    d: Float[Array, "N D"], weight: Float[Array, "D W"], packing: Packing, reach: Reach
+) -> Float[Array, "chunks C D"]:
+    """The gradient of rows: each chunk's before the W-1 rows of its segment after it."""
+    size, history = packing.table.chunk_size, weight.shape[1] - 1
+    number = jnp.arange(history)
+    after = jnp.arange(size, d.shape[0] + 1, size)[:, None] + number
+    same_segment = packing.position.at[after].get(mode="fill", fill_value=0) > number
+    d_after = jnp.where(same_segment[..., None], d.at[after].get(mode="fill", fill_value=0), 0)
+    reach_of_rows = None
+    if reach is not None:
+        reach_of_rows = jnp.concatenate([_cut(reach, packing), reach.at[after].get(mode="fill", fill_value=0)], 1)
+    d = jnp.concatenate([_cut(d, packing), d_after], 1)
+    weight = widened(weight)
+    return sum(_visible(d, reach_of_rows, w)[:, w : w + size] * weight[:, history - w] for w in range(history + 1))
+
+
+def _state_gradient(
+    d: Float[Array, "N D"], weight: Float[Array, "D W"], packing: Packing, reach: Reach
+) -> Float[Array, "S W-1 D"]:
+    """The gradient of what came before each segment, of which row n sees places n - w < 0."""
+    history = weight.shape[1] - 1
+    number = jnp.arange(history)
+    rows = packing.start[:, None] + number
+    d = jnp.where((number < packing.length[:, None])[..., None], d.at[rows].get(mode="fill", fill_value=0), 0)
+    reach_of_rows = None if reach is None else reach.at[rows].get(mode="fill", fill_value=0)
+    weight = widened(weight)
+    parts = [_visible(d, reach_of_rows, w)[:, :w] * weight[:, history - w] for w in range(1, history + 1)]
+    return sum((jnp.pad(x, ((0, 0), (history - x.shape[1], 0), (0, 0))) for x in parts), jnp.zeros_like(d))

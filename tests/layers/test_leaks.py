@@ -8,6 +8,7 @@ from support.dependence import dependence
 from support.mixer import choose
 
 from mom_jax.layers import convolution
+from mom_jax.ops.segments import pack
 
 ROWS, TIME = 2, 12
 
@@ -75,7 +76,8 @@ def test_a_leak_is_seen(make_layer, x, monkeypatch):
     Its taps are 16 rows apart, a whole chunk, since the padding of such short segments would hide neighbours.
     """
 
-    def blind(x, weight, packing, state=None, bias=None, activate=True):
+    def blind(x, weight, packing, state=None, bias=None, **_):
+        x = pack(x, packing) if x.ndim == 3 else x
         shifted = [jnp.pad(x, ((16 * w, 0), (0, 0)))[: len(x)] for w in range(weight.shape[1])]
         return jax.nn.silu(sum(s * weight[:, -1 - w] for w, s in enumerate(shifted)))
 

@@ -16,6 +16,7 @@ from support.recurrences import DIRECTIONS, DOCUMENTS, EXTREMES, RAGGED
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.grouped_matmul import grouped_matmul
+from mom_jax.ops.short_conv import short_conv
 
 ON = [pytest.param("gpu", marks=pytest.mark.gpu), pytest.param("tpu", marks=pytest.mark.tpu)]
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2**-6}
@@ -119,6 +120,27 @@ def test_grouped_matmul(dtype):
     with jax.default_matmul_precision("highest"):
         want = jax.jit(functools.partial(both, "xla"))(*exact)
     got = jax.jit(functools.partial(both, "gpu"))(x, weights)
+    assert_close(jax.tree.map(lambda a: np.asarray(a, np.float32), got), want, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.gpu
+def test_short_conv(dtype):
+    """Gathered queries with documents and states: rows and all gradients."""
+    layout, rng = LONG, np.random.default_rng(0)
+    packing, tokens = layout.packing((70, 300, 320)), sum(layout.lengths)
+    x = jnp.asarray(rng.normal(size=(1, tokens, 256)), dtype)
+    state = jnp.asarray(rng.normal(size=(len(layout.lengths), 3, 256)), dtype)
+    weight = jnp.asarray(rng.normal(size=(256, 4)), jnp.float32)
+
+    def both(impl, *inputs):
+        run = lambda x, weight, state: short_conv(x, weight, packing, state, head=64, normalise=True, impl=impl)  # noqa: E731
+        y, pull = jax.vjp(run, *inputs)
+        return y[layout.index], pull(jnp.where(packing.valid[:, None], jnp.cos(jnp.arange(256.0)), 0).astype(y.dtype))
+
+    exact = jax.tree.map(lambda a: a.astype(jnp.float32), (x, weight, state))
+    want = jax.jit(functools.partial(both, "xla"))(*exact)
+    got = jax.jit(functools.partial(both, "gpu"))(x, weight, state)
     assert_close(jax.tree.map(lambda a: np.asarray(a, np.float32), got), want, TOLERANCES[dtype])
 
 

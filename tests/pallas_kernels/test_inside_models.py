@@ -56,7 +56,8 @@ def test_model(platform, monkeypatch):
     want = measured("xla")
     ran = interpret_kernels(monkeypatch, platform)
     assert_close(measured(platform), want, 1e-4)
-    assert set(ran) == ({"delta_rule", "grouped_matmul", "mix"} if platform == "gpu" else {"delta_rule"})
+    kernels = {"tpu": {"delta_rule", "short_conv"}, "gpu": {"delta_rule", "grouped_matmul", "mix", "short_conv"}}
+    assert set(ran) == kernels[platform]
 
 
 def test_single_tokens_on_a_gpu(monkeypatch):

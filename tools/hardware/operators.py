@@ -17,6 +17,7 @@ from mom_jax.ops.documents import count_documents
 from mom_jax.ops.grouped_matmul import grouped_matmul
 from mom_jax.ops.primitive import Primitive
 from mom_jax.ops.segments import Packing, plan_packing
+from mom_jax.ops.short_conv import short_conv
 from tools.hardware.draws import Draw
 from tools.hardware.programs import Program, Sizes, stored
 
@@ -39,7 +40,7 @@ class Case(NamedTuple):
 
     sizes: Sizes
     operator: str
-    primitive: Primitive | None  # None: grouped products
+    primitive: Primitive | None  # None: no recurrence
     size: int
     dtype: str
 
@@ -62,7 +63,8 @@ def checks(case: Case) -> Iterator[Program]:
 
     That is single tokens, by NumPy's side of the folder for the smallest size in float32, else on the device.
     """
-    make = _checked_products if case.primitive is None else _checked_recurrence
+    others = {"grouped_matmul": _checked_products, "short_conv": _checked_convolution}
+    make = others.get(case.operator, _checked_recurrence)
     right = dataclasses.replace(
         make(case._replace(dtype="float32"), "reference"), name=f"{case.operator} {case.size} right", exact=True
     )
@@ -82,7 +84,8 @@ def checks(case: Case) -> Iterator[Program]:
 
 def timed(case: Case) -> Iterator[Program]:
     """Forward, and forward with backward, of as many rows as a layer of the published size has."""
-    make = _timed_products if case.primitive is None else _timed_recurrence
+    others = {"grouped_matmul": _timed_products, "short_conv": _timed_convolution}
+    make = others.get(case.operator, _timed_recurrence)
     published = case.dtype == case.sizes.dtypes[0] and case.size == case.sizes.operators[0]
     section = "operators" if published else "sizes"
     for way in ("forward", "training"):
@@ -224,3 +227,43 @@ def _timed_products(case: Case, impl: str, way: str) -> Program:
     x, weights, dys = _products(case, packing, (case.sizes.heads * case.size,))
     forward, training = _multiply(impl, case.sizes.chunk)
     return _timed(packing, way, forward, training, (x, weights, sizes), dys, arrays)
+
+
+def _convolve(case: Case, impl: str):
+    """Queries of tokens, gathered, with SiLU and norm."""
+
+    def forward(x, weight, state, packing):
+        return {"y": short_conv(x, weight, packing, state, head=case.size, normalise=True, impl=impl)}
+
+    def training(x, weight, state, packing, dy):
+        y, pull = jax.vjp(lambda *inputs: forward(*inputs, packing)["y"], x, weight, state)
+        dx, dweight, dstate = pull(jnp.where(packing.valid[:, None], dy, 0).astype(y.dtype))
+        return {"y": y, "dx": dx, "dweight": dweight} | ({} if dstate is None else {"dstate": dstate})
+
+    return forward, training
+
+
+def _tokens(case: Case, packing: Packing, heads: int) -> tuple[Draw, Draw, Draw]:
+    """Tokens, filters of four taps, and a gradient of the rows."""
+    channels = heads * case.size
+    x = Draw("normal", (*packing.row.shape[:2], channels), case.dtype, 0)
+    dy = Draw("normal", (packing.assignment.shape[0], channels), case.dtype, 3)
+    return x, Draw("normal", (channels, 4), "float32", 1), dy
+
+
+def _checked_convolution(case: Case, impl: str) -> Program:
+    """With documents and with what came before."""
+    packing, heads = _ragged(case.sizes.chunk), 2
+    tables, arrays = stored("ragged packing", packing)
+    _, mask = stored("ragged", packing.valid)
+    x, weight, dy = _tokens(case, packing, heads)
+    state = Draw("normal", (packing.length.shape[0], 3, heads * case.size), case.dtype, 2)
+    _, training = _convolve(case, impl)
+    return Program("", "", training, (x, weight, state, tables, dy), mask="ragged/0", arrays={**arrays, **mask})
+
+
+def _timed_convolution(case: Case, impl: str, way: str) -> Program:
+    packing = _published(case.sizes.batch, case.sizes.time, case.sizes.chunk)
+    tables, arrays = stored("published packing", packing)
+    x, weight, dy = _tokens(case, packing, case.sizes.heads)
+    return _timed(packing, way, *_convolve(case, impl), (x, weight, None, tables), dy, arrays)

@@ -16,7 +16,6 @@ from mom_jax.layers.rules.published import CONV, QKV, RATIOS, Layout, Published,
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes
 from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
-from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
@@ -50,6 +49,7 @@ class DeltaNet(QueryKeyValueRule):
     primitive = DELTA_RULE
     per_memory = (*QueryKeyValueRule.per_memory, "b_proj")
     activate = True
+    normalise = True
 
     def __init__(self, sizes: RuleSizes, options: DeltaNetOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
@@ -61,7 +61,7 @@ class DeltaNet(QueryKeyValueRule):
         """Packed rows of the delta rule, and the cache."""
         q, k, v, (b,), cache = self.qkv(x, packing, cache, layer, self.b_proj[...])
         beta = self.strengths(b)
-        return DeltaRuleRows(l2_norm(q), l2_norm(k), v, jnp.zeros_like(beta), beta), None, cache
+        return DeltaRuleRows(q, k, v, jnp.zeros_like(beta), beta), None, cache
 
     def strengths(self, logits: Float[Array, "N H"]) -> Float[Array, "N H"]:
         """Write strengths from their logits."""

@@ -16,7 +16,6 @@ from mom_jax.layers.rules.deltanet import TENSORS, DeltaNet, DeltaNetOptions
 from mom_jax.layers.rules.published import CONV, Layout, Published, Row, alone
 from mom_jax.layers.rules.rule import Paper, RuleSizes
 from mom_jax.ops.delta_rule import DeltaRuleRows
-from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
@@ -72,4 +71,4 @@ class GatedDeltaNet(DeltaNet):
         q, k, v, (gates,), cache = self.qkv(x, packing, cache, layer, gates)
         b, a = jnp.split(widened(gates), 2, axis=-1)
         g = -jnp.exp(self.A_log[...]) * jax.nn.softplus(a + self.dt_bias[...])
-        return DeltaRuleRows(l2_norm(q), l2_norm(k), v, g, self.strengths(b)), None, cache
+        return DeltaRuleRows(q, k, v, g, self.strengths(b)), None, cache

@@ -16,7 +16,6 @@ from mom_jax.layers.projections import log_rates, per_memory, through, time_step
 from mom_jax.layers.rules.deltanet import TENSORS, DeltaNet, DeltaNetOptions
 from mom_jax.layers.rules.published import CONV, MATRIX, Layout, Published, Row, alone
 from mom_jax.layers.rules.rule import Paper, RuleSizes
-from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.precision import widened
 from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, kda_rows
 from mom_jax.ops.segments import Packing
@@ -79,4 +78,4 @@ class KDA(DeltaNet):
         f = through(low, packing, self.f_up[...], self.options.impl)
         step = jax.nn.softplus(widened(f) + self.dt_bias[...])
         g = -jnp.exp(self.A_log[...])[:, None] * step.reshape(k.shape)
-        return kda_rows(l2_norm(q), l2_norm(k), v, g, self.strengths(b)), None, cache
+        return kda_rows(q, k, v, g, self.strengths(b)), None, cache

@@ -11,6 +11,7 @@ from mom_jax.layers.convolution import conv_history, conv_weight, convolve
 from mom_jax.layers.linear import Linear, mixer_init, param
 from mom_jax.layers.projections import per_memory, project
 from mom_jax.layers.rules.rule import MemoryRule, RuleOptions, RuleSizes, heads
+from mom_jax.ops.norm import l2_norm_of_heads
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float
 from pallas_kernels.remat import PROJECTION, keep
@@ -35,6 +36,7 @@ class QueryKeyValueRule(MemoryRule):
     Attributes:
         activate_conv: SiLU after the convolutions.
         activate: SiLU in the place of convolutions where there are none.
+        normalise: queries and keys of each head by their L2 norms at last.
         shared_keys: all heads share queries and keys.
         conv_bias: add a bias to each convolution.
     """
@@ -44,6 +46,7 @@ class QueryKeyValueRule(MemoryRule):
     per_row = ("q_conv1d", "k_conv1d", "v_conv1d")
     activate_conv: ClassVar[bool] = True
     activate: ClassVar[bool] = False
+    normalise: ClassVar[bool] = False
     shared_keys: ClassVar[bool] = False
     conv_bias: ClassVar[bool] = False
 
@@ -77,22 +80,43 @@ class QueryKeyValueRule(MemoryRule):
         MemoryCache | None,
     ]:
         """Packed rows of q, k and v, an array for each further projection, and the cache."""
-        q = pack(keep(self.q_proj(x), PROJECTION), packing)
         k, v, *rest = project(x, packing, (self.k_proj[...], self.v_proj[...], *gates), self.options.impl)
-        if self.taps is not None:
-            q, k, v, cache = self._convolved({"q": q, "k": k, "v": v}, packing, cache, layer)
-        elif self.activate:
-            q, k, v = (jax.nn.silu(y) for y in (q, k, v))
+        q = keep(self.q_proj(x), PROJECTION)  # tokens, which a convolution gathers itself
+        rows = {"q": q, "k": k, "v": v}
+        if self.taps is None:
+            q, k, v = self._activated(rows, packing)
+        else:
+            q, k, v, cache = self._convolved(rows, packing, cache, layer)
         keys, values = self.sizes.head_k_dim, self.sizes.head_v_dim
         return heads(q, keys), heads(k, keys), heads(v, values), rest, cache
 
+    def _activated(
+        self, rows: dict[str, Float[Array, "..."]], packing: Packing
+    ) -> tuple[Float[Array, "N keys"], Float[Array, "N keys"], Float[Array, "N values"]]:
+        q, k, v = pack(rows["q"], packing), rows["k"], rows["v"]
+        if self.activate:
+            q, k, v = (jax.nn.silu(y) for y in (q, k, v))
+        if self.normalise:
+            q, k = (l2_norm_of_heads(y, self.sizes.head_k_dim) for y in (q, k))
+        return q, k, v
+
     def _convolved(
-        self, rows: dict[str, Float[Array, "N _"]], packing: Packing, cache: MemoryCache | None, layer: int | Array
+        self, rows: dict[str, Float[Array, "..."]], packing: Packing, cache: MemoryCache | None, layer: int | Array
     ) -> tuple[Float[Array, "N keys"], Float[Array, "N keys"], Float[Array, "N values"], MemoryCache | None]:
-        weights = {name: getattr(self, f"{name}_conv1d")[...] for name in rows}
-        biases = {name: getattr(self, f"{name}_conv1d_bias")[...] for name in rows if self.conv_bias}
-        options = {"biases": biases, "activate": self.activate_conv, "leaking_memories": self.leaking_memories}
-        (q, k, v), cache = convolve(rows, weights, packing, cache, layer, **options)
+        keys, values = self.sizes.head_k_dim, self.sizes.head_v_dim
+        (q, k, v), cache = convolve(
+            rows,
+            {name: getattr(self, f"{name}_conv1d")[...] for name in rows},
+            packing,
+            cache,
+            layer,
+            biases={name: getattr(self, f"{name}_conv1d_bias")[...] for name in rows if self.conv_bias},
+            activate=self.activate_conv,
+            heads={"q": keys, "k": keys, "v": values},
+            normalise=("q", "k") if self.normalise else (),
+            impl=self.options.impl,
+            leaking_memories=self.leaking_memories,
+        )
         return q, k, v, cache
 
     @property

@@ -100,7 +100,7 @@ class RWKV6(MemoryRule):
         self, rows: Float[Array, "N D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
     ) -> tuple[Float[Array, "5 N D"], MemoryCache | None]:
         """Each row blended with the one before in five ways, for receptance, decay, key, value and gate."""
-        before, cache = token_before(rows, packing, cache, layer)
+        before, cache = token_before(rows, packing, cache, layer, self.options.impl)
         delta = before - rows
         low = jnp.tanh(self.x_down(rows + delta * self.x_mix[...].astype(rows.dtype)))
         low = low.reshape(low.shape[0], 5, -1)

@@ -95,7 +95,7 @@ class RWKV7(MemoryRule):
         """Packed rows of diagonal plus rank one; the token's own bonus and the gate; and the cache."""
         impl, size = self.options.impl, self.sizes.head_k_dim
         rows = pack(x, packing)
-        before, cache = token_before(rows, packing, cache, layer)
+        before, cache = token_before(rows, packing, cache, layer, self.options.impl)
         blends = rows + (before - rows) * self.x_mix[...].astype(rows.dtype)[:, None]
         of_receptance, of_decay, of_key, of_value, of_rate, of_gate = blends
         r, gate = self.q_proj(of_receptance), self.g_up(jax.nn.sigmoid(self.g_down(of_gate)))

@@ -14,7 +14,6 @@ from mom_jax.layers.projections import add_bias, per_memory
 from mom_jax.layers.rules.qkv import QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
 from mom_jax.layers.rules.ttt import MiniBatchOptions
-from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.precision import widened
 from mom_jax.ops.primitive import Primitive
 from mom_jax.ops.segments import Packing
@@ -34,6 +33,7 @@ class Titans(QueryKeyValueRule):
     paper = Paper("2501.00663", "sections 3.1 and 3.2")
     per_memory = (*QueryKeyValueRule.per_memory, "gate_proj", "gate_bias")
     activate = True
+    normalise = True
 
     def __init__(self, sizes: RuleSizes, options: MiniBatchOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
@@ -54,4 +54,4 @@ class Titans(QueryKeyValueRule):
         q, k, v, (gates,), cache = self.qkv(x, packing, cache, layer, self.gate_proj[...])
         gates = jax.nn.sigmoid(add_bias(widened(gates), packing, self.gate_bias[...]))
         theta, alpha, eta = jnp.moveaxis(heads(gates, len(_GATES)), -1, 0)
-        return TitansRows(l2_norm(q), l2_norm(k), v, theta, alpha, eta, packing.valid), None, cache
+        return TitansRows(q, k, v, theta, alpha, eta, packing.valid), None, cache

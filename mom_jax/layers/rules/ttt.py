@@ -17,7 +17,7 @@ from mom_jax.layers.linear import param
 from mom_jax.layers.projections import add_bias, per_memory
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes
-from mom_jax.ops.norm import l2_norm, layer_norm
+from mom_jax.ops.norm import layer_norm
 from mom_jax.ops.precision import widened
 from mom_jax.ops.primitive import Primitive
 from mom_jax.ops.segments import Packing
@@ -43,6 +43,7 @@ class TTTLinear(QueryKeyValueRule):
     scale = 1.0
     per_memory = (*QueryKeyValueRule.per_memory, "lr_proj", "lr_bias")
     activate = True
+    normalise = True
 
     def __init__(self, sizes: RuleSizes, options: MiniBatchOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
@@ -67,7 +68,6 @@ class TTTLinear(QueryKeyValueRule):
     ) -> tuple[TTTRows, Float[Array, "N H K"], MemoryCache | None]:
         """Packed rows of TTT-Linear, the queries, and the cache."""
         q, k, v, (rate,), cache = self.qkv(x, packing, cache, layer, self.lr_proj[...])
-        q, k = l2_norm(q), l2_norm(k)
         rate = jax.nn.sigmoid(add_bias(widened(rate), packing, self.lr_bias[...]))
         shared = {"norm_weight": self.norm[...], "norm_bias": self.norm_bias[...], "start": self.start[...]}
         return TTTRows(q, k, widened(v), rate, packing.valid, **shared), q, cache
