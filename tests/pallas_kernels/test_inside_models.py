@@ -16,7 +16,7 @@ from mom_jax.ops import dispatch, grouped_matmul, mixing
 from mom_jax.ops.dispatch import Target
 
 SMALL = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 1, "head_dim": 64, "num_memories": 2,
-         "topk": 2, "intermediate_size": 16}  # fmt: skip
+         "topk": 2, "intermediate_size": 16, "conv_size": 2}  # fmt: skip
 DEVICES = {"tpu": Target("tpu", "TPU v5 lite"), "gpu": Target("gpu", "NVIDIA H100", "sm_90")}
 
 
@@ -41,8 +41,8 @@ def interpret_kernels(monkeypatch, platform):
 @pytest.mark.parametrize("platform", DEVICES)
 def test_model(platform, monkeypatch):
     """Hidden states and gradients of documents of several lengths."""
-    ids = jax.random.randint(jax.random.key(0), (2, 38), 0, 16)
-    documents = jnp.where(jnp.arange(38) < 23, 0, 1)[None].repeat(2, 0)
+    ids = jax.random.randint(jax.random.key(0), (2, 20), 0, 16)
+    documents = jnp.where(jnp.arange(20) < 13, 0, 1)[None].repeat(2, 0)
 
     def measured(impl):
         graph, params = nnx.split(MoMForCausalLM(MoMConfig(**SMALL, impl=impl), rngs=nnx.Rngs(0)))
