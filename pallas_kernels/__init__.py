@@ -6,6 +6,7 @@
     rank_one_decay   DPLR: RWKV7, Kimi delta attention       tpu, gpu
     grouped_matmul   products of row groups with weights     gpu
     mixing           rows of a token, summed by weight       gpu
+    short_conv       convolution, SiLU and norm of rows      tpu, gpu
 
 A kernel is ``pallas_kernels.<platform>.<name>.<name>(q, k, v, g, ..., chunks, initial_state, scale)``: packed rows in
 chunks that belong to one segment each (`pallas_kernels.chunks`), differentiable in all its arrays. It raises
