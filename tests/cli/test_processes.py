@@ -6,11 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from support.processes import TESTS
 
 from mom_jax.cli.main import main
 from mom_jax.errors import InputError
@@ -20,21 +22,26 @@ from mom_jax.training.processes import join, wait_for
 
 
 class Pair:
-    """The same command in two processes that meet on this machine; what each prints, and how it ends."""
+    """A program in two processes that meet on this machine; what each prints, and how it ends.
 
-    def __init__(self, *command: str, second: tuple[str, ...] = (), folders: tuple[Path | None, ...] = (None, None)):
+    Args:
+        program: Python's arguments, from the number of the process and the options by which it meets the other.
+        folders: where each of them works.
+    """
+
+    def __init__(self, program: Callable[[int, list[str]], list[str]], folders: tuple[Path | None, ...] = (None, None)):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"  # no name that has to be looked up
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
-        meet = ("--processes.coordinator", address, "--processes.count", "2", "--processes.index")
+        environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS)))}
+        meet = ["--processes.coordinator", address, "--processes.count", "2", "--processes.index"]
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "mom_jax", "train", "mom-tiny", *command, *more, *meet, str(index)],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "XLA_FLAGS": flags},
-                cwd=folder,
+                [sys.executable, *program(index, [*meet, str(index)])],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder,
             )
-            for index, (more, folder) in enumerate(zip(((), second), folders, strict=True))
+            for index, folder in enumerate(folders)
         ]  # fmt: skip
 
     def wait_for(self, line: str) -> None:
@@ -63,7 +70,8 @@ def command(tiny_run) -> list[str]:
 def stopped(command, tmp_path_factory):
     """A run whose second process got SIGTERM, and how both ended."""
     run_dir = tmp_path_factory.mktemp("pair") / "run [1]"  # a name that Orbax misreads
-    pair = Pair(*command, "--mesh.fsdp", "2", "--run-dir", str(run_dir))
+    train = ["-m", "mom_jax", "train", "mom-tiny", *command, "--mesh.fsdp", "2", "--run-dir", str(run_dir)]
+    pair = Pair(lambda index, meet: [*train, *meet])
     pair.wait_for("step 6/")
     pair.processes[1].send_signal(signal.SIGTERM)
     return run_dir, *pair.end()
@@ -88,32 +96,37 @@ def test_one_process_goes_on_with_the_same_losses(stopped, command, tmp_path):
     np.testing.assert_allclose([x for _, x in together], [x for _, x in alone], rtol=2e-4)
 
 
-@pytest.mark.parametrize(
-    ("second", "messages"),
-    [
-        (("--seed", "5"), ("seed=0: is not the same in all", "seed=5: is not the same in all")),
-        (("--data.path", "nowhere.txt"), ("another process gave up", "nowhere.txt: no such file")),
-        (("--steps", "many"), ("another process gave up", "steps=many: expected a whole number")),
-    ],
-    ids=["another seed", "no text", "no number"],
-)
-def test_what_is_wrong_in_one_ends_both(second, messages, command, tmp_path):
-    statuses, _, complaints = Pair(*command, "--run-dir", str(tmp_path / "run"), second=second).end()
-    assert statuses == [2, 2]
-    for message, complaint in zip(messages, complaints, strict=True):
-        assert message in complaint and complaint.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+MISTAKES = {  # what the second process is told, and what each of them complains about
+    "another seed": (["--seed", "5"], ("seed=0: is not the same in all", "seed=5: is not the same in all")),
+    "no text": (["--data.path", "nowhere.txt"], ("another process gave up", "nowhere.txt: no such file")),
+    "no number": (["--steps", "many"], ("another process gave up", "steps=many: expected a whole number")),
+    "a folder that only one sees": (["--run-dir", "run"], ("another process gave up", "has to be one that all")),
+}
 
 
-def test_a_folder_that_only_one_sees_ends_both(command, tmp_path):
-    places = (tmp_path / "one", tmp_path / "other")
-    for place in places:
-        place.mkdir()
-    statuses, _, complaints = Pair(*command, "--run-dir", "run", folders=places).end()
-    assert statuses == [2, 2]
-    for message, complaint in zip(("another process gave up", "has to be one that all"), complaints, strict=True):
-        assert message in complaint and complaint.count("\n") == 1
-    assert not any((place / "run" / "config.json").exists() for place in places)
+@pytest.fixture(scope="module")
+def mistaken(command, tmp_path_factory):
+    """How the two processes end each line, where they work, and what they print besides."""
+    folders = tuple(tmp_path_factory.mktemp(name) for name in ("one", "other"))
+
+    def lines(index, meet):
+        train = ["train", "mom-tiny", *command, "--run-dir", "run"]
+        told = [[*train, *(second if index else []), *meet] for second, _ in MISTAKES.values()]
+        return [str(TESTS / "support" / "several_lines.py"), json.dumps(told)]
+
+    statuses, printed, besides = Pair(lines, folders=folders).end()
+    assert statuses == [0, 0], besides
+    return [dict(zip(MISTAKES, json.loads(text.splitlines()[-1]), strict=True)) for text in printed], folders, besides
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_is_wrong_in_one_ends_both(mistake, mistaken):
+    ends, folders, besides = mistaken
+    for message, end in zip(MISTAKES[mistake][1], ends, strict=True):
+        status, complaint = end[mistake]
+        assert status == 2 and message in complaint and complaint.count("\n") == 1
+    assert besides == ["", ""]
+    assert not any((place / "run" / "config.json").exists() for place in folders)
 
 
 def test_the_coordinator_listens_at_its_address_alone(monkeypatch):
