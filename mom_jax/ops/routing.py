@@ -7,7 +7,8 @@ mixes by ``s``; after each step ``b += rate * sign(mean load - load)``. Scores a
 sigmoids, as DeepSeek-V3 has them. The loss on the size of logits is that of ST-MoE (arXiv 2202.08906, equation 5).
 """
 
-from typing import Literal, NamedTuple
+import functools
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +51,14 @@ def route(
     """
     logits = widened(logits)
     values = jax.nn.softmax(logits, axis=-1) if scores == "softmax" else jax.nn.sigmoid(logits)
-    choice = values if bias is None else values + bias
-    _, memory_ids = jax.lax.top_k(jax.lax.stop_gradient(choice), top_k)
+    if bias is None:
+        chosen, memory_ids = _top_k(values, top_k)
+    else:
+        _, memory_ids = jax.lax.top_k(jax.lax.stop_gradient(values + bias), top_k)
+        chosen = _taken(values, memory_ids)
     if scores == "softmax" and renormalise and bias is not None:
         # A softmax over the chosen logits alone: all their probabilities may have underflowed to 0.
         return jax.nn.softmax(_taken(logits, memory_ids), axis=-1), memory_ids
-    chosen = _taken(values, memory_ids)
     if not renormalise:
         return chosen, memory_ids
     least = 0.0 if scores == "softmax" else 1e-9  # sigmoids may all have underflowed
@@ -74,6 +77,28 @@ def _taken(x: Float[Array, "*batch M"], ids: Int[Array, "*batch k"]) -> Float[Ar
     """``x`` at distinct places: of few, by comparing, so that its gradient is no scatter."""
     is_there = ids[..., None] == jnp.arange(x.shape[-1])
     return jnp.where(is_there, x[..., None, :], 0).sum(-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _top_k(
+    x: Float[Array, "*batch M"], top_k: int
+) -> tuple[Float[Array, "*batch {top_k}"], Int[Array, "*batch {top_k}"]]:
+    """`jax.lax.top_k` with the gradient of `_taken`."""
+    values, ids = jax.lax.top_k(x, top_k)
+    return values, ids
+
+
+def _top_k_fwd(x: Float[Array, "*batch M"], top_k: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    values, ids = _top_k(x, top_k)
+    return (values, ids), (ids, jnp.arange(x.shape[-1]))
+
+
+def _top_k_bwd(top_k: int, saved: tuple[Array, Array], cotangents: tuple[Array, Any]) -> tuple[Array]:
+    (ids, places), (dvalues, _) = saved, cotangents
+    return (jnp.where(ids[..., None] == places, dvalues[..., None], 0).sum(-2),)
+
+
+_top_k.defvjp(_top_k_fwd, _top_k_bwd)
 
 
 def router_output(
