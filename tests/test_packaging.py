@@ -41,7 +41,9 @@ def test_the_table_of_memory_rules():
     for rule, *numbers in rows:
         before, behind = tool["published_form"](rule.split("`")[1])
         assert rule == before and (not behind or numbers[-1].strip("| ") == behind)
-        assert all(float(number) < 1e-4 for number in numbers[: len(tool["COLUMNS"])])
+        *ours, reference = numbers[: len(tool["COLUMNS"])]
+        measured = ours if rule.split("`")[1] in tool["WITHOUT_REFERENCE"] else [*ours, reference]
+        assert all(float(number) < 1e-4 for number in measured)
 
 
 def test_readme_example_runs():

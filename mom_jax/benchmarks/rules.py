@@ -15,12 +15,17 @@ from mom_jax.benchmarks.operands import delta_rule_rows, one_segment
 from mom_jax.benchmarks.timing import interleaved_seconds
 from mom_jax.models.config import MEMORY_RULES, MoMConfig
 from mom_jax.models.mixers import make_mixer
+from mom_jax.ops.delta_product import DeltaProductRows, delta_product
 from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
 from mom_jax.ops.gated_slots import GatedSlotsRows, gated_slots
+from mom_jax.ops.mesa import MESA, MesaRows
 from mom_jax.ops.primitive import Primitive
-from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, kda_rows
+from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, comba_rows, erase_and_write_rows, kda_rows
 from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
+from mom_jax.ops.sparse_choice import product_keys
+from mom_jax.ops.sparse_delta import SparseDeltaRows, sparse_delta
 from mom_jax.ops.titans import TitansRows, titans_linear
+from mom_jax.ops.trapezoid import TrapezoidRows, trapezoid
 from mom_jax.ops.ttt import TTTRows, ttt_linear
 from mom_jax.ops.vector_decay import VECTOR_DECAY, VectorDecayRows
 from mom_jax.typing import Array
@@ -53,6 +58,22 @@ ENTRIES = {
         lambda q, k, v, beta, channels, **_: RankOneDecayRows(q, k, v, channels, a=-k, b=beta[..., None] * k),
     ),
     "kda": Entry(RANK_ONE_DECAY, lambda q, k, v, beta, channels, **_: kda_rows(q, k, v, channels, beta)),
+    "gated deltanet-2": Entry(
+        RANK_ONE_DECAY,
+        lambda q, k, v, channels, beta, **_: erase_and_write_rows(
+            q, k, v, channels, *(jnp.broadcast_to(beta[..., None], x.shape) for x in (k, v))
+        ),
+    ),
+    "comba": Entry(RANK_ONE_DECAY, lambda q, k, v, g, beta, **_: comba_rows(q, k, v, k, g, beta)),
+    "delta product, 2 steps": Entry(
+        delta_product(2), lambda q, k, v, g, beta, **_: DeltaProductRows(q, _twice(k), _twice(v), g, _twice(beta))
+    ),
+    "trapezoid": Entry(
+        trapezoid(16),
+        lambda q, k, v, g, beta, channels, **_: TrapezoidRows(q, k, v, g, beta, beta, channels[..., :16], EVERY_ROW),
+    ),
+    "mesa": Entry(MESA, lambda q, k, v, g, beta, **_: MesaRows(q, k, v, g, beta, jnp.ones(k.shape[1:]))),
+    "sparse delta, 4,096 slots": Entry(sparse_delta(4096), lambda **x: _sparse_rows(**x)),
     "gsa, 64 slots": Entry(
         gated_slots(64), lambda q, k, v, channels, slots, **_: GatedSlotsRows(q, k, v, channels[..., :64], slots)
     ),
@@ -64,6 +85,16 @@ ENTRIES = {
         lambda q, k, v, beta, **_: TitansRows(q, k, v, 0.1 * beta, 0.01 * beta, 0.9 * beta, EVERY_ROW),
     ),
 }
+
+
+def _twice(x):
+    return jnp.stack([x, x[::-1]], 2)
+
+
+def _sparse_rows(q, k, v, g, beta, **_):
+    """Sixteen slots of ``(K / 2)^2`` to read and to write."""
+    (reads, q), (writes, k) = product_keys(8 * q, 16), product_keys(8 * k, 16)
+    return SparseDeltaRows(q, k, v, g, beta, reads, writes)
 
 
 def _norm(shape):

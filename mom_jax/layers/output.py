@@ -41,27 +41,59 @@ class Output(nnx.Module):
         return o
 
 
-class HeadNormOutput(Output):
-    """``o_proj(rms_norm(o) * silu(g_proj(x)))``, normalised within each head.
+class GateOutput(Output):
+    """``o_proj(o * silu(g_proj(x)))``, without a norm.
 
     Args:
         hidden: D.
         num_heads, value_dim: H and V.
+    """
+
+    def __init__(self, hidden: int, num_heads: int, value_dim: int, *, rngs: nnx.Rngs):
+        self.g_proj = Linear(hidden, num_heads * value_dim, split="column", init=mixer_init, rngs=rngs)
+        super().__init__(hidden, num_heads, value_dim, rngs=rngs)
+
+    def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
+        """The reads that are projected."""
+        return (widened(o) * jax.nn.silu(widened(self.g_proj(x))).reshape(o.shape)).astype(o.dtype)
+
+
+class HeadNormOutput(Output):
+    """``o_proj(rms_norm(f(o)) * f'(g_proj(x)))``, normalised within each head.
+
+    Args:
+        hidden: D.
+        num_heads, value_dim: H and V.
+        before: f, before the norm; none if None.
         gate: gate the normalised reads.
+        activation: f', of the gate.
         norm_eps: of the norm.
     """
 
-    def __init__(self, hidden: int, num_heads: int, value_dim: int, *, gate: bool, norm_eps: float, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        hidden: int,
+        num_heads: int,
+        value_dim: int,
+        *,
+        before: Callable[[Array], Array] | None = None,
+        gate: bool,
+        activation: Callable[[Array], Array] = jax.nn.silu,
+        norm_eps: float,
+        rngs: nnx.Rngs,
+    ):
         if gate:
             self.g_proj = Linear(hidden, num_heads * value_dim, split="column", init=mixer_init, rngs=rngs)
         self.norm = param(rngs, jax.nn.initializers.ones, (value_dim,), (None,), decays=False)
         super().__init__(hidden, num_heads, value_dim, rngs=rngs)
-        self.gate, self.norm_eps = gate, norm_eps
+        self.before, self.gate, self.activation, self.norm_eps = before, gate, activation, norm_eps
 
     def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
         """The reads that are projected."""
+        o = o if self.before is None else self.before(widened(o)).astype(o.dtype)
         if self.gate:
-            return gated_rms_norm(o, self.g_proj(x).reshape(o.shape), self.norm[...], self.norm_eps)
+            gate = self.g_proj(x).reshape(o.shape)
+            return gated_rms_norm(o, gate, self.norm[...], self.norm_eps, self.activation)
         return rms_norm(o, self.norm[...], self.norm_eps)
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 
 from mom_jax.layers.linear import mixer_init, param
 from mom_jax.ops.grouped_matmul import grouped_matmul, token_matmul
+from mom_jax.ops.precision import widened
 from mom_jax.ops.product import product
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float
@@ -57,6 +58,13 @@ def log_rates(rngs: nnx.Rngs, heads: int, least: float) -> nnx.Param:
         return jnp.log(jax.random.uniform(key, shape, dtype, minval=least, maxval=16.0))
 
     return param(rngs, init, (heads,), ("tensor",), decays=False)
+
+
+def head_log_decay(
+    logits: Float[Array, "N H"], A_log: Float[Array, " H"], dt_bias: Float[Array, " H"]
+) -> Float[Array, "N H"]:
+    """Log decays ``-exp(A_log) softplus(logits + dt_bias)``, in float32 or wider."""
+    return -jnp.exp(A_log) * jax.nn.softplus(widened(logits) + dt_bias)
 
 
 def time_step_bias(rngs: nnx.Rngs, channels: int) -> nnx.Param:

@@ -94,9 +94,9 @@ class MoMConfig:
     single_kv_proj: bool = False
     """One k, v, b and a projection for all memories."""
     use_output_gate: bool = True
-    """Gate the reads; kda and rwkv always have a gate of their own, hgrn2 and gsa have none."""
+    """Gate the reads; kda, gated_deltanet2 and rwkv always have a gate of their own, hgrn2 and gsa have none."""
     use_short_conv: bool = True
-    """Short convolutions of queries, keys and values; rwkv has none."""
+    """Short convolutions of queries, keys and values; rwkv, mamba3, raven, sse and sparse_delta_memory have none."""
     conv_size: Annotated[int, Range(least=1, most=2**8)] = 4
     """Taps of the short convolutions, W."""
     norm_eps: Annotated[float, Range(least=1e-15, most=1)] = 1e-6
@@ -146,9 +146,9 @@ class MoMConfig:
     norm_feature_map: bool = False
     """linear_attention: divide reads by the sum of their weights."""
     gate_logit_normalizer: Annotated[int, Range(least=1, most=2**20)] = 16
-    """gla, gsa: the larger, the slower memories forget."""
+    """gla, gsa, raven, sse: the larger, the slower memories forget."""
     gate_low_rank_dim: Channels = 16
-    """gla, rwkv7: rank of the gate's projection."""
+    """gla, rwkv7, sse: rank of the gate's projection."""
     decay_low_rank_dim: Channels = 64
     """rwkv6, rwkv7: rank of the decay's projection."""
     proj_low_rank_dim: Channels = 32
@@ -156,7 +156,7 @@ class MoMConfig:
     a_low_rank_dim: Channels = 64
     """rwkv7: rank of the projection to removal rates."""
     num_slots: Annotated[int, Range(least=1, most=2**16)] = 64
-    """gsa: slots for each head."""
+    """gsa, raven: slots for each head."""
     mini_batch_size: Annotated[int, Range(least=1, most=2**16)] = 16
     """ttt, titans: tokens that take their gradients at the same memory."""
     reference_conv_leak: bool = False

@@ -44,6 +44,9 @@ _SIZES = {"mom-tiny": mom_tiny, "mom-340m": mom_340m, "mom-1.3b": mom_1_3b}
 _OF_RULE: dict[str, dict[str, Any]] = {
     "linear_attention": {"feature_map": "elu", "norm_feature_map": True},
     "gsa": {"gate_logit_normalizer": 8},
+    "gated_deltaproduct": {"allow_neg_eigval": True},
+    "raven": {"gate_logit_normalizer": 8},
+    "mesanet": {"use_output_gate": False},
     "rwkv7": {"gate_low_rank_dim": 128},
 }
 

@@ -10,6 +10,12 @@ Kimi delta attention (arXiv 2510.26692, section 3) decays each channel and then 
 rule, ``S' = diag(e^g) S;  S = S' + k (beta (v - S'^T k))^T``. Multiplied out, its transition is
 ``diag(e^g) - beta k (e^g k)^T``: the same primitive with ``a = e^g k``, ``b = -beta k`` and values
 ``beta v``. `kda_rows` builds these rows.
+
+Gated DeltaNet-2 (arXiv 2605.22791) has a strength for each key channel to erase with and one for each value channel
+to write with, ``S = (I - k (erase k)^T) diag(e^g) S + k (write v)^T``: `erase_and_write_rows`.
+
+Comba (arXiv 2506.02475) decays a head as a whole and corrects a read p of the state before that,
+``S = e^g S + beta k (v - S^T p)^T``: `comba_rows`.
 """
 
 from collections.abc import Callable
@@ -49,6 +55,32 @@ def kda_rows(
     """Rows of Kimi delta attention (module docstring): L2-normalised keys, log decays and write strengths."""
     wide_k, wide_v, g, beta = map(widened, (k, v, g, beta))
     return RankOneDecayRows(q, k, beta[..., None] * wide_v, g, a=jnp.exp(g) * wide_k, b=-beta[..., None] * wide_k)
+
+
+def erase_and_write_rows(
+    q: Float[Array, "N H K"],
+    k: Float[Array, "N H K"],
+    v: Float[Array, "N H V"],
+    g: Float[Array, "N H K"],
+    erase: Float[Array, "N H K"],
+    write: Float[Array, "N H V"],
+) -> RankOneDecayRows:
+    """Rows of Gated DeltaNet-2 (module docstring): L2-normalised keys, log decays, strengths of erasing and writing."""
+    wide_k, wide_v, g, erase, write = map(widened, (k, v, g, erase, write))
+    return RankOneDecayRows(q, k, write * wide_v, g, a=jnp.exp(g) * erase * wide_k, b=-wide_k)
+
+
+def comba_rows(
+    q: Float[Array, "N H K"],
+    k: Float[Array, "N H K"],
+    v: Float[Array, "N H V"],
+    p: Float[Array, "N H K"],
+    g: Float[Array, "N H"],
+    beta: Float[Array, "N H"],
+) -> RankOneDecayRows:
+    """Rows of Comba (module docstring): L2-normalised keys, what reads the undecayed state, and write strengths."""
+    wide_k, wide_v, p, g, beta = map(widened, (k, v, p, g, beta[..., None]))
+    return RankOneDecayRows(q, k, beta * wide_v, jnp.broadcast_to(g[..., None], k.shape), a=p, b=-beta * wide_k)
 
 
 def rank_one_decay_transition(rows: RankOneDecayRows) -> Transition:

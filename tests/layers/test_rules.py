@@ -33,6 +33,12 @@ OPTIONS = {
     "rwkv7": {"gate_low_rank_dim": 5, "decay_low_rank_dim": 4, "a_low_rank_dim": 3},
     "ttt": {"expand_v": 1.0, "mini_batch_size": 4},
     "titans": {"mini_batch_size": 4},
+    "raven": {"num_slots": 6, "rule_options": ("slot_top_k=2",)},
+    "sse": {"rule_options": ("partitions=3", "partition_top_k=2", "row_top_k=5", "gate_low_rank_dim=4")},
+    "log_linear_mamba2": {"rule_options": ("log_linear_levels=5",)},
+    "log_linear_gla": {"gate_low_rank_dim": 4, "gate_logit_normalizer": 2, "rule_options": ("log_linear_levels=5",)},
+    # more than half of the slots, so that every token reads something of every other one
+    "sparse_delta_memory": {"rule_options": ("table_slots=9", "slot_writes=5", "slot_reads=5")},
 }
 
 
@@ -148,12 +154,26 @@ def test_parameters_rounded_beforehand(rule):
     assert half >= 4 and narrow.router.weight[...].dtype == jnp.float32
 
 
+def _given(rule, *options):
+    return {"memory_rule": rule, "rule_options": options}
+
+
 @pytest.mark.parametrize(
     "fields,message",
     [
         ({"memory_rule": "kda", "use_output_gate": False}, r"use_output_gate=False: .* its own gate"),
         ({"memory_rule": "rwkv6", "use_output_gate": False}, r"use_output_gate=False: .* its own gate"),
         ({"memory_rule": "rwkv7", "use_output_gate": False}, r"use_output_gate=False: .* its own gate"),
+        ({"memory_rule": "gated_deltanet2", "use_output_gate": False}, r"use_output_gate=False: .* its own gate"),
+        (_given("gated_deltaproduct", "num_householder=0"), r"num_householder=0: must be at least 1"),
+        (_given("comba", 'correction_factor="much"'), r"correction_factor=much: expected a number"),
+        (_given("mamba3", 'rate="linear"'), r"rate=linear: choose one of softplus, rational"),
+        (_given("raven", "slot_top_k=65"), r"slot_top_k=65: must be at most num_slots \(64\)"),
+        (_given("sse", "partition_top_k=5"), r"partition_top_k=5: must be at most partitions \(4\)"),
+        (_given("sse", "row_top_k=257"), r"row_top_k=257: must be at most the rows of a partition, head_dim \(256\)"),
+        (_given("sparse_delta_memory", "table_slots=10"), r"table_slots=10: must be the square of .* such as 9"),
+        (_given("sparse_delta_memory", "slot_reads=1025"), r"slot_reads=1025: must be at most table_slots \(1024\)"),
+        (_given("log_linear_gla", "log_linear_levels=1"), r"log_linear_levels=1: must be at least 2"),
         ({"memory_rule": "ttt", "expand_v": 2.0}, r"expand_v=2\.0: must be 1 with memory_rule ttt"),
         ({"rule_options": ("rank=8",)}, r"rank=8: is not an option of GatedDeltaNet, which has .*allow_neg_eigval"),
         ({"memory_rule": "nowhere:Rule"}, r"memory_rule=nowhere:Rule: there is no module nowhere"),

@@ -21,8 +21,9 @@ CONFIG = MoMConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_heads
 
 
 # Layers that split over heads in a way of their own: numbers of heads, one memory, shared keys, a norm over all
-# heads, token shift, counts of tokens.
-LAYERS = {"retnet": {}, "mamba2": {}, "hgrn2": {"mixture": False}, "rwkv7": {}, "titans": {}}
+# heads, token shift, counts of tokens, several keys of a token, states of several parts.
+LAYERS = {"retnet": {}, "mamba2": {}, "hgrn2": {"mixture": False}, "rwkv7": {}, "titans": {}, "gated_deltaproduct": {}}
+LAYERS |= {"mamba3": {}, "sse": {"mixture": False}}
 
 
 def train(graph, params, ids, mask, documents):

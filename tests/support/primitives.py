@@ -8,12 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mom_jax.ops.delta_product import delta_product
 from mom_jax.ops.delta_rule import DELTA_RULE
 from mom_jax.ops.gated_slots import gated_slots
+from mom_jax.ops.log_linear import log_linear
+from mom_jax.ops.mesa import MESA
 from mom_jax.ops.primitive import Primitive
-from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, kda_rows
+from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, comba_rows, erase_and_write_rows, kda_rows
 from mom_jax.ops.scalar_decay import SCALAR_DECAY
+from mom_jax.ops.sparse_delta import SparseDeltaRows, sparse_delta
 from mom_jax.ops.titans import titans_linear
+from mom_jax.ops.trapezoid import TrapezoidState, trapezoid
 from mom_jax.ops.ttt import ttt_linear
 from mom_jax.ops.vector_decay import VECTOR_DECAY
 
@@ -100,12 +105,25 @@ def strength(rng, n, keys, values):
     return 1 / (1 + np.exp(-rng.normal(size=(n, HEADS))))
 
 
+def shares(channels: str):
+    """Numbers in (0, 1) for K or V channels."""
+    return lambda *sizes: 1 / (1 + np.exp(-normal(channels)(*sizes)))
+
+
+def steps(draw):
+    """A row of `draw` for each of three steps of a token."""
+    return lambda rng, *sizes: np.stack([draw(rng, *sizes) for _ in range(3)], 2)
+
+
 def _rwkv7_rows(q, k, v, g, kk, rate):
     """RWKV7's a and b: minus the unit key, and the unit key times a rate."""
     return RankOneDecayRows(q, k, v, g, a=-kk, b=kk * rate[..., None])
 
 
 SLOTS = 6
+FEW = 3
+PAIRS = 3
+LEVELS = 7
 MINI_BATCH = 6  # no divisor of a chunk
 
 
@@ -139,6 +157,59 @@ def _titans_square(rng, segments, keys, values):
     return _titans_state(rng, segments, keys, keys)
 
 
+def _levels_state(rng, segments, keys, values):
+    """A level holds what the tokens before say that it can."""
+    count = np.arange(segments) % 7
+    last, level = count[:, None] - 1, np.arange(LEVELS)
+    holds = ((last >> np.maximum(level - 1, 0)) % 2 == 1) | (level == 0)
+    levels = rng.normal(size=(segments, HEADS, LEVELS, keys, values))
+    return levels * (holds & (last >= 0))[:, None, :, None, None], count
+
+
+def level_weights(rng, n, keys, values):
+    """Positive weights of levels."""
+    return np.exp(rng.normal(size=(n, HEADS, LEVELS)))
+
+
+def _mesa_state(rng, segments, keys, values):
+    drawn = rng.normal(size=(segments, HEADS, keys, keys))
+    return drawn @ drawn.swapaxes(-1, -2) / keys, matrix(rng, segments, keys, values)
+
+
+def _ridge(rng, keys, values):
+    return {"ridge": rng.uniform(0.5, 2, size=(HEADS, keys))}
+
+
+def names(rng, n, keys, values):
+    """Different slots for each token and head."""
+    return np.stack([rng.permutation(SLOTS)[:FEW] for _ in range(n * HEADS)]).reshape(n, HEADS, FEW)
+
+
+def weights(rng, n, keys, values):
+    """Of few slots, which sum to 1."""
+    drawn = rng.uniform(0.1, 1, size=(n, HEADS, FEW))
+    return drawn / drawn.sum(-1, keepdims=True)
+
+
+def _table(rng, segments, keys, values):
+    return rng.normal(size=(segments, HEADS, SLOTS, values))
+
+
+def _sparse_rows(reads, writes, **rows):
+    """Numbers of slots are whole."""
+    return SparseDeltaRows(**rows, reads=reads.astype(int), writes=writes.astype(int))
+
+
+def _trapezoid_state(rng, segments, keys, values):
+    drawn = (rng.normal(size=(segments, HEADS, *shape)) for shape in ((keys, values), (PAIRS,), (keys,), (values,)))
+    return TrapezoidState(*drawn)
+
+
+def angles(rng, n, keys, values):
+    """Angles for some pairs of channels."""
+    return rng.normal(size=(n, HEADS, PAIRS))
+
+
 def small(limit):
     """A rate below ``limit`` for each head."""
     return lambda rng, n, keys, values: limit * rng.uniform(0.1, 1, size=(n, HEADS))
@@ -153,10 +224,18 @@ def _bonus(rng, keys, values):
     return {"bonus": rng.normal(size=(HEADS, keys))}
 
 
+SPARSE = {"q": weights, "k": weights, "v": normal("V"), "g": head_gate, "beta": strength}
+SPARSE |= {"reads": names, "writes": names}
 _TITANS = {"theta": small(0.1), "alpha": small(0.1), "eta": small(0.9), "valid": ones}
 PRIMITIVES = {
     "delta rule": Case(
         DELTA_RULE, QKV | {"k": unit, "g": head_gate, "beta": strength}, matrix, gates=("g",)
+    ),
+    "delta product": Case(
+        delta_product(3),
+        {"q": normal("K"), "k": steps(unit), "v": steps(normal("V")), "g": head_gate, "beta": steps(strength)},
+        matrix,
+        gates=("g",),
     ),
     "scalar decay": Case(SCALAR_DECAY, QKV | {"g": head_gate}, matrix, gates=("g",)),
     "no decay": Case(SCALAR_DECAY, QKV, matrix),
@@ -168,6 +247,26 @@ PRIMITIVES = {
     "kda": Case(
         RANK_ONE_DECAY, QKV | {"k": unit, "g": channel_gate, "beta": strength}, matrix, made=kda_rows, gates=("g",)
     ),
+    "trapezoid": Case(
+        trapezoid(PAIRS),
+        QKV | {"g": head_gate, "now": strength, "before": strength, "turn": angles, "valid": ones},
+        _trapezoid_state,
+        gates=("g",),
+    ),
+    "log linear": Case(
+        log_linear(LEVELS),
+        QKV | {"g": head_gate, "weights": level_weights, "valid": ones},
+        _levels_state,
+        gates=("g",),
+    ),
+    "mesa": Case(
+        MESA,
+        {"q": unit, "k": unit, "v": normal("V"), "g": head_gate, "beta": strength},
+        _mesa_state,
+        shared=_ridge,
+        gates=("g",),
+    ),
+    "sparse delta": Case(sparse_delta(SLOTS), SPARSE, _table, made=_sparse_rows, gates=("g",)),
     "slots": Case(
         gated_slots(SLOTS), QKV | {"s": slots(normal("K")), "g": slots(channel_gate)}, _slot_state, gates=("g",)
     ),
@@ -183,5 +282,29 @@ PRIMITIVES = {
         {"q": normal("K"), "k": unit, "v": normal("K")} | _TITANS | {"theta": small(0.02)},
         _titans_square,
         shared=_inner_norm,
+    ),
+}
+# Other rows for recurrences above, for the tests of values, states and gradients alone.
+VARIANTS = {
+    "erase and write": Case(
+        RANK_ONE_DECAY,
+        QKV | {"k": unit, "g": channel_gate, "erase": shares("K"), "write": shares("V")},
+        matrix,
+        made=erase_and_write_rows,
+        gates=("g",),
+    ),
+    "comba": Case(
+        RANK_ONE_DECAY,
+        QKV | {"k": unit, "p": unit, "g": head_gate, "beta": strength},
+        matrix,
+        made=comba_rows,
+        gates=("g",),
+    ),
+    "sparse delta, local": Case(sparse_delta(SLOTS, "local"), SPARSE, _table, made=_sparse_rows, gates=("g",)),
+    "log linear, channels": Case(
+        log_linear(LEVELS),
+        QKV | {"g": channel_gate, "weights": level_weights, "valid": ones},
+        _levels_state,
+        gates=("g",),
     ),
 }

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from goldens.read import load, under
 
+from mom_jax.ops.delta_product import DeltaProductRows, delta_product
 from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
 from mom_jax.ops.gated_slots import GatedSlotsRows, gated_slots
+from mom_jax.ops.log_linear import LogLinearRows, log_linear
+from mom_jax.ops.mesa import MESA, MesaRows
 from mom_jax.ops.norm import layer_norm
-from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, kda_rows
+from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, comba_rows, erase_and_write_rows, kda_rows
 from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
 from mom_jax.ops.titans import TitansRows, titans_linear
 from mom_jax.ops.ttt import TTTRows, ttt_linear
@@ -78,6 +81,36 @@ def kimi(x, table, impl):
     return RANK_ONE_DECAY(rows, table, x["initial_state"], impl=impl)
 
 
+def gated_deltanet2(x, table, impl):
+    """A gate for each channel to erase with, and one to write with."""
+    rows = erase_and_write_rows(x["q"], x["k"], x["v"], x["g"], erase=x["b"], write=x["w"])
+    return RANK_ONE_DECAY(rows, table, x["initial_state"], impl=impl)
+
+
+def gated_deltaproduct(x, table, impl):
+    """Several steps of the delta rule, up to twice as strong."""
+    rows = DeltaProductRows(**{name: x[name] for name in ("q", "k", "v", "g", "beta")})
+    return delta_product(x["k"].shape[2])(rows, table, x["initial_state"], impl=impl)
+
+
+def comba(x, table, impl):
+    """p reads the state before it decays."""
+    rows = comba_rows(**{name: x[name] for name in ("q", "k", "v", "p", "g", "beta")})
+    return RANK_ONE_DECAY(rows, table, x["initial_state"], impl=impl)
+
+
+def mesanet(x, table, impl):
+    """Solved exactly."""
+    rows = MesaRows(**{name: x[name] for name in ("q", "k", "v", "g", "beta")}, ridge=x["lamb"])
+    return MESA(rows, table, (x["h_kk_init"], x["h_kv_init"]), scale=1.0, impl=impl)
+
+
+def by_levels(x, table, impl):
+    """Scalar decay in a hierarchy of levels; there is no state there."""
+    rows = LogLinearRows(x["q"], x["k"], x["v"], x["level_scales"], x["valid"][:, 0] > 0, x["g"])
+    return log_linear(x["level_scales"].shape[-1])(rows, table, scale=1.0, impl=impl)[0], ()
+
+
 def gsa(x, table, impl):
     """Two passes over slots."""
     rows = GatedSlotsRows(**{name: x[name] for name in "qkvgs"})
@@ -138,6 +171,11 @@ RULES = {
     "rwkv6": rwkv6,
     "rwkv7": rwkv7,
     "kda": kimi,
+    "gated_deltanet2": gated_deltanet2,
+    "gated_deltaproduct": gated_deltaproduct,
+    "comba": comba,
+    "mesanet": mesanet,
+    "log_linear": by_levels,
     "gsa": gsa,
     "ttt": ttt,
     "titans": titans,
@@ -146,7 +184,8 @@ RULES = {
 
 def is_row(name):
     """Whether an input has one value for each token, [1, T, H, ...]."""
-    return name not in ("u", "norm_weight", "norm_bias", "initial_state", "initial_state_bias", "hk0", "hv0")
+    return name not in ("u", "norm_weight", "norm_bias", "initial_state", "initial_state_bias", "hk0", "hv0",
+                        "lamb", "h_kk_init", "h_kv_init")  # fmt: skip
 
 
 def renamed(name, inputs):
@@ -160,7 +199,8 @@ def run_stored(name: str, impl: str):
     stored = load(f"op_naive_{name}")
     everything = renamed(name, under(stored, "in"))
     inputs = {n: x[0] if is_row(n) else x for n, x in everything.items() if n != "do" and not n.startswith("dstate")}
-    inputs.setdefault("initial_state", np.zeros_like(stored["in/dstate0"]))
+    if "in/dstate0" in stored:
+        inputs.setdefault("initial_state", np.zeros_like(stored["in/dstate0"]))
     layout = Layout((stored["in/do"].shape[1],), 16)
 
     def rule(inputs):

@@ -19,6 +19,12 @@ from mom_jax.training.step import make_train_step
 
 STEPS = 50
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "head_dim": 8, "intermediate_size": 64, "num_slots": 8}
+# of rules whose defaults are for longer texts
+OPTIONS = {
+    "sparse_delta_memory": ("table_slots=64", "slot_writes=4", "slot_reads=4"),
+    "log_linear_mamba2": ("log_linear_levels=7",),
+    "log_linear_gla": ("log_linear_levels=7",),
+}
 
 
 @pytest.mark.parametrize("rule", MEMORY_RULES)
@@ -27,7 +33,7 @@ def test_fifty_steps(rule, make_config):
     config = make_config(steps=STEPS)
     data = dataclasses.replace(config.data, path=str(Path(email.__file__).parent), sequence_length=64, batch_size=8)
     preset = "mom-tiny" if rule == "gated_deltanet" else f"mom-tiny-{rule.replace('_', '-')}"
-    model = dataclasses.replace(get_preset(preset), **SMALL)
+    model = dataclasses.replace(get_preset(preset), **SMALL, rule_options=OPTIONS.get(rule, ()))
     assert model.memory_rule == rule
     config = dataclasses.replace(config, data=data, model=model)
     loader, mesh = train_loader(prepared(config.data, progress=False), config.data), make_mesh(MeshConfig())

@@ -53,7 +53,13 @@ class DeltaNet(QueryKeyValueRule):
 
     def __init__(self, sizes: RuleSizes, options: DeltaNetOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
-        self.b_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.num_heads)
+        strengths = sizes.num_heads * self.strengths_of_a_head
+        self.b_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, strengths)
+
+    @property
+    def strengths_of_a_head(self) -> int:
+        """How many strengths a token has in each head."""
+        return 1
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
@@ -63,7 +69,7 @@ class DeltaNet(QueryKeyValueRule):
         beta = self.strengths(b)
         return DeltaRuleRows(q, k, v, jnp.zeros_like(beta), beta), None, cache
 
-    def strengths(self, logits: Float[Array, "N H"]) -> Float[Array, "N H"]:
+    def strengths(self, logits: Float[Array, "N F"]) -> Float[Array, "N F"]:
         """Write strengths from their logits."""
         largest = 2.0 if self.options.allow_neg_eigval else 1.0
         return largest * jax.nn.sigmoid(widened(logits))

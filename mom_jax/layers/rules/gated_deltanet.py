@@ -6,17 +6,15 @@ short convolutions, ``A_log`` and ``dt_bias`` are shared by all memories.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
-from mom_jax.layers.projections import log_rates, per_memory, time_step_bias
+from mom_jax.layers.projections import head_log_decay, log_rates, per_memory, time_step_bias
 from mom_jax.layers.rules.deltanet import TENSORS, DeltaNet, DeltaNetOptions
 from mom_jax.layers.rules.published import CONV, Layout, Published, Row, alone
 from mom_jax.layers.rules.rule import Paper, RuleSizes
 from mom_jax.ops.delta_rule import DeltaRuleRows
-from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
@@ -69,6 +67,6 @@ class GatedDeltaNet(DeltaNet):
         """Packed rows of the delta rule, and the cache."""
         gates = jnp.concatenate([self.b_proj[...], self.a_proj[...]], -1)
         q, k, v, (gates,), cache = self.qkv(x, packing, cache, layer, gates)
-        b, a = jnp.split(widened(gates), 2, axis=-1)
-        g = -jnp.exp(self.A_log[...]) * jax.nn.softplus(a + self.dt_bias[...])
+        b, a = jnp.split(gates, 2, axis=-1)
+        g = head_log_decay(a, self.A_log[...], self.dt_bias[...])
         return DeltaRuleRows(q, k, v, g, self.strengths(b)), None, cache

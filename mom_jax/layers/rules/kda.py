@@ -15,7 +15,7 @@ from mom_jax.layers.output import LowRankGateOutput, Output
 from mom_jax.layers.projections import log_rates, per_memory, through, time_step_bias
 from mom_jax.layers.rules.deltanet import TENSORS, DeltaNet, DeltaNetOptions
 from mom_jax.layers.rules.published import CONV, MATRIX, Layout, Published, Row, alone
-from mom_jax.layers.rules.rule import Paper, RuleSizes
+from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
 from mom_jax.ops.precision import widened
 from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, kda_rows
 from mom_jax.ops.segments import Packing
@@ -56,7 +56,7 @@ class KDA(DeltaNet):
     primitive = RANK_ONE_DECAY
     per_memory = (*DeltaNet.per_memory, "f_down", "f_up")
 
-    def __init__(self, sizes: RuleSizes, options: KDAOptions, *, rngs: nnx.Rngs):
+    def __init__(self, sizes: RuleSizes, options: DeltaNetOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
         rank = sizes.head_v_dim
         self.f_down = per_memory(rngs, sizes.projections, sizes.hidden_size, rank, split=False)
@@ -65,7 +65,7 @@ class KDA(DeltaNet):
         self.dt_bias = time_step_bias(rngs, sizes.key_dim)
 
     @classmethod
-    def make_output(cls, sizes: RuleSizes, options: KDAOptions, rngs: nnx.Rngs) -> Output:
+    def make_output(cls, sizes: RuleSizes, options: DeltaNetOptions, rngs: nnx.Rngs) -> Output:
         """Norm within heads and a low-rank sigmoid gate."""
         shape = (sizes.hidden_size, sizes.num_heads, sizes.head_v_dim)
         return LowRankGateOutput(*shape, norm_eps=options.norm_eps, rngs=rngs)
@@ -75,7 +75,11 @@ class KDA(DeltaNet):
     ) -> tuple[RankOneDecayRows, None, MemoryCache | None]:
         """Packed rows of diagonal plus rank one, and the cache."""
         q, k, v, (b, low), cache = self.qkv(x, packing, cache, layer, self.b_proj[...], self.f_down[...])
-        f = through(low, packing, self.f_up[...], self.options.impl)
-        step = jax.nn.softplus(widened(f) + self.dt_bias[...])
-        g = -jnp.exp(self.A_log[...])[:, None] * step.reshape(k.shape)
+        g = self.log_decays(low, packing)
         return kda_rows(q, k, v, g, self.strengths(b)), None, cache
+
+    def log_decays(self, low: Float[Array, "N rank"], packing: Packing) -> Float[Array, "N H K"]:
+        """Of each channel, from ``W_1 x``."""
+        f = through(low, packing, self.f_up[...], self.options.impl)
+        step = heads(jax.nn.softplus(widened(f) + self.dt_bias[...]), self.sizes.head_k_dim)
+        return -jnp.exp(self.A_log[...])[:, None] * step

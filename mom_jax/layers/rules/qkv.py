@@ -18,7 +18,17 @@ from pallas_kernels.remat import PROJECTION, keep
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvOptions(RuleOptions):
+class ProjectionOptions(RuleOptions):
+    """Options of rules without short convolutions."""
+
+    @property
+    def taps(self) -> int | None:
+        """Of short convolutions, W; None without them."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvOptions(ProjectionOptions):
     """Options of rules with short convolutions."""
 
     use_short_conv: bool = True
@@ -37,6 +47,7 @@ class QueryKeyValueRule(MemoryRule):
         activate_conv: SiLU after the convolutions.
         activate: SiLU in the place of convolutions where there are none.
         normalise: queries and keys of each head by their L2 norms at last.
+        convolved: which of q, k and v.
         shared_keys: all heads share queries and keys.
         conv_bias: add a bias to each convolution.
     """
@@ -47,19 +58,19 @@ class QueryKeyValueRule(MemoryRule):
     activate_conv: ClassVar[bool] = True
     activate: ClassVar[bool] = False
     normalise: ClassVar[bool] = False
+    convolved: ClassVar[tuple[str, ...]] = ("q", "k", "v")
     shared_keys: ClassVar[bool] = False
     conv_bias: ClassVar[bool] = False
 
-    def __init__(self, sizes: RuleSizes, options: ConvOptions, *, rngs: nnx.Rngs):
+    def __init__(self, sizes: RuleSizes, options: ProjectionOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
-        self.taps, per_head = options.taps, not self.shared_keys
-        keys = sizes.key_dim if per_head else sizes.head_k_dim
+        self.taps, per_head, total = options.taps, not self.shared_keys, self._channels()
         split = "column" if per_head else "whole"
-        self.q_proj = Linear(sizes.hidden_size, keys, split=split, init=mixer_init, rngs=rngs)
-        self.k_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, keys, split=per_head)
-        self.v_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.value_dim)
-        for name, channels in self._channels().items() if self.taps is not None else ():
-            split_heads = per_head or name == "v"
+        self.q_proj = Linear(sizes.hidden_size, total["q"], split=split, init=mixer_init, rngs=rngs)
+        self.k_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, total["k"], split=per_head)
+        self.v_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, total["v"])
+        for name in self.convolved if self.taps is not None else ():
+            channels, split_heads = total[name], per_head or name == "v"
             setattr(self, f"{name}_conv1d", conv_weight(rngs, channels, self.taps, split_heads))
             if self.conv_bias:
                 axes = ("tensor" if split_heads else None,)
@@ -74,50 +85,48 @@ class QueryKeyValueRule(MemoryRule):
         *gates: Float[Array, "#G D _"],
     ) -> tuple[
         Float[Array, "N #H K"],
-        Float[Array, "N #H K"],
-        Float[Array, "N H V"],
+        Float[Array, "N #H keys"],
+        Float[Array, "N H values"],
         list[Float[Array, "N _"]],
         MemoryCache | None,
     ]:
-        """Packed rows of q, k and v, an array for each further projection, and the cache."""
+        """Packed rows of q, k and v (`head_channels` in each head), one array for each further gate, and the cache."""
         k, v, *rest = project(x, packing, (self.k_proj[...], self.v_proj[...], *gates), self.options.impl)
         q = keep(self.q_proj(x), PROJECTION)  # tokens, which a convolution gathers itself
         rows = {"q": q, "k": k, "v": v}
         if self.taps is None:
-            q, k, v = self._activated(rows, packing)
+            rows = self._activated(rows, packing)
         else:
-            q, k, v, cache = self._convolved(rows, packing, cache, layer)
-        keys, values = self.sizes.head_k_dim, self.sizes.head_v_dim
-        return heads(q, keys), heads(k, keys), heads(v, values), rest, cache
+            rows, cache = self._convolved(rows, packing, cache, layer)
+        q, k, v = (heads(rows[name], size) for name, size in self.head_channels.items())
+        return q, k, v, rest, cache
 
-    def _activated(
-        self, rows: dict[str, Float[Array, "..."]], packing: Packing
-    ) -> tuple[Float[Array, "N keys"], Float[Array, "N keys"], Float[Array, "N values"]]:
-        q, k, v = pack(rows["q"], packing), rows["k"], rows["v"]
+    def _activated(self, rows: dict[str, Float[Array, "..."]], packing: Packing) -> dict[str, Float[Array, "N _"]]:
+        rows = rows | {"q": pack(rows["q"], packing)}
         if self.activate:
-            q, k, v = (jax.nn.silu(y) for y in (q, k, v))
+            rows |= {name: jax.nn.silu(rows[name]) for name in self.convolved}
         if self.normalise:
-            q, k = (l2_norm_of_heads(y, self.sizes.head_k_dim) for y in (q, k))
-        return q, k, v
+            rows |= {name: l2_norm_of_heads(rows[name], self.sizes.head_k_dim) for name in ("q", "k")}
+        return rows
 
     def _convolved(
         self, rows: dict[str, Float[Array, "..."]], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[Float[Array, "N keys"], Float[Array, "N keys"], Float[Array, "N values"], MemoryCache | None]:
-        keys, values = self.sizes.head_k_dim, self.sizes.head_v_dim
-        (q, k, v), cache = convolve(
-            rows,
-            {name: getattr(self, f"{name}_conv1d")[...] for name in rows},
+    ) -> tuple[dict[str, Float[Array, "N _"]], MemoryCache | None]:
+        keys, values, names = self.sizes.head_k_dim, self.sizes.head_v_dim, self.convolved
+        filtered, cache = convolve(
+            {name: rows[name] for name in names},
+            {name: getattr(self, f"{name}_conv1d")[...] for name in names},
             packing,
             cache,
             layer,
-            biases={name: getattr(self, f"{name}_conv1d_bias")[...] for name in rows if self.conv_bias},
+            biases={name: getattr(self, f"{name}_conv1d_bias")[...] for name in names if self.conv_bias},
             activate=self.activate_conv,
             heads={"q": keys, "k": keys, "v": values},
             normalise=("q", "k") if self.normalise else (),
             impl=self.options.impl,
             leaking_memories=self.leaking_memories,
         )
-        return q, k, v, cache
+        return rows | dict(zip(names, filtered, strict=True)), cache
 
     @property
     def leaking_memories(self) -> int:
@@ -126,8 +135,14 @@ class QueryKeyValueRule(MemoryRule):
 
     def conv_history(self) -> dict[str, tuple[int, int]]:
         """Inputs that the short convolutions remember: (W-1, channels) by name."""
-        return conv_history(self.taps, **self._channels())
+        channels = self._channels()
+        return conv_history(self.taps, **{name: channels[name] for name in self.convolved})
+
+    @property
+    def head_channels(self) -> dict[str, int]:
+        """Channels of one head of queries, keys and values."""
+        return {"q": self.sizes.head_k_dim, "k": self.sizes.head_k_dim, "v": self.sizes.head_v_dim}
 
     def _channels(self) -> dict[str, int]:
-        keys = self.sizes.head_k_dim if self.shared_keys else self.sizes.key_dim
-        return {"q": keys, "k": keys, "v": self.sizes.value_dim}
+        shared = ("q", "k") if self.shared_keys else ()
+        return {n: size * (1 if n in shared else self.sizes.num_heads) for n, size in self.head_channels.items()}

@@ -21,8 +21,13 @@ from mom_jax.typing import Array, Float
 class Paper(NamedTuple):
     """Where a rule comes from."""
 
-    arxiv: str
+    arxiv: str  # its number there, or the address of a paper that is elsewhere
     place: str  # section or equation
+
+    @property
+    def address(self) -> str:
+        """Where it can be read."""
+        return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv[0].isdigit() else f"https://{self.arxiv}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""Mamba-3 memories with one input and one output (SISO; arXiv 2603.15569, section 3): trapezoidal, with rotations.
+
+In the terms of the other rules: the paper's C is the query, B the key, x the value, K its state size N and V its head
+size P. Per head, with ``dt = softplus(W_dt x + dt_bias)``, ``g = A dt`` for a rate ``A < 0`` of the token,
+``lambda = sigmoid(W x)``, and R_t(y) that turns pairs of channels by the sum of ``pi tanh(W_angle x) dt`` up to t:
+
+    S_t = e^g S_{t-1} + (1 - lambda) dt e^g R_{t-1}(k_{t-1}) v_{t-1}^T + lambda dt R_t(k_t) v_t^T
+    o_t = S_t^T R_t(q_t) + D v_t
+
+Queries and keys are normalised and get a bias of each head before they turn; there are no convolutions. The token
+before is the one that the same memory saw. Each memory has its own key, value, rate, step, lambda and angle
+projections; the query projection, norms, biases, ``dt_bias`` and the skip ``D`` are shared by all memories.
+"""
+
+import dataclasses
+import math
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mom_jax.fields import Range, check_fields
+from mom_jax.layers.cache import MemoryCache
+from mom_jax.layers.linear import param
+from mom_jax.layers.output import GateOutput, HeadNormOutput, Output
+from mom_jax.layers.projections import per_memory, time_step_bias
+from mom_jax.layers.rules.qkv import ProjectionOptions, QueryKeyValueRule
+from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
+from mom_jax.ops.norm import rms_norm
+from mom_jax.ops.precision import widened
+from mom_jax.ops.primitive import Primitive
+from mom_jax.ops.segments import Packing
+from mom_jax.ops.trapezoid import TrapezoidRows, trapezoid
+from mom_jax.typing import Array, Float
+
+_SLOWEST = 1e-4  # the least rate
+_RATES = {
+    "softplus": jax.nn.softplus,
+    "rational": lambda x: jnp.where(x >= 0, 1 + jnp.maximum(x, 0), 1 / (1 - jnp.minimum(x, 0))),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mamba3Options(ProjectionOptions):
+    """Options of Mamba-3."""
+
+    rope_fraction: Annotated[float, Range(least=0, most=1)] = 0.5  # of the channels that turn
+    rate: Literal["softplus", "rational"] = "softplus"  # of W_A x; rational: 1 + x above 0, 1 / (1 - x) below
+    outproj_norm: bool = False  # normalise reads within heads before they are gated
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(self)
+
+
+class Mamba3(QueryKeyValueRule):
+    """All heads share queries and keys but for their biases and angles."""
+
+    Options = Mamba3Options
+    paper = Paper("2603.15569", "section 3")
+    scale = 1.0
+    per_memory = (*QueryKeyValueRule.per_memory, "gate_proj", "angle_proj")
+    shared_keys = True
+
+    def __init__(self, sizes: RuleSizes, options: Mamba3Options, *, rngs: nnx.Rngs):
+        super().__init__(sizes, options, rngs=rngs)
+        ones, keys, of_head = jax.nn.initializers.ones, sizes.head_k_dim, (sizes.num_heads, sizes.head_k_dim)
+        self.gate_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, 3 * sizes.num_heads)
+        self.angle_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, self.pairs, split=False)
+        self.dt_bias = time_step_bias(rngs, sizes.num_heads)
+        self.q_norm = param(rngs, ones, (keys,), (None,), decays=False)
+        self.k_norm = param(rngs, ones, (keys,), (None,), decays=False)
+        self.q_bias = param(rngs, ones, of_head, ("tensor", None), decays=False)
+        self.k_bias = param(rngs, ones, of_head, ("tensor", None), decays=False)
+        self.D = param(rngs, ones, (sizes.num_heads,), ("tensor",), decays=False)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of channels that turn."""
+        return int(self.sizes.head_k_dim * self.options.rope_fraction) // 2
+
+    @property
+    def primitive(self) -> Primitive:
+        """The trapezoidal rule."""
+        return trapezoid(self.pairs)
+
+    @classmethod
+    def make_output(cls, sizes: RuleSizes, options: Mamba3Options, rngs: nnx.Rngs) -> Output:
+        """A gate, behind a norm within heads if asked for."""
+        shape, gate = (sizes.hidden_size, sizes.num_heads, sizes.head_v_dim), options.use_output_gate
+        if options.outproj_norm:
+            return HeadNormOutput(*shape, gate=gate, norm_eps=options.norm_eps, rngs=rngs)
+        return (GateOutput if gate else Output)(*shape, rngs=rngs)
+
+    def rows(
+        self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
+    ) -> tuple[TrapezoidRows, Float[Array, "N H V"], MemoryCache | None]:
+        """Packed rows of the trapezoidal rule, the values for the skip, and the cache."""
+        q, k, v, (gates, angle), cache = self.qkv(x, packing, cache, layer, self.gate_proj[...], self.angle_proj[...])
+        rate, step, share = jnp.moveaxis(heads(widened(gates), 3), -1, 0)
+        step, share = jax.nn.softplus(step + self.dt_bias[...]), jax.nn.sigmoid(share)
+        g = -jnp.maximum(_RATES[self.options.rate](rate), _SLOWEST) * step
+        turn = math.pi * jnp.tanh(widened(angle))[:, None] * step[..., None]
+        q, k, v = widened(q), widened(k), widened(v)
+        q = rms_norm(q, self.q_norm[...], self.options.norm_eps) + self.q_bias[...]
+        k = rms_norm(k, self.k_norm[...], self.options.norm_eps) + self.k_bias[...]
+        return TrapezoidRows(q, k, v, g, share * step, (1 - share) * step, turn, packing.valid), v, cache
+
+    def finished(
+        self, o: Float[Array, "N H V"], rest: Float[Array, "N H V"], packing: Packing
+    ) -> Float[Array, "N H V"]:
+        """Reads, with D times the token's own value."""
+        return o + jnp.where(packing.valid[:, None, None], self.D[...][:, None] * rest, 0)

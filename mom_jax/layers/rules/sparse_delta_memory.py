@@ -1,0 +1,103 @@
+"""Sparse delta memories (arXiv 2607.07386): a token reads and writes few of many slots, which product keys address.
+
+Per head, with ``n^2`` slots S[i] of V channels, and logits of n rows and n columns for reading and for writing, of
+which the largest sums give the slots and, by a softmax over these, the weights q and k:
+
+    S_t[i] = alpha_t S_{t-1}[i];   S_t[i] += beta_t k_t^i (v_t - sum over j of k_t^j S_t[j])   for slots i to write
+    o_t = sum over the slots to read of q_t^i S_t[i]
+
+with ``alpha = exp(-exp(A_log) softplus(W_a x + dt_bias))`` and ``beta = sigmoid(W_b x)``. This is written from notes
+on the paper, which disagree about the residual. The one above makes the memory the gated delta rule where all slots
+are written, which the paper says it is; ``residual="local"`` takes ``v_t - S_t[i]``. The paper's learnt initial table
+is not available, and what the notes do not tell is chosen here: projections without biases, no convolutions, norm and
+gate of Gated DeltaNet. Each memory has its own writing, value, strength and decay projections; the projection to the
+slots that are read, ``A_log`` and ``dt_bias`` are shared by all memories.
+"""
+
+import dataclasses
+import math
+from typing import Annotated, Any
+
+import jax
+from flax import nnx
+
+from mom_jax.errors import InputError
+from mom_jax.fields import Range, check_fields
+from mom_jax.layers.cache import MemoryCache
+from mom_jax.layers.projections import head_log_decay, log_rates, per_memory, time_step_bias
+from mom_jax.layers.rules.qkv import ProjectionOptions, QueryKeyValueRule
+from mom_jax.layers.rules.rule import Paper, RuleSizes
+from mom_jax.ops.precision import widened
+from mom_jax.ops.primitive import Primitive
+from mom_jax.ops.segments import Packing
+from mom_jax.ops.sparse_choice import product_keys
+from mom_jax.ops.sparse_delta import Residual, SparseDeltaRows, sparse_delta
+from mom_jax.typing import Array, Float
+
+_CHUNK = 16  # rows of a chunk at most: with each, a chunk touches more slots
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseDeltaMemoryOptions(ProjectionOptions):
+    """Options of sparse delta memories."""
+
+    table_slots: Annotated[int, Range(least=1, most=2**24)] = 1024  # of each head, the square of a whole number
+    slot_writes: Annotated[int, Range(least=1, most=2**12)] = 16  # slots that a token writes
+    slot_reads: Annotated[int, Range(least=1, most=2**12)] = 16  # slots that it reads
+    residual: Residual = "aggregate"  # what a write corrects: the read of all its slots, or local: each slot
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(self)
+        if math.isqrt(self.table_slots) ** 2 != self.table_slots:
+            near = math.isqrt(self.table_slots) ** 2
+            raise InputError("table_slots", self.table_slots, f"must be the square of a whole number, such as {near}")
+        for field in ("slot_writes", "slot_reads"):
+            if getattr(self, field) > self.table_slots:
+                raise InputError(field, getattr(self, field), f"must be at most table_slots ({self.table_slots})")
+
+
+class SparseDeltaMemory(QueryKeyValueRule):
+    """K of a head plays no part: a table has slots instead of key channels."""
+
+    Options = SparseDeltaMemoryOptions
+    paper = Paper("2607.07386", "equations 3 to 5")
+    scale = 1.0
+    per_memory = (*QueryKeyValueRule.per_memory, "b_proj", "a_proj")
+
+    def __init__(self, sizes: RuleSizes, options: SparseDeltaMemoryOptions, *, rngs: nnx.Rngs):
+        super().__init__(sizes, options, rngs=rngs)
+        for name in ("b_proj", "a_proj"):
+            setattr(self, name, per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.num_heads))
+        self.A_log = log_rates(rngs, sizes.num_heads, least=1e-4)
+        self.dt_bias = time_step_bias(rngs, sizes.num_heads)
+
+    @property
+    def primitive(self) -> Primitive:
+        """A delta rule over few of many slots."""
+        return sparse_delta(self.options.table_slots, self.options.residual)
+
+    @property
+    def head_channels(self) -> dict[str, int]:
+        """Logits of rows and of columns, and values."""
+        logits = 2 * math.isqrt(self.options.table_slots)
+        return {"q": logits, "k": logits, "v": self.sizes.head_v_dim}
+
+    def chunk_rows(self, time: int) -> int:
+        """Shorter than those of others."""
+        return min(_CHUNK, super().chunk_rows(time))
+
+    def flops(self, chunk: int) -> tuple[float, float]:
+        """Of the slots that a chunk touches."""
+        touched = (self.options.slot_writes + self.options.slot_reads) / 2
+        return self.primitive.flops(chunk, int(touched), self.sizes.head_v_dim)
+
+    def rows(
+        self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
+    ) -> tuple[SparseDeltaRows, Any, MemoryCache | None]:
+        """Packed rows of the sparse delta rule, and the cache."""
+        q, k, v, (b, a), cache = self.qkv(x, packing, cache, layer, self.b_proj[...], self.a_proj[...])
+        g = head_log_decay(a, self.A_log[...], self.dt_bias[...])
+        reads, q = product_keys(widened(q), self.options.slot_reads)
+        writes, k = product_keys(widened(k), self.options.slot_writes)
+        return SparseDeltaRows(q, k, v, g, jax.nn.sigmoid(widened(b)), reads, writes), None, cache

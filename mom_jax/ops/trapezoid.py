@@ -1,0 +1,155 @@
+"""A memory that decays as a whole, is written by the trapezoidal rule and rotates its keys (Mamba-3, arXiv 2603.15569).
+
+Per head, with a state S of shape [K, V] in float32, an angle theta for each of R pairs of channels, and R(x) that turns
+the first R pairs of x by theta_t = theta_{t-1} + turn_t (mod 2 pi):
+
+    S_t = exp(g_t) (S_{t-1} + before_t R(k_{t-1}) v_{t-1}^T) + now_t R(k_t) v_t^T;   o_t = scale * S_t^T R(q_t)
+
+So a token is two rows of scalar decay (`mom_jax.ops.scalar_decay`): the first one writes what the token before left,
+the second one decays, writes the token itself and is read. Put together with its successor's weight, a token would be
+one row, but reads would then see, if only in rounding, what follows them. A document begins with empty states, angles
+included.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.ops.chunks import final_states, from_chunks, initial_carry, load, store, to_chunks
+from mom_jax.ops.decays import documents, masked
+from mom_jax.ops.dispatch import Target, kernel_for
+from mom_jax.ops.precision import widened
+from mom_jax.ops.primitive import Form, Primitive
+from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows, scalar_decay_chunked
+from mom_jax.ops.segment_rows import last_rows, row_before
+from mom_jax.ops.segments import ChunkTable
+from mom_jax.ops.sub_rows import only_at, sub_rows, sub_table
+from mom_jax.typing import Array, Bool, Float
+
+
+class TrapezoidRows(NamedTuple):
+    """Rows of the trapezoidal rule."""
+
+    q: Float[Array, "N H K"]
+    k: Float[Array, "N H K"]
+    v: Float[Array, "N H V"]
+    g: Float[Array, "N H"]  # log decay, at most 0
+    now: Float[Array, "N H"]  # weight of the token itself
+    before: Float[Array, "N H"]  # weight of the token before
+    turn: Float[Array, "N H R"]  # angles that are added
+    valid: Bool[Array, " N"]  # False on padding rows
+
+
+class TrapezoidState(NamedTuple):
+    """Of one memory; every array with a leading axis of segments."""
+
+    memory: Float[Array, "S H K V"]
+    theta: Float[Array, "S H R"]
+    k: Float[Array, "S H K"]  # of the last token, turned
+    v: Float[Array, "S H V"]
+
+
+def turned(x: Float[Array, "*batch K"], theta: Float[Array, "*batch R"]) -> Float[Array, "*batch K"]:
+    """Turns the channels 2j and 2j + 1 by the j-th angle; channels behind 2R stay."""
+    pairs = theta.shape[-1]
+    both = x[..., : 2 * pairs].reshape(*x.shape[:-1], pairs, 2)
+    cos, sin = jnp.cos(theta), jnp.sin(theta)
+    even, odd = both[..., 0], both[..., 1]
+    both = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
+    return jnp.concatenate([both.reshape(*x.shape[:-1], 2 * pairs), x[..., 2 * pairs :]], -1)
+
+
+def _outer(weight: Float[Array, "N H"], k: Float[Array, "N H K"], v: Float[Array, "N H V"]) -> Float[Array, "N H K V"]:
+    return (weight[..., None] * k)[..., None] * v[..., None, :]
+
+
+def trapezoid_step(
+    rows: TrapezoidRows, state: TrapezoidState, scale: float
+) -> tuple[Float[Array, "N H V"], TrapezoidState]:
+    """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
+    q, k, v, g, now, before, turn = map(widened, rows[:-1])
+    old = TrapezoidState(*state)
+    theta = jnp.mod(old.theta + turn, 2 * math.pi)
+    q, k = turned(q, theta), turned(k, theta)
+    memory = jnp.exp(g)[..., None, None] * (old.memory + _outer(before, old.k, old.v)) + _outer(now, k, v)
+    o = scale * jnp.einsum("nhkv,nhk->nhv", memory, q)
+    keep = rows.valid[:, None, None]
+    new = TrapezoidState(memory, theta, jnp.where(keep, k, old.k), jnp.where(keep, v, old.v))
+    return o.astype(rows.v.dtype), new
+
+
+def _angles(
+    turn: Float[Array, "N H R"], table: ChunkTable, initial: Float[Array, "S H R"] | None
+) -> tuple[Float[Array, "N H R"], Float[Array, "S H R"] | None]:
+    """theta of every row, and of every segment after its last one."""
+    turn, inside = to_chunks(turn, table.chunk_size), documents(table)
+    lower = jnp.tril(jnp.ones((table.chunk_size,) * 2, turn.dtype))
+    # [chunks, H, C, R], from the start of the chunk or of the document
+    since = jnp.matmul(masked(lower, inside.between), turn, precision="highest")
+    enter = jnp.ones((*since.shape[:1], 1, table.chunk_size), turn.dtype)
+    # [chunks, 1, C, 1]
+    enter = masked(enter, inside.enter)[..., None]
+
+    def body(carried, chunk):
+        theta, stored = carried
+        since_c, enter_c, first, segment, last = chunk
+        entering = load(stored, theta, segment, first)
+        theta = jnp.mod(since_c[:, -1] + enter_c[:, -1] * entering, 2 * math.pi)
+        return (theta, store(stored, theta, segment, last)), entering
+
+    shape = jax.ShapeDtypeStruct(since.shape[1:2] + since.shape[-1:], since.dtype)
+    chunks = (since, enter, table.first, table.segment, table.last)
+    (_, stored), entering = jax.lax.scan(body, initial_carry(initial, shape), chunks)
+    return from_chunks(since + enter * entering[:, :, None]), final_states(stored)
+
+
+def _by_sub_rows(
+    form: Form, rows: TrapezoidRows, table: ChunkTable, state: TrapezoidState | None, scale: float
+) -> tuple[Float[Array, "N H V"], TrapezoidState | None]:
+    """The same function as a form of scalar decay over two rows for each token."""
+    old = TrapezoidState(None, None, None, None) if state is None else TrapezoidState(*state)
+    q, k, v, g, now, before, turn = map(widened, rows[:-1])
+    theta, last_theta = _angles(turn, table, old.theta)
+    q, k = turned(q, theta), turned(k, theta)
+    keys = jnp.stack([row_before(k, old.k, table), k], 2)
+    values = jnp.stack([before[..., None] * row_before(v, old.v, table), now[..., None] * v], 2)
+    both = ScalarDecayRows(only_at(q, 1, 2), sub_rows(keys), sub_rows(values), only_at(g, 1, 2))
+    o, memory = form(both, sub_table(table, 2), old.memory, scale)
+    o = o[1::2].astype(rows.v.dtype)
+    if state is None:
+        return o, None
+    last = last_rows(rows.valid, table)
+    kept = [jnp.where((last >= 0)[:, None, None], x[last], y) for x, y in ((k, old.k), (v, old.v))]
+    return o, TrapezoidState(memory, last_theta, *kept)
+
+
+def _with_kernel(
+    device: Target, rows: TrapezoidRows, table: ChunkTable, state: TrapezoidState | None, scale: float
+) -> tuple[Float[Array, "N H V"], TrapezoidState | None]:
+    return _by_sub_rows(kernel_for(device, SCALAR_DECAY.kernels), rows, table, state, scale)
+
+
+@functools.cache
+def trapezoid(pairs: int) -> Primitive:
+    """The trapezoidal rule whose heads turn that many pairs of channels, R."""
+
+    def state(heads: int, keys: int, values: int) -> Any:
+        shapes = (heads, keys, values), (heads, pairs), (heads, keys), (heads, values)
+        return TrapezoidState(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+
+    return Primitive(
+        name="trapezoid",
+        rows=TrapezoidRows,
+        state=state,
+        step=trapezoid_step,
+        chunked=functools.partial(_by_sub_rows, scalar_decay_chunked),
+        kernels=dict.fromkeys(SCALAR_DECAY.kernels, _with_kernel),
+        inert=("g", "now", "before", "turn", "valid"),
+        flops=lambda chunk, keys, values: tuple(2 * n for n in SCALAR_DECAY.flops(chunk, keys, values)),
+    )
+
+
+TRAPEZOID = trapezoid(pairs=32)
