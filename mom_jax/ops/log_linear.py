@@ -42,10 +42,10 @@ class LogLinearRows(NamedTuple):
     v: Float[Array, "N H V"]
     weights: Float[Array, "N H L"]
     valid: Bool[Array, " N"]  # False on padding rows
-    g: Float[Array, "N H *K"] | None = None  # log decay of a head, or of each key channel
+    g: Float[Array, "N H"] | Float[Array, "N H K"] | None = None  # log decay of a head, or of each key channel
 
 
-def _below(g: Float[Array, "N H *K"] | None) -> Primitive:
+def _below(g: Float[Array, "N H *channels"] | None) -> Primitive:
     """The recurrence of each level."""
     return VECTOR_DECAY if g is not None and g.ndim == 3 else SCALAR_DECAY
 
@@ -55,14 +55,12 @@ def log_linear_step(rows: LogLinearRows, state: State, scale: float) -> tuple[Fl
     q, k, v, weights = map(widened, rows[:4])
     old, count = state
     place, level = count.astype(jnp.int32), jnp.arange(old.shape[2])
+    held = _held(old, place)
     # the level that takes up those below it
     upper = jnp.where(place > 0, jax.lax.population_count((place & -place) - 1) + 1, 0)[:, None]
     lower = (level < upper).astype(old.dtype)
-    taken = jnp.einsum("nl,nhlkv->nhkv", lower, old)
-    new = (
-        _by_level(1 - lower) * old
-        + _by_level(level == upper) * jnp.where(upper > 0, 1, 0)[..., None, None, None] * taken[:, :, None]
-    )
+    taken = jnp.einsum("nl,nhlkv->nhkv", lower, held)
+    new = _by_level(1 - lower) * held + _by_level(level == upper) * taken[:, :, None]
     if rows.g is not None:
         g = widened(rows.g)
         new = jnp.exp(g[:, :, None, :, None] if g.ndim == 3 else g[..., None, None, None]) * new
@@ -74,6 +72,12 @@ def log_linear_step(rows: LogLinearRows, state: State, scale: float) -> tuple[Fl
 
 def _by_level(x: Float[Array, "N L"] | Bool[Array, "N L"]) -> Array:
     return x[:, None, :, None, None]
+
+
+def _held(levels: Float[Array, "S H L K V"], count: Int[Array, " S"]) -> Float[Array, "S H L K V"]:
+    """The levels that hold something after ``count`` tokens; what stands in others means nothing."""
+    level, last = jnp.arange(levels.shape[2]), count[:, None] - 1
+    return jnp.where(_by_level((last >= 0) & ((level == 0) | _bit(last, jnp.maximum(level, 1)))), levels, 0)
 
 
 def _bit(place: Int[Array, "..."], level: Int[Array, "..."]) -> Bool[Array, "..."]:
@@ -113,9 +117,9 @@ def _in_passes(
 def _entering(state: State, level: Int[Array, ""]) -> Float[Array, "S H K V"]:
     """What a level's pass holds before a segment: the first half of the block that its last token lies in."""
     levels, count = state
-    of_level, last = jnp.arange(levels.shape[2]), count.astype(jnp.int32)[:, None] - 1
-    held = jnp.where(_bit(last, level), of_level == level, of_level < level) & (last >= 0)
-    return jnp.sum(_by_level(held) * levels, 2)
+    of_level, count = jnp.arange(levels.shape[2]), count.astype(jnp.int32)
+    first_half = jnp.where(_bit(count[:, None] - 1, level), of_level == level, of_level < level)
+    return jnp.sum(jnp.where(_by_level(first_half), _held(levels, count), 0), 2)
 
 
 def _leaving(

@@ -83,8 +83,8 @@ def _body(
     (q, k, v, g, beta), places, reset = x
     write, read = (jax.lax.stop_gradient(place).astype(jnp.int32) for place in places)
     spread = functools.partial(_spread, slots=state.shape[1])
-    yes, no = jnp.ones(1, bool), jnp.zeros(1, jnp.int32)
-    table = ChunkTable(no, yes, yes, reset > 0 if has_documents else None, q.shape[0], 1)
+    yes, one = jnp.ones(1, bool), jnp.ones(1, jnp.int32)
+    table = ChunkTable(0 * one, yes, yes, one, reset > 0 if has_documents else None, q.shape[0], 1)
     dense_q, dense_k = spread(q, read), spread(k, write)
     if residual == "aggregate":
         decays = spread(jnp.broadcast_to(g[..., None], k.shape), write)
@@ -113,7 +113,7 @@ def sparse_delta(slots: int, residual: Residual = "aggregate") -> Primitive:
         state=lambda heads, keys, values: jax.ShapeDtypeStruct((heads, slots, values), jnp.float32),
         step=functools.partial(_step, residual=residual),
         chunked=functools.partial(_chunked, **kept),
-        inert=("g", "beta"),
+        inert=("g", "beta", "reads", "writes"),
         flops=lambda chunk, keys, values: _flops(chunk, min(2 * chunk * keys, slots), values),
     )
 

@@ -29,5 +29,6 @@ def sub_table(table: ChunkTable, steps: int) -> Any:
         segment=repeated,
         first=only_at(table.first, 0, steps),
         last=only_at(table.last, steps - 1, steps),
+        count=steps * table.count,
         reset=None if table.reset is None else only_at(table.reset, 0, steps),
     )
