@@ -31,7 +31,7 @@ from mom_jax.ops.segments import ChunkTable
 from mom_jax.ops.vector_decay import VECTOR_DECAY
 from mom_jax.typing import Array, Bool, Float, Int
 
-State = tuple[Float[Array, "S H L K V"], Float[Array, " S"]]
+State = tuple[Float[Array, "S H levels K V"], Float[Array, " S"]]
 
 
 class LogLinearRows(NamedTuple):
@@ -40,7 +40,7 @@ class LogLinearRows(NamedTuple):
     q: Float[Array, "N H K"]
     k: Float[Array, "N H K"]
     v: Float[Array, "N H V"]
-    weights: Float[Array, "N H L"]
+    weights: Float[Array, "N H levels"]
     valid: Bool[Array, " N"]  # False on padding rows
     g: Float[Array, "N H"] | Float[Array, "N H K"] | None = None  # log decay of a head, or of each key channel
 
@@ -70,11 +70,11 @@ def log_linear_step(rows: LogLinearRows, state: State, scale: float) -> tuple[Fl
     return o.astype(rows.v.dtype), (new, count + rows.valid)
 
 
-def _by_level(x: Float[Array, "N L"] | Bool[Array, "N L"]) -> Array:
+def _by_level(x: Float[Array, "N levels"] | Bool[Array, "N levels"]) -> Array:
     return x[:, None, :, None, None]
 
 
-def _held(levels: Float[Array, "S H L K V"], count: Int[Array, " S"]) -> Float[Array, "S H L K V"]:
+def _held(levels: Float[Array, "S H levels K V"], count: Int[Array, " S"]) -> Float[Array, "S H levels K V"]:
     """The levels that hold something after ``count`` tokens; what stands in others means nothing."""
     level, last = jnp.arange(levels.shape[2]), count[:, None] - 1
     return jnp.where(_by_level((last >= 0) & ((level == 0) | _bit(last, jnp.maximum(level, 1)))), levels, 0)
@@ -124,7 +124,7 @@ def _entering(state: State, level: Int[Array, ""]) -> Float[Array, "S H K V"]:
 
 def _leaving(
     state: State,
-    finals: Float[Array, "levels S H K V"],
+    finals: Float[Array, "passes S H K V"],
     k: Float[Array, "N H K"],
     v: Float[Array, "N H V"],
     place: Int[Array, " N"],
