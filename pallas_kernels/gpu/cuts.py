@@ -50,11 +50,15 @@ def parted(cut, C: tl.constexpr):
 def masked_sums(mask, x, PRECISION: tl.constexpr):
     """Sums over the rows of float32 ``x`` [C, BK] that ``mask`` [C, C] names, by matrix products.
 
-    Without products of float32, three of bfloat16 parts give all 24 bits; ``mask`` is exact in any dtype.
+    Without products of float32, three of bfloat16 parts give all 24 bits; ``mask`` is exact in any dtype. Of several
+    blocks x [B, C, BK] at once, all with one mask.
     """
+    ones = tl.where(mask, 1.0, 0.0)
+    if len(x.shape) == 3:
+        ones = tl.broadcast_to(ones[None, :, :], (x.shape[0], ones.shape[0], ones.shape[1]))
     if PRECISION == "ieee":
-        return tl.dot(tl.where(mask, 1.0, 0.0), x, input_precision="ieee")
-    ones = tl.where(mask, 1.0, 0.0).to(tl.bfloat16)
+        return tl.dot(ones, x, input_precision="ieee")
+    ones = ones.to(tl.bfloat16)
     high = x.to(tl.bfloat16)
     rest = x - high.to(tl.float32)
     middle = rest.to(tl.bfloat16)
@@ -74,3 +78,18 @@ def border_decays(b_g, b_document, cuts, DOCUMENTS: tl.constexpr, PRECISION: tl.
         leave = tl.where((b_document == last)[:, None], leave, 0.0)
         across = tl.where(last == 0, across, 0.0)
     return enter, leave, across
+
+
+@triton.jit
+def in_blocks(x, ROWS: tl.constexpr, C: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rows [C, COLUMNS] as blocks [C // ROWS, ROWS, COLUMNS], for cuts within blocks: fewer products than of C rows."""
+    return tl.reshape(x, (C // ROWS, ROWS, COLUMNS))
+
+
+@triton.jit
+def on_diagonal(blocks, C: tl.constexpr):
+    """Blocks [C // 16, 16, 16] along the diagonal of [C, C]."""
+    B: tl.constexpr = C // 16
+    row = tl.arange(0, B)[:, None, None, None]
+    column = tl.arange(0, B)[None, None, :, None]
+    return tl.reshape(tl.where(row == column, tl.reshape(blocks, (B, 16, 1, 16)), 0.0), (C, C))

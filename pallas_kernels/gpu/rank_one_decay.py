@@ -35,9 +35,9 @@ from pallas_kernels.gpu.rank_one_decay_kernels import along_kernel, prepare_kern
 # Of the kernel that carries a block of the state along a segment, in three ways.
 _ALONG = [
     Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=1), itemsize=4),
-    Entry(Config(block_k=64, block_v=32, num_warps=8, num_stages=1), ("sm_80",), itemsize=2),
-    Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=2), HOPPER, itemsize=2, size=128),
-    Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=1), (*HOPPER, *AMD), itemsize=2),
+    Entry(Config(block_k=128, block_v=32, num_warps=4, num_stages=2), HOPPER, itemsize=2, size=128),
+    Entry(Config(block_k=256, block_v=32, num_warps=8, num_stages=1), NVIDIA, itemsize=2),
+    Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=1), AMD, itemsize=2),
 ]
 CONFIGS = {
     "prepare": [

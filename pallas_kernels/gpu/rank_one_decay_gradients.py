@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from pallas_kernels.gpu.cuts import border_decays, from_cut, masked_sums, parted, to_cut
+from pallas_kernels.gpu.cuts import border_decays, from_cut, in_blocks, masked_sums, parted, to_cut
 from pallas_kernels.gpu.decays import load_documents
 from pallas_kernels.gpu.tiles import place_of, square, tile
 
@@ -75,6 +75,55 @@ def _through_states(
 
 
 @triton.jit
+def _load_diagonal(p_x, at, ROWS: tl.constexpr, C: tl.constexpr):
+    """The blocks [C // ROWS, ROWS, ROWS] along the diagonal of ``x[at]`` of [.., C, C]."""
+    block = tl.arange(0, C // ROWS)[:, None, None] * (ROWS * (C + 1))
+    inside = tl.arange(0, ROWS)[None, :, None] * C + tl.arange(0, ROWS)[None, None, :]
+    return tl.load(p_x + at * C * C + block + inside)
+
+
+@triton.jit
+def _two_products(x, y, u, v, PRECISION: tl.constexpr):
+    """x y + u v."""
+    return tl.dot(u, v, tl.dot(x, y, input_precision=PRECISION), input_precision=PRECISION)
+
+
+@triton.jit
+def _add_parted(
+    gradients, rows, p_scores, at, first, end, ROWS: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds to gradients of a, q, b, k and g what pairs of rows give that cuts part, within blocks of ROWS rows."""
+    a, q, b = in_blocks(rows[0], ROWS, C, BK), in_blocks(rows[1], ROWS, C, BK), in_blocks(rows[2], ROWS, C, BK)
+    k, g = in_blocks(rows[3], ROWS, C, BK), in_blocks(rows[4], ROWS, C, BK)
+    da, dq = in_blocks(gradients[0], ROWS, C, BK), in_blocks(gradients[1], ROWS, C, BK)
+    db, dk = in_blocks(gradients[2], ROWS, C, BK), in_blocks(gradients[3], ROWS, C, BK)
+    dg = in_blocks(gradients[4], ROWS, C, BK)
+    b_dab, b_dak = _load_diagonal(p_scores[0], at, ROWS, C), _load_diagonal(p_scores[1], at, ROWS, C)
+    b_dqb, b_dqk = _load_diagonal(p_scores[2], at, ROWS, C), _load_diagonal(p_scores[3], at, ROWS, C)
+    dtype = b_dab.dtype
+    for cut in range(first, end):
+        between = tl.exp(masked_sums(to_cut(cut, ROWS), g, PRECISION))
+        pairs = parted(cut, ROWS)
+        dab, dak = tl.where(pairs, b_dab, 0.0), tl.where(pairs, b_dak, 0.0)
+        dqb, dqk = tl.where(pairs, b_dqb, 0.0), tl.where(pairs, b_dqk, 0.0)
+        since_a, since_q = (a * between).to(dtype), (q * between).to(dtype)
+        until_b, until_k = (b * between).to(dtype), (k * between).to(dtype)
+        of_a = between * _two_products(dab, until_b, dak, until_k, PRECISION)
+        of_q = between * _two_products(dqb, until_b, dqk, until_k, PRECISION)
+        dab, dak, dqb, dqk = tl.trans(dab), tl.trans(dak), tl.trans(dqb), tl.trans(dqk)
+        of_b = between * _two_products(dab, since_a, dqb, since_q, PRECISION)
+        of_k = between * _two_products(dak, since_a, dqk, since_q, PRECISION)
+        dg += masked_sums(from_cut(cut, ROWS), a * of_a + q * of_q + b * of_b + k * of_k, PRECISION)
+        da += of_a
+        dq += of_q
+        db += of_b
+        dk += of_k
+    da, dq, db = tl.reshape(da, (C, BK)), tl.reshape(dq, (C, BK)), tl.reshape(db, (C, BK))
+    return da, dq, db, tl.reshape(dk, (C, BK)), tl.reshape(dg, (C, BK))
+
+
+@triton.jit
 def gradients_kernel(
     p_q, p_k, p_a, p_b, p_g, p_v, p_document, p_u, p_do, p_dread, p_borders, p_leaving, p_dab, p_dak, p_dqb, p_dqk,
     p_dq, p_dk, p_da, p_db, p_dg, cuts,
@@ -94,6 +143,7 @@ def gradients_kernel(
     b_g = tl.load(tile(p_g, row, head, key, HEADS, K, C, BK))
     b_document = load_documents(p_document, row, DOCUMENTS, C)
     decayed = b_q * tl.exp(b_g)
+    dtype = p_q.dtype.element_ty
 
     # a gate lies on the paths from the chunk's start to later rows, from earlier rows to its end, and across
     enter, leave, across = border_decays(b_g, b_document, cuts, DOCUMENTS, PRECISION, C)
@@ -105,29 +155,13 @@ def gradients_kernel(
     dg += masked_sums(from_cut(cuts, C), b_b * db + b_k * dk, PRECISION)
 
     # and on those between the rows of the chunk, by the cut that parts them
-    dtype = p_q.dtype.element_ty
-    for cut in range(cuts):  # a bound that is no constant keeps the loop a loop, in fewer registers
-        between = tl.exp(masked_sums(to_cut(cut, C), b_g, PRECISION))
-        since_a, since_q = (b_a * between).to(dtype), (decayed * between).to(dtype)
-        until_b, until_k = (b_b * between).to(dtype), (b_k * between).to(dtype)
-        pairs = parted(cut, C)
-        b_dab = tl.load(square(p_dab, at, C), mask=pairs, other=0.0)
-        near_a = tl.dot(b_dab, until_b, input_precision=PRECISION)
-        near_b = tl.dot(tl.trans(b_dab), since_a, input_precision=PRECISION)
-        b_dak = tl.load(square(p_dak, at, C), mask=pairs, other=0.0)
-        near_a = between * tl.dot(b_dak, until_k, near_a, input_precision=PRECISION)
-        near_k = tl.dot(tl.trans(b_dak), since_a, input_precision=PRECISION)
-        b_dqb = tl.load(square(p_dqb, at, C), mask=pairs, other=0.0)
-        near_q = tl.dot(b_dqb, until_b, input_precision=PRECISION)
-        near_b = between * tl.dot(tl.trans(b_dqb), since_q, near_b, input_precision=PRECISION)
-        b_dqk = tl.load(square(p_dqk, at, C), mask=pairs, other=0.0)
-        near_q = between * tl.dot(b_dqk, until_k, near_q, input_precision=PRECISION)
-        near_k = between * tl.dot(tl.trans(b_dqk), since_q, near_k, input_precision=PRECISION)
-        dg += masked_sums(from_cut(cut, C), b_a * near_a + decayed * near_q + b_b * near_b + b_k * near_k, PRECISION)
-        da += near_a
-        dq += near_q
-        db += near_b
-        dk += near_k
+    rows, scores = (b_a, decayed, b_b, b_k, b_g), (p_dab, p_dak, p_dqb, p_dqk)
+    gradients = _add_parted((da, dq, db, dk, dg), rows, scores, at, 0, tl.minimum(cuts, 4), 16, C, BK, PRECISION)
+    if C >= 32:
+        gradients = _add_parted(gradients, rows, scores, at, 4, 5, 32, C, BK, PRECISION)
+    if C >= 64:
+        gradients = _add_parted(gradients, rows, scores, at, 5, 6, 64, C, BK, PRECISION)
+    da, dq, db, dk, dg = gradients
 
     # q reads behind its own row's decay, and what its row writes as it is
     dg += decayed * dq

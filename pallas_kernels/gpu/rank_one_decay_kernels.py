@@ -10,11 +10,26 @@ named by its rows and columns, so that ``qb`` takes what b writes to what q read
 import triton
 import triton.language as tl
 
-from pallas_kernels.gpu.cuts import border_decays, masked_sums, parted, to_cut
+from pallas_kernels.gpu.cuts import border_decays, in_blocks, masked_sums, on_diagonal, parted, to_cut
 from pallas_kernels.gpu.decays import load_documents
 from pallas_kernels.gpu.states import decay, load_rows, load_state, read, store_state, write
 from pallas_kernels.gpu.tiles import load_run, place_of, square, tile
 from pallas_kernels.gpu.triangular import unit_lower_inverse
+
+
+@triton.jit
+def _add_scores(scores, a, q, b, k, g, cut, ROWS: tl.constexpr, PRECISION: tl.constexpr, dtype: tl.constexpr):
+    """Adds products of rows [ROWS, BK] that a cut parts to (ab), (ak), (qb) and (qk); or of several such blocks."""
+    ab, ak, qb, qk = scores
+    between = tl.exp(masked_sums(to_cut(cut, ROWS), g, PRECISION))
+    since_a, since_q = (a * between).to(dtype), (q * between).to(dtype)
+    until_b, until_k = tl.trans((b * between).to(dtype)), tl.trans((k * between).to(dtype))
+    pairs = parted(cut, ROWS)
+    ab += tl.where(pairs, tl.dot(since_a, until_b, input_precision=PRECISION), 0.0)
+    ak += tl.where(pairs, tl.dot(since_a, until_k, input_precision=PRECISION), 0.0)
+    qb += tl.where(pairs, tl.dot(since_q, until_b, input_precision=PRECISION), 0.0)
+    qk += tl.where(pairs, tl.dot(since_q, until_k, input_precision=PRECISION), 0.0)
+    return ab, ak, qb, qk
 
 
 @triton.jit
@@ -28,10 +43,10 @@ def prepare_kernel(
     row, head, at = place_of(tl.program_id(0), HEADS, C)
     b_document = load_documents(p_document, row, DOCUMENTS, C)
     dtype = p_inverse.dtype.element_ty
-    ab = tl.zeros((C, C), tl.float32)
-    ak = tl.zeros((C, C), tl.float32)
-    qb = tl.zeros((C, C), tl.float32)
-    qk = tl.zeros((C, C), tl.float32)
+    zeros = tl.zeros((C, C), tl.float32)
+    far = (zeros, zeros, zeros, zeros)
+    zeros = tl.zeros((C // 16, 16, 16), tl.float32)
+    near = (zeros, zeros, zeros, zeros)
     b_itself = tl.zeros((C,), tl.float32)
     k_itself = tl.zeros((C,), tl.float32)
     for key in range(0, K, BK):
@@ -49,16 +64,16 @@ def prepare_kernel(
         tl.store(tile(p_writes_b, row, head, key, HEADS, K, C, BK), (b_b * leave).to(dtype))
         tl.store(tile(p_writes_k, row, head, key, HEADS, K, C, BK), (b_k * leave).to(dtype))
         tl.store(p_across + at * K + key + tl.arange(0, BK), across)
-        for cut in range(cuts):  # a bound that is no constant keeps the loop a loop, in fewer registers
-            between = tl.exp(masked_sums(to_cut(cut, C), b_g, PRECISION))
-            since_a, since_q = (b_a * between).to(dtype), (b_q * between).to(dtype)
-            until_b, until_k = tl.trans((b_b * between).to(dtype)), tl.trans((b_k * between).to(dtype))
-            pairs = parted(cut, C)
-            ab += tl.where(pairs, tl.dot(since_a, until_b, input_precision=PRECISION), 0.0)
-            ak += tl.where(pairs, tl.dot(since_a, until_k, input_precision=PRECISION), 0.0)
-            qb += tl.where(pairs, tl.dot(since_q, until_b, input_precision=PRECISION), 0.0)
-            qk += tl.where(pairs, tl.dot(since_q, until_k, input_precision=PRECISION), 0.0)
+        for cut in range(4, cuts):  # bounds that are no constants keep a loop a loop, in fewer registers
+            far = _add_scores(far, b_a, b_q, b_b, b_k, b_g, cut, C, PRECISION, dtype)
+        b_a, b_q = in_blocks(b_a, 16, C, BK), in_blocks(b_q, 16, C, BK)
+        b_b, b_k = in_blocks(b_b, 16, C, BK), in_blocks(b_k, 16, C, BK)
+        b_g = in_blocks(b_g, 16, C, BK)
+        for cut in range(tl.minimum(cuts, 4)):
+            near = _add_scores(near, b_a, b_q, b_b, b_k, b_g, cut, 16, PRECISION, dtype)
 
+    ab, ak = far[0] + on_diagonal(near[0], C), far[1] + on_diagonal(near[1], C)
+    qb, qk = far[2] + on_diagonal(near[2], C), far[3] + on_diagonal(near[3], C)
     if DOCUMENTS:
         same = b_document[:, None] == b_document[None, :]
         ab = tl.where(same, ab, 0.0)
