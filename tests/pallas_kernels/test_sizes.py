@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from support.kernels import KERNELS, PLATFORMS, compare, each, example
 from support.packed import Layout
+from support.recurrences import EXTREMES
 
 SIZES = [
     *((platform, name, (70, 0), 64, PLATFORMS[platform].sizes) for platform, name in KERNELS),
@@ -25,6 +26,12 @@ def test_sizes_of_models(platform, name, lengths, chunk, sizes):
     """Long chunks, lengths that are no multiple of them, wide keys and wider values; a document inside, or none."""
     layout = Layout(lengths, chunk)
     compare(platform, name, example(name, layout, sizes), layout, None if len(lengths) > 1 else (13,))
+
+
+def test_gates_in_long_chunks():
+    """Log gates of -1e4 among weak ones: pairs of rows near each other and far apart are cut in different ways."""
+    layout, total = Layout((70, 0), 64), EXTREMES["total among weak"]
+    compare("gpu", "rwkv7", example("rwkv7", layout, (16, 16), g=total), layout, (13,), atol=1e-6)
 
 
 @each(KERNELS)
