@@ -1,9 +1,8 @@
-"""Routers that are balanced by a bias: the loss, the beginning, a second sitting. Steps: `test_sharding.py`."""
+"""Routers that are balanced by a bias: the loss, the beginning. Steps: `test_sharding.py`; sittings: `test_loop.py`."""
 
 import dataclasses
 import io
 import os
-import shutil
 import signal
 from functools import partial
 
@@ -16,9 +15,8 @@ from flax import nnx
 from rich.console import Console
 from support.batches import make_batch
 
-from mom_jax.training.checkpoint import Checkpoints, checkpoint_folder, latest_step, restore
+from mom_jax.training.checkpoint import Checkpoints
 from mom_jax.training.config import MeshConfig, TrainConfig
-from mom_jax.training.log import read_metrics
 from mom_jax.training.loop import train
 from mom_jax.training.program import Program
 from mom_jax.training.sharding import make_mesh, shard_batch
@@ -81,28 +79,6 @@ def test_scores_and_the_loss_on_logits_reach_the_router(make_config):
 
 def no_evaluation(model, batches) -> dict:
     return {"held_out_loss": 0.0}
-
-
-def final_params(config):
-    folder = checkpoint_folder(config.run_dir)
-    assert latest_step(folder) == config.steps
-    return restore(folder, config.steps, Program(config, make_mesh(MeshConfig()))).params
-
-
-def test_a_resumed_run_keeps_it(make_config, tmp_path):
-    """A second sitting from the middle ends with the same bits, and the log counts dead memories."""
-    config = dataclasses.replace(with_balance(make_config(tmp_path / "one"), "loss_free"), steps=10)
-    train(config, no_evaluation, Console(file=io.StringIO()))
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
-    shutil.rmtree(tmp_path / "two" / "checkpoints" / "10")
-    again = dataclasses.replace(config, run_dir=str(tmp_path / "two"))
-    train(again, no_evaluation, Console(file=io.StringIO()))
-    one, two = final_params(config), final_params(again)
-    assert bias_of(one).any()
-    chex.assert_trees_all_equal(one, two)
-    records = [record for record in read_metrics(config.run_dir) if "loss" in record]
-    for record in records:
-        assert record["dead_memories"] == [sum(load < 0.0025 for load in layer) for layer in record["load"]]
 
 
 def test_weights_without_a_bias_may_start_a_run_with_one(make_config, tmp_path):

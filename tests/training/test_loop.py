@@ -11,6 +11,7 @@ import time
 
 import chex
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -61,6 +62,17 @@ def assert_same_run(config, reference):
 
 
 @pytest.fixture(scope="module")
+def make_config(make_config):
+    """Routers are balanced by a bias, which belongs to the state too."""
+
+    def make(*arguments, **changes):
+        config = make_config(*arguments, **changes)
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, router_balance="loss_free"))
+
+    return make
+
+
+@pytest.fixture(scope="module")
 def uninterrupted(make_config, tmp_path_factory):
     """Twenty steps in one sitting, with checkpoints at 5, 10, 15 and 20; its text was named relative to this folder."""
     config = make_config(tmp_path_factory.mktemp("run"))
@@ -74,6 +86,9 @@ def test_a_run_learns_and_leaves_its_files(uninterrupted):
     records = training_records(uninterrupted)
     assert [record["step"] for record in records] == list(range(1, 21))
     assert records[-1]["lm_loss"] < 0.8 * records[0]["lm_loss"]
+    for record in records:
+        assert record["dead_memories"] == [sum(load < 0.0025 for load in layer) for layer in record["load"]]
+    assert np.any(final_state(uninterrupted)[0].params["layers"]["attn"]["router_bias"])
     assert [r["step"] for r in read_metrics(uninterrupted.run_dir) if "held_out_loss" in r] == [10, 20]
     names = {name for name in os.listdir(uninterrupted.run_dir) if not name.startswith(".")}
     assert names == {"checkpoints", "config.json", "metrics.jsonl", "sittings.jsonl", "tensorboard"}
@@ -87,22 +102,29 @@ def test_a_run_keeps_its_text_by_a_path_that_means_the_same_elsewhere(uninterrup
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_and_the_next_sitting_continues_bit_for_bit(number, uninterrupted, make_config, tmp_path):
-    config = make_config(tmp_path / "run", checkpoint=dataclasses.replace(uninterrupted.checkpoint, every=1000))
-
-    def signal_at_ten(model, batches):
-        os.kill(os.getpid(), number)
-        return no_evaluation(model, batches)
-
+def test_signals_that_ask_to_stop(number):
     outside = signal.getsignal(number)
     if outside is signal.SIG_IGN:  # the tests run under nohup, which training respects
         signal.signal(number, signal.SIG_DFL)
     former = signal.getsignal(number)
-    outcome = train(config, signal_at_ten, silent())
-    assert (outcome.step, outcome.finished) == (10, False)
-    assert number.name in outcome.message and "run the same command again" in outcome.message
+    with StopRequest() as stop:
+        assert stop.signal is None
+        os.kill(os.getpid(), number)
+        assert stop.signal == number
     assert signal.getsignal(number) is former
     signal.signal(number, outside)
+
+
+def test_a_signal_saves_and_the_next_sitting_continues_bit_for_bit(uninterrupted, make_config, tmp_path):
+    config = make_config(tmp_path / "run", checkpoint=dataclasses.replace(uninterrupted.checkpoint, every=1000))
+
+    def signal_at_ten(model, batches):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return no_evaluation(model, batches)
+
+    outcome = train(config, signal_at_ten, silent())
+    assert (outcome.step, outcome.finished) == (10, False)
+    assert "SIGTERM" in outcome.message and "run the same command again" in outcome.message
     assert latest_step(checkpoint_folder(config.run_dir)) == 10
     shown = io.StringIO()
     assert train(config, no_evaluation, Console(file=shown)).finished
@@ -267,11 +289,11 @@ def test_training_outlives_the_reader_of_its_output(make_config, tmp_path, caplo
         os.close(read)
         return no_evaluation(model, batches)
 
-    config = make_config(tmp_path / "run", eval_every=10, steps=15, checkpoint=CheckpointConfig(every=100))
+    config = make_config(tmp_path / "run", checkpoint=CheckpointConfig(every=100))
     with open(write, "w", encoding="utf-8") as stream:
         evaluate = iter([leave_at_ten, no_evaluation])
         outcome = train(config, lambda *now: next(evaluate)(*now), console(stream, outlives_reader=True))
-    assert outcome.finished and latest_step(checkpoint_folder(config.run_dir)) == 15
+    assert outcome.finished and latest_step(checkpoint_folder(config.run_dir)) == 20
     assert caplog.messages == ["nobody reads the output any more; going on without it"]
 
 
