@@ -65,7 +65,7 @@ def launch(
     nvidia = device.startswith("sm_")
     if moved is None:
         moved = sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs))
-    return jax_triton.triton_call(
+    results = jax_triton.triton_call(
         *inputs,
         kernel=kernel,
         out_type=list(outputs),
@@ -78,6 +78,8 @@ def launch(
         cost_estimate={"flops": flops, "bytes_accessed": moved},
         **scalars,
     )
+    # A result that is used and also stored in a loop's array would be computed for each of the two, by two calls.
+    return results if aliases else jax.lax.optimization_barrier(results)
 
 
 def float32_precision(device: str, interpret: bool) -> str:
