@@ -18,7 +18,6 @@ import triton
 from pallas_kernels.arguments import GPU
 from pallas_kernels.chunks import Unsupported
 from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry, find
-from pallas_kernels.gpu.calls import like
 from pallas_kernels.gpu.grouped_matmul_kernels import product_kernel, row_gradient_kernel, weight_gradient_kernel
 from pallas_kernels.gpu.launch import float32_precision, launch
 
@@ -171,29 +170,35 @@ def _tiles(rows, groups, height, tile):
     return (rows + (groups + 1) * (height - min(height, tile))) // height
 
 
-def _blocks(arrays, block):
-    return sum(-(-y.shape[-1] // _width(block, y.shape[-1])) for y in arrays)
+def _places(arrays):
+    """Two wide arrays and the narrow one, None where there is none, and their columns."""
+    wide = [y for y in arrays if y.shape[-1] >= NARROW]
+    narrow = arrays[len(wide) :]
+    places = (*wide, *[None] * (WIDE - len(wide)), *narrow, *[None] * (1 - len(narrow)))
+    return places, [0 if y is None else y.shape[-1] for y in places]
+
+
+def _blocks(columns, block):
+    """How many blocks of columns there are in the three places, and their constants."""
+    width, narrow = _width(block, max(columns[:WIDE])), _width(block, columns[WIDE])
+    constants = {f"N{i}": n for i, n in enumerate(columns)} | {"BN": width, "BN2": narrow}
+    return sum(-(-n // width) for n in columns[:WIDE]) - (-columns[WIDE] // narrow), constants
 
 
 def _products(x, weights, group_sizes, token, call):
-    rows = x.shape[0] if token is None else token.shape[0]
-    config, height = call.config("product", x), min(call.config("product", x).block_m, 1 << (rows - 1).bit_length())
-    wide = [w for w in weights if w.shape[2] >= NARROW]
-    narrow = weights[len(wide) :]
-    nothing, inner = jax.ShapeDtypeStruct((x.shape[1], 0), x.dtype), x.shape[1]
-    places = (*wide, *[nothing] * (WIDE - len(wide)), *narrow, *[nothing] * (1 - len(narrow)))
-    n0, n1, n2 = (w.shape[-1] for w in places)
-    width, width2 = _width(config.block_n, max(n0, n1)), _width(config.block_n, n2)
-    blocks = -(-n0 // width) - (-n1 // width) - (-n2 // width2)
+    config, inner, rows = call.config("product", x), x.shape[1], (x if token is None else token).shape[0]
+    height = min(config.block_m, 1 << (rows - 1).bit_length())
+    places, columns = _places(weights)
+    blocks, constants = _blocks(columns, config.block_n)
     ys = call.run(
-        product_kernel, config, x, _or(token, group_sizes), *(w if w.shape[-1] else x for w in places), group_sizes,
+        product_kernel, config, x, _or(token, group_sizes), *(_or(w, x) for w in places), group_sizes,
         grid={"tiles": _tiles(rows, group_sizes.shape[0], height, call.tile) * blocks},
-        outputs=[jax.ShapeDtypeStruct((rows, n) if n else (1,), x.dtype) for n in (n0, n1, n2)],
-        flops=2 * rows * inner * (n0 + n1 + n2),
-        rows=rows, TOKENS=0 if token is None else x.shape[0], K=inner, N0=n0, N1=n1, N2=n2,
-        BM=height, BN=width, BN2=width2, BK=_width(config.block_k, inner),
+        outputs=[jax.ShapeDtypeStruct((rows, n) if n else (1,), x.dtype) for n in columns],
+        flops=2 * rows * inner * sum(columns),
+        rows=rows, TOKENS=0 if token is None else x.shape[0], K=inner,
+        BM=height, BK=_width(config.block_k, inner), **constants,
     )  # fmt: skip
-    return tuple(y for y, n in zip(ys, (n0, n1, n2), strict=True) if n)
+    return tuple(y for y, n in zip(ys, columns, strict=True) if n)
 
 
 def _row_gradient(dys, weights, group_sizes, call):
@@ -210,20 +215,20 @@ def _row_gradient(dys, weights, group_sizes, call):
 
 
 def _weight_gradients(x, dys, weights, group_sizes, token, call):
-    rows, inputs = dys[0].shape[0], x.shape[1]
-    config, columns = call.config("weight_gradient", x), sum(dy.shape[1] for dy in dys)
+    inputs, config = x.shape[1], call.config("weight_gradient", x)
     height = _width(config.block_m, inputs)
-    nothing = [jax.ShapeDtypeStruct((1,), x.dtype)] * (TOGETHER - len(weights))
-    blocks = -(-inputs // height) * _blocks(dys, config.block_n)
+    places, columns = _places(dys)
+    blocks, constants = _blocks(columns, config.block_n)
+    shapes = [(1,) if dy is None else (*weights[0].shape[:2], dy.shape[1]) for dy in places]
     dweights = call.run(
-        weight_gradient_kernel, config, x, _or(token, group_sizes), *_three(dys, x), group_sizes,
-        grid={"blocks": blocks, "groups": group_sizes.shape[0]},
-        outputs=[*map(like, weights), *nothing],
-        flops=2 * rows * inputs * columns,
+        weight_gradient_kernel, config, x, _or(token, group_sizes), *(_or(dy, x) for dy in places), group_sizes,
+        grid={"blocks": -(-inputs // height) * blocks, "groups": group_sizes.shape[0]},
+        outputs=[jax.ShapeDtypeStruct(shape, x.dtype) for shape in shapes],
+        flops=2 * dys[0].shape[0] * inputs * sum(columns),
         TOKENS=0 if token is None else x.shape[0], M=inputs,
-        BM=height, BK=min(config.block_k, call.tile), **_columns(dys, config.block_n),
+        BM=height, BK=min(config.block_k, call.tile), **constants,
     )  # fmt: skip
-    return tuple(dweights[: len(weights)])
+    return tuple(dweight for dweight, n in zip(dweights, columns, strict=True) if n)
 
 
 def _or(x, instead):

@@ -9,8 +9,6 @@ Three weights have the places 0, 1 and 2; one that is not there has no columns.
 import triton
 import triton.language as tl
 
-from pallas_kernels.gpu.tiles import tile
-
 
 @triton.jit
 def load_sizes(p_sizes, GROUPS: tl.constexpr, SLOTS: tl.constexpr):
@@ -154,13 +152,13 @@ def row_gradient_kernel(
 
 @triton.jit
 def outer(
-    p_x, p_token, p_dy, p_dweight, p_sizes, g, block,
-    GROUPS: tl.constexpr, SLOTS: tl.constexpr, TOKENS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    p_x, p_token, p_dy, p_dweight, p_sizes, g, block, columns,
+    GROUPS: tl.constexpr, SLOTS: tl.constexpr, TOKENS: tl.constexpr, M: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``dweight[g] = x_g^T @ dy_g``, [M, N], one block of it."""
-    row = (block // tl.cdiv(N, BN)) * BM
-    column = (block % tl.cdiv(N, BN)) * BN
+    """``dweight[g] = x_g^T @ dy_g``, [M, columns], one block of it."""
+    row = (block // tl.cdiv(columns, BN)) * BM
+    column = (block % tl.cdiv(columns, BN)) * BN
     sizes, slot = load_sizes(p_sizes, GROUPS, SLOTS)
     begin = tl.sum(tl.where(slot < g, sizes, 0), axis=0)
     end = begin + tl.sum(tl.where(slot == g, sizes, 0), axis=0)
@@ -172,9 +170,10 @@ def outer(
         place, inside = source_of(p_token, row_x, row_x < end, TOKENS)
         p_block = p_x + place[:, None] * M + m[None, :]
         b_x = tl.load(p_block, mask=inside[:, None] & (m < M)[None, :], other=0.0)
-        b_dy = tl.load(tile(p_dy, k, 0, column, 1, N, BK, BN), mask=(n < N)[None, :], other=0.0)
+        p_block = p_dy + row_x[:, None] * columns + n[None, :]
+        b_dy = tl.load(p_block, mask=(row_x < end)[:, None] & (n < columns)[None, :], other=0.0)
         total = tl.dot(tl.trans(b_x), b_dy, total, input_precision=PRECISION)
-    store_tile(p_dweight, total, g * M + row, m < M, column, N, BM, BN)
+    store_tile(p_dweight, total, g * M + row, m < M, column, columns, BM, BN)
 
 
 @triton.jit
@@ -182,20 +181,24 @@ def weight_gradient_kernel(
     p_x, p_token, p_dy0, p_dy1, p_dy2, p_sizes, p_dw0, p_dw1, p_dw2,
     GROUPS: tl.constexpr, SLOTS: tl.constexpr, TOKENS: tl.constexpr, M: tl.constexpr,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
-    BN0: tl.constexpr, BN1: tl.constexpr, BN2: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, BN2: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the weights: one block of one of them for one group; grid (blocks, GROUPS)."""
+    """Gradients of the weights: one block of one of them for one group; grid (blocks, GROUPS). As `product_kernel`."""
     ROWS: tl.constexpr = (M + BM - 1) // BM
-    B0: tl.constexpr = ROWS * ((N0 + BN0 - 1) // BN0)
-    B1: tl.constexpr = ROWS * ((N1 + BN1 - 1) // BN1)
+    B0: tl.constexpr = ROWS * ((N0 + BN - 1) // BN)
+    B1: tl.constexpr = ROWS * ((N1 + BN - 1) // BN)
     block = tl.program_id(0)
     g = tl.program_id(1).to(tl.int64)
-    if block < B0:
-        outer(p_x, p_token, p_dy0, p_dw0, p_sizes, g, block,
-              GROUPS, SLOTS, TOKENS, M, N0, BM, BN0, BK, PRECISION)  # fmt: skip
-    elif block < B0 + B1:
-        outer(p_x, p_token, p_dy1, p_dw1, p_sizes, g, block - B0,
-              GROUPS, SLOTS, TOKENS, M, N1, BM, BN1, BK, PRECISION)  # fmt: skip
+    if block < B0 + B1:
+        second = block >= B0
+        columns = tl.where(second, N1, N0)
+        if N0 % 16 == 0 and N1 % 16 == 0:
+            columns = tl.multiple_of(columns, 16)
+        if second:
+            p_dy0 = p_dy1
+            p_dw0 = p_dw1
+        outer(p_x, p_token, p_dy0, p_dw0, p_sizes, g, tl.where(second, block - B0, block), columns,
+              GROUPS, SLOTS, TOKENS, M, BM, BN, BK, PRECISION)  # fmt: skip
     elif N2 > 0:
-        outer(p_x, p_token, p_dy2, p_dw2, p_sizes, g, block - B0 - B1,
-              GROUPS, SLOTS, TOKENS, M, N2, BM, BN2, BK, PRECISION)  # fmt: skip
+        outer(p_x, p_token, p_dy2, p_dw2, p_sizes, g, block - B0 - B1, N2,
+              GROUPS, SLOTS, TOKENS, M, BM, BN2, BK, PRECISION)  # fmt: skip
