@@ -53,17 +53,17 @@ class MemoryCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionCache:
-    """Keys and values of all attention layers, in a ring of ``capacity`` slots for each of B rows.
+    """Keys and values of all A attention layers, in a ring of ``capacity`` slots for each of B rows.
 
     A token at position p sits in slot ``p % capacity``; padding takes no slot, and a document that ended leaves
     its slots empty.
     """
 
-    keys: Float[Array, "L B capacity heads K"]
-    values: Float[Array, "L B capacity heads K"]
-    position: Int[Array, "L B capacity"]  # of the token in each slot; -1 where it is empty
-    document: Int[Array, "L B"]  # segment id of each row's last token
-    length: Int[Array, "L B"]  # tokens read so far
+    keys: Float[Array, "A B capacity heads K"]
+    values: Float[Array, "A B capacity heads K"]
+    position: Int[Array, "A B capacity"]  # of the token in each slot; -1 where it is empty
+    document: Int[Array, "A B"]  # segment id of each row's last token
+    length: Int[Array, "A B"]  # tokens read so far
 
     @classmethod
     def zeros(cls, layers: int, batch: int, capacity: int, heads: int, head_dim: int, dtype: DTypeLike) -> Self:
