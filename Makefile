@@ -29,6 +29,7 @@ fuzz: ## bad command lines and files by the hundred (14.5 minutes on two busy co
 # Left out: suites that hold one implementation against another in many cases. What is measured against stored numbers stays.
 EXHAUSTIVE := ops/test_recurrences.py layers/test_rules.py layers/test_mom.py models/test_lm.py \
     models/test_sharding.py models/test_hybrid.py models/test_cache.py models/test_accounting.py \
+    models/test_documents.py models/test_memory.py layers/test_own_rule.py \
     pallas_kernels/test_sizes.py pallas_kernels/test_inside_models.py
 
 test-second-python: ## kernels, operators, layers and models on another supported Python (without the longest suites)

@@ -64,8 +64,8 @@ def names(text):
 # Numbers that are a mistake in most fields and make sense in these.
 NUMBERS = {
     0: names("""
-        intermediate_size pad_token_id bos_token_id eos_token_id aux_loss_scale seed warmup_steps decay_fraction
-        min_learning_rate_ratio beta1 beta2 weight_decay max_minutes temperature new_tokens index
+        intermediate_size pad_token_id bos_token_id eos_token_id aux_loss_scale router_z_loss_scale seed warmup_steps
+        decay_fraction min_learning_rate_ratio beta1 beta2 weight_decay max_minutes temperature new_tokens index
     """),
     -1: names("data fsdp tensor"),
     2**31: names("seed shard_bytes max_shard_bytes clip_norm tolerance rope_theta"),

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from mom_jax.experiments.common.architectures import ARCHITECTURES, architecture, mixture
@@ -42,7 +43,7 @@ def test_fused_tokens_are_sums_of_embeddings():
     model = build_model(mixture(POINTS[0]), 0)
     table = np.asarray(model.embeddings[...])
     fused, plain = np.array([[[3, 40], [5, 0]]], np.int32), np.array([[3, 40]], np.int32)
-    summed = np.stack([[table[3] + table[40], table[5] + table[0]]])
+    summed = jnp.asarray([[table[3] + table[40], table[5] + table[0]]])
 
     @jax.jit
     def both(fused, plain):

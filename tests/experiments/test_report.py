@@ -288,7 +288,7 @@ def complaint(capsys, *args: str) -> str:
         ("{runs}/first/config.json/page.html", "config.json is a file"),
         ("{runs}/first/config.json", "config.json is a file"),
         ("/proc/pages/page.html", "/proc: "),
-        ("{runs}/%s/page.html" % ("long" * 70), "File name too long"),
+        ("{runs}/%s/page.html" % ("long" * 70), "is too long for a file system"),
         ("gs://bucket/page.html", "gs:// addresses are not supported"),
     ],
 )

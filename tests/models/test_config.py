@@ -111,7 +111,7 @@ def test_round_trip(name):
         ({"expand_v": 0.3}, r"expand_v=0\.3: head_dim \(256\) \* expand_v must be a positive whole number"),
         ({"expand_v": 0.0}, r"expand_v=0\.0: "),
         ({"hidden_ratio": None}, r"hidden_ratio=None: set hidden_ratio or intermediate_size"),
-        ({"memory_rule": "mamba"}, r"memory_rule=mamba: did you mean mamba2\?, or package\.module:Class"),
+        ({"memory_rule": "mamba"}, r"memory_rule=mamba: did you mean mamba[23]\?, or package\.module:Class"),
         ({"memory_rule": "zzz"}, r"memory_rule=zzz: choose one of gated_deltanet, .*, or package\.module:Class"),
         ({"rule_options": ["rank"]}, r"rule_options=rank: expected name=value with the value in JSON"),
         *(({"reference_conv_leak": True, **other}, r"reference_conv_leak=True: is for mixtures of gated_deltanet")

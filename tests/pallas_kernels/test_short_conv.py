@@ -47,7 +47,7 @@ class Case(NamedTuple):
         rng = np.random.default_rng(0)
         scores = rng.random((2, self.time, 3)) + np.array([[0, 0, -0.8], [0, 0, -2]])[:, None]
         memories = np.argsort(-scores, -1)[..., : self.top_k].astype(np.int32)
-        mask = rng.random((2, self.time)) < 0.8 if self.padding else None
+        mask = jnp.asarray(rng.random((2, self.time)) < 0.8, jnp.int32) if self.padding else None
         numbers = np.cumsum(rng.random((2, self.time)) < 0.2, 1) if self.documents else None
         documents = count_documents(numbers, mask, jnp.zeros(2, jnp.int32) if self.documents else None)
         return plan_packing(
@@ -132,7 +132,7 @@ def test_half_precision(platform, interpreted):
     wide = {name: None if x is None else x.astype(jnp.float32) for name, x in inputs.items()}
     want = measured(case, packing, wide, "xla")
     interpreted(platform)
-    assert_close(measured(case, packing, inputs, platform), want, 2**-7 if dtype == "bfloat16" else 2**-10)
+    assert_close(measured(case, packing, inputs, platform), want, 2**-6 if dtype == "bfloat16" else 2**-10)
 
 
 @each_platform
@@ -152,10 +152,10 @@ def test_what_kernels_do_not_take(platform, interpreted):
     "change, message",
     [
         ({"weight": (128, 1)}, "taps=1"),
-        ({"weight": (96, 4)}, r"weight has shape \(96, 4\): expected \(128, 4\)"),
+        ({"weight": (192, 4)}, r"weight has shape \(192, 4\): expected \(128, 4\)"),
         ({"state": (3, 2, 128)}, r"state has shape \(3, 2, 128\): expected \(2, 3, 128\)"),
         ({"bias": (4,)}, r"bias has shape \(4,\): expected \(128,\)"),
-        ({"x": (40, 128)}, "4 chunks: expected a divisor of the 40 rows"),
+        ({"x": (42, 128)}, "4 chunks: expected a divisor of the 42 rows"),
         ({"x": (32, 128)}, "chunk=8: the"),
         ({"x": (64, 2, 64)}, r"expected \[N, D\] and \[D, W\]"),
     ],
