@@ -17,7 +17,7 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from mom_jax.errors import InputError
 
@@ -80,6 +80,13 @@ class Check:
 Count = Annotated[int, Range(least=1, below=2**31)]
 Seed = Annotated[int, Range(least=0, below=2**32)]  # what JAX and Grain take
 Name = Annotated[str, NotEmpty()]  # of a file, a folder, a field, ...
+# Of models, far beyond any trained so far; whether it fits into memory shows when it is built.
+Channels = Annotated[int, Range(least=1, most=2**20)]
+Taps = Annotated[int, Range(least=1, most=2**8)]  # of short convolutions
+Slots = Annotated[int, Range(least=1, most=2**16)]
+Epsilon = Annotated[float, Range(least=1e-15, most=1)]  # of norms
+Divisor = Annotated[float, Range(above=0, most=2**20)]
+ImplName = Literal["auto", "reference", "xla", "tpu", "gpu"]
 
 
 def check_fields(config: Any, prefix: str = "") -> None:

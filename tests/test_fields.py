@@ -23,6 +23,9 @@ from mom_jax.cli.train import TrainArguments, parse_train
 from mom_jax.data.config import DataConfig
 from mom_jax.errors import InputError
 from mom_jax.fields import Name, Range, Seed, alternatives, checked, field_types
+from mom_jax.layers.router import RouterOptions
+from mom_jax.layers.rules import RULES
+from mom_jax.layers.rules.registry import find_rule
 from mom_jax.models.config import AttentionConfig, MoMConfig
 from mom_jax.training.config import (
     CheckpointConfig,
@@ -52,6 +55,8 @@ SOUND = {
     Plan: {},
     ExperimentConfig: {"name": "mqar"},
     ReportConfig: {"paths": ("p",)},
+    RouterOptions: {},
+    **{find_rule(name).Options: {} for name in RULES},
 }
 FIELDS = [(cls, field) for cls in SOUND for field in (f.name for f in dataclasses.fields(cls))]
 
@@ -66,6 +71,7 @@ NUMBERS = {
     0: names("""
         intermediate_size pad_token_id bos_token_id eos_token_id aux_loss_scale router_z_loss_scale seed warmup_steps
         decay_fraction min_learning_rate_ratio beta1 beta2 weight_decay max_minutes temperature new_tokens index
+        correction_factor rope_fraction
     """),
     -1: names("data fsdp tensor"),
     2**31: names("seed shard_bytes max_shard_bytes clip_norm tolerance rope_theta"),

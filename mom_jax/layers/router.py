@@ -4,6 +4,7 @@ import dataclasses
 
 from flax import nnx
 
+from mom_jax.fields import Count, check_fields
 from mom_jax.layers.linear import Linear, mixer_init
 from mom_jax.ops.precision import widened
 from mom_jax.ops.routing import Scores, route
@@ -14,9 +15,12 @@ from mom_jax.typing import Array, Float, Int
 class RouterOptions:
     """How a router decides; options with the name of a `MoMConfig` field take their value from it."""
 
-    top_k: int = 2  # memories per token, k
+    top_k: Count = 2  # memories per token, k
     router_scores: Scores = "softmax"  # over the memories, or a sigmoid for each
     router_renormalise: bool = True  # weights of the chosen memories sum to 1
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 class Router(Linear):

@@ -10,19 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from mom_jax.errors import InputError
-from mom_jax.fields import Name, Range, check_fields, checked
+from mom_jax.fields import Channels, Epsilon, ImplName, Name, Range, Slots, Taps, check_fields, checked
 from mom_jax.files import read_json
 from mom_jax.interop.model_types import in_our_words
 from mom_jax.layers.rules import RULES
 
 MEMORY_RULES = tuple(RULES)
 RouterBalance = Literal["auxiliary", "loss_free", "none"]
-ImplName = Literal["auto", "reference", "xla", "tpu", "gpu"]
 
-# Far beyond any model trained so far; whether it fits into memory shows when it is built.
 Layers = Annotated[int, Range(least=1, most=2**14)]
 Heads = Annotated[int, Range(least=1, most=2**14)]
-Channels = Annotated[int, Range(least=1, most=2**20)]
 Tokens = Annotated[int, Range(least=1, below=2**31)]
 TokenId = Annotated[int, Range(least=0, below=2**24)]
 
@@ -97,9 +94,9 @@ class MoMConfig:
     """Gate the reads; kda, gated_deltanet2 and rwkv always have a gate of their own, hgrn2 and gsa have none."""
     use_short_conv: bool = True
     """Short convolutions of queries, keys and values; rwkv, mamba3, raven, sse and sparse_delta_memory have none."""
-    conv_size: Annotated[int, Range(least=1, most=2**8)] = 4
+    conv_size: Taps = 4
     """Taps of the short convolutions, W."""
-    norm_eps: Annotated[float, Range(least=1e-15, most=1)] = 1e-6
+    norm_eps: Epsilon = 1e-6
     """Added to the mean square in the norms."""
     tie_word_embeddings: bool = False
     """Use the embedding as output matrix."""
@@ -155,7 +152,7 @@ class MoMConfig:
     """rwkv6: rank of each blend of a token with the one before."""
     a_low_rank_dim: Channels = 64
     """rwkv7: rank of the projection to removal rates."""
-    num_slots: Annotated[int, Range(least=1, most=2**16)] = 64
+    num_slots: Slots = 64
     """gsa, raven: slots for each head."""
     mini_batch_size: Annotated[int, Range(least=1, most=2**16)] = 16
     """ttt, titans: tokens that take their gradients at the same memory."""

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from mom_jax.ops.chunks import final_states, initial_carry, load, store
 from mom_jax.ops.dispatch import Kernel, select
+from mom_jax.ops.segment_rows import opens_segment
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Bool, Float, Shaped
 
@@ -95,10 +96,9 @@ class Primitive:
         fields = rows._asdict()
         per_row = {name: x for name, x in fields.items() if name not in self.shared}
         common = {name: fields[name] for name in self.shared}
-        length = table.segment.shape[0] * table.chunk_size
-        begins = jnp.zeros(length, bool).at[:: table.chunk_size].set(table.first)
+        begins = opens_segment(table)
         segment = jnp.repeat(table.segment, table.chunk_size)
-        forget = jnp.zeros(length, bool) if table.reset is None else table.reset
+        forget = jnp.zeros_like(begins) if table.reset is None else table.reset
 
         def body(carried, xs):
             running, stored = carried

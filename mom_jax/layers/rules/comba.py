@@ -17,7 +17,7 @@ from typing import Annotated
 import jax
 from flax import nnx
 
-from mom_jax.fields import Range, check_fields
+from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.output import HeadNormOutput, Output
@@ -37,10 +37,6 @@ class CombaOptions(ConvOptions):
 
     correction_factor: Annotated[float, Range(least=0, most=100)] = 1.0  # D at first; small models may want 0.02
     feedback_decay: bool = False  # erase with sigmoid(decay) k, where the authors' kernels erase with k
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fields(self)
 
 
 class Comba(QueryKeyValueRule):

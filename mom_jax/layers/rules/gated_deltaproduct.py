@@ -15,7 +15,7 @@ from typing import Annotated
 import jax.numpy as jnp
 from flax import nnx
 
-from mom_jax.fields import Range, check_fields
+from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.projections import head_log_decay, log_rates, per_memory, time_step_bias
 from mom_jax.layers.rules.deltanet import DeltaNet, DeltaNetOptions
@@ -32,10 +32,6 @@ class GatedDeltaProductOptions(DeltaNetOptions):
 
     num_householder: Annotated[int, Range(least=1, most=64)] = 2  # steps of a token, n
     use_forget_gate: bool = True  # without it, DeltaProduct
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fields(self)
 
 
 class GatedDeltaProduct(DeltaNet):

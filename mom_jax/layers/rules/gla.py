@@ -8,6 +8,7 @@ import dataclasses
 import jax
 from flax import nnx
 
+from mom_jax.fields import Channels, Divisor
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.projections import add_bias, per_memory, through
@@ -25,8 +26,8 @@ from mom_jax.typing import Array, Float
 class GLAOptions(ConvOptions):
     """Options of GLA."""
 
-    gate_low_rank_dim: int = 16  # rank of the gate's projection
-    gate_logit_normalizer: float = 16  # the larger, the slower memories forget
+    gate_low_rank_dim: Channels = 16  # rank of the gate's projection
+    gate_logit_normalizer: Divisor = 16  # the larger, the slower memories forget
 
 
 _TENSORS = GATED_TENSORS | {

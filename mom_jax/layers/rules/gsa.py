@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mom_jax.fields import Divisor, Slots
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.output import HiddenNormOutput, Output
 from mom_jax.layers.projections import per_memory
@@ -40,8 +41,8 @@ _NORM_EPS = 1e-5  # its layer in the PyTorch package norms with this, whatever n
 class GSAOptions(ConvOptions):
     """Options of GSA."""
 
-    num_slots: int = 64  # M for each head
-    gate_logit_normalizer: float = 8  # the larger, the slower slots forget
+    num_slots: Slots = 64  # M for each head
+    gate_logit_normalizer: Divisor = 8  # the larger, the slower slots forget
 
 
 _TENSORS = QKV | {"attn.rule.f_proj": alone("attn.f_proj.weight"), "attn.output.norm": Row("attn.g_norm.weight")}

@@ -8,7 +8,7 @@ other parameters.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ FEATURE_MAPS: dict[str, Callable[[Array], Array]] = {
 class LinearAttentionOptions(ConvOptions):
     """Options of linear attention."""
 
-    feature_map: str = "identity"  # of queries and keys: identity, elu (elu + 1) or relu
+    feature_map: Literal["identity", "elu", "relu"] = "identity"  # of queries and keys: identity, elu (elu + 1) or relu
     norm_feature_map: bool = False  # divide reads by the sum of their weights
 
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import jax
 from flax import nnx
 
-from mom_jax.fields import Range, check_fields
+from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.projections import per_memory, project
@@ -40,10 +40,6 @@ class LogLinearOptions(ConvOptions):
     """Options of log-linear attention."""
 
     log_linear_levels: Annotated[int, Range(least=2, most=24)] = 15  # L; 15 hold 16,384 tokens
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fields(self)
 
 
 class LogLinear(QueryKeyValueRule):

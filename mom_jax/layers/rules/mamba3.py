@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mom_jax.fields import Range, check_fields
+from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.output import GateOutput, HeadNormOutput, Output
@@ -48,10 +48,6 @@ class Mamba3Options(ProjectionOptions):
     rope_fraction: Annotated[float, Range(least=0, most=1)] = 0.5  # of the channels that turn
     rate: Literal["softplus", "rational"] = "softplus"  # of W_A x; rational: 1 + x above 0, 1 / (1 - x) below
     outproj_norm: bool = False  # normalise reads within heads before they are gated
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fields(self)
 
 
 class Mamba3(QueryKeyValueRule):

@@ -18,7 +18,7 @@ from typing import Annotated
 import jax
 from flax import nnx
 
-from mom_jax.fields import Range, check_fields
+from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.projections import add_bias, per_memory
@@ -37,10 +37,6 @@ class MesaNetOptions(ConvOptions):
     """Options of MesaNet; its published layer has no output gate."""
 
     lambda_lower_bound: Annotated[float, Range(above=0, most=1e4)] = 0.25  # what the regulariser is at least
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_fields(self)
 
 
 class MesaNet(QueryKeyValueRule):

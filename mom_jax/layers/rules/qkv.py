@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 from flax import nnx
 
+from mom_jax.fields import Taps
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.convolution import conv_history, conv_weight, convolve
 from mom_jax.layers.linear import Linear, mixer_init, param
@@ -32,7 +33,7 @@ class ConvOptions(ProjectionOptions):
     """Options of rules with short convolutions."""
 
     use_short_conv: bool = True
-    conv_size: int = 4  # taps W
+    conv_size: Taps = 4  # taps W
 
     @property
     def taps(self) -> int | None:

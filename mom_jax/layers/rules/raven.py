@@ -14,14 +14,14 @@ bias and decay projections; the query projection, norms, ``A_log`` and ``dt_bias
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.errors import InputError
-from mom_jax.fields import Range, check_fields
+from mom_jax.fields import Divisor, Slots
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.output import HeadNormOutput, HiddenNormOutput, Output
@@ -41,15 +41,14 @@ from mom_jax.typing import Array, Float
 class RavenOptions(ProjectionOptions):
     """Options of Raven."""
 
-    num_slots: Annotated[int, Range(least=1, most=2**16)] = 64  # M for each head
-    slot_top_k: Annotated[int, Range(least=1, most=2**16)] | None = None  # slots that a token moves; M / 8 if None
+    num_slots: Slots = 64  # M for each head
+    slot_top_k: Slots | None = None  # slots that a token moves; M / 8 if None
     slot_scores: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax is not renormalised over the chosen
     slot_decay: Literal["head", "slot"] = "head"  # a; slot: log sigmoid(W_f x) / gate_logit_normalizer, for each
-    gate_logit_normalizer: float = 8  # with slot_decay slot: the larger, the slower slots move
+    gate_logit_normalizer: Divisor = 8  # with slot_decay slot: the larger, the slower slots move
 
     def __post_init__(self):
         super().__post_init__()
-        check_fields(self)
         if self.slot_top_k is not None and self.slot_top_k > self.num_slots:
             raise InputError("slot_top_k", self.slot_top_k, f"must be at most num_slots ({self.num_slots})")
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.errors import InputError
+from mom_jax.fields import Epsilon, ImplName, check_fields
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.output import HeadNormOutput, Output
 from mom_jax.layers.rules.published import Published, Unreadable
@@ -70,11 +71,12 @@ class RuleOptions:
     """
 
     use_output_gate: bool = True  # gate what is read
-    norm_eps: float = 1e-6  # of the norm of what is read
-    impl: str = "auto"  # of the recurrence (`mom_jax.ops.dispatch`)
+    norm_eps: Epsilon = 1e-6  # of the norm of what is read
+    impl: ImplName = "auto"  # of the recurrence (`mom_jax.ops.dispatch`)
     has_own_gate: ClassVar[bool] = False  # the rule gates what is read by itself: there is no choice
 
     def __post_init__(self):
+        check_fields(self)
         if self.has_own_gate and not self.use_output_gate:
             raise InputError("use_output_gate", False, "is not available: the memory rule has its own gate")
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mom_jax.fields import Channels
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.convolution import token_before
 from mom_jax.layers.linear import Linear, mixer_init, param
@@ -29,8 +30,8 @@ from mom_jax.typing import Array, Float
 class RWKV6Options(RuleOptions):
     """Options of RWKV6."""
 
-    proj_low_rank_dim: int = 32  # rank of each of the five blends of a token with the one before
-    decay_low_rank_dim: int = 64  # rank of the decay's projection
+    proj_low_rank_dim: Channels = 32  # rank of each of the five blends of a token with the one before
+    decay_low_rank_dim: Channels = 64  # rank of the decay's projection
     has_own_gate = True
 
 

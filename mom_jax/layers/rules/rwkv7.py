@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mom_jax.fields import Channels, Epsilon
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.convolution import token_before
 from mom_jax.layers.linear import Linear, mixer_init, param
@@ -34,10 +35,10 @@ _LOG_DECAY = -0.6065306597126334  # -exp(-1/2): the strongest decay, of one toke
 class RWKV7Options(RuleOptions):
     """Options of RWKV7: ranks of its three low-rank projections."""
 
-    decay_low_rank_dim: int = 64
-    a_low_rank_dim: int = 64  # of the removal rate
-    gate_low_rank_dim: int = 128
-    norm_eps: float = 1e-5  # for one key channel; K times that is added to variances
+    decay_low_rank_dim: Channels = 64
+    a_low_rank_dim: Channels = 64  # of the removal rate
+    gate_low_rank_dim: Channels = 128
+    norm_eps: Epsilon = 1e-5  # for one key channel; K times that is added to variances
     has_own_gate = True
 
 

@@ -22,7 +22,7 @@ import jax
 from flax import nnx
 
 from mom_jax.errors import InputError
-from mom_jax.fields import Range, check_fields
+from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.projections import head_log_decay, log_rates, per_memory, time_step_bias
 from mom_jax.layers.rules.qkv import ProjectionOptions, QueryKeyValueRule
@@ -48,7 +48,6 @@ class SparseDeltaMemoryOptions(ProjectionOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        check_fields(self)
         if math.isqrt(self.table_slots) ** 2 != self.table_slots:
             near = math.isqrt(self.table_slots) ** 2
             raise InputError("table_slots", self.table_slots, f"must be the square of a whole number, such as {near}")

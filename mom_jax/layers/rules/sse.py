@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.errors import InputError
-from mom_jax.fields import Range, check_fields
+from mom_jax.fields import Channels, Divisor, Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import Linear, mixer_init, param
 from mom_jax.layers.projections import add_bias, per_memory, through
@@ -46,12 +46,11 @@ class SSEOptions(ProjectionOptions):
     partitions: Annotated[int, Range(least=1, most=2**10)] = 4  # besides the one for all, P
     partition_top_k: Annotated[int, Range(least=1, most=2**10)] = 1  # that a token is written to and read from
     row_top_k: Annotated[int, Range(least=1, most=2**20)] | None = None  # rows of a partition that are written; all
-    gate_low_rank_dim: Annotated[int, Range(least=1, most=2**20)] = 16  # rank of the gates' projections
-    gate_logit_normalizer: Annotated[float, Range(above=0, most=2**20)] = 16  # the larger, the slower memories forget
+    gate_low_rank_dim: Channels = 16  # rank of the gates' projections
+    gate_logit_normalizer: Divisor = 16  # the larger, the slower memories forget
 
     def __post_init__(self):
         super().__post_init__()
-        check_fields(self)
         if self.partition_top_k > self.partitions:
             remedy = f"must be at most partitions ({self.partitions})"
             raise InputError("partition_top_k", self.partition_top_k, remedy)

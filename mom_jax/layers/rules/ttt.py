@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.errors import InputError
+from mom_jax.fields import Count
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.projections import add_bias, per_memory
@@ -29,7 +30,7 @@ from mom_jax.typing import Array, Float
 class MiniBatchOptions(ConvOptions):
     """Options of rules that learn by mini-batches."""
 
-    mini_batch_size: int = 16  # tokens that take their gradients at the same weights
+    mini_batch_size: Count = 16  # tokens that take their gradients at the same weights
 
 
 class TTTLinear(QueryKeyValueRule):
