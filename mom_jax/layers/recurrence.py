@@ -58,7 +58,11 @@ def _one_token(
 def _by_gather(
     primitive: Primitive, rows: Rows, table: ChunkTable, cache: MemoryCache, layer: int | Array, scale: float
 ) -> tuple[Float[Array, "N H V"], State]:
-    """In place: were the states of all layers reshaped, XLA would copy them at every step."""
+    """In place: were the states of all layers reshaped, XLA would copy them at every step.
+
+    Rows are made before: a CPU's compiler would make them anew for every element of the states that they change.
+    """
+    rows = jax.lax.optimization_barrier(rows)
     place = (layer, *jnp.divmod(table.segment, cache.document.shape[-1]))  # memory, batch row
     state = jax.tree.map(lambda a: _row_states(a.at[place].get(mode="clip"), table), cache.recurrent)
     o, state = primitive.step(rows, state, scale)

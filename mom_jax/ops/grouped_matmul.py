@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 
-from mom_jax.ops.dispatch import Target, kernel_for, select
+from mom_jax.ops.dispatch import Target, kernel_for, select, target
+from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float, Int
 
@@ -62,9 +63,11 @@ def _gathered(device: Target, x: Float[Array, "B T D"], weights: Weights, packin
 def _row_by_row(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"]) -> Products:
     """For no more rows than groups, as one token has: each row meets its own group's weights, no others are read."""
     group = jnp.sum(jnp.arange(x.shape[0])[:, None] >= jnp.cumsum(group_sizes), -1)
-    own = (w.at[group].get(mode="clip") for w in weights)
-    wide = x.astype(jnp.float32)[..., None]
-    return tuple(jnp.sum(wide * w.astype(jnp.float32), 1).astype(x.dtype) for w in own)
+    chosen = (w.at[group].get(mode="clip").astype(x.dtype) for w in weights)
+    if target().platform == "gpu":  # one launch that reads a weight once, where a product would copy it first
+        return tuple(jnp.sum(widened(x)[..., None] * widened(w), 1).astype(x.dtype) for w in chosen)
+    wide = {"preferred_element_type": widened(x).dtype}
+    return tuple(jnp.einsum("nd,ndf->nf", x, w, **wide).astype(x.dtype) for w in chosen)
 
 
 def _by_xla(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"], tile: int) -> Products:
