@@ -26,7 +26,7 @@ from mom_jax.interop.published import is_published
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.paths import cache_folder, local_path, why_not_writable
 from mom_jax.reports.markdown import write_report
-from mom_jax.training.checkpoint import load_run
+from mom_jax.training.checkpoint import NEWEST, Choice, load_run
 from mom_jax.training.config import MeshConfig, TrainConfig
 from mom_jax.training.conversion import load_published
 from mom_jax.training.log import time_left
@@ -69,17 +69,29 @@ class OpenedRun(NamedTuple):
 
 
 @contextmanager
-def opened_run(run_dir: str, mesh: Mesh) -> Iterator[OpenedRun]:
-    """A run's newest model on ``mesh``, which is set while it is entered; a published model's folder is one at step 0.
+def opened_run(run_dir: str, mesh: Mesh, choice: Choice = NEWEST) -> Iterator[OpenedRun]:
+    """A run's model on ``mesh``, which is set while it is entered; a published model's folder is one at step 0.
+
+    Args:
+        run_dir: the run, or a published model's folder.
+        mesh: where the parameters go.
+        choice: which of the run's parameters; the newest ones unless given.
 
     Raises:
-        InputError: no run there, no checkpoint that can be read, or one whose parameters are not all finite.
+        InputError: no run there, no such checkpoint that can be read, or one whose parameters are not all finite.
     """
     folder = local_path(run_dir, "run")
     with named_as("run", "directory"):
-        parts = (*load_published(folder, mesh), 0) if is_published(folder) else load_run(folder, mesh)
+        parts = _published(folder, mesh, choice) if is_published(folder) else load_run(folder, mesh, choice)
     with jax.set_mesh(mesh):
         yield OpenedRun(*parts)
+
+
+def _published(folder: Path, mesh: Mesh, choice: Choice) -> tuple[TrainConfig, MoMForCausalLM, int]:
+    for field, value in choice._asdict().items():
+        if value != Choice._field_defaults[field]:
+            raise InputError(field, value, f"is of runs; {folder} is a published model, which has its parameters alone")
+    return (*load_published(folder, mesh), 0)
 
 
 class Scored(NamedTuple):
@@ -90,11 +102,12 @@ class Scored(NamedTuple):
     data: PreparedData
 
 
-def evaluate_run(run_dir: str, *, max_windows: int | None = None, **changes: int) -> Scored:
+def evaluate_run(run_dir: str, *, choice: Choice = NEWEST, max_windows: int | None = None, **changes: int) -> Scored:
     """Scores a run's newest model on held-out text; writes nothing into its folder.
 
     Args:
         run_dir: the run, or a published model's folder.
+        choice: which of the run's parameters; the newest ones unless given.
         max_windows: score about this many windows instead of all.
         changes: fields of the run's data config to replace (``sequence_length``, ``batch_size``).
 
@@ -103,8 +116,8 @@ def evaluate_run(run_dir: str, *, max_windows: int | None = None, **changes: int
             model whose loss is not finite.
     """
     mesh = all_devices()
-    with opened_run(run_dir, mesh) as opened:
-        return score(opened, run_dir, mesh, lambda line: None, max_windows=max_windows, **changes)
+    with opened_run(run_dir, mesh, choice) as opened:
+        return score(opened, run_dir, mesh, lambda line: None, ema=choice.ema, max_windows=max_windows, **changes)
 
 
 def score(
@@ -113,10 +126,14 @@ def score(
     mesh: Mesh,
     report: Callable[[str], None],
     *,
+    ema: bool = False,
     max_windows: int | None = None,
     **changes: int,
 ) -> Scored:
-    """As `evaluate_run`, of a run opened on ``mesh``; ``report`` gets lines about the text before it is scored."""
+    """As `evaluate_run`, of a run opened on ``mesh``.
+
+    ``report`` gets lines about the text before it is scored; ``ema`` says that the model is an average.
+    """
     config, model, step = opened
     data_config = _data_of(config, changes)
     if data_config.batch_size % mesh.size:
@@ -142,6 +159,8 @@ def score(
         "windows_in_all": windows,
         "date": now(),
     }
+    if ema:
+        about["ema"] = True
     return Scored(cast(Evaluation, about | scores), config, data)
 
 
@@ -157,6 +176,7 @@ def evaluate_run_on_tasks(
     run_dir: str,
     names: Iterable[str],
     *,
+    choice: Choice = NEWEST,
     include_path: str | None = None,
     limit: int | None = None,
     sequence_length: int | None = None,
@@ -168,6 +188,7 @@ def evaluate_run_on_tasks(
     Args:
         run_dir: the run, or a published model's folder.
         names: see `load_tasks`.
+        choice: which of the run's parameters; the newest ones unless given.
         include_path: folder of further task files.
         limit: documents of each task.
         sequence_length: the longest input; as in training unless given.
@@ -186,7 +207,7 @@ def evaluate_run_on_tasks(
     names = list(names)
     manager = find_tasks(names, include_path)
     mesh = all_devices()
-    with opened_run(run_dir, mesh) as (config, model, step):
+    with opened_run(run_dir, mesh, choice) as (config, model, step):
         tokenizer = load_tokenizer(config.data.tokenizer)
         lm = HarnessModel(
             model,

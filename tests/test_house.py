@@ -19,6 +19,7 @@ FLOORS = {
     "mom_jax.typing": 0,
     "mom_jax.fields": 1,
     "mom_jax.files": 1,
+    "mom_jax.importing": 1,
     "mom_jax.compilation_cache": 2,
     "mom_jax.locks": 2,
     "mom_jax.paths": 1,

@@ -8,7 +8,7 @@ import yaml
 from mom_jax.errors import InputError
 from mom_jax.files import read_text
 from mom_jax.paths import local_path
-from mom_jax.training.config import TrainConfig, overlaid
+from mom_jax.training.config import TrainConfig, with_fields
 
 _REMEDY = "give a YAML or JSON file of values, such as a run's config.json"
 
@@ -40,6 +40,6 @@ def read_config(place: str, base: TrainConfig) -> TrainConfig:
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise InputError("config", place, f"holds no names with values; {_REMEDY}")
     try:
-        return TrainConfig.from_dict(overlaid(base.to_dict(), fields))
+        return with_fields(base, fields)
     except InputError as error:
         raise InputError(error.field, error.value, f"{error.remedy} (in {place})") from error

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mom_jax.cli.parsing import Place, parse
+from mom_jax.cli.parsing import Place, Step, parse
 from mom_jax.data.config import TokenizerName
 from mom_jax.errors import InputError, named_as
 from mom_jax.fields import Range, check_fields
@@ -30,6 +30,10 @@ class ConvertConfig:
     """A published model's folder, or a run's."""
     dst: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The folder to write; it must not exist, or be empty."""
+    step: Step | None = None
+    """Step of the checkpoint; default: the newest that is whole."""
+    ema: bool = False
+    """Take the moving average of the parameters, which a run with --optimizer.ema-decay keeps."""
     tokenizer: TokenizerName | None = None
     """Tokenizer to store instead of the model's own: bytes, mistral, a file, a folder or a hub name."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -43,6 +47,9 @@ class ConvertConfig:
         check_local(self.dst, "dst")
 
 
+_OF_RUNS = ("step", "ema", "dtype", "max_shard_bytes")
+
+
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, converts, says what was written."""
     arguments = parse(ConvertConfig, args, prog="mom-jax convert", description=DESCRIPTION)
@@ -50,20 +57,28 @@ def main(args: Sequence[str]) -> int:
     from mom_jax.cli.runs import console
     from mom_jax.interop.published import is_published
     from mom_jax.runs import one_device
+    from mom_jax.training.checkpoint import Choice
     from mom_jax.training.conversion import published_to_run, run_to_published
 
     out = console()
     if is_published(Path(arguments.src).expanduser()):
-        if (arguments.dtype, arguments.max_shard_bytes) != (ConvertConfig.dtype, ConvertConfig.max_shard_bytes):
-            remedy = "would be a run: --dtype and --max-shard-bytes are for published models"
+        if any(getattr(arguments, field) != getattr(ConvertConfig, field) for field in _OF_RUNS):
+            remedy = "would be a run: --step, --ema, --dtype and --max-shard-bytes are for published models"
             raise InputError("dst", arguments.dst, remedy)
         with named_as("src", "directory"):
             published_to_run(arguments.src, arguments.dst, one_device(), arguments.tokenizer)
         line = f"run: {arguments.dst}; try mom-jax generate {arguments.dst} --prompt 'Once'"
     else:
-        sizes = {"dtype": arguments.dtype, "max_shard_bytes": arguments.max_shard_bytes}
         with named_as("src", "run"):
-            run_to_published(arguments.src, arguments.dst, one_device(), tokenizer=arguments.tokenizer, **sizes)
+            run_to_published(
+                arguments.src,
+                arguments.dst,
+                one_device(),
+                choice=Choice(arguments.step, arguments.ema),
+                tokenizer=arguments.tokenizer,
+                dtype=arguments.dtype,
+                max_shard_bytes=arguments.max_shard_bytes,
+            )
         line = f"published model: {arguments.dst}"
     out.print(line)
     return 0

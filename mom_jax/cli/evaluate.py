@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from mom_jax.cli.notes import note
-from mom_jax.cli.parsing import Place, parse
+from mom_jax.cli.parsing import Place, Step, parse
 from mom_jax.errors import InputError, install
 from mom_jax.fields import Count, Name, Range, check_fields
 from mom_jax.paths import local_path, output_folder, why_not_writable
@@ -24,6 +24,8 @@ beside it: the same command goes on where it was stopped.
 
 Example: mom-jax eval runs/mom-tiny --sequence-length 1024
 
+Example: mom-jax eval runs/mom-tiny --step 200
+
 Example: mom-jax eval /shared/runs/mom-340m --tasks recall,commonsense,longbench --out results/mom-340m"""
 
 
@@ -33,6 +35,10 @@ class EvalConfig:
 
     run: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or of a published model."""
+    step: Step | None = None
+    """Step of the checkpoint; default: the newest that is whole."""
+    ema: bool = False
+    """Take the moving average of the parameters, which a run with --optimizer.ema-decay keeps."""
     sequence_length: Annotated[int, Range(least=1, most=2**24)] | None = None
     """Tokens per window, or of a task's longest input; default: as in training."""
     batch_size: Annotated[int, Range(least=1, most=2**20)] | None = None
@@ -76,11 +82,13 @@ def main(args: Sequence[str]) -> int:
     place = _place(arguments)
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.scores import score_and_keep, score_tasks_and_keep
+    from mom_jax.training.checkpoint import Choice
 
     options = {name: value for name in _PASSED_ON if (value := getattr(arguments, name)) is not None}
+    choice = Choice(arguments.step, arguments.ema)
     if arguments.tasks is not None:
-        return score_tasks_and_keep(arguments.run, place, arguments.task_names, **options)
-    return score_and_keep(arguments.run, place, sample=arguments.sample, **options)
+        return score_tasks_and_keep(arguments.run, place, arguments.task_names, choice=choice, **options)
+    return score_and_keep(arguments.run, place, choice=choice, sample=arguments.sample, **options)
 
 
 _PASSED_ON = ("sequence_length", "batch_size", "max_windows", "include_path", "limit")

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from mom_jax.cli.parsing import Place, parse
+from mom_jax.cli.parsing import Place, Step, parse
 from mom_jax.errors import InputError
 from mom_jax.fields import Count, Name, Range, Seed, check_fields
 from mom_jax.files import read_text
 
-DESCRIPTION = """Continues a prompt with the newest checkpoint of a run, token by token on the terminal.
+DESCRIPTION = """Continues a prompt with a checkpoint of a run (the newest, or the one of --step), token by token on
+the terminal.
 
 Example: mom-jax generate runs/mom-tiny --prompt 'def main(' --max-new-tokens 200 --temperature 0.7
 """
@@ -38,6 +39,10 @@ class GenerateConfig:
 
     run: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or of a published model."""
+    step: Step | None = None
+    """Step of the checkpoint; default: the newest that is whole."""
+    ema: bool = False
+    """Take the moving average of the parameters, which a run with --optimizer.ema-decay keeps."""
     prompt: Annotated[Name | None, _optional("TEXT")] = None
     """Text to continue; - reads it from standard input, to its end."""
     prompt_file: Annotated[Place | None, _optional("FILE")] = None
@@ -77,10 +82,11 @@ def main(args: Sequence[str]) -> int:
     from mom_jax.cli.completion import Choices, complete
     from mom_jax.cli.runs import console
     from mom_jax.runs import one_device, opened_run
+    from mom_jax.training.checkpoint import Choice
 
     console()
     choices = Choices(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
-    with opened_run(arguments.run, one_device()) as (config, model, _):
+    with opened_run(arguments.run, one_device(), Choice(arguments.step, arguments.ema)) as (config, model, _):
         complete(
             config,
             model,

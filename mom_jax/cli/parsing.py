@@ -17,12 +17,13 @@ import tyro
 
 from mom_jax.cli import habits
 from mom_jax.errors import InputError
-from mom_jax.fields import Check, NotEmpty, alternatives, described, field_types
+from mom_jax.fields import Check, NotEmpty, Range, alternatives, described, field_types
 from mom_jax.models.presets import preset_names
 from mom_jax.paths import check_kept
 
 Config = TypeVar("Config")
 Place = Annotated[str, NotEmpty(), Check(check_kept)]  # a local file or folder, which need not exist
+Step = Annotated[int, Range(least=0, below=2**31)]  # of a checkpoint
 
 
 def preset_first(verb: str, args: Sequence[str]) -> tuple[str, list[str]]:
@@ -55,7 +56,7 @@ def parse(
         InputError: an unknown option, or a value that does not fit its field.
         SystemExit: help was asked for and printed.
     """
-    types_by_option = _options(cls)
+    types_by_option = _options(cls, default)
     args = _joined(args, types_by_option)
     _check_names(args, types_by_option)
     about = "\n\n".join(sorted(description.split("\n\n"), key=lambda part: not part.startswith("Example:")))
@@ -82,12 +83,13 @@ def _fill(
         _explain(error, cls, args, default, types_by_option, boxes.getvalue())
 
 
-def _options(cls: Any, prefix: str = "") -> dict[str, Any]:
-    """The type of every option that is offered, by its dotted field name."""
+def _options(cls: Any, default: Any, prefix: str = "") -> dict[str, Any]:
+    """The type of every option that is offered, by its dotted field name; a section is of its default's class."""
     hints: dict[str, Any] = {}
     for name, hint in field_types(cls).items():
         if dataclasses.is_dataclass(hint):
-            hints.update(_options(hint, f"{prefix}{name}."))
+            section = getattr(default, name, None)
+            hints.update(_options(hint if section is None else type(section), section, f"{prefix}{name}."))
         elif tyro.conf.Suppress not in typing.get_args(hint):
             hints[prefix + name] = hint
     return hints

@@ -32,6 +32,7 @@ from mom_jax.paths import local_path
 from mom_jax.reports.markdown import write_report
 from mom_jax.reports.tables import baseline_table, evaluation_tables, task_tables
 from mom_jax.runs import ANSWERS, OpenedRun, all_devices, evaluate_run_on_tasks, opened_run, score
+from mom_jax.training.checkpoint import NEWEST, Choice
 from mom_jax.training.log import METRICS_FILE
 
 _COUNTED = 2**30  # training tokens up to which n-gram models are counted; these take two minutes
@@ -39,13 +40,21 @@ _PROMPT, _SAMPLE, _TEMPERATURE = 32, 160, 0.7  # tokens of a prompt and of its c
 
 
 def score_and_keep(
-    run: str, place: Path | None, *, sample: bool = True, prompt: str | None = None, about: bool = True, **options: int
+    run: str,
+    place: Path | None,
+    *,
+    choice: Choice = NEWEST,
+    sample: bool = True,
+    prompt: str | None = None,
+    about: bool = True,
+    **options: int,
 ) -> int:
     """Scores a run on held-out text; prints, then adds the scores to ``eval.json`` and renews ``report.md``.
 
     Args:
         run: its folder.
         place: of the files; None keeps nothing.
+        choice: which of its parameters.
         sample: continue a prompt too, where there is one device.
         prompt: the beginning of a held-out document unless given.
         about: print what text it is first.
@@ -55,8 +64,8 @@ def score_and_keep(
         The exit status.
     """
     out, mesh = console(), all_devices()
-    with opened_run(run, mesh) as opened:
-        scored = score(opened, run, mesh, out.print if about else lambda line: None, **options)
+    with opened_run(run, mesh, choice) as opened:
+        scored = score(opened, run, mesh, out.print if about else lambda line: None, ema=choice.ema, **options)
         evaluation = scored.evaluation
         for table in evaluation_tables([evaluation]):
             print_results(table, out)

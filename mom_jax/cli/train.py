@@ -13,6 +13,7 @@ from mom_jax.cli.parsing import Place, parse, preset_first
 from mom_jax.errors import InputError
 from mom_jax.models.presets import preset_names
 from mom_jax.training.config import TRAIN_PRESETS, ProcessesConfig, TrainConfig, flat, get_train_preset
+from mom_jax.training.optimizers import with_name
 
 DESCRIPTION = """Trains a model. PRESET is one of {presets}; every option overrides one of its values.
 When the run folder holds a checkpoint of the same config, the run resumes there. Ctrl-C or SIGTERM saves and
@@ -102,13 +103,16 @@ def parse_train(args: Sequence[str]) -> TrainArguments:
     Raises:
         InputError: no or an unknown preset, a bad file, or a bad override.
     """
-    file = next((word for option, word in itertools.pairwise(_words(args)) if option == "--config"), None)
+    given = dict(itertools.pairwise(_words(args)))
+    file, optimizer = given.get("--config"), given.get("--optimizer.name")
     if file is not None and args[0].startswith("-"):
         default, rest = read_config(file, TrainConfig()), args
     else:
         preset, rest = preset_first("train", args)
         default = get_train_preset(preset)
         default = default if file is None else read_config(file, default)
+    if optimizer is not None:  # what other options there are depends on it
+        default = dataclasses.replace(default, optimizer=with_name(default.optimizer, optimizer))
     return parse(
         TrainArguments,
         rest,

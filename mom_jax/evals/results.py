@@ -49,6 +49,7 @@ class Evaluation(TypedDict):
     by_position: list[Bucket]
     load: NotRequired[list[list[float]]]  # [L][M]
     routing_entropy: NotRequired[list[float]]  # [L]
+    ema: NotRequired[bool]  # whether of the parameters' moving average
     data: NotRequired[str]
     text: NotRequired[str]  # fingerprint of the data
     sequence_length: NotRequired[int]
@@ -92,7 +93,7 @@ def is_complete(evaluation: Evaluation) -> bool:
 
 
 def read_evaluations(folder: Path, complain: Complain) -> list[Evaluation]:
-    """The evaluations in a folder's ``eval.json``: those of all held-out text first, then newer before older ones.
+    """The evaluations in a folder's ``eval.json``: those of all held-out text first, then later steps.
 
     The file holds the first of them, and under ``others`` the rest; older versions wrote the last one alone.
     """
@@ -130,13 +131,13 @@ def add_evaluation(folder: Path, new: Evaluation, complain: Complain) -> list[Ev
         old = read_evaluations(folder, complain)
         _set_aside(folder / EVALUATION_FILE, complain)
         evaluations = [new, *(item for item in old if _identity(item) != _identity(new))]
-        first, *others = sorted(evaluations, key=is_complete, reverse=True)  # a stable order
+        first, *others = sorted(evaluations, key=lambda e: (is_complete(e), e["step"]), reverse=True)  # a stable order
         write_json(folder / EVALUATION_FILE, finite({**first, "others": others}), indent=2)
     return [first, *others]
 
 
 def _identity(evaluation: Evaluation) -> tuple[Any, ...]:
-    return tuple(evaluation.get(name) for name in ("step", "data", "text", "sequence_length", "windows"))
+    return tuple(evaluation.get(name) for name in ("step", "ema", "data", "text", "sequence_length", "windows"))
 
 
 def read_tasks(folder: Path, complain: Complain) -> Tasks:

@@ -24,6 +24,16 @@ class ModelParts:
         """Whether weight decay applies to each parameter, as their metadata say, in a nested dictionary."""
         return nnx.to_pure_dict(decays(self.abstract))
 
+    @property
+    def matrices(self) -> dict[Any, Any]:
+        """Whether each parameter is a matrix of a product inside the blocks (several on leading axes), as `decays`."""
+
+        def is_matrix(path: tuple[Any, ...], variable: nnx.Variable) -> Any:
+            return variable.replace(variable.get_metadata("rounds", False) and len(path) > 1)
+
+        is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+        return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(is_matrix, self.abstract, is_leaf=is_variable))
+
     def merge(self, params: dict[Any, Any]) -> MoMForCausalLM:
         """The model holding ``params`` (a nested dictionary of arrays, or of tracers inside a step)."""
         state = jax.tree.map(lambda leaf: leaf, self.abstract)

@@ -1,5 +1,7 @@
 """Next-token cross entropy that never holds all logits at once."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -27,49 +29,78 @@ def chunked_cross_entropy(
     Returns:
         The sum in nats and the number of labels that are not `IGNORE`, both float32 scalars.
     """
-    return _summed_nats(hidden, weight, labels), (labels != IGNORE).sum().astype(jnp.float32)
+    return penalised_cross_entropy(hidden, weight, labels, 0.0)[1], (labels != IGNORE).sum().astype(jnp.float32)
 
 
-@jax.custom_vjp
-def _summed_nats(
-    hidden: Float[Array, "B T D"], weight: Float[Array, "vocab D"], labels: Int[Array, "B T"]
-) -> Float[Array, ""]:
-    def piece(total, xs):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def penalised_cross_entropy(
+    hidden: Float[Array, "B T D"], weight: Float[Array, "vocab D"], labels: Int[Array, "B T"], z_scale: float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """As `chunked_cross_entropy`, with a penalty that keeps logits near 0.
+
+    It is ``z_scale * logsumexp(logits)^2`` of each label, the z-loss of PaLM (arXiv 2204.02311, section 5; 1e-4 there).
+
+    Returns:
+        (nats and penalties, nats alone), summed; float32 scalars. Gradients are those of the first: the second is to be
+        looked at where there is a penalty.
+    """
+
+    def piece(sums, xs):
         x, y = xs
-        return total + token_cross_entropy(_logits(x, weight), y).sum(), None
+        return jax.tree.map(jnp.add, sums, _scores(_logits(x, weight), y, z_scale)), None
 
-    return jax.lax.scan(piece, jnp.zeros((), jnp.float32), _pieces(hidden, labels, weight.shape[0]))[0]
+    return jax.lax.scan(piece, _zeros(), _pieces(hidden, labels, weight.shape[0]))[0]
+
+
+def _zeros() -> tuple[Float[Array, ""], Float[Array, ""]]:
+    return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+
+
+def _scores(
+    logits: Float[Array, "B T vocab"], labels: Int[Array, "B T"], z_scale: float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    nats = token_cross_entropy(logits, labels).sum()
+    if not z_scale:
+        return nats, nats
+    squares = jnp.where(labels == IGNORE, 0.0, jnp.square(jax.nn.logsumexp(logits, -1)))
+    return nats + z_scale * squares.sum(), nats
 
 
 def _summed_nats_fwd(
-    hidden: Float[Array, "B T D"], weight: Float[Array, "vocab D"], labels: Int[Array, "B T"]
-) -> tuple[Float[Array, ""], tuple[Float[Array, "B T D"], Float[Array, "vocab D"]]]:
-    """The sum, and its gradients of hidden states and weight."""
+    hidden: Float[Array, "B T D"], weight: Float[Array, "vocab D"], labels: Int[Array, "B T"], z_scale: float
+) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], tuple[Float[Array, "B T D"], Float[Array, "vocab D"]]]:
+    """The sums, and the first one's gradients of hidden states and weight."""
     narrow = weight.astype(hidden.dtype)
 
     def piece(carry, xs):
-        total, dweight = carry
+        sums, dweight = carry
         x, y = xs
         logits = _logits(x, narrow)
-        surplus = jax.nn.softmax(logits, -1) - jax.nn.one_hot(y, weight.shape[0], dtype=logits.dtype)
+        shares = jax.nn.softmax(logits, -1)
+        surplus = shares - jax.nn.one_hot(y, weight.shape[0], dtype=logits.dtype)
+        if z_scale:
+            surplus += 2 * z_scale * jax.nn.logsumexp(logits, -1, keepdims=True) * shares
         dlogits = jnp.where((y == IGNORE)[..., None], 0, surplus).astype(x.dtype)
         dx = jnp.einsum("btv,vd->btd", dlogits, narrow, preferred_element_type=x.dtype)
         dweight += jnp.einsum("btv,btd->vd", dlogits, x, preferred_element_type=dweight.dtype)
-        return (total + token_cross_entropy(logits, y).sum(), dweight), dx
+        return (jax.tree.map(jnp.add, sums, _scores(logits, y, z_scale)), dweight), dx
 
-    init = jnp.zeros((), jnp.float32), jnp.zeros(weight.shape, jnp.float32)
-    (total, dweight), dhidden = jax.lax.scan(piece, init, _pieces(hidden, labels, weight.shape[0]))
-    return total, (_join_time(dhidden, labels.shape[1]), dweight.astype(weight.dtype))
+    init = _zeros(), jnp.zeros(weight.shape, jnp.float32)
+    (sums, dweight), dhidden = jax.lax.scan(piece, init, _pieces(hidden, labels, weight.shape[0]))
+    return sums, (_join_time(dhidden, labels.shape[1]), dweight.astype(weight.dtype))
 
 
 def _summed_nats_bwd(
-    gradients: tuple[Float[Array, "B T D"], Float[Array, "vocab D"]], dtotal: Float[Array, ""]
+    z_scale: float,
+    gradients: tuple[Float[Array, "B T D"], Float[Array, "vocab D"]],
+    dsums: tuple[Float[Array, ""], Float[Array, ""]],
 ) -> tuple[Float[Array, "B T D"], Float[Array, "vocab D"], None]:
+    dtotal = dsums[0] if z_scale else dsums[0] + dsums[1]  # without a penalty both are one
     dhidden, dweight = ((dtotal * gradient).astype(gradient.dtype) for gradient in gradients)
     return dhidden, dweight, None
 
 
-_summed_nats.defvjp(_summed_nats_fwd, _summed_nats_bwd)
+penalised_cross_entropy.defvjp(_summed_nats_fwd, _summed_nats_bwd)
 
 
 def chunked_token_scores(

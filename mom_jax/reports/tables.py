@@ -46,7 +46,7 @@ def evaluation_tables(evaluations: Sequence[Evaluation]) -> list[Table]:
     """The scores of all evaluations in one table; of the first one also what n-gram models reach, and its details."""
     rows = [
         [
-            f"{e['step']:,}",
+            f"{e['step']:,}{' (average)' if e.get('ema') else ''}",
             f"{e['sequence_length']:,}" if "sequence_length" in e else "–",
             scored_windows(e),
             f"{e['tokens']:,}",
@@ -76,7 +76,8 @@ def in_words(evaluation: Evaluation) -> str:
     """Which evaluation it is."""
     window = f", windows of {evaluation['sequence_length']:,}" if "sequence_length" in evaluation else ""
     scored = f", {scored_windows(evaluation)} scored" if "windows" in evaluation else ""
-    return f"step {evaluation['step']:,}{window}{scored}"
+    average = ", average of the parameters" if evaluation.get("ema") else ""
+    return f"step {evaluation['step']:,}{average}{window}{scored}"
 
 
 def baseline_table(evaluation: Evaluation) -> Table:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -81,11 +81,11 @@ class Checkpoints:
             if step in self._manager.all_steps():
                 return  # nothing was trained since
             self._check_space(state)
+            trees = {"params": state.params, "ema": state.ema, "state": _all_but_params(state)}
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    state=ocp.args.StandardSave(_all_but_params(state)),
+                    **{item: ocp.args.StandardSave(tree) for item, tree in trees.items() if tree is not None},
                     config=ocp.args.JsonSave(self.config.to_dict()),
                     data=ocp.args.JsonSave(data),
                 ),
@@ -185,6 +185,20 @@ def newest(folder: Path, set_aside: Callable[[Path], str]) -> tuple[int | None, 
     return None, []
 
 
+def _whole(folder: Path, step: int) -> int:
+    """``step``, whose checkpoint is there and whole.
+
+    Raises:
+        InputError: it is not.
+    """
+    steps = [path.name for path in _step_folders(folder)]
+    if str(step) not in steps:
+        there = f"there are {', '.join(steps)}" if steps else "there is none at all"
+        raise InputError("step", step, f"no checkpoint of this step in {folder}; {there}")
+    manifest.verify(folder / str(step))
+    return step
+
+
 def set_aside(checkpoint: Path) -> str:
     """Renames a damaged checkpoint, so that it is in nobody's way; for the run's only writer."""
     names = (f"damaged-{checkpoint.name}{more}" for more in ("", *(f"-{n}" for n in range(2, 1000))))
@@ -202,8 +216,9 @@ def _set_aside_if_free(checkpoint: Path) -> str:
 
 
 def _all_but_params(state: TrainState) -> dict[str, Any]:
-    # The parameters are an item of their own, so that evaluation need not read the optimiser's moments.
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
+    # Parameters and their average are items of their own, so that evaluation need not read the optimiser's moments.
+    names = (field.name for field in dataclasses.fields(state) if field.name not in ("params", "ema"))
+    return {name: getattr(state, name) for name in names}
 
 
 def _read_fields(item: Path) -> dict[str, Any]:
@@ -226,18 +241,23 @@ def restore(folder: Path, step: int, program: Program) -> TrainState:
     Raises:
         InputError: it cannot be read.
     """
-    checkpoint = folder / str(step)
-    state = storage.read_tree(checkpoint / "state", _all_but_params(program.abstract))
-    return TrainState(params=storage.read_tree(checkpoint / "params", program.abstract.params), **state)
+    checkpoint, target = folder / str(step), program.abstract
+    state = storage.read_tree(checkpoint / "state", _all_but_params(target))
+    ema = None if target.ema is None else storage.read_tree(checkpoint / "ema", target.ema)
+    return TrainState(params=storage.read_tree(checkpoint / "params", target.params), ema=ema, **state)
 
 
-def restore_params(folder: Path, step: int, program: Program) -> dict[str, Any]:
-    """The parameters of a checkpoint that `newest` has found, on the program's mesh.
+def restore_params(folder: Path, step: int, program: Program, *, ema: bool = False) -> dict[str, Any]:
+    """The parameters of a checkpoint that `newest` has found, or their moving average, on the program's mesh.
 
     Raises:
-        InputError: the checkpoint lacks a parameter of the model, or cannot be read.
+        InputError: the checkpoint lacks a parameter of the model or the average, or cannot be read.
     """
-    return storage.read_leaves(folder / str(step) / "params", program.abstract.params)
+    checkpoint = folder / str(step)
+    if ema and not (checkpoint / "ema").is_dir():
+        remedy = "keeps no moving average of the parameters; train with --optimizer.ema-decay 0.999, or leave this out"
+        raise InputError("ema", checkpoint, remedy)
+    return storage.read_leaves(checkpoint / ("ema" if ema else "params"), program.abstract.params)
 
 
 def holds_weights_alone(folder: Path, step: int) -> bool:
@@ -245,23 +265,33 @@ def holds_weights_alone(folder: Path, step: int) -> bool:
     return not (folder / str(step) / "state").exists()
 
 
-def load_run(run_dir: str | Path, mesh: Mesh) -> tuple[TrainConfig, MoMForCausalLM, int]:
-    """The model of a run's newest checkpoint that is whole, for evaluation and generation.
+class Choice(NamedTuple):
+    """Which parameters of a run: those after a step (None: the newest that is whole), and whether their average."""
+
+    step: int | None = None
+    ema: bool = False
+
+
+NEWEST = Choice()
+
+
+def load_run(run_dir: str | Path, mesh: Mesh, choice: Choice = NEWEST) -> tuple[TrainConfig, MoMForCausalLM, int]:
+    """The model of a run's checkpoint, for evaluation and generation.
 
     Returns:
         (the run's config, the model with its parameters on ``mesh``, the step).
 
     Raises:
-        InputError: no run or no whole checkpoint there, or parameters that are not finite.
+        InputError: no run or no such whole checkpoint there, or parameters that are not finite.
     """
     folder = checkpoint_folder(run_dir)
     if not folder.parent.is_dir():
         raise InputError("run", str(run_dir), "no such folder; give the run_dir of a training run")
-    step, _ = newest(folder, _set_aside_if_free)
+    step = newest(folder, _set_aside_if_free)[0] if choice.step is None else _whole(folder, choice.step)
     if step is None:
         raise InputError("run", str(run_dir), "holds no checkpoint; train it first, with --run-dir set to this folder")
     program = Program(read_config(folder, step), mesh)
-    params = restore_params(folder, step, program)
+    params = restore_params(folder, step, program, ema=choice.ema)
     check_run_is_finite(params, folder / str(step))
     return program.config, program.parts.merge(params), step
 

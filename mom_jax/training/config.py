@@ -18,42 +18,13 @@ from mom_jax.files import read_json
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.presets import PRESETS, get_preset
 from mom_jax.paths import check_kept
+from mom_jax.training.optimizers import AdamW, Optimizer, optimizer_named, with_name
 
 CONFIG_FILE = "config.json"  # in the run's folder
 
-Share = Annotated[float, Range(least=0, most=1)]
-Beta = Annotated[float, Range(least=0, most=0.999999)]  # float32 makes 1 of what is nearer to it
+OptimizerConfig = AdamW  # the default's name
 Remat = Literal["none", "full", "dots", "recurrence", "mixer"]
 Ways = Annotated[int, Range(least=1, most=2**20, also=(-1,))]
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with a warm-up and a decaying learning rate."""
-
-    learning_rate: Annotated[float, Range(above=0, most=100)] = 3e-4
-    """Peak learning rate."""
-    schedule: Literal["cosine", "wsd"] = "cosine"
-    """After the warm-up: a cosine to the minimum, or wsd (warm-up, stable, then a linear decay)."""
-    warmup_steps: Annotated[int, Range(least=0, below=2**31)] = 1024
-    """Steps of linear warm-up from zero."""
-    min_learning_rate_ratio: Share = 0.1
-    """Final learning rate as a share of the peak."""
-    decay_fraction: Share = 0.2
-    """Share of all steps that the decay of wsd takes."""
-    beta1: Beta = 0.9
-    """Decay of the gradient's mean."""
-    beta2: Beta = 0.95
-    """Decay of the gradient's second moment."""
-    eps: Annotated[float, Range(least=1e-30, most=1)] = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Range(least=0, most=100)] = 0.01
-    """Decoupled weight decay; not applied to norms, A_log, dt_bias, D and the router's bias."""
-    clip_norm: Annotated[float, Range(above=0)] = 1.0
-    """Largest global gradient norm."""
-
-    def __post_init__(self):
-        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +90,7 @@ class TrainConfig:
 
     model: MoMConfig = dataclasses.field(default_factory=MoMConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    optimizer: Optimizer = dataclasses.field(default_factory=AdamW)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     run_dir: Name = "runs/mom"
@@ -130,6 +101,8 @@ class TrainConfig:
     """Seed of the initial parameters."""
     gradient_accumulation: Count = 1
     """Micro-batches that one step splits its batch into, to save memory."""
+    z_loss_scale: Annotated[float, Range(least=0, most=1e4)] = 0.0
+    """Weight of the loss on the size of the output logits (arXiv 2204.02311, there 1e-4)."""
     remat: Remat = "none"
     """Recompute in the backward pass: nothing, each whole block, all but matrix products, all but what the recurrences
     computed, or (mixer) all but that and the projections before them."""
@@ -191,10 +164,21 @@ class TrainConfig:
             raise InputError(error.field, error.value, f"{error.remedy} (in {path}; {remedy})") from error
 
 
-def overlaid(base: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``fields``, section by section, both in `TrainConfig.to_dict`'s form."""
+def with_fields(config: TrainConfig, fields: dict[str, Any]) -> TrainConfig:
+    """``config`` with the values of ``fields``, section by section, in `TrainConfig.to_dict`'s form.
+
+    Raises:
+        InputError: a field that is not known, or a bad value.
+    """
+    optimizer = fields.get("optimizer")
+    if isinstance(optimizer, dict) and "name" in optimizer:
+        config = dataclasses.replace(config, optimizer=with_name(config.optimizer, optimizer["name"]))
+    return TrainConfig.from_dict(_overlaid(config.to_dict(), fields))
+
+
+def _overlaid(base: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     nested = {
-        name: overlaid(base[name], value)
+        name: _overlaid(base[name], value)
         for name, value in fields.items()
         if isinstance(value, dict) and isinstance(base.get(name), dict)
     }
@@ -211,6 +195,7 @@ _MAY_CHANGE = (
     "optimizer.decay_fraction",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
+    "optimizer.rates",
     # Where the same text and tokenizer lie, and how it is found there.
     "data.path",
     "data.held_out_path",
@@ -237,6 +222,8 @@ _MAY_CHANGE = (
 
 def _build(cls: type, fields: Any, prefix: str) -> Any:
     fields = checked(prefix.rstrip(".") or "config", fields, dict)
+    if cls is Optimizer:
+        cls = optimizer_named(fields.get("name", AdamW.name))
     known = field_types(cls)
     for name in fields:
         if name not in known:
@@ -288,7 +275,7 @@ def _tiny(name: str) -> TrainConfig:
     return TrainConfig(
         model=get_preset(name),
         data=DataConfig(sequence_length=256, batch_size=8),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=30),
+        optimizer=AdamW(learning_rate=3e-3, warmup_steps=30),
         checkpoint=CheckpointConfig(every=200, keep=2),
         run_dir=f"runs/{name}",
         steps=400,

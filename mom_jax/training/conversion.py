@@ -16,7 +16,7 @@ from mom_jax.interop.published import read_config
 from mom_jax.interop.tokenizer_files import files_of, find_tokenizer, put_tokenizer
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.training.checkpoint import Checkpoints, load_run
+from mom_jax.training.checkpoint import NEWEST, Checkpoints, Choice, load_run
 from mom_jax.training.config import CONFIG_FILE, TrainConfig
 
 _TOKENIZER_FOLDER = "tokenizer"  # in the run's folder
@@ -84,15 +84,16 @@ def run_to_published(
     dtype: str,
     max_shard_bytes: int,
     tokenizer: str | None = None,
+    choice: Choice = NEWEST,
 ) -> None:
-    """Writes the newest checkpoint of a run as a published model, its tokenizer (or another) beside it.
+    """Writes a checkpoint of a run as a published model, its tokenizer (or another) beside it.
 
     Raises:
         InputError: as `load_run` and `save_pretrained`, or a tokenizer of more tokens than the model has rows.
     """
     folder = Path(destination).expanduser().absolute()
     check_empty(folder, "dst")
-    config, model, _ = load_run(source, mesh)
+    config, model, _ = load_run(source, mesh, choice)
     named, tokenizer = tokenizer is not None, tokenizer or config.data.tokenizer
     files_of(tokenizer)  # complains before anything is written, as does what follows
     if named:

@@ -12,7 +12,7 @@ from mom_jax.errors import InputError
 from mom_jax.files import read_json, write_json
 
 FORMAT_VERSION = 2
-ITEMS = ("params", "state", "config", "data")
+ITEMS = ("params", "ema", "state", "config", "data")
 _NEEDED = ("params", "config")  # weights alone have no more
 _NAME = "manifest.json"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +41,8 @@ class Program:
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """Clipping and AdamW."""
-        return make_optimizer(self.config.optimizer, self.schedule, self.parts.decays)
+        """Clipping and what the config names."""
+        return make_optimizer(self.config.optimizer, self.schedule, self.parts.decays, self.parts.matrices)
 
     @cached_property
     def abstract(self) -> TrainState:
@@ -49,10 +50,9 @@ class Program:
         shapes = jax.eval_shape(self.first_state)
         whole = NamedSharding(self.mesh, PartitionSpec())
         placed = param_shardings(self.parts.abstract, self.mesh)
-        moments = optax.tree_utils.tree_map_params(
-            self.optimizer, lambda _, place: place, shapes.opt_state, placed, transform_non_params=lambda _: whole
-        )
-        shardings = TrainState(placed, moments, whole, whole, whole, whole)
+        moments = _placed_as(shapes.params, placed, shapes.opt_state, whole)
+        ema = None if shapes.ema is None else placed
+        shardings = TrainState(placed, moments, whole, whole, whole, whole, ema)
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
         )
@@ -83,4 +83,17 @@ class Program:
             jax.random.key_data(jax.random.key(self.config.seed)),
             jnp.zeros((), jnp.int32),
             jnp.zeros((), jnp.int32),
+            None if self.config.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params),
         )
+
+
+def _placed_as(params: Any, places: Any, state: Any, other: NamedSharding) -> Any:
+    """Where an optimizer's arrays are: one that ends in a parameter's path and has its shape lies where that does."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    known = {(path, leaf.shape): place for (path, leaf), place in zip(leaves, jax.tree.leaves(places), strict=True)}
+
+    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        tails = ((path[start:], leaf.shape) for start in range(len(path)))
+        return next((known[tail] for tail in tails if tail in known), other)
+
+    return jax.tree_util.tree_map_with_path(place, state)

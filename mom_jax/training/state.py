@@ -14,7 +14,8 @@ class TrainState:
     ``params`` is a nested dictionary of float32 arrays, ``opt_state`` Optax's own; ``step`` counts
     the batches used, ``bad_steps`` the latest skipped ones in a row, ``bad_total`` all skipped ones
     (int32 scalars); ``rng`` is the raw uint32 key that any randomness inside a step folds ``step``
-    into. The same structure carries the arrays' shapes and shardings.
+    into; ``ema`` is a moving average of the parameters, or None. The same structure carries the
+    arrays' shapes and shardings.
     """
 
     params: Any
@@ -23,3 +24,4 @@ class TrainState:
     rng: Any
     bad_steps: Any
     bad_total: Any
+    ema: Any = None

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mom_jax.labels import IGNORE
-from mom_jax.ops.loss import chunked_cross_entropy
+from mom_jax.ops.loss import penalised_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
 from mom_jax.ops.routing import auxiliary_loss, router_z_loss
 from mom_jax.training.balance import balance_routers
@@ -37,8 +37,9 @@ def _loss(params: Any, micro: Batch, total_tokens: jax.Array, program: Program) 
     hidden, router, _ = model.rounded().hidden_states(
         micro["input_ids"], segment_ids=micro["segment_ids"], remat=config.remat
     )
-    nats, _ = chunked_cross_entropy(hidden, model.output_embedding(), micro["labels"])
-    lm_loss = nats / total_tokens
+    penalised, nats = penalised_cross_entropy(
+        hidden, model.output_embedding(), micro["labels"], config.z_loss_scale
+    )
     scores = config.model.router_scores
     metrics = {"aux_loss": auxiliary_loss(router, scores=scores)}
     weights = {"aux_loss": config.model.auxiliary_weight}
@@ -47,8 +48,10 @@ def _loss(params: Any, micro: Batch, total_tokens: jax.Array, program: Program) 
         weights["z_loss"] = config.model.router_z_loss_scale
     metrics |= router_statistics(router, scores=scores)
     metrics = jax.tree.map(lambda x: x / config.gradient_accumulation, metrics)
-    loss = lm_loss + sum(weight * metrics[name] for name, weight in weights.items())
-    return loss, {"loss": loss, "lm_loss": lm_loss, **metrics}
+    loss = penalised / total_tokens + sum(weight * metrics[name] for name, weight in weights.items())
+    if config.z_loss_scale:
+        metrics["lm_z_loss"] = (penalised - nats) / total_tokens / config.z_loss_scale
+    return loss, {"loss": loss, "lm_loss": nats / total_tokens, **metrics}
 
 
 def loss_and_gradients(params: Any, batch: Batch, program: Program) -> tuple[Metrics, Any]:
@@ -96,9 +99,11 @@ def train_step(state: TrainState, batch: Batch, program: Program) -> tuple[Train
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
     rate = program.schedule(state.step - state.bad_total)
+    ema = None if state.ema is None else _moved(state.ema, params, state.step - state.bad_total, program)
     new = dataclasses.replace(
         state,
         params=keep(params, state.params),
+        ema=keep(ema, state.ema),
         opt_state=keep(opt_state, state.opt_state),
         step=state.step + 1,
         bad_steps=jnp.where(good, 0, state.bad_steps + 1),
@@ -112,6 +117,12 @@ def train_step(state: TrainState, batch: Batch, program: Program) -> tuple[Train
         "bad_steps": new.bad_steps,
         "bad_total": new.bad_total,
     }
+
+
+def _moved(ema: Any, params: Any, updates: jax.Array, program: Program) -> Any:
+    """The moving average after one more update; its first ones count little, or the initial parameters would stay."""
+    decay = jnp.minimum(program.config.optimizer.ema_decay, (1 + updates) / (10 + updates))
+    return jax.tree.map(lambda average, value: average + (1 - decay) * (value - average), ema, params)
 
 
 def make_train_step(program: Program) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

@@ -74,3 +74,18 @@ def test_token_cross_entropy():
     assert nats.shape == labels.shape and not np.asarray(nats)[np.asarray(labels) == IGNORE].any()
     assert_close(nats.sum(), dense(hidden, weight, labels)[0], 1e-5)
     assert float(token_cross_entropy(jnp.array([[1e4, 0.0]]), jnp.array([1]))[0]) == 1e4
+
+
+def test_the_penalty_and_its_gradients(monkeypatch):
+    """`jax.grad` of the formula, over several pieces; labels that are ignored bear no penalty."""
+    monkeypatch.setattr(loss_module, "_MAX_LOGITS", 2 * 11 * 3)
+    hidden, weight, labels = example()
+
+    def formula(h, w):
+        z = jax.nn.logsumexp(h @ w.T, -1)
+        nats = token_cross_entropy(h @ w.T, labels).sum()
+        return nats + 0.3 * jnp.where(labels == IGNORE, 0, z**2).sum(), nats
+
+    expected = jax.value_and_grad(formula, (0, 1), has_aux=True)(hidden, weight)
+    run = jax.value_and_grad(lambda h, w: loss_module.penalised_cross_entropy(h, w, labels, 0.3), (0, 1), has_aux=True)
+    assert_close(jax.tree.leaves(run(hidden, weight)), jax.tree.leaves(expected), 1e-5)

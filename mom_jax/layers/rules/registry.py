@@ -1,12 +1,10 @@
 """From the name of a memory rule to its class."""
 
 import functools
-import importlib
 import inspect
-import os
-import sys
 
 from mom_jax.errors import InputError
+from mom_jax.importing import imported
 from mom_jax.layers.rules import RULES
 from mom_jax.layers.rules.published import Published, Unreadable
 from mom_jax.layers.rules.rule import MemoryRule
@@ -24,7 +22,7 @@ def find_rule(name: str) -> type[MemoryRule]:
     module, _, attribute = place.partition(":")
     if not attribute:
         raise InputError("memory_rule", name, f"choose one of {', '.join(RULES)}, or package.module:Class of your own")
-    rule = getattr(_module(name, module), attribute, None)
+    rule = imported(place, "memory_rule")[1]
     if not (inspect.isclass(rule) and issubclass(rule, MemoryRule)):
         raise InputError("memory_rule", name, f"{module} has no class {attribute} derived from {MemoryRule.__name__}")
     missing = [part for part in ("primitive", "rows") if getattr(rule, part, None) is getattr(MemoryRule, part, None)]
@@ -39,17 +37,3 @@ def published_rules() -> dict[str, Published | Unreadable]:
     """The published forms of the rules that declare one, by the rules' names."""
     forms = {name: find_rule(name).published for name in RULES}
     return {name: form for name, form in forms.items() if form is not None}
-
-
-def _module(name: str, module: str):
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.append(folder)
-    try:
-        return importlib.import_module(module)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or " "):
-            remedy = f"there is no module {error.name}; run from its folder, or put that on PYTHONPATH"
-        else:
-            remedy = f"importing {module} failed with {type(error).__name__}: {error}"
-        raise InputError("memory_rule", name, remedy) from error
