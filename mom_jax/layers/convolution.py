@@ -8,6 +8,7 @@ from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
+from mom_jax.ops.halo import inputs_before
 from mom_jax.ops.reference_conv_leak import leaking_short_conv
 from mom_jax.ops.segments import Packing
 from mom_jax.ops.short_conv import conv_state, short_conv
@@ -48,7 +49,7 @@ def convolve(
         rows: packed rows [N, channels], or the tokens [B, T, channels] whose copies they are.
         weights: their filters.
         packing: of the rows.
-        cache: with what came before, read and written at ``layer``; None: nothing did.
+        cache: with what came before, read and written at ``layer``; None: nothing did, or other devices have it.
         biases: of those that have one.
         activate: SiLU after them.
         heads: channels of a head, where there are heads.
@@ -66,7 +67,7 @@ def convolve(
         if cache is None and leaking_memories:
             outputs.append(leaking_short_conv(x, weights[name], packing, leaking_memories, **options))
             continue
-        state = None
+        state = None if packing.piece is None else inputs_before(x, packing, weights[name].shape[1] - 1)
         if cache is not None:
             layers = cache.conv[name]
             state = layers[layer].reshape(-1, *layers.shape[3:])

@@ -20,12 +20,13 @@ from mom_jax.layers.rules.registry import find_rule
 from mom_jax.layers.rules.rule import MemoryRule, RuleSizes, named_options
 from mom_jax.ops.documents import DocumentRuns, count_documents
 from mom_jax.ops.mixing import mix
+from mom_jax.ops.pieces import documents_of_piece
 from mom_jax.ops.routing import RouterOutput
-from mom_jax.ops.segments import Packing, plan_packing
+from mom_jax.ops.segments import Packing, ends_in_last_document, plan_packing
 from mom_jax.typing import AnyArray, Array, Float, Int, Mask, Shaped
 from pallas_kernels.remat import keep
 
-TENSOR_AXIS = "tensor"
+TENSOR_AXIS, SEQUENCE_AXIS = "tensor", "sequence"
 
 
 class MemoryMixer(nnx.Module):
@@ -38,8 +39,11 @@ class MemoryMixer(nnx.Module):
         mixer = MemoryMixer(512, rule="gated_deltanet", num_heads=4, num_memories=4, top_k=2, rngs=nnx.Rngs(0))
         y, router, _ = mixer(x)  # [B, T, 512]
 
-    Under a mesh that is set with `jax.set_mesh`, rows are split over the axes ``data`` and ``fsdp`` and
-    heads over ``tensor``.
+    Under a mesh that is set with `jax.set_mesh`, rows are split over the axes ``data`` and ``fsdp``,
+    heads over ``tensor`` and, without a cache, tokens over ``sequence``: then states are handed from device to device.
+
+    Attributes:
+        sequence_axis: the mesh axis that tokens are split over, where the mixer runs on each device's own.
 
     Args:
         hidden_size: D.
@@ -58,6 +62,8 @@ class MemoryMixer(nnx.Module):
     Raises:
         InputError: a rule or option that does not exist, or sizes that do not fit.
     """
+
+    sequence_axis: str | None = None
 
     def __init__(
         self,
@@ -151,7 +157,7 @@ class MemoryMixer(nnx.Module):
         """As `__call__`, on one device, up to the mixed reads, the input of the output module."""
         logits, weights, memory_ids = self._route(x)
         last = None if cache is None else cache.document[layer]
-        documents = count_documents(segment_ids, attention_mask, last)
+        documents = documents_of_piece(count_documents(segment_ids, attention_mask, last), self.sequence_axis)
         packing = keep(
             plan_packing(
                 memory_ids,
@@ -160,6 +166,7 @@ class MemoryMixer(nnx.Module):
                 chunk_size=self.rule.chunk_rows(x.shape[1]),
                 attention_mask=attention_mask,
                 documents=documents,
+                axis=self.sequence_axis,
             )
         )
         rows, rest, cache = self.rule.rows(x, packing, cache, layer)
@@ -174,6 +181,8 @@ class MemoryMixer(nnx.Module):
         if logits is None:
             return reads, None, cache
         load = packing.length.reshape(-1, x.shape[0])[: self.num_memories].T
+        if self.sequence_axis is not None:
+            load = jax.lax.psum(load, self.sequence_axis)
         return reads, RouterOutput(logits, weights, memory_ids, load), cache
 
     def _route(
@@ -197,20 +206,25 @@ class MemoryMixer(nnx.Module):
         """The same, on each device for its own rows and heads, with one sum over the tensor axis."""
         graph, params = nnx.split(self)
         rows = _batch_axes(mesh, x.shape[0])
+        time = SEQUENCE_AXIS if cache is None and splits_time(mesh, x.shape[1]) else None
+        tokens = P(rows, time)
+        documents = count_documents(segment_ids, attention_mask, None if cache is None else cache.document[layer])
         of_params = jax.tree.map(_local_spec, params, nnx.get_partition_spec(params))
         of_cache = None if cache is None else _cache_specs(cache, rows, self.rule.whole_history)
 
-        def local(params, x, attention_mask, segment_ids, cache, layer):
+        def local(params, x, attention_mask, documents, cache, layer):
             mixer = nnx.merge(graph, params)
             mixer.rule.heads_axis = mixer.output.heads_axis = TENSOR_AXIS
-            out = mixer(x, attention_mask, segment_ids, cache, layer)
+            mixer.sequence_axis = time
+            out = mixer(x, attention_mask, documents, cache, layer)
             return out._replace(y=jax.lax.psum(out.y, TENSOR_AXIS))
 
-        specs = (of_params, P(rows), P(rows), P(rows), of_cache, P())
-        router = None if self.num_memories is None else RouterOutput(*[P(rows)] * len(RouterOutput._fields))
-        outs = MixerOutput(P(rows), router, of_cache)
+        of_documents = None if documents is None else DocumentRuns(tokens, P(rows))
+        specs = (of_params, tokens, tokens, of_documents, of_cache, P())
+        router = None if self.num_memories is None else RouterOutput(tokens, tokens, tokens, load=P(rows))
+        outs = MixerOutput(tokens, router, of_cache)
         run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)
-        return run(params, x, attention_mask, segment_ids, cache, jnp.asarray(layer))
+        return run(params, x, attention_mask, documents, cache, jnp.asarray(layer))
 
 
 def _head_dim(hidden_size: int, num_heads: int) -> int:
@@ -226,6 +240,11 @@ def _batch_axes(mesh: AbstractMesh, batch: int) -> tuple[str, ...] | None:
     for axis in axes:
         parts *= mesh.shape[axis]
     return axes if batch % parts == 0 else None
+
+
+def splits_time(mesh: AbstractMesh, time: int) -> bool:
+    """Whether a mesh spreads rows of so many tokens over devices; not those that it does not divide."""
+    return mesh.shape.get(SEQUENCE_AXIS, 1) > 1 and time % mesh.shape[SEQUENCE_AXIS] == 0
 
 
 def _local_spec(value: Array, spec: P) -> P:
@@ -256,10 +275,7 @@ def _forget_earlier_documents(
     cache: MemoryCache, layer: int | Array, packing: Packing, documents: DocumentRuns
 ) -> MemoryCache:
     """Empties memories that the row's last document did not write, so that the next call finds no earlier document."""
-    written = packing.assignment.at[packing.start + packing.length - 1].get(mode="clip") // packing.row.shape[-1]
-    written = documents.index.reshape(-1).at[written].get(mode="clip")
-    written = jnp.where(packing.length > 0, written, 0).reshape(-1, documents.index.shape[0])
-    current = written == documents.index[:, -1]
+    current = ends_in_last_document(packing, documents)
 
     def kept(states: Float[Array, "L G B *rest"]) -> Float[Array, "L G B *rest"]:
         mask = current.reshape(current.shape + (1,) * (states.ndim - 3))

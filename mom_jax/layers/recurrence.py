@@ -5,9 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.ops.dispatch import Target, kernel_for, select
+from mom_jax.ops.handover import Affine, composed
+from mom_jax.ops.pieces import all_before
 from mom_jax.ops.primitive import Primitive, Rows, State, default_scale
+from mom_jax.ops.primitives import PRIMITIVES
+from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
 from mom_jax.ops.segments import ChunkTable, Packing
 from mom_jax.typing import Array, Float
 from pallas_kernels.remat import keep
@@ -29,11 +34,14 @@ def recur(
         primitive: the recurrence.
         rows: its inputs; what must be inert on padding rows is set to 0 here.
         packing: of the rows.
-        cache: memories of all layers, read and written at ``layer``; without it they start empty.
+        cache: memories of all layers, read and written at ``layer``; without it they start empty, or from what
+            the devices hold that have the tokens before.
         scale: of the output, K^-0.5 if None.
         impl: of the primitive.
     """
     rows = primitive.masked(rows, packing.valid)
+    if packing.piece is not None:
+        return keep(_piece_by_piece(primitive, rows, packing, default_scale(rows, scale), impl)), None
     if cache is None:
         return keep(primitive(rows, packing.table, scale=scale, impl=impl)[0]), None
     table = packing.table
@@ -44,6 +52,30 @@ def recur(
         o, state = primitive(rows, table, state, scale=scale, impl=impl)
         recurrent = jax.tree.map(lambda a, b: a.at[layer].set(b.reshape(a.shape[1:])), cache.recurrent, state)
     return o, dataclasses.replace(cache, recurrent=recurrent)
+
+
+def _piece_by_piece(
+    primitive: Primitive, rows: Rows, packing: Packing, scale: float, impl: str
+) -> Float[Array, "N H V"]:
+    """Every device runs its rows from empty memories, and then adds what they read of the states before them."""
+    piece, table = packing.piece, packing.table
+    assert piece is not None
+    if primitive.handover is None:
+        raise InputError("mesh.sequence", jax.lax.axis_size(piece.axis), f"must be 1: {cannot_hand_over(primitive)}")
+    shape = primitive.state_of(rows)
+    empty = jnp.zeros((table.num_segments, *shape.shape), shape.dtype)
+    o, added = primitive(rows, table, empty, scale=scale, impl=impl)
+    reads, kept = primitive.handover(primitive, rows, table, scale, impl)
+    before = all_before(composed, Affine(piece.passed(kept), piece.left(added)), piece.axis).added
+    # A memory that is read and not written.
+    silent = ScalarDecayRows(reads.astype(o.dtype), jnp.zeros_like(reads, o.dtype), jnp.zeros_like(o))
+    return o + SCALAR_DECAY(silent, table, before, scale=1.0, impl=impl)[0]
+
+
+def cannot_hand_over(primitive: Primitive) -> str:
+    """Why a recurrence does not run over rows that are spread over devices."""
+    able = ", ".join(sorted(p.name for p in PRIMITIVES.values() if p.handover is not None))
+    return f"the recurrence {primitive.name} hands no state from device to device; those that do are {able}"
 
 
 def _one_token(

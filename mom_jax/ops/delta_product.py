@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows, delta_rule_chunked, delta_rule_step
 from mom_jax.ops.dispatch import Target, kernel_for
+from mom_jax.ops.handover import by_columns
 from mom_jax.ops.precision import widened
 from mom_jax.ops.primitive import Form, Primitive, matrix
 from mom_jax.ops.segments import ChunkTable
@@ -75,6 +76,7 @@ def delta_product(steps: int) -> Primitive:
         state=matrix,
         step=delta_product_step,
         chunked=functools.partial(_by_sub_rows, delta_rule_chunked),
+        handover=by_columns,
         kernels=dict.fromkeys(DELTA_RULE.kernels, _with_kernel),
         inert=("g", "beta"),
         flops=lambda chunk, keys, values: _flops(steps, chunk, keys, values),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from mom_jax.ops.chunk_groups import ChunkForm, run_in_groups
 from mom_jax.ops.chunks import from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import head_decays
+from mom_jax.ops.handover import by_columns
 from mom_jax.ops.precision import widened
 from mom_jax.ops.primitive import Primitive, Transition, advanced, matrix
 from mom_jax.ops.segments import ChunkTable
@@ -252,6 +253,7 @@ DELTA_RULE = Primitive(
     state=matrix,
     step=delta_rule_step,
     transition=delta_rule_transition,
+    handover=by_columns,
     chunked=delta_rule_chunked,
     kernels={
         "tpu": "pallas_kernels.tpu.delta_rule:delta_rule",

@@ -55,6 +55,8 @@ class Primitive:
         kernels: by platform, ``module:function`` on plain arrays (`mom_jax.ops.dispatch`).
         shared: fields that hold one value for all rows.
         transition: one token, as the kernels take it that change states in place; None: there is no such kernel.
+        handover: ``(primitive, rows, table, scale, impl)`` to a `mom_jax.ops.handover.Handover`, by which rows that
+            are spread over devices go on from each other's states; None: they cannot.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Primitive:
     kernels: Mapping[str, Kernel] = dataclasses.field(default_factory=dict)
     shared: tuple[str, ...] = ()
     transition: Callable[[Rows], Transition] | None = None
+    handover: Callable[["Primitive", Rows, ChunkTable, float, str], Any] | None = None
 
     def __call__(
         self, rows: Rows, table: ChunkTable, state: State = None, *, scale: float | None = None, impl: str = "auto"

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from mom_jax.ops.chunk_groups import ChunkForm, run_in_groups
 from mom_jax.ops.chunks import from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import channel_decays, decayed_scores
+from mom_jax.ops.handover import by_columns
 from mom_jax.ops.precision import widened
 from mom_jax.ops.primitive import Primitive, Transition, advanced, matrix
 from mom_jax.ops.segments import ChunkTable
@@ -279,6 +280,7 @@ RANK_ONE_DECAY = Primitive(
     state=matrix,
     step=rank_one_decay_step,
     transition=rank_one_decay_transition,
+    handover=by_columns,
     chunked=rank_one_decay_chunked,
     kernels={
         "tpu": "pallas_kernels.tpu.rank_one_decay:rank_one_decay",

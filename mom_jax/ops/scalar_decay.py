@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from mom_jax.ops.chunks import border_states, from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import documents, head_decays, masked
+from mom_jax.ops.handover import by_decays
 from mom_jax.ops.precision import widened
 from mom_jax.ops.primitive import Primitive, Transition, advanced, matrix
 from mom_jax.ops.segments import ChunkTable
@@ -104,6 +105,7 @@ SCALAR_DECAY = Primitive(
     state=matrix,
     step=scalar_decay_step,
     transition=scalar_decay_transition,
+    handover=by_decays,
     chunked=scalar_decay_chunked,
     kernels={
         "tpu": "pallas_kernels.tpu.scalar_decay:scalar_decay",

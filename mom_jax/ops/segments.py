@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.documents import DocumentRuns
+from mom_jax.ops.pieces import Piece
 from mom_jax.typing import Array, Bool, Float, Int
 
 
@@ -46,6 +47,7 @@ class Packing:
     position: Int[Array, " N"]  # place inside the segment (padding rows count on)
     group_sizes: Int[Array, " G"]  # rows of each memory, alignment included
     table: ChunkTable
+    piece: Piece | None = None  # of rows that are spread over devices
 
     @property
     def token(self) -> Int[Array, " N"]:
@@ -73,6 +75,7 @@ def plan_packing(
     chunk_size: int,
     attention_mask: Int[Array, "B T"] | None = None,
     documents: DocumentRuns | None = None,
+    axis: str | None = None,
 ) -> Packing:
     """Lays the tokens of every memory out as contiguous, chunk-aligned segments.
 
@@ -84,6 +87,7 @@ def plan_packing(
         attention_mask: 0 marks tokens that go to no memory.
         documents: the state is forgotten between two neighbours of a memory's own sequence that are of
             different documents. Incoming states hold document 0.
+        axis: of the mesh, over which rows are spread; then documents are counted from the piece before.
     """
     batch, time, top_k = memories.shape
     if shared:
@@ -123,7 +127,24 @@ def plan_packing(
         num_segments=groups * batch,
     )
     group_sizes = (chunks * chunk_size).reshape(groups, batch).sum(-1)
-    return Packing(row, assignment, start, length, position, group_sizes, table)
+    packing = Packing(row, assignment, start, length, position, group_sizes, table)
+    return packing if axis is None else dataclasses.replace(packing, piece=_piece(packing, documents, axis))
+
+
+def _piece(packing: Packing, documents: DocumentRuns | None, axis: str) -> Piece:
+    if documents is None:
+        return Piece(None, None, axis)
+    current = ends_in_last_document(packing, documents)
+    begun = jnp.broadcast_to(documents.index[:, -1] > 0, current.shape)
+    return Piece(begun.reshape(-1), current.reshape(-1), axis)
+
+
+def ends_in_last_document(packing: Packing, documents: DocumentRuns) -> Bool[Array, "G B"]:
+    """Whether what each memory of each row holds at last is of the row's last document."""
+    last = packing.assignment.at[packing.start + packing.length - 1].get(mode="clip") // packing.row.shape[-1]
+    written = documents.index.reshape(-1).at[last].get(mode="clip")
+    written = jnp.where(packing.length > 0, written, 0).reshape(-1, documents.index.shape[0])
+    return written == documents.index[:, -1]
 
 
 @jax.custom_vjp

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from mom_jax.ops.chunks import border_states, from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import channel_decays, decayed_scores
+from mom_jax.ops.handover import by_decays
 from mom_jax.ops.precision import widened
 from mom_jax.ops.primitive import Primitive, Transition, advanced, matrix
 from mom_jax.ops.segments import ChunkTable
@@ -91,6 +92,7 @@ VECTOR_DECAY = Primitive(
     state=matrix,
     step=vector_decay_step,
     transition=vector_decay_transition,
+    handover=by_decays,
     chunked=vector_decay_chunked,
     kernels={
         "tpu": "pallas_kernels.tpu.vector_decay:vector_decay",

@@ -17,6 +17,7 @@ from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.rules.published import CONV, QKV, RATIOS, Layout, Published, Row
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper
+from mom_jax.ops.pieces import count_before
 from mom_jax.ops.precision import widened
 from mom_jax.ops.rotary import rotary
 from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
@@ -137,6 +138,9 @@ class Lightning(QueryKeyValueRule):
 def _positions(packing: Packing, cache: MemoryCache | None, layer: int | Array) -> Int[Array, " N"]:
     """For each packed row the number of tokens that its batch row has read before; padding does not count."""
     keep = packing.row[..., 0] < packing.assignment.shape[0]
-    before = 0 if cache is None else cache.length[layer][:, None]
-    position = before + jnp.cumsum(keep, 1, dtype=jnp.int32) - 1
+    place = jnp.cumsum(keep, 1, dtype=jnp.int32) - 1
+    before = jnp.int32(0) if cache is None else cache.length[layer][:, None]
+    if packing.piece is not None:
+        before = count_before(place[:, -1:] + 1, packing.piece.axis)
+    position = before + place
     return position.reshape(-1).at[packing.token].get(mode="clip")
