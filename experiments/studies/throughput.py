@@ -74,13 +74,12 @@ def run(point: Point, models: Path) -> dict[str, Any]:
 def time_step(config: TrainConfig, calls: int) -> tuple[float, float, float]:
     """Seconds of the best of ``calls`` steps after a first one, seconds of compilation, and the last loss in nats."""
     import jax
-    from jax.sharding import AxisType
 
+    from mom_jax.runs import one_device
     from mom_jax.training.program import Program
-    from mom_jax.training.sharding import AXES
     from mom_jax.training.step import make_train_step
 
-    mesh = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
+    mesh = one_device()
     program = Program(config, mesh)
     state, batch = program.init_state(), _random_batch(config)
     with jax.set_mesh(mesh):

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mom_jax.layers.cache import AttentionCache
+from mom_jax.layers.devices import Devices
 from mom_jax.layers.linear import Linear
 from mom_jax.layers.mixer_output import MixerOutput
 from mom_jax.ops.documents import DocumentRuns, count_documents
@@ -85,7 +86,11 @@ class Attention(nnx.Module):
         position = before + jnp.cumsum(keep, 1, dtype=jnp.int32) - 1
         q, k = (rotary(y, position, self.rope_theta) for y in (q, k))
         documents = count_documents(segment_ids, attention_mask, None if cache is None else cache.document[layer])
-        if cache is None and attention_mask is None and documents is None:
+        devices = Devices.of(batch, time)
+        spread = cache is None and devices is not None and bool(devices.time)
+        if spread:  # each device's queries attend to keys and values that it gathers
+            k, v = devices.whole_rows(k), devices.whole_rows(v)
+        if cache is None and attention_mask is None and documents is None and not spread:
             o = _attend(q, k, v, window=self.window)
         else:
             new = _Keys(k, v, jnp.where(keep, position, -1), None if documents is None else documents.index)

@@ -2,17 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
+from mom_jax.layers.devices import SEQUENCE, Devices
 from mom_jax.layers.mixer_output import MixerOutput
 from mom_jax.layers.recurrence import recur
 from mom_jax.layers.router import Router, RouterOptions
@@ -25,8 +25,6 @@ from mom_jax.ops.routing import RouterOutput
 from mom_jax.ops.segments import Packing, ends_in_last_document, plan_packing
 from mom_jax.typing import AnyArray, Array, Float, Int, Mask, Shaped
 from pallas_kernels.remat import keep
-
-TENSOR_AXIS, SEQUENCE_AXIS = "tensor", "sequence"
 
 
 class MemoryMixer(nnx.Module):
@@ -140,9 +138,9 @@ class MemoryMixer(nnx.Module):
         Returns:
             The output in ``x.dtype``, the router's decisions, and the new cache.
         """
-        mesh = jax.sharding.get_abstract_mesh()
-        if self.rule.heads_axis is None and not mesh.empty and mesh.size > 1:
-            return self._sharded(mesh, x, attention_mask, segment_ids, cache, layer)
+        devices = Devices.of(*x.shape[:2])
+        if devices is not None:
+            return self._on_devices(devices, x, attention_mask, segment_ids, cache, layer)
         o, router, cache = self.read(x, attention_mask, segment_ids, cache, layer)
         return MixerOutput(self.output(o, x), router, cache)
 
@@ -194,37 +192,38 @@ class MemoryMixer(nnx.Module):
             return None, jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
         return keep(self.router.decide(x, self.router_bias[...] if self.biased else None))
 
-    def _sharded(
+    def _on_devices(
         self,
-        mesh: AbstractMesh,
+        devices: Devices,
         x: Float[Array, "B T D"],
         attention_mask: Mask | None,
         segment_ids: Shaped[AnyArray, "B T"] | DocumentRuns | None,
         cache: MemoryCache | None,
         layer: int | Array,
     ) -> MixerOutput:
-        """The same, on each device for its own rows and heads, with one sum over the tensor axis."""
-        graph, params = nnx.split(self)
-        rows = _batch_axes(mesh, x.shape[0])
-        time = SEQUENCE_AXIS if cache is None and splits_time(mesh, x.shape[1]) else None
-        tokens = P(rows, time)
+        """The same, on each device for its own tokens and heads, with one sum over the tensor axis."""
+        if cache is not None:  # it is of whole rows
+            devices = dataclasses.replace(devices, time=())
         documents = count_documents(segment_ids, attention_mask, None if cache is None else cache.document[layer])
-        of_params = jax.tree.map(_local_spec, params, nnx.get_partition_spec(params))
-        of_cache = None if cache is None else _cache_specs(cache, rows, self.rule.whole_history)
 
-        def local(params, x, attention_mask, documents, cache, layer):
-            mixer = nnx.merge(graph, params)
-            mixer.rule.heads_axis = mixer.output.heads_axis = TENSOR_AXIS
-            mixer.sequence_axis = time
-            out = mixer(x, attention_mask, documents, cache, layer)
-            return out._replace(y=jax.lax.psum(out.y, TENSOR_AXIS))
+        def local(mixer: Self, x, *others) -> MixerOutput:
+            mixer.rule.heads_axis = mixer.output.heads_axis = devices.tensor
+            mixer.sequence_axis = SEQUENCE if devices.time else None
+            out = mixer(x, *others)
+            return out._replace(y=devices.summed(out.y))
 
-        of_documents = None if documents is None else DocumentRuns(tokens, P(rows))
-        specs = (of_params, tokens, tokens, of_documents, of_cache, P())
-        router = None if self.num_memories is None else RouterOutput(tokens, tokens, tokens, load=P(rows))
-        outs = MixerOutput(tokens, router, of_cache)
-        run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False)
-        return run(params, x, attention_mask, documents, cache, jnp.asarray(layer))
+        tokens, rows = devices.tokens, P(devices.rows)
+        of_documents = None if documents is None else DocumentRuns(tokens, rows)
+        of_cache = None if cache is None else _cache_specs(cache, devices, self.rule.whole_history)
+        router = None if self.num_memories is None else RouterOutput(tokens, tokens, tokens, load=rows)
+        return devices.run(
+            self,
+            local,
+            (x, attention_mask, documents, cache, jnp.asarray(layer)),
+            (tokens, tokens, of_documents, of_cache, P()),
+            MixerOutput(tokens, router, of_cache),
+            x.dtype,
+        )
 
 
 def _head_dim(hidden_size: int, num_heads: int) -> int:
@@ -233,32 +232,12 @@ def _head_dim(hidden_size: int, num_heads: int) -> int:
     return hidden_size // num_heads
 
 
-def _batch_axes(mesh: AbstractMesh, batch: int) -> tuple[str, ...] | None:
-    """The mesh axes that split the rows; none if they do not divide the batch, as for a single prompt."""
-    axes = tuple(a for a in ("data", "fsdp") if a in mesh.axis_names)
-    parts = 1
-    for axis in axes:
-        parts *= mesh.shape[axis]
-    return axes if batch % parts == 0 else None
-
-
-def splits_time(mesh: AbstractMesh, time: int) -> bool:
-    """Whether a mesh spreads rows of so many tokens over devices; not those that it does not divide."""
-    return mesh.shape.get(SEQUENCE_AXIS, 1) > 1 and time % mesh.shape[SEQUENCE_AXIS] == 0
-
-
-def _local_spec(value: Array, spec: P) -> P:
-    """The spec inside the mixer: split over tensor, gathered over fsdp; scanned slices lost their layer axis."""
-    return P(*(axis if axis == TENSOR_AXIS else None for axis in tuple(spec)[len(spec) - value.ndim :]))
-
-
-def _cache_specs(cache: MemoryCache, rows: tuple[str, ...] | None, whole: tuple[str, ...]) -> Any:
+def _cache_specs(cache: MemoryCache, devices: Devices, whole: tuple[str, ...]) -> Any:
     """The mesh axes that split the arrays of a `MemoryCache`."""
+    rows, tensor = devices.rows, devices.tensor
     specs = {
-        "recurrent": jax.tree.map(
-            lambda state: P(None, None, rows, *[TENSOR_AXIS] * (state.ndim > 3)), cache.recurrent
-        ),
-        "conv": {name: P(None, None, rows, None, None if name in whole else TENSOR_AXIS) for name in cache.conv},
+        "recurrent": jax.tree.map(lambda state: P(None, None, rows, *[tensor] * (state.ndim > 3)), cache.recurrent),
+        "conv": {name: P(None, None, rows, None, None if name in whole else tensor) for name in cache.conv},
         "document": P(None, rows),
         "length": P(None, rows),
     }

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.layers.cache import AttentionCache, Cache, MemoryCache
+from mom_jax.layers.devices import Devices
 from mom_jax.layers.mixer_output import MixerOutput
 from mom_jax.layers.mlp import SwiGLU
 from mom_jax.layers.norm import RMSNorm
@@ -20,10 +21,10 @@ from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.documents import DocumentRuns
 from mom_jax.ops.routing import RouterOutput
 from mom_jax.typing import Array, Float, Mask
-from pallas_kernels.remat import PROJECTION, RECURRENCE
+from pallas_kernels.remat import PARAMETER, PROJECTION, RECURRENCE
 
 REMAT_POLICIES = {
-    "none": None,
+    "none": jax.checkpoint_policies.save_anything_except_these_names(PARAMETER),  # of all layers at once
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "recurrence": jax.checkpoint_policies.save_only_these_names(RECURRENCE),
@@ -140,7 +141,7 @@ def run_layers(
         out = nnx.merge(split[kind][0], params)(x, attention_mask, documents, None, layer)
         return out.y, out.router
 
-    if remat != "none":
+    if remat != "none" or Devices.of(*x.shape[:2]) is not None:
         block = jax.checkpoint(block, policy=REMAT_POLICIES[remat], prevent_cse=False, static_argnums=0)
     layers = {kind: (params, jnp.arange(_layers(params))) for kind, (_, params) in split.items()}
     return plan.scan(block, x, layers)

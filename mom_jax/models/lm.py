@@ -17,6 +17,7 @@ from mom_jax.layers.linear import param, rounded
 from mom_jax.layers.norm import RMSNorm
 from mom_jax.models.blocks import REMAT_POLICIES, Block, LayerPlan, decode_layers, run_layers, stack_blocks
 from mom_jax.models.config import MoMConfig
+from mom_jax.models.tables import TABLE_AXES, cross_entropy, looked_up
 from mom_jax.ops.documents import count_documents
 from mom_jax.ops.routing import RouterOutput
 from mom_jax.typing import AnyArray, Array, Bool, Float, Int, Mask
@@ -74,12 +75,12 @@ class MoMForCausalLM(nnx.Module):
         self.config, self.plan = config, LayerPlan.of(config.layer_kinds)
         init = jax.nn.initializers.normal(config.initializer_range)
         table = (config.vocab_size, config.hidden_size)
-        self.embeddings = param(rngs, init, table, ("tensor", "fsdp"), rounds=True)
+        self.embeddings = param(rngs, init, table, TABLE_AXES, rounds=True)
         for kind in sorted(set(config.layer_kinds), reverse=True):
             setattr(self, _STACKS[kind], stack_blocks(config, kind, rngs))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
         if not config.tie_word_embeddings:
-            self.lm_head = param(rngs, init, table, ("tensor", "fsdp"), rounds=True)
+            self.lm_head = param(rngs, init, table, TABLE_AXES, rounds=True)
 
     def __call__(
         self,
@@ -156,6 +157,12 @@ class MoMForCausalLM(nnx.Module):
         """
         return rounded(self, self.config.compute_dtype)
 
+    def cross_entropy(
+        self, hidden: Float[Array, "B T D"], labels: Int[AnyArray, "B T"], z_scale: float = 0.0
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Cross entropy of hidden states against labels as `mom_jax.ops.loss.penalised_cross_entropy` sums it."""
+        return cross_entropy(hidden, self.output_embedding(), labels, z_scale)
+
     def output_embedding(self) -> Float[Array, "vocab D"]:
         """The matrix that turns hidden states into logits: the embedding when tied."""
         return self.embeddings[...] if self.config.tie_word_embeddings else self.lm_head[...]
@@ -191,13 +198,7 @@ class MoMForCausalLM(nnx.Module):
             wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
             if wrong.size:
                 raise InputError("input_ids", int(wrong[0]), f"token ids must lie in [0, {self.config.vocab_size})")
-        return _replicated(self.embeddings[...].astype(self.config.compute_dtype))[input_ids]
-
-
-def _replicated(table: Float[Array, "vocab D"]) -> Float[Array, "vocab D"]:
-    """Gathers a sharded table, so that a look-up by split rows needs no further exchange."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return table if mesh.empty else jax.lax.with_sharding_constraint(table, jax.sharding.PartitionSpec())
+        return looked_up(self.embeddings[...], input_ids, self.config.compute_dtype)
 
 
 def _current_columns(mask: Int[AnyArray, "B S"] | Bool[AnyArray, "B S"] | None, shape: tuple[int, int]) -> Mask | None:

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mom_jax.errors import InputError
+from mom_jax.layers.devices import parameter_spec
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 
@@ -71,14 +72,14 @@ def param_shardings(abstract: nnx.State, mesh: Mesh) -> dict[Any, Any]:
     specs = nnx.to_pure_dict(nnx.get_partition_spec(abstract))
 
     def place(path: tuple[Any, ...], array: jax.ShapeDtypeStruct, spec: PartitionSpec | None) -> NamedSharding:
-        sharding = NamedSharding(mesh, spec or PartitionSpec())
+        sharding = NamedSharding(mesh, parameter_spec(spec, mesh))
         try:
             sharding.shard_shape(array.shape)
         except ValueError as error:
             raise InputError(
                 "mesh",
                 dict(mesh.shape),
-                f"does not divide parameter {dotted(path)} of shape {array.shape}, split as {spec}",
+                f"does not divide parameter {dotted(path)} of shape {array.shape}, split as {sharding.spec}",
             ) from error
         return sharding
 

@@ -37,11 +37,14 @@ class MeshConfig:
     """Ways each parameter is split over its hidden size; also splits the batch."""
     tensor: Ways = 1
     """Ways the heads and the MLP are split."""
+    sequence: Ways = 1
+    """Ways the tokens of each row are split, for rows that one device cannot hold; also splits each parameter."""
 
     def __post_init__(self):
         check_fields(self, "mesh.")
-        if (self.data, self.fsdp, self.tensor).count(-1) > 1:
-            raise InputError("mesh", dataclasses.astuple(self), "only one of data, fsdp and tensor may be -1")
+        if dataclasses.astuple(self).count(-1) > 1:
+            remedy = "only one of data, fsdp, tensor and sequence may be -1"
+            raise InputError("mesh", dataclasses.astuple(self), remedy)
 
 
 @dataclasses.dataclass(frozen=True)

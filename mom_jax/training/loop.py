@@ -25,7 +25,7 @@ from mom_jax.training.origin import find_origin, first_state
 from mom_jax.training.processes import any_process, check_same, is_first, shared_folder, together
 from mom_jax.training.program import Program
 from mom_jax.training.saver import Saver
-from mom_jax.training.sharding import check_fit, make_mesh, shard_batch
+from mom_jax.training.sharding import check_fit, make_mesh, rows_of_process, shard_batch
 from mom_jax.training.signals import StopRequest
 from mom_jax.training.sittings import record_sitting
 from mom_jax.training.state import TrainState
@@ -74,7 +74,8 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console) -> Outcome:
         check_fit(config, mesh)
         check_vocabulary(config)
         data = prepared(config.data)
-        loader = train_loader(data, config.data, jax.process_index(), jax.process_count())
+        rows = rows_of_process(mesh)
+        loader = train_loader(data, config.data, rows.index, rows.count)
     check_same(flat(config.to_dict()), "start them all with the same options")
     config = config.anchored()
     check_same({"data.fingerprint": data.fingerprint}, "give them all the same text")
@@ -154,8 +155,9 @@ class _Sitting:
             raise DivergedError(step, skipped, self.config.max_bad_steps)
 
     def _evaluate(self, step: int, state: TrainState, log: RunLog | None) -> None:
+        rows = rows_of_process(self.mesh)
         batches = eval_batches(
-            self.data, self.config.data, jax.process_index(), jax.process_count(), max_windows=self.config.eval_windows
+            self.data, self.config.data, rows.index, rows.count, max_windows=self.config.eval_windows
         )
         model = self.program.parts.merge(state.params)
         scores = self.evaluate(model, (shard_batch(batch, self.mesh) for batch in batches))

@@ -22,7 +22,8 @@ def check_memory(config: TrainConfig, abstract: TrainState, mesh: Mesh) -> None:
     rows = config.data.batch_size // config.gradient_accumulation // (mesh.shape["data"] * mesh.shape["fsdp"])
     channels = config.model.hidden_size * jnp.dtype(config.model.compute_dtype).itemsize
     state = _bytes(abstract) + _bytes(abstract.params)
-    needed, available = state + rows * config.data.sequence_length * channels, _device_memory(mesh)
+    tokens = rows * config.data.sequence_length // mesh.shape["sequence"]
+    needed, available = state + tokens * channels, _device_memory(mesh)
     if needed > available:
         state_in_words = f"{_gigabytes(state)} for parameters, gradients and moments"
         remedy = f"is the least that each device needs ({state_in_words}), but it has {_gigabytes(available)}; "

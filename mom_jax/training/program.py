@@ -23,7 +23,7 @@ class Program:
 
     Args:
         config: of the run.
-        mesh: with axes ``data``, ``fsdp`` and ``tensor``; an abstract one will do for tracing.
+        mesh: with axes ``data``, ``fsdp``, ``sequence`` and ``tensor``; an abstract one will do for tracing.
     """
 
     config: TrainConfig

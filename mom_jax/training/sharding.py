@@ -1,57 +1,120 @@
 """The device mesh, and where every array of a run lives on it."""
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
+import numpy as np
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mom_jax.errors import InputError
+from mom_jax.layers.devices import ROWS, SEQUENCE
+from mom_jax.layers.recurrence import cannot_hand_over
 from mom_jax.models.config import MoMConfig
+from mom_jax.models.mixers import make_mixer
 from mom_jax.training.config import MeshConfig, TrainConfig
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_SPEC = PartitionSpec(("data", "fsdp"))  # rows of the batch
+AXES = ("data", "fsdp", "sequence", "tensor")  # neighbours along the last ones exchange most
+BATCH_SPEC = PartitionSpec(ROWS, SEQUENCE)  # rows of the batch, and their tokens
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh with axes ``data``, ``fsdp`` and ``tensor`` over all devices of all processes.
+    """A mesh with axes ``data``, ``fsdp``, ``sequence`` and ``tensor`` over all devices of all processes.
 
     Raises:
         InputError: the axis sizes do not multiply to the number of devices.
     """
-    sizes = [config.data, config.fsdp, config.tensor]
-    devices, fixed = jax.device_count(), math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and devices % fixed == 0:
-        sizes[sizes.index(-1)] = devices // fixed
-    if math.prod(sizes) != devices:
-        shown = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    sizes = dataclasses.asdict(config)
+    devices, fixed = jax.device_count(), math.prod(size for size in sizes.values() if size != -1)
+    sizes = {axis: devices // fixed if size == -1 and devices % fixed == 0 else size for axis, size in sizes.items()}
+    if math.prod(sizes.values()) != devices:
+        shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         raise InputError(
             "mesh", shown, f"must multiply to the number of devices ({devices}); -1 takes what is left over"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def check_fit(config: TrainConfig, mesh: Mesh) -> None:
-    """Checks that model and batch divide over the mesh.
+    """Checks that model and batch divide over the mesh, and that the model can hand states from device to device.
 
     Raises:
-        InputError: heads over ``tensor``, hidden size over ``fsdp``, or rows of a micro-batch over
-            ``data * fsdp`` leave a rest.
+        InputError: heads over ``tensor``, hidden size over ``fsdp * sequence``, tokens of a row over ``sequence``, or
+            rows of a micro-batch over ``data * fsdp`` leave a rest; or the memory rule refuses ``sequence``.
     """
     model: MoMConfig = config.model
     rows = config.data.batch_size // config.gradient_accumulation
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    sizes = dict.fromkeys(AXES, 1) | dict(mesh.shape)
+    ways, shards = sizes["data"] * sizes["fsdp"], sizes["fsdp"] * sizes["sequence"]
     for field, size, over, parts in (
-        ("mesh.tensor", model.num_heads, "model.num_heads", mesh.shape["tensor"]),
-        ("mesh.fsdp", model.hidden_size, "model.hidden_size", mesh.shape["fsdp"]),
+        ("mesh.tensor", model.num_heads, "model.num_heads", sizes["tensor"]),
+        ("mesh.fsdp", model.hidden_size, "model.hidden_size", sizes["fsdp"]),
+        ("mesh.fsdp * mesh.sequence", model.hidden_size, "model.hidden_size", shards),
+        ("mesh.sequence", config.data.sequence_length, "data.sequence_length", sizes["sequence"]),
         ("mesh.data * mesh.fsdp", rows, "data.batch_size / gradient_accumulation", ways),
     ):
         if size % parts:
             raise InputError(field, parts, f"must divide {over} ({size})")
+    if sizes["sequence"] > 1 and "memory" in model.layer_kinds:
+        _check_rule(model, sizes["sequence"])
+
+
+def _check_rule(model: MoMConfig, pieces: int) -> None:
+    if model.reference_conv_leak:
+        raise InputError("mesh.sequence", pieces, "must be 1 with model.reference_conv_leak")
+    primitive = nnx.eval_shape(lambda: make_mixer(model, "memory", nnx.Rngs(0))).rule.primitive
+    if primitive.handover is None:
+        raise InputError("mesh.sequence", pieces, f"must be 1 for {model.memory_rule}: {cannot_hand_over(primitive)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsOfProcess:
+    """Which rows of a batch this process reads.
+
+    Processes whose devices hold parts of the same rows, as along ``sequence`` and ``tensor``, read the same ones.
+
+    Attributes:
+        index, count: the ``index``-th of ``count`` equal parts of a batch.
+        blocks: numbers of the blocks of rows, one for each place along ``data`` and ``fsdp``, that its devices hold.
+    """
+
+    index: int
+    count: int
+    blocks: tuple[int, ...]
+
+
+def rows_of_process(mesh: Mesh, process: int | None = None) -> RowsOfProcess:
+    """The rows that a process, this one if None, reads for its devices.
+
+    Raises:
+        InputError: rows of two processes overlap, but are not the same.
+    """
+    places = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    blocks: dict[int, set[int]] = {}
+    for block, devices in enumerate(places):
+        for device in devices:
+            blocks.setdefault(device.process_index, set()).add(block)
+    parts = sorted({tuple(sorted(own)) for own in blocks.values()})
+    if sum(map(len, parts)) != len(places) or len(set(map(len, parts))) != 1:
+        raise InputError("mesh", dict(mesh.shape), "must give each process whole blocks of rows, or share them equally")
+    own = tuple(sorted(blocks[jax.process_index() if process is None else process]))
+    return RowsOfProcess(parts.index(own), len(parts), own)
 
 
 def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows ``[B / processes, T]`` as global arrays ``[B, T]``, rows split over ``data`` and ``fsdp``."""
-    sharding = NamedSharding(mesh, BATCH_SPEC)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """This process's rows ``[B / processes, T]`` as global arrays ``[B, T]``, split as `BATCH_SPEC` says."""
+    sharding, own = NamedSharding(mesh, BATCH_SPEC), rows_of_process(mesh)
+
+    def place(rows: np.ndarray) -> jax.Array:
+        shape = (rows.shape[0] * own.count, *rows.shape[1:])
+        height = rows.shape[0] // len(own.blocks)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            block = own.blocks.index((index[0].start or 0) // height)
+            return rows[block * height : (block + 1) * height, *index[1:]]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return {name: place(np.asarray(rows)) for name, rows in batch.items()}

@@ -11,7 +11,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mom_jax.labels import IGNORE
-from mom_jax.ops.loss import penalised_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
 from mom_jax.ops.routing import auxiliary_loss, router_z_loss
 from mom_jax.training.balance import balance_routers
@@ -34,12 +33,12 @@ def _microbatches(batch: Batch, count: int, mesh: Mesh) -> Batch:
 
 def _loss(params: Any, micro: Batch, total_tokens: jax.Array, program: Program) -> tuple[jax.Array, Metrics]:
     config, model = program.config, program.parts.merge(params)
-    hidden, router, _ = model.rounded().hidden_states(
+    if program.mesh.size == 1:  # several devices round what they gather, and sum its gradients before
+        model = model.rounded()
+    hidden, router, _ = model.hidden_states(
         micro["input_ids"], segment_ids=micro["segment_ids"], remat=config.remat
     )
-    penalised, nats = penalised_cross_entropy(
-        hidden, model.output_embedding(), micro["labels"], config.z_loss_scale
-    )
+    penalised, nats = model.cross_entropy(hidden, micro["labels"], config.z_loss_scale)
     scores = config.model.router_scores
     metrics = {"aux_loss": auxiliary_loss(router, scores=scores)}
     weights = {"aux_loss": config.model.auxiliary_weight}

@@ -1,0 +1,168 @@
+"""How a layer runs on a mesh: each device has its own tokens, heads and channels, and whole parameters for one pass.
+
+Rows of a batch are split over the axes ``data`` and ``fsdp``, their tokens over ``sequence``, heads and channels over
+``tensor``. A parameter's dimension that is marked ``fsdp`` is split over ``fsdp`` and ``sequence``: inside a layer it is
+gathered in the dtype of the layer's input, and its gradient comes back as a sum of which each device gets its part, in
+float32: many bfloat16 addends lose digits.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+
+from mom_jax.typing import Array, Float
+from pallas_kernels.remat import PARAMETER, keep
+
+ROWS, TENSOR, SEQUENCE = ("data", "fsdp"), "tensor", "sequence"
+PARAMETERS = ("fsdp", SEQUENCE)  # what ``fsdp`` means for a parameter
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """Where the tokens of one call are.
+
+    Attributes:
+        mesh: that is set.
+        rows: axes that split the batch; none if they do not divide it, as for a single prompt.
+        time: axes that split their tokens; none if they do not divide them.
+    """
+
+    mesh: AbstractMesh
+    rows: tuple[str, ...]
+    time: tuple[str, ...]
+
+    @classmethod
+    def of(cls, batch: int, time: int) -> Self | None:
+        """For [batch, time] tokens; None on one device, and where each device's own part runs already."""
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+            return None
+        return cls(mesh, _dividing(mesh, ROWS, batch), _dividing(mesh, (SEQUENCE,), time))
+
+    @property
+    def tokens(self) -> P:
+        """Of arrays [B, T, ...]."""
+        return P(self.rows, self.time)
+
+    @property
+    def tensor(self) -> str | None:
+        """The axis that splits heads and channels, where there is one."""
+        return TENSOR if self.mesh.shape.get(TENSOR, 1) > 1 else None
+
+    @property
+    def token_axes(self) -> tuple[str, ...]:
+        """The axes that split tokens, of rows and of a batch."""
+        return self.rows + self.time
+
+    def sharing_tokens(self, time: int) -> Self:
+        """The same with rows of ``time`` tokens split over the tensor axis too, where it divides them."""
+        return dataclasses.replace(self, time=_dividing(self.mesh, (*self.time, TENSOR), time) or self.time)
+
+    def summed(self, x: Result) -> Result:
+        """On a device, the sum over those that hold the other heads or channels."""
+        return x if self.tensor is None else jax.lax.psum(x, self.tensor)
+
+    def whole_rows(self, x: Float[Array, "B T heads K"]) -> Float[Array, "B T heads K"]:
+        """The same array, each device with all tokens of its rows, and with its own part of the heads."""
+        place = P(self.rows, None, P.UNCONSTRAINED, None)
+        return jax.lax.with_sharding_constraint(x, place)
+
+    def spec(self, parameter: Array, spec: P | None) -> P:
+        """How a parameter enters a layer, from the axes in its metadata."""
+        return _own_spec(self.mesh, parameter, spec)
+
+    def run(
+        self, module: nnx.Module, call: Callable[..., Result], inputs: Any, specs: Any, outs: Any, dtype: DTypeLike
+    ) -> Result:
+        """``call(module, *inputs)`` on each device, its ``module`` with the parameters of its own heads and channels.
+
+        Args:
+            module, call: what runs.
+            inputs, specs: arrays, and how they are split.
+            outs: how results are split.
+            dtype: of what rounds parameters.
+        """
+        graph, params = nnx.split(module)
+        of_params = jax.tree.map(self.spec, params, nnx.get_partition_spec(params))
+        dtypes = jax.tree.map(
+            lambda variable: variable.replace(dtype if variable.get_metadata("rounds", False) else variable[...].dtype),
+            params,
+            is_leaf=lambda x: isinstance(x, nnx.Variable),
+        )
+
+        def local(params: nnx.State, *inputs: Any) -> Result:
+            params = jax.tree.map(functools.partial(whole, axes=PARAMETERS), params, of_params, dtypes)
+            return call(nnx.merge(graph, params), *inputs)
+
+        return self.map(local, (of_params, *specs), outs)(params, *inputs)
+
+    def map(self, local: Callable[..., Result], specs: Any, outs: Any) -> Callable[..., Result]:
+        """``local`` on each device's own parts, as specs split arguments and results."""
+        return jax.shard_map(local, mesh=self.mesh, in_specs=specs, out_specs=outs, check_vma=False)
+
+
+def _dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+    """Those of the axes that have several devices, if all of them together divide ``size``; else none."""
+    several = tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1)
+    return several if size % math.prod(mesh.shape[axis] for axis in several) == 0 else ()
+
+
+def parameter_spec(spec: P | None, mesh: Mesh | AbstractMesh) -> P:
+    """Where a parameter lies on a mesh, from the axes in its metadata."""
+    marked = (PARAMETERS if place == "fsdp" else (place,) for place in tuple(spec or ()))
+    return P(*(tuple(axis for axis in axes if axis in mesh.shape) for axes in marked))
+
+
+def _own_spec(mesh: AbstractMesh, value: Array, spec: P | None) -> P:
+    """The spec of a layer's own slice, as scanned slices lost their layer axis; axes that do not divide it are left."""
+    places = [_axes(place) for place in parameter_spec(spec, mesh)]
+    places = [()] * (value.ndim - len(places)) + places[len(places) - value.ndim :] if places else []
+    parts = [math.prod(mesh.shape[axis] for axis in axes) for axes in places]
+    return P(*(axes if size % n == 0 else () for axes, size, n in zip(places, value.shape, parts, strict=False)))
+
+
+def _axes(place: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The axes that split one dimension."""
+    return (place,) if isinstance(place, str) else tuple(place or ())
+
+
+def whole(
+    x: Float[Array, "..."], spec: P, dtype: DTypeLike, axes: tuple[str, ...] = (*PARAMETERS, TENSOR)
+) -> Float[Array, "..."]:
+    """On a device, a parameter in ``dtype`` with what the other devices of ``axes`` hold of it."""
+    for dimension, place in enumerate(spec):
+        names = tuple(axis for axis in _axes(place) if axis in axes)
+        if names:
+            x = _gathered(x, names, dimension, jnp.dtype(dtype), x.dtype)
+    return keep(x.astype(dtype), PARAMETER)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _gathered(
+    x: Float[Array, "..."], axes: tuple[str, ...], dimension: int, dtype: DTypeLike, source: DTypeLike
+) -> Float[Array, "..."]:
+    return jax.lax.all_gather(x.astype(dtype), axes, axis=dimension, tiled=True)
+
+
+def _gathered_fwd(x: Float[Array, "..."], *options: Any) -> tuple[Float[Array, "..."], None]:
+    return _gathered(x, *options), None
+
+
+def _gathered_bwd(
+    axes: tuple[str, ...], dimension: int, dtype: DTypeLike, source: DTypeLike, _: None, dx: Float[Array, "..."]
+) -> tuple[Float[Array, "..."]]:
+    dx = dx.astype(jnp.promote_types(dx.dtype, jnp.float32))
+    return (jax.lax.psum_scatter(dx, axes, scatter_dimension=dimension, tiled=True).astype(source),)
+
+
+_gathered.defvjp(_gathered_fwd, _gathered_bwd)

@@ -1,0 +1,46 @@
+"""The tables of embeddings and outputs [vocab, D], used on a mesh by each device for its own tokens.
+
+A device gathers a table once for a pass; its gradient comes back as a sum of which each device gets its part.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+
+from mom_jax.layers.devices import Devices, whole
+from mom_jax.ops.loss import penalised_cross_entropy
+from mom_jax.typing import AnyArray, Array, Float, Int
+
+TABLE_AXES = ("tensor", "fsdp")
+
+
+def looked_up(
+    table: Float[Array, "vocab D"], ids: Int[AnyArray, "B T"], dtype: DTypeLike
+) -> Float[Array, "B T D"]:
+    """The rows of a table, in ``dtype``."""
+    devices = Devices.of(*ids.shape)
+    if devices is None:
+        return table.astype(dtype)[ids]
+    spec = devices.spec(table, P(*TABLE_AXES))
+    local = lambda table, ids: whole(table, spec, dtype)[ids]  # noqa: E731
+    return devices.map(local, (spec, devices.tokens), devices.tokens)(table, ids)
+
+
+def cross_entropy(
+    hidden: Float[Array, "B T D"], table: Float[Array, "vocab D"], labels: Int[AnyArray, "B T"], z_scale: float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`mom_jax.ops.loss.penalised_cross_entropy` of ``hidden @ table.T``, of all tokens.
+
+    On a mesh the devices of the tensor axis, which hold the same tokens, share them.
+    """
+    devices = Devices.of(*labels.shape)
+    if devices is None:
+        return penalised_cross_entropy(hidden, table, jnp.asarray(labels), z_scale)
+    spec, shared = devices.spec(table, P(*TABLE_AXES)), devices.sharing_tokens(labels.shape[1])
+
+    def local(hidden: Array, table: Array, labels: Array) -> tuple[Array, Array]:
+        sums = penalised_cross_entropy(hidden, whole(table, spec, hidden.dtype), labels, z_scale)
+        return jax.lax.psum(sums, shared.token_axes)
+
+    return devices.map(local, (shared.tokens, spec, shared.tokens), (P(), P()))(hidden, table, labels)

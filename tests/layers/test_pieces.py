@@ -1,0 +1,130 @@
+"""A layer whose rows are spread over devices computes what one device computes; here `jax.vmap` stands for the devices.
+
+What devices exchange has the same meaning along a mapped axis; real (fake) devices: `tests/models/test_sharding.py`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from support.compare import assert_close
+from support.parameters import randomised
+
+from mom_jax.errors import InputError
+from mom_jax.layers.mixer import MemoryMixer
+from mom_jax.ops.documents import DocumentRuns, count_documents
+from mom_jax.ops.pieces import all_before
+
+AXIS, PIECES, BATCH, TIME, HIDDEN = "sequence", 4, 2, 24, 8
+# One rule for each recurrence that hands its states over; positions, token shift and sub-rows among them.
+ABLE = {
+    "gated_deltanet": {},
+    "retnet": {},
+    "rwkv6": {"proj_low_rank_dim": 4, "decay_low_rank_dim": 4},
+    "kda": {},
+    "gated_deltaproduct": {},
+}
+
+
+def layer(rule: str, options: dict) -> MemoryMixer:
+    """A small layer with three routed memories and a shared one."""
+
+    def make():
+        return MemoryMixer(HIDDEN, rule=rule, num_heads=2, num_memories=3, options=options, rngs=nnx.Rngs(0))
+
+    made = randomised(nnx.eval_shape(make), 0.5)
+    assert isinstance(made, MemoryMixer)
+    return made
+
+
+def batch() -> tuple[jax.Array, jax.Array, DocumentRuns]:
+    """Tokens, a mask and documents: one row begins with padding beyond a piece, one is a single document."""
+    rng = np.random.default_rng(1)
+    x, mask = rng.normal(size=(BATCH, TIME, HIDDEN)), rng.integers(0, 4, (BATCH, TIME)) > 0
+    mask[0, :8] = False
+    numbers = np.stack([np.zeros(TIME, int), np.cumsum(np.isin(np.arange(TIME), (3, 6, 13)))])
+    documents = count_documents(numbers, mask)
+    assert documents is not None
+    return jnp.asarray(x, jnp.float32), jnp.asarray(mask), documents
+
+
+def cut(x: jax.Array) -> jax.Array:
+    """[B, T, ...] to pieces [P, B, T / P, ...]."""
+    return jnp.moveaxis(x.reshape(BATCH, PIECES, -1, *x.shape[2:]), 1, 0)
+
+
+def joined(x: jax.Array) -> jax.Array:
+    """The inverse of `cut`."""
+    return jnp.moveaxis(x, 0, 1).reshape(BATCH, TIME, *x.shape[3:])
+
+
+def in_pieces(mixer: MemoryMixer, x: jax.Array, mask: jax.Array, documents: DocumentRuns | None):
+    """Output, logits and loads, as devices compute them that hold a piece each."""
+    mixer.sequence_axis = AXIS
+
+    def piece(x, mask, index):
+        of_piece = None if documents is None else DocumentRuns(index, documents.number)
+        out = mixer(x, mask, of_piece)
+        return out.y, out.router.logits, out.router.load
+
+    index = jnp.zeros(mask.shape, jnp.int32) if documents is None else documents.index
+    y, logits, load = jax.vmap(piece, axis_name=AXIS)(cut(x), cut(mask), cut(index))
+    return joined(y), joined(logits), load[0]
+
+
+def whole(mixer: MemoryMixer, x: jax.Array, mask: jax.Array, documents: DocumentRuns | None):
+    """The same by one device."""
+    out = mixer(x, mask, documents)
+    return out.y, out.router.logits, out.router.load
+
+
+@pytest.mark.parametrize("rule", ABLE)
+def test_pieces_equal_the_whole(rule):
+    """Outputs, router logits, loads and all gradients, with padding and packed documents."""
+    graph, params = nnx.split(layer(rule, ABLE[rule]))
+    x, mask, documents = batch()
+    weight = jnp.asarray(np.random.default_rng(2).normal(size=x.shape), jnp.float32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(how, params, x):
+        def loss(params, x):
+            out = how(nnx.merge(graph, params), x, mask, documents)
+            return jnp.sum(out[0] * weight), out
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+
+    assert_close(run(in_pieces, params, x), run(whole, params, x), 1e-5, atol=1e-6)
+
+
+def test_without_documents_a_row_goes_on():
+    graph, params = nnx.split(layer("gated_deltanet", {}))
+    x, mask, _ = batch()
+    run = jax.jit(lambda how, params: how(nnx.merge(graph, params), x, mask, None), static_argnums=0)
+    assert_close(run(in_pieces, params), run(whole, params), 1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 5, 8])
+def test_all_pieces_before_are_combined_in_order(pieces):
+    """Affine maps of numbers, which do not commute."""
+    rng = np.random.default_rng(pieces)
+    maps = rng.normal(size=(2, pieces))
+    before = jax.vmap(
+        lambda a, b: all_before(lambda f, g: (f[0] * g[0], g[0] * f[1] + g[1]), (a, b), AXIS)[1], axis_name=AXIS
+    )(*jnp.asarray(maps, jnp.float32))
+    x, want = 0.0, []
+    for a, b in maps.T:
+        want.append(x)
+        x = a * x + b
+    np.testing.assert_allclose(before, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["mesanet", "gsa", "titans"])
+def test_others_refuse_by_name(rule):
+    mixer = nnx.eval_shape(lambda: MemoryMixer(HIDDEN, rule=rule, num_heads=2, rngs=nnx.Rngs(0)))
+    x, mask, documents = batch()
+    message = rf"mesh\.sequence=4: must be 1: the recurrence {mixer.rule.primitive.name} hands no state"
+    with pytest.raises(InputError, match=message):
+        jax.eval_shape(lambda x: in_pieces(mixer, x, mask, documents), x)
