@@ -1,7 +1,7 @@
 """How a layer runs on a mesh: each device has its own tokens, heads and channels, and whole parameters for one pass.
 
 Rows of a batch are split over the axes ``data`` and ``fsdp``, their tokens over ``sequence``, heads and channels over
-``tensor``. A parameter's dimension that is marked ``fsdp`` is split over ``fsdp`` and ``sequence``: inside a layer it is
+``tensor``. A parameter's dimension that is marked ``fsdp`` is split over ``fsdp`` and ``sequence``. Inside a layer it is
 gathered in the dtype of the layer's input, and its gradient comes back as a sum of which each device gets its part, in
 float32: many bfloat16 addends lose digits.
 """
@@ -19,6 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from mom_jax.errors import InputError
 from mom_jax.typing import Array, Float
 from pallas_kernels.remat import PARAMETER, keep
 
@@ -72,6 +73,12 @@ class Devices:
         """On a device, the sum over those that hold the other heads or channels."""
         return x if self.tensor is None else jax.lax.psum(x, self.tensor)
 
+    def check_heads(self, count: int) -> None:
+        """Raises an InputError if the tensor axis does not divide so many heads."""
+        parts = self.mesh.shape.get(TENSOR, 1)
+        if count % parts:
+            raise InputError("mesh.tensor", parts, f"must divide the number of heads ({count})")
+
     def whole_rows(self, x: Float[Array, "B T heads K"]) -> Float[Array, "B T heads K"]:
         """The same array, each device with all tokens of its rows, and with its own part of the heads."""
         place = P(self.rows, None, P.UNCONSTRAINED, None)
@@ -124,11 +131,11 @@ def parameter_spec(spec: P | None, mesh: Mesh | AbstractMesh) -> P:
 
 
 def _own_spec(mesh: AbstractMesh, value: Array, spec: P | None) -> P:
-    """The spec of a layer's own slice, as scanned slices lost their layer axis; axes that do not divide it are left."""
+    """The spec of a layer's own slice, as scanned slices lost their layer axis; whole if it cannot be divided."""
     places = [_axes(place) for place in parameter_spec(spec, mesh)]
     places = [()] * (value.ndim - len(places)) + places[len(places) - value.ndim :] if places else []
-    parts = [math.prod(mesh.shape[axis] for axis in axes) for axes in places]
-    return P(*(axes if size % n == 0 else () for axes, size, n in zip(places, value.shape, parts, strict=False)))
+    sized = zip(places, value.shape, strict=False)
+    return P(*(axes if axes == (TENSOR,) else _dividing(mesh, axes, size) for axes, size in sized))
 
 
 def _axes(place: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -137,6 +137,9 @@ class MemoryMixer(nnx.Module):
 
         Returns:
             The output in ``x.dtype``, the router's decisions, and the new cache.
+
+        Raises:
+            InputError: heads do not divide over the mesh, or its ``sequence`` axis is more than the rule can do.
         """
         devices = Devices.of(*x.shape[:2])
         if devices is not None:
@@ -202,6 +205,7 @@ class MemoryMixer(nnx.Module):
         layer: int | Array,
     ) -> MixerOutput:
         """The same, on each device for its own tokens and heads, with one sum over the tensor axis."""
+        devices.check_heads(self.rule.sizes.num_heads)
         if cache is not None:  # it is of whole rows
             devices = dataclasses.replace(devices, time=())
         documents = count_documents(segment_ids, attention_mask, None if cache is None else cache.document[layer])

@@ -9,10 +9,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from mom_jax.layers.devices import parameter_spec
 from mom_jax.models.config import AttentionConfig, MoMConfig
 from mom_jax.models.mixers import make_mixer
-from mom_jax.ops.loss import chunked_cross_entropy
 from mom_jax.ops.routing import auxiliary_loss
+from mom_jax.training.sharding import AXES, BATCH_SPEC
 from support.compare import assert_close
 from support.parameters import random_model, randomised
 
@@ -33,9 +34,9 @@ def train(graph, params, ids, mask, documents):
         model = nnx.merge(graph, params)
         hidden, router, _ = model.hidden_states(ids, mask, documents)
         weight = model.output_embedding()
-        total, count = chunked_cross_entropy(hidden, weight, jnp.roll(ids, -1, 1))
+        total, _ = model.cross_entropy(hidden, jnp.roll(ids, -1, 1))
         aux = auxiliary_loss(router, mask)
-        return total / count + CONFIG.aux_loss_scale * aux, hidden @ weight.T
+        return total / ids.size + CONFIG.aux_loss_scale * aux, hidden @ weight.T
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -49,8 +50,8 @@ def read(graph, params, ids, mask, cache):
 def split_over(mesh, params):
     """Parameters in their places on the mesh."""
     return jax.tree.map(
-        lambda p, spec: jax.device_put(p, NamedSharding(mesh, spec)), params, nnx.get_partition_spec(params),
-        is_leaf=lambda x: isinstance(x, PartitionSpec),
+        lambda p, spec: jax.device_put(p, NamedSharding(mesh, parameter_spec(spec, mesh))),
+        params, nnx.get_partition_spec(params), is_leaf=lambda x: isinstance(x, PartitionSpec),
     )  # fmt: skip
 
 
@@ -83,17 +84,17 @@ def main():
     assert len(jax.devices()) == 8
     model = random_model(CONFIG)
     graph, params = nnx.split(model)
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((1, 2, 2, 2), AXES, axis_types=(AxisType.Auto,) * 4)
     split = split_over(mesh, params)
     sizes = [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(split)]
-    assert min(sizes) == 1 / 4, sizes
+    assert min(sizes) == 1 / 8, sizes
     print("agree: parameters are split")
 
     rng = np.random.default_rng(0)
     ids, documents = rng.integers(0, 32, (4, 12)), np.sort(rng.integers(0, 3, (4, 12)), -1)
     mask = np.ones((4, 12), np.int32)
     mask[1, :5] = 0
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    rows = NamedSharding(mesh, BATCH_SPEC)
     batch = [jnp.asarray(x, jnp.int32) for x in (ids, mask, documents)]
     step, call = jax.jit(functools.partial(train, graph)), jax.jit(functools.partial(read, graph))
     want = jax.device_get(step(params, *batch))
