@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mom_jax.labels import IGNORE
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.ops.loss import chunked_cross_entropy
 from mom_jax.ops.router_statistics import chosen_sets, router_statistics, routing_churn
 from mom_jax.typing import Batch
 
@@ -37,9 +37,9 @@ def _score(
     segments, labels = batch["segment_ids"], batch["labels"]
     real = (segments > 0).astype(jnp.int32)
     hidden, router, _ = model.hidden_states(batch["input_ids"], attention_mask=real, segment_ids=segments)
-    weight = model.output_embedding()
-    sums = [chunked_cross_entropy(hidden[:, a:b], weight, labels[:, a:b]) for a, b in position_buckets(labels.shape[1])]
-    nats, tokens = (jnp.stack(column) for column in zip(*sums, strict=True))
+    scored = model.token_nats(hidden, labels), (labels != IGNORE).astype(jnp.float32)
+    buckets = position_buckets(labels.shape[1])
+    nats, tokens = (jnp.stack([x[:, a:b].sum() for a, b in buckets]) for x in scored)
     inputs = real.sum()
     statistics = jax.tree.map(lambda x: x * inputs, router_statistics(router, real, model.config.router_scores))
     sets = chosen_sets(router, real) if routes and router is not None else None

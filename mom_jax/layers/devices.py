@@ -1,8 +1,8 @@
 """How a layer runs on a mesh: each device has its own tokens, heads and channels, and whole parameters for one pass.
 
 Rows of a batch are split over the axes ``data`` and ``fsdp``, their tokens over ``sequence``, heads and channels over
-``tensor``. A parameter's dimension that is marked ``fsdp`` is split over ``fsdp`` and ``sequence``. Inside a layer it is
-gathered in the dtype of the layer's input, and its gradient comes back as a sum of which each device gets its part, in
+``tensor``. A parameter's dimension that is marked ``fsdp`` is split over ``fsdp`` and ``sequence``. Inside a layer it
+is gathered in the dtype of the layer's input. Its gradient comes back as a sum of which each device gets its part, in
 float32: many bfloat16 addends lose digits.
 """
 

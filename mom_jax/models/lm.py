@@ -17,7 +17,7 @@ from mom_jax.layers.linear import param, rounded
 from mom_jax.layers.norm import RMSNorm
 from mom_jax.models.blocks import REMAT_POLICIES, Block, LayerPlan, decode_layers, run_layers, stack_blocks
 from mom_jax.models.config import MoMConfig
-from mom_jax.models.tables import TABLE_AXES, cross_entropy, looked_up
+from mom_jax.models.tables import TABLE_AXES, cross_entropy, looked_up, token_nats
 from mom_jax.ops.documents import count_documents
 from mom_jax.ops.routing import RouterOutput
 from mom_jax.typing import AnyArray, Array, Bool, Float, Int, Mask
@@ -162,6 +162,10 @@ class MoMForCausalLM(nnx.Module):
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Cross entropy of hidden states against labels as `mom_jax.ops.loss.penalised_cross_entropy` sums it."""
         return cross_entropy(hidden, self.output_embedding(), labels, z_scale)
+
+    def token_nats(self, hidden: Float[Array, "B T D"], labels: Int[AnyArray, "B T"]) -> Float[Array, "B T"]:
+        """Cross entropy of each label, float32; 0 where it does not count."""
+        return token_nats(hidden, self.output_embedding(), labels)
 
     def output_embedding(self) -> Float[Array, "vocab D"]:
         """The matrix that turns hidden states into logits: the embedding when tied."""

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from mom_jax.layers.devices import Devices, whole
-from mom_jax.ops.loss import penalised_cross_entropy
+from mom_jax.ops.loss import chunked_token_scores, penalised_cross_entropy
 from mom_jax.typing import AnyArray, Array, Float, Int
 
 TABLE_AXES = ("tensor", "fsdp")
@@ -44,3 +44,18 @@ def cross_entropy(
         return jax.lax.psum(sums, shared.token_axes)
 
     return devices.map(local, (shared.tokens, spec, shared.tokens), (P(), P()))(hidden, table, labels)
+
+
+def token_nats(
+    hidden: Float[Array, "B T D"], table: Float[Array, "vocab D"], labels: Int[AnyArray, "B T"]
+) -> Float[Array, "B T"]:
+    """Cross entropy of ``hidden @ table.T`` against each label, float32; 0 where it does not count."""
+    devices = Devices.of(*labels.shape)
+    if devices is None:
+        return chunked_token_scores(hidden, table, jnp.asarray(labels))[0]
+    spec, tokens = devices.spec(table, P(*TABLE_AXES)), devices.tokens
+
+    def local(hidden: Array, table: Array, labels: Array) -> Array:
+        return chunked_token_scores(hidden, whole(table, spec, hidden.dtype), labels)[0]
+
+    return devices.map(local, (tokens, spec, tokens), tokens)(hidden, table, labels)

@@ -51,8 +51,8 @@ def check_fit(config: TrainConfig, mesh: Mesh) -> None:
     for field, size, over, parts in (
         ("mesh.tensor", model.num_heads, "model.num_heads", sizes["tensor"]),
         ("mesh.fsdp", model.hidden_size, "model.hidden_size", sizes["fsdp"]),
-        ("mesh.fsdp * mesh.sequence", model.hidden_size, "model.hidden_size", shards),
         ("mesh.sequence", config.data.sequence_length, "data.sequence_length", sizes["sequence"]),
+        ("mesh.fsdp * mesh.sequence", model.hidden_size, "model.hidden_size", shards),
         ("mesh.data * mesh.fsdp", rows, "data.batch_size / gradient_accumulation", ways),
     ):
         if size % parts:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from mom_jax.data.prepare import prepared
 from mom_jax.errors import InputError
 from mom_jax.training.config import MeshConfig, TrainConfig
 from mom_jax.training.program import Program
-from mom_jax.training.sharding import check_fit, make_mesh, shard_batch
+from mom_jax.training.sharding import AXES, check_fit, make_mesh, rows_of_process, shard_batch
 from mom_jax.training.step import make_train_step
 
 MESH = (2, 2, 2)
@@ -107,22 +108,73 @@ def test_a_mesh_smaller_than_the_devices_is_refused(on_eight_devices):
 
 
 def test_a_mesh_larger_than_the_devices_is_refused():
-    with pytest.raises(InputError, match=r"data 1 x fsdp 2 x tensor 1: must multiply to the number of devices \(1\)"):
+    message = r"data 1 x fsdp 2 x tensor 1 x sequence 1: must multiply to the number of devices \(1\)"
+    with pytest.raises(InputError, match=message):
         make_mesh(MeshConfig(data=1, fsdp=2))
 
 
+def mesh_of(**axes: int) -> Any:
+    """A mesh without devices."""
+    sizes = dict.fromkeys(AXES, 1) | axes
+    return jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+
+
 @pytest.mark.parametrize(
-    ("shape", "message"),
+    ("axes", "message"),
     [
-        ((1, 1, 4), r"mesh\.tensor=4: must divide model\.num_heads \(2\)"),
-        ((1, 64, 1), r"mesh\.fsdp=64: must divide model\.hidden_size \(32\)"),
-        ((16, 1, 1), r"mesh\.data \* mesh\.fsdp=16: must divide data\.batch_size / gradient_accumulation \(8\)"),
+        ({"tensor": 4}, r"mesh\.tensor=4: must divide model\.num_heads \(2\)"),
+        ({"fsdp": 64}, r"mesh\.fsdp=64: must divide model\.hidden_size \(32\)"),
+        ({"fsdp": 8, "sequence": 8}, r"mesh\.fsdp \* mesh\.sequence=64: must divide model\.hidden_size \(32\)"),
+        ({"sequence": 7}, r"mesh\.sequence=7: must divide data\.sequence_length \(64\)"),
+        ({"data": 16}, r"mesh\.data \* mesh\.fsdp=16: must divide data\.batch_size / gradient_accumulation \(8\)"),
     ],
 )
-def test_a_mesh_that_does_not_divide_the_run_is_refused(shape, message, make_config):
-    mesh: Any = jax.sharding.AbstractMesh(shape, ("data", "fsdp", "tensor"))
+def test_a_mesh_that_does_not_divide_the_run_is_refused(axes, message, make_config):
     with pytest.raises(InputError, match=message):
-        check_fit(make_config(), mesh)
+        check_fit(make_config(), mesh_of(**axes))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"memory_rule": "titans"}, r"must be 1 for titans: the recurrence titans hands no state .* those that do are"),
+        ({"memory_rule": "log_linear_gla"}, r"must be 1 for log_linear_gla: the recurrence log linear hands no state"),
+        ({"reference_conv_leak": True}, r"must be 1 with model\.reference_conv_leak"),
+    ],
+)
+def test_a_rule_that_cannot_go_on_from_another_device_is_refused(model, message, make_config):
+    config = make_config()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
+    with pytest.raises(InputError, match=r"mesh\.sequence=2: " + message):
+        check_fit(config, mesh_of(sequence=2))
+
+
+def mesh_over(processes: list[int], **axes: int) -> Any:
+    """A mesh over devices of these processes, of which nothing else is known."""
+    sizes = dict.fromkeys(AXES, 1) | axes
+    devices = np.array([SimpleNamespace(process_index=number) for number in processes])
+    return SimpleNamespace(shape=sizes, size=len(devices), devices=devices.reshape(tuple(sizes.values())))
+
+
+@pytest.mark.parametrize(
+    ("processes", "axes", "want"),
+    [
+        ([0, 0, 1, 1], {"data": 4}, {0: (0, 2, (0, 1)), 1: (1, 2, (2, 3))}),
+        ([0, 0, 1, 1], {"sequence": 4}, {0: (0, 1, (0,)), 1: (0, 1, (0,))}),
+        ([0, 1, 2, 3], {"fsdp": 2, "sequence": 2}, {0: (0, 2, (0,)), 1: (0, 2, (0,)), 3: (1, 2, (1,))}),
+        ([1, 0, 1, 0], {"data": 2, "tensor": 2}, {0: (0, 1, (0, 1)), 1: (0, 1, (0, 1))}),
+        ([0, 1, 1, 0], {"data": 4}, {0: (0, 2, (0, 3)), 1: (1, 2, (1, 2))}),
+    ],
+)
+def test_processes_that_share_rows_read_the_same_ones(processes, axes, want):
+    mesh = mesh_over(processes, **axes)
+    assert {process: dataclasses.astuple(rows_of_process(mesh, process)) for process in want} == want
+
+
+def test_rows_that_overlap_in_part_are_refused():
+    """Two processes share the second of three blocks."""
+    with pytest.raises(InputError, match="mesh="):
+        rows_of_process(mesh_over([0, 0, 0, 1, 1, 1], data=3, sequence=2), 0)
 
 
 def main(path: str) -> None:
