@@ -43,8 +43,10 @@ def _where(condition: Bool[Array, " S"], a: Any, b: Any) -> Array:
 
 def from_before(x: Any, axis: str, distance: int = 1) -> Any:
     """Arrays of the device ``distance`` pieces before; zeros where there is none."""
-    places = [(i, i + distance) for i in range(jax.lax.axis_size(axis) - distance)]
-    return jax.tree.map(lambda a: jax.lax.ppermute(a, axis, places), x)
+    pieces = jax.lax.axis_size(axis)
+    round_the_ring = [(i, (i + distance) % pieces) for i in range(pieces)]  # `jax.vmap` knows whole permutations alone
+    known = jax.lax.axis_index(axis) >= distance
+    return jax.tree.map(lambda a: jnp.where(known, jax.lax.ppermute(a, axis, round_the_ring), 0), x)
 
 
 def all_before(combine: Callable[[Map, Map], Map], own: Map, axis: str) -> Map:

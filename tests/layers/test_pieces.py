@@ -48,7 +48,7 @@ def batch() -> tuple[jax.Array, jax.Array, DocumentRuns]:
     numbers = np.stack([np.zeros(TIME, int), np.cumsum(np.isin(np.arange(TIME), (3, 6, 13)))])
     documents = count_documents(numbers, mask)
     assert documents is not None
-    return jnp.asarray(x, jnp.float32), jnp.asarray(mask), documents
+    return jnp.asarray(x, jnp.float32), jnp.asarray(mask, jnp.int32), documents
 
 
 def cut(x: jax.Array) -> jax.Array:
@@ -123,8 +123,7 @@ def test_all_pieces_before_are_combined_in_order(pieces):
 
 @pytest.mark.parametrize("rule", ["mesanet", "gsa", "titans"])
 def test_others_refuse_by_name(rule):
-    mixer = nnx.eval_shape(lambda: MemoryMixer(HIDDEN, rule=rule, num_heads=2, rngs=nnx.Rngs(0)))
-    x, mask, documents = batch()
-    message = rf"mesh\.sequence=4: must be 1: the recurrence {mixer.rule.primitive.name} hands no state"
-    with pytest.raises(InputError, match=message):
-        jax.eval_shape(lambda x: in_pieces(mixer, x, mask, documents), x)
+    mixer = layer(rule, {})
+    name, (graph, params), batched = mixer.rule.primitive.name, nnx.split(mixer), batch()
+    with pytest.raises(InputError, match=rf"mesh\.sequence=4: must be 1: the recurrence {name} hands no state"):
+        jax.eval_shape(lambda params: in_pieces(nnx.merge(graph, params), *batched), params)
