@@ -137,7 +137,7 @@ def test_a_mesh_that_does_not_divide_the_run_is_refused(axes, message, make_conf
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"memory_rule": "titans"}, r"must be 1 for titans: the recurrence titans linear hands no state .* those that do are"),
+        ({"memory_rule": "titans"}, r"must be 1 for titans: the recurrence titans linear hands no state .* are"),
         ({"memory_rule": "log_linear_gla"}, r"must be 1 for log_linear_gla: the recurrence log linear hands no state"),
         ({"reference_conv_leak": True}, r"must be 1 with model\.reference_conv_leak"),
     ],
