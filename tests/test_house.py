@@ -34,6 +34,7 @@ FLOORS = {
     "mom_jax": 5,
     "mom_jax.training": 5,
     "mom_jax.evals": 5,
+    "mom_jax.planning": 6,
     "mom_jax.reports": 6,
     "mom_jax.runs": 7,
     "mom_jax.cli": 8,

@@ -13,9 +13,8 @@ import re
 import subprocess
 import sys
 from importlib.metadata import requires, version
-from pathlib import Path
 
-FOLDER = Path(sys.prefix) / "compilers"
+from mom_jax.planning.compilers import FOLDER
 
 
 def requirements() -> list[str]:

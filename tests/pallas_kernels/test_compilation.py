@@ -33,12 +33,11 @@ for operator in OPERATORS["gpu"]:
 
 TPU = f"""
 from mom_jax.benchmarks.kernel_passes import OPERATORS, Case, training
-from tools.kernels import tpu
+from mom_jax.planning.targets import compiled, mesh
 from tools.kernels.equations import calls
-from tools.kernels.targets import compiled
 for operator in OPERATORS["tpu"]:
     function, arguments = training(Case("tpu", operator, {SIZE}, "{DTYPE}"))
-    text = compiled(tpu.mesh("v5e"), function, *arguments).as_text()
+    text = compiled(mesh("v5e:2x2"), function, *arguments).as_text()
     print(operator, len(list(calls("pallas_call", function, *arguments))), text.count("tpu_custom_call"))
 """
 
@@ -54,14 +53,21 @@ for operator in OPERATORS["gpu"]:
 """
 
 CUDA_STEP = """
-from tools.kernels import train_step
-step = train_step.traced("mom-340m", train_step.gpu_mesh("NVIDIA H100"), 8, 2048)
+from mom_jax.planning.step import sized, traced_step
+from mom_jax.planning.targets import abstract_mesh
+from mom_jax.training.config import get_train_preset
+from mom_jax.training.program import Program
+mesh = abstract_mesh("NVIDIA H100", "gpu", data=1, fsdp=1, tensor=1)
+step = traced_step(Program(sized(get_train_preset("mom-340m"), 8, 2048), mesh))
 print(step.lower(lowering_platforms=("cuda",)).as_text().count("@triton_kernel_call"))
 """
 
 TPU_STEP = """
-from tools.kernels import tpu, train_step
-step = train_step.traced("mom-tiny", tpu.mesh("v5e", data=1, fsdp=4, tensor=1), 4, 128)
+from mom_jax.planning.step import sized, traced_step
+from mom_jax.planning.targets import mesh
+from mom_jax.training.config import get_train_preset
+from mom_jax.training.program import Program
+step = traced_step(Program(sized(get_train_preset("mom-tiny"), 4, 128), mesh("v5e:2x2", data=1, fsdp=4, tensor=1)))
 print(step.lower().compile().as_text().count("tpu_custom_call"))
 """
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from support.processes import compiling
 
-from tools.kernels.hlo import read
-from tools.kernels.launches import launches
+from mom_jax.planning.hlo import read
+from mom_jax.planning.launches import launches
 
 FOLDER = Path(__file__).resolve().parents[2]
 RECORD = json.loads((FOLDER / "tools/kernels/counts.json").read_text(encoding="utf-8"))

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import jax
 
+from mom_jax.planning.targets import compiled, mesh
 from tools.hardware.folder import Folder, read_folder
-from tools.kernels import h100
-from tools.kernels.targets import compiled
 
 
 def compile_all(path: Path, only: Iterable[str] = ()) -> int:
@@ -29,4 +28,4 @@ def compile_all(path: Path, only: Iterable[str] = ()) -> int:
 def compile_one(folder: Folder, name: str) -> str:
     """The compiled program's text."""
     shapes = [jax.ShapeDtypeStruct(draw.shape, draw.dtype) for draw in folder.entries[name].inputs]
-    return compiled(h100.mesh(), folder.program(name).call, *shapes).as_text()
+    return compiled(mesh("h100:1"), folder.program(name).call, *shapes).as_text()

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from mom_jax.planning.targets import abstract_mesh
 from mom_jax.training.config import MeshConfig
-from mom_jax.training.sharding import make_mesh
+from mom_jax.training.sharding import AXES, make_mesh
 from tools.hardware.draws import Draw
-from tools.kernels.train_step import gpu_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,9 @@ class Sizes:
     @property
     def mesh(self) -> Any:
         """One device of the kind that programs are for."""
-        return make_mesh(MeshConfig(1, 1, 1)) if self.platform == "cpu" else gpu_mesh("NVIDIA H100")
+        if self.platform == "cpu":
+            return make_mesh(MeshConfig(1, 1, 1))
+        return abstract_mesh("NVIDIA H100", "gpu", **dict.fromkeys(AXES, 1))
 
 
 FULL = Sizes("cuda", "gpu", (256, 128, 64), ("bfloat16", "float32"), 64, 8, 2048, 4, 256, "mom-340m", 64, 128, (1, 32))

@@ -32,9 +32,12 @@ import jax
 from rich.progress import track
 
 from mom_jax.benchmarks.kernel_passes import CHUNK, CHUNKS, DTYPES, HEADS, OPERATORS, SIZES, Case, training
-from tools.kernels import gpu, programs, tpu, train_step
+from mom_jax.planning.step import sized, traced_step
+from mom_jax.planning.targets import compiled, mesh
+from mom_jax.training.config import get_train_preset
+from mom_jax.training.program import Program
+from tools.kernels import gpu, programs, tpu
 from tools.kernels.equations import calls, moved_bytes
-from tools.kernels.targets import compiled
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/kernels.md"
 
@@ -73,10 +76,10 @@ def tpu_table() -> Iterator[str]:
     for case in track(cases("tpu"), description="TPU"):
         cells, limits_of_cases = [], set()
         for generation in tpu.TOPOLOGIES:
-            mesh, begin = tpu.mesh(generation), time.perf_counter()
-            compiled(mesh, *_program(case))
+            chip, begin = mesh(tpu.TOPOLOGIES[generation]), time.perf_counter()
+            compiled(chip, *_program(case))
             cells.append(f"{time.perf_counter() - begin:.0f} s")
-            limits_of_cases.add(tuple(tpu.vmem_limits(mesh, *_program(case))))
+            limits_of_cases.add(tuple(tpu.vmem_limits(chip, *_program(case))))
         limits = " or ".join(", ".join(f"{x / 2**20:.0f}" for x in limits) for limits in sorted(limits_of_cases))
         yield f"| {case.operator} | {case.size} | {case.dtype} | {limits} | {' | '.join(cells)} |"
 
@@ -104,8 +107,8 @@ def train_table() -> Iterator[str]:
     yield "| for | mesh | batch x length | kernels in the program | seconds | bytes of a device, GiB |"
     yield "|---|---|---|---|---|---|"
     begin = time.perf_counter()
-    mesh = tpu.mesh("v5e", data=1, fsdp=4, tensor=1)
-    lowered = train_step.traced("mom-340m", mesh, 4, 2048).lower()
+    program = Program(sized(get_train_preset("mom-340m"), 4, 2048), mesh("v5e:2x2", data=1, fsdp=4, tensor=1))
+    lowered = traced_step(program).lower()
     count = lowered.as_text().count("tpu_custom_call")
     memory = lowered.compile().memory_analysis()
     used = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30

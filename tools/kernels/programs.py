@@ -22,15 +22,20 @@ from mom_jax.models.config import MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.models.presets import get_preset
 from mom_jax.models.structure import build_model
+from mom_jax.planning.launches import Launch, launches
+from mom_jax.planning.step import sized, traced_step
+from mom_jax.planning.targets import compile_lowered, compiled, mesh
+from mom_jax.training.config import get_train_preset
+from mom_jax.training.program import Program
 from mom_jax.training.sharding import AXES
-from tools.kernels import h100, tpu, train_step
-from tools.kernels.launches import Launch, launches
-from tools.kernels.targets import compile_lowered, compiled
 
 RECORD = Path(__file__).parent / "counts.json"
 BATCH, LENGTH, TOKENS = 8, 2048, 64
 _ONE = dict.fromkeys(AXES, 1)
-DEVICES: dict[str, Callable[[], Mesh]] = {"H100": lambda: h100.mesh(**_ONE), "v5e": lambda: tpu.mesh("v5e", **_ONE)}
+DEVICES: dict[str, Callable[[], Mesh]] = {
+    "H100": lambda: mesh("h100:1", **_ONE),
+    "v5e": lambda: mesh("v5e:2x2", **_ONE),
+}
 Counts = dict[str, float]  # by what is counted; gigabytes are 1e9 bytes
 
 
@@ -72,7 +77,8 @@ def decode(mesh: Mesh, batch: int) -> Any:
 
 def training_step(mesh: Mesh) -> Any:
     """The preset's own step."""
-    return compile_lowered(mesh, train_step.traced("mom-340m", mesh, BATCH, LENGTH).lower())
+    config = sized(get_train_preset("mom-340m"), BATCH, LENGTH)
+    return compile_lowered(mesh, traced_step(Program(config, mesh)).lower())
 
 
 class Whole(NamedTuple):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tools.kernels.hlo import Computation, Instruction, Program, read, size
+from mom_jax.planning.hlo import Computation, Instruction, Program, read, size
 
 
 class Launch(NamedTuple):
