@@ -18,7 +18,7 @@ _EXTRAS = {"tpu": "tpu", "cuda": "gpu"}
 
 
 def find_compiler(platform: str) -> None:
-    """Makes the compiler of a platform known, before JAX looks for any.
+    """Makes the compiler of a platform known, before JAX is imported, as it looks for them then.
 
     Raises:
         InputError: it is not installed; it names the line that installs it.

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -76,12 +77,72 @@ def _closing(text: str) -> int:
     raise ValueError(f"a bracket stays open: {text[:80]}")
 
 
-def size(shape: str) -> int:
-    """Bytes of a shape, or of several in brackets."""
+def scheduled(program: Program, name: str | None = None, times: int = 1) -> Iterator[tuple[str, Instruction, int]]:
+    """Every instruction that is run by itself, in order: its computation, itself, and how often it runs.
+
+    What is inside a fusion is not; what is inside a loop stands there once.
+    """
+    name = name or program.entry
+    for instruction in program.computations[name].instructions.values():
+        if instruction.kind == "while":
+            yield from scheduled(program, called(instruction, "body"), times * _trips(program, instruction))
+        elif instruction.kind in ("call", "async-start", "conditional"):  # of branches, the first
+            branch = called(instruction, r"(?:to_apply|calls|branch_computations|true_computation)")
+            yield from scheduled(program, branch, times)
+        else:
+            yield name, instruction, times
+
+
+def called(instruction: Instruction, key: str) -> str:
+    """The computation that an instruction names under a key."""
+    name = instruction.attribute(key + r"=\{?%?([\w.\-]+)")
+    assert name is not None, f"{instruction.kind} {instruction.name} does not say what it calls"
+    return name
+
+
+def _trips(program: Program, loop: Instruction) -> int:
+    """How often a loop runs: as XLA says, or the number that its condition compares a counter from 0 with."""
+    known = loop.attribute(r"known_trip_count[^\d]*(\d+)")
+    if known:
+        return int(known)
+    condition = program.computations[called(loop, "condition")]
+    root = condition.instructions[condition.root]
+    limits = [condition.instructions[x] for x in root.operands if x in condition.instructions]
+    constants = [x.operands[0] for x in limits if x.kind == "constant" and x.operands[0].isdecimal()]
+    return int(constants[0]) if root.attribute("direction=(LT)") and len(constants) == 1 else 1
+
+
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]([{][^}]*[}])?")
+
+
+def size(shape: str, *, in_memory: bool = False) -> int:
+    """Bytes of a shape, or of several in brackets.
+
+    Args:
+        shape: as an instruction has it.
+        in_memory: leave out what the layout puts into another memory than the device's main one.
+    """
     return sum(
-        math.ceil(_bits(dtype) * math.prod(int(x) for x in axes.split(",") if x) / 8)
-        for dtype, axes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shape)
+        math.ceil(_bits(dtype) * math.prod(dimensions(axes)) / 8)
+        for dtype, axes, layout in _ARRAY.findall(shape)
+        if not (in_memory and re.search(r"S\([1-9]\d*\)", layout))
     )
+
+
+def arrays_of(shape: str) -> list[str]:
+    """The shapes that stand in brackets, one by one."""
+    return [match[0] for match in _ARRAY.finditer(shape)]
+
+
+def axes_of(shape: str) -> list[int]:
+    """The sizes of an array's axes."""
+    match = _ARRAY.search(shape)
+    return dimensions(match[2]) if match else []
+
+
+def dimensions(listed: str) -> list[int]:
+    """Numbers with commas between them."""
+    return [int(x) for x in listed.split(",") if x]
 
 
 def _bits(dtype: str) -> int:

@@ -112,13 +112,13 @@ ENTRY %main (x: f32[4], states: f32[64,256]) -> f32[64,256] {
 
 def test_counting_in_place():
     """A kernel that changes an array in place counts by what it says that it touches."""
-    assert [x.bytes for x in launches(IN_PLACE)] == [2064]
+    assert [x.bytes for x in launches(read(IN_PLACE))] == [2064]
 
 
 def test_counting():
     """A slice counts by what it takes, an update in place by what it writes, a loop as often as it runs."""
     assert read(LOOP).entry == "main"
-    taken, kernel, put = launches(LOOP)
+    taken, kernel, put = launches(read(LOOP))
     assert (taken.kind, taken.times, taken.bytes) == ("fusion", 5, 2 * 1024 + 4)
     assert (kernel.kind, kernel.times, kernel.bytes, kernel.source) == ("kernel", 1, 256 + 16, "jit(f)/k")
     assert (put.kind, put.times, put.bytes, put.cycles) == ("fusion of dynamic-update-slice", 1, 32 + 32 + 4, 70)

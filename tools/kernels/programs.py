@@ -22,6 +22,7 @@ from mom_jax.models.config import MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.models.presets import get_preset
 from mom_jax.models.structure import build_model
+from mom_jax.planning.hlo import read
 from mom_jax.planning.launches import Launch, launches
 from mom_jax.planning.step import sized, traced_step
 from mom_jax.planning.targets import compile_lowered, compiled, mesh
@@ -102,7 +103,7 @@ def counted(program: str, device: str) -> Counts:
     """Compiles a program of `PROGRAMS` for a device of `DEVICES` and counts."""
     make, runs, _ = PROGRAMS[program]
     made = make(DEVICES[device]())
-    launched, held = launches(made.as_text()), made.memory_analysis().temp_size_in_bytes
+    launched, held = launches(read(made.as_text())), made.memory_analysis().temp_size_in_bytes
     if device == "H100":
         moved = sum(x.times * x.bytes for x in launched) / runs
         numbers = {"launches": sum(x.times for x in launched) / runs, "GB moved": moved / 1e9}
