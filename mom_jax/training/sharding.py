@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,21 +21,33 @@ AXES = ("data", "fsdp", "sequence", "tensor")  # neighbours along the last ones 
 BATCH_SPEC = PartitionSpec(ROWS, SEQUENCE)  # rows of the batch, and their tokens
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh with axes ``data``, ``fsdp``, ``sequence`` and ``tensor`` over all devices of all processes.
+def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """The sizes of the mesh's axes; -1 is what the others leave.
 
     Raises:
-        InputError: the axis sizes do not multiply to the number of devices.
+        InputError: they do not multiply to the number of devices.
     """
     sizes = dataclasses.asdict(config)
-    devices, fixed = jax.device_count(), math.prod(size for size in sizes.values() if size != -1)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
     sizes = {axis: devices // fixed if size == -1 and devices % fixed == 0 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != devices:
         shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         raise InputError(
             "mesh", shown, f"must multiply to the number of devices ({devices}); -1 takes what is left over"
         )
-    return jax.make_mesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return sizes
+
+
+def make_mesh(config: MeshConfig, over: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with axes ``data``, ``fsdp``, ``sequence`` and ``tensor`` over all devices, or those given.
+
+    Raises:
+        InputError: the axis sizes do not multiply to the number of devices.
+    """
+    over = jax.devices() if over is None else over
+    sizes = mesh_sizes(config, len(over))
+    axis_types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes[axis] for axis in AXES), AXES, devices=over, axis_types=axis_types)
 
 
 def check_fit(config: TrainConfig, mesh: Mesh) -> None:
