@@ -103,6 +103,29 @@ def counting(what: str, total: int, quiet: bool = False) -> Iterator[Callable[[]
         yield advance
 
 
+@contextmanager
+def working() -> Iterator[Callable[[str], None]]:
+    """Tells on stderr what is being done: each line as it begins, on a terminal with the seconds since beside it.
+
+    Yields:
+        What to call with a line.
+    """
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    out = console(sys.stderr, outlives_reader=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=out, disable=not out.is_terminal) as shown:
+
+        def report(line: str) -> None:
+            for task in shown.task_ids:
+                shown.stop_task(task)
+            shown.add_task(line, total=None)
+            if not out.is_terminal:
+                out.print(line)
+
+        yield report
+
+
 def print_table(table: "Table", out: "Console") -> None:
     """Prints a table; where the terminal is narrow, cells are broken between words, and no word or number is cut."""
     from rich.cells import cell_len

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection
 
-# Names of other trainers for the fields of ours.
+# Names of other trainers, and of other verbs, for the fields of ours; of several, those that the verb has.
 _SYNONYMS = {
     "lr": "learning_rate",
     "max_lr": "learning_rate",
@@ -27,20 +27,24 @@ _SYNONYMS = {
     "iters": "steps",
     "max_iters": "steps",
     "iterations": "steps",
-    "bs": "batch_size",
-    "batch": "batch_size",
+    "bs": "batch_size global_batch",
+    "batch": "batch_size global_batch",
+    "batch_size": "global_batch",
+    "global_batch": "batch_size",
+    "global_batch_size": "batch_size global_batch",
     "per_device_train_batch_size": "batch_size",
     "micro_batch_size": "gradient_accumulation",
     "grad_accum": "gradient_accumulation",
     "gradient_accumulation_steps": "gradient_accumulation",
     "gradient_checkpointing": "remat",
     "seq_len": "sequence_length",
-    "seq_length": "sequence_length",
-    "max_seq_len": "sequence_length",
-    "max_seq_length": "sequence_length",
-    "block_size": "sequence_length",
-    "context_length": "sequence_length",
-    "max_length": "sequence_length",
+    "sequence_length": "seq_len",
+    "seq_length": "sequence_length seq_len",
+    "max_seq_len": "sequence_length seq_len",
+    "max_seq_length": "sequence_length seq_len",
+    "block_size": "sequence_length seq_len",
+    "context_length": "sequence_length seq_len",
+    "max_length": "sequence_length seq_len",
     "data": "data.path",
     "dataset": "data.path",
     "dataset_name": "data.path",
@@ -77,7 +81,7 @@ _SYNONYMS = {
     "top_k": "topk",
     "rule": "memory_rule",
     "max_tokens": "max_new_tokens",
-    "length": "max_new_tokens",
+    "length": "max_new_tokens seq_len",
     "temp": "temperature",
     "output_file": "out",
     "num_workers": "workers",
@@ -108,7 +112,8 @@ _NO_OPTION = {
 
 def hint(option: str, known: Collection[str]) -> str:
     """What to write instead of an option (a field's name) that is not among the ``known`` dotted fields."""
-    close = _same(option, known) or _same(_SYNONYMS.get(option, ""), known)
+    meant_fields = _SYNONYMS.get(option, "").split()
+    close = _same(option, known) or [name for field in meant_fields for name in _same(field, known)]
     meant = [advice for names, advice in _NO_OPTION.items() if option in names]
     if meant and not close:
         return meant[0]

@@ -1,6 +1,7 @@
 """Tables of costs and of results on the terminal."""
 
 import itertools
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -9,12 +10,13 @@ import mom_jax.reports.tables
 from mom_jax.models.accounting import Cost, total
 from mom_jax.terminal import print_table
 
+GIB = 2**30
 _COLUMNS = ("parameters", "activated", "state (MiB)", "forward (MFLOP / token)", "backward (MFLOP / token)")
 
 
 def print_costs(title: str, costs: list[Cost], out: Console) -> None:
     """One row for each part, runs of equal layers together, and the total."""
-    table = _table(title, "part")
+    table = titled(title, "part", right=_COLUMNS)
     for _, run in itertools.groupby(costs, key=lambda cost: (_kind(cost.name), *_cells(cost))):
         parts = list(run)
         table.add_row(parts[0].name if len(parts) == 1 else _range(parts), *_cells(parts[0]))
@@ -25,7 +27,7 @@ def print_costs(title: str, costs: list[Cost], out: Console) -> None:
 
 def print_totals(models: dict[str, list[Cost]], out: Console) -> None:
     """One row for each model; the first is what the others are compared with."""
-    table = _table("in all", "model")
+    table = titled("in all", "model", right=_COLUMNS)
     first = total(next(iter(models.values())))
     for name, costs in models.items():
         cost = total(costs)
@@ -47,9 +49,12 @@ def print_results(table: mom_jax.reports.tables.Table, out: Console) -> None:
         out.print(table.note)
 
 
-def _table(title, first):
+def titled(title: str, first: str, left: Sequence[str] = (), right: Sequence[str] = ()) -> Table:
+    """An empty table; after the first column those of text and those of numbers."""
     table = Table(first, title=title, title_justify="left")
-    for column in _COLUMNS:
+    for column in left:
+        table.add_column(column)
+    for column in right:
         table.add_column(column, justify="right")
     return table
 

@@ -28,6 +28,7 @@ class Cost:
         activated: those that one token uses; projections of memories it does not choose are left out.
         state_bytes: what decoding keeps for one sequence.
         forward, backward: FLOPs of one token, averaged over a sequence.
+        recurrence, mlp: those of ``forward`` that are a recurrence's or attention's own, and the MLP's.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Cost:
     state_bytes: int = 0
     forward: float = 0.0
     backward: float = 0.0
+    recurrence: float = 0.0
+    mlp: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
         """The sum, under this name."""
@@ -74,7 +77,7 @@ def _layer(name, config, kind, stack, layers, length, state) -> Cost:
     rule = stack.attn.rule if kind == "memory" else None
     chosen = 1 if rule is None else stack.attn.top_k + stack.attn.shared
     inner = _attention(config, length) if rule is None else _recurrence(rule, chosen, length)
-    parameters, activated, products = 0, 0, 0.0
+    parameters, activated, products, mlp = 0, 0, 0.0, 0.0
     for path, leaf in nnx.to_flat_state(nnx.state(stack)):
         shape = leaf.get_value().shape[1:]
         size, slices, rows = int(np.prod(shape)), 1, 1
@@ -84,7 +87,9 @@ def _layer(name, config, kind, stack, layers, length, state) -> Cost:
         activated += round(size * min(1.0, rows / slices))
         if len(shape) > 1:  # a matrix, or the taps of a convolution
             products += 2.0 * size / slices * rows
-    return Cost(name, parameters, activated, state, products + inner[0], BACKWARD * products + inner[1])
+            mlp += 2.0 * size * (path[0] == "mlp")
+    forward, backward = products + inner[0], BACKWARD * products + inner[1]
+    return Cost(name, parameters, activated, state, forward, backward, inner[0], mlp)
 
 
 def _recurrence(rule: MemoryRule, chosen: int, length: int) -> tuple[float, float]:

@@ -1,0 +1,150 @@
+"""The step of a run, compiled for a topology and read: what a device holds, computes, moves and sends."""
+
+import collections
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mom_jax.planning import hlo
+from mom_jax.planning.chips import Chip
+from mom_jax.planning.collectives import Collective, collectives
+from mom_jax.planning.launches import Launch, launches
+from mom_jax.planning.step import traced_step
+from mom_jax.planning.targets import compile_lowered
+from mom_jax.training.program import Program
+
+# Targets of XLA's custom calls that are kernels.
+_KERNELS = {"tpu_custom_call": "Pallas", "triton_kernel_call_ffi": "Triton", "triton_kernel_call": "Triton"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled step, on each device.
+
+    Attributes:
+        parameters, optimizer, temporaries, other: bytes; ``temporaries`` are all that lives during a step, activations
+            among them, ``other`` the batch and the program itself.
+        launched: what is launched.
+        sent: collectives.
+        kernels: calls of kernels in the program by kind: Pallas, Triton, or libtpu's own for ``ragged_dot``.
+        seconds: that compiling took.
+    """
+
+    parameters: int
+    optimizer: int
+    temporaries: int
+    other: int
+    launched: list[Launch]
+    sent: list[Collective]
+    kernels: dict[str, int]
+    seconds: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes in all."""
+        return self.parameters + self.optimizer + self.temporaries + self.other
+
+    @property
+    def flops(self) -> float:
+        """Of products outside kernels, and of kernels that declare theirs (those of TPUs do)."""
+        return sum(x.times * x.flops for x in self.launched)
+
+    @property
+    def moved(self) -> int:
+        """Bytes between the device's memory and its cores."""
+        return sum(x.times * x.bytes for x in self.launched)
+
+
+class TooLarge(Exception):
+    """A program that the compiler could not fit into a device's memory; ``needed`` in bytes, if it said so."""
+
+    def __init__(self, needed: int):
+        super().__init__(f"needs {needed:,} bytes")
+        self.needed = needed
+
+
+def compile_step(program: Program) -> Compiled:
+    """Compiles the training step of a run for the devices of the program's mesh.
+
+    Raises:
+        TooLarge: it needs more memory than a device has.
+    """
+    begin, mesh = time.monotonic(), program.mesh
+    lowered = traced_step(program).lower()
+    try:
+        made = compile_lowered(mesh, lowered)
+    except jax.errors.JaxRuntimeError as error:
+        needed = _memory_that_is_missing(str(error))
+        if needed is None:
+            raise
+        raise TooLarge(needed) from error
+    return read_step(made, program, time.monotonic() - begin)
+
+
+def _memory_that_is_missing(message: str) -> int | None:
+    """Bytes that the compiler wanted, if that is what its message says."""
+    used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    if used is None:
+        return None
+    return int(float(used[1]) * 1024 ** (1 + "KMGT".index(used[2])))
+
+
+def read_step(made: Any, program: Program, seconds: float = 0.0) -> Compiled:
+    """What JAX's compiled object of a step says."""
+    text, memory, state = made.as_text(), made.memory_analysis(), program.abstract
+    code = hlo.read(text)
+    parameters, optimizer = _bytes(state.params), _bytes(state.opt_state)
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    other = held + memory.generated_code_size_in_bytes - parameters - optimizer
+    launched = launches(code)
+    return Compiled(
+        parameters,
+        optimizer,
+        memory.temp_size_in_bytes,
+        max(other, 0),
+        launched,
+        collectives(code, program.mesh.size),
+        _kernels(code),
+        seconds,
+    )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _kernels(program: hlo.Program) -> dict[str, int]:
+    found: collections.Counter[str] = collections.Counter()
+    for computation in program.computations.values():
+        for instruction in computation.instructions.values():
+            name = _KERNELS.get(instruction.attribute(r'custom_call_target="([^"]+)"') or "")
+            if name:
+                found["ragged_dot" if "ragged-dot" in instruction.name else name] += 1
+    return dict(found)
+
+
+def axes_between(collective: Collective, mesh: Mesh) -> tuple[str, ...]:
+    """The axes of the mesh along which the devices of a collective differ."""
+    sizes, names = tuple(mesh.shape.values()), tuple(mesh.shape)
+    places = [_place(device, sizes) for device in collective.group]
+    return tuple(name for axis, name in enumerate(names) if len({place[axis] for place in places}) > 1)
+
+
+def _place(device: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    place = []
+    for size in reversed(sizes):
+        device, at = divmod(device, size)
+        place.append(at)
+    return tuple(reversed(place))
+
+
+def link_of(collective: Collective, mesh: Mesh, chip: Chip) -> float:
+    """Bytes a second that a device sends in a collective."""
+    numbers = [mesh.devices.flat[device].id for device in collective.group]
+    leaves = chip.node and len({number // chip.node for number in numbers}) > 1
+    return chip.network if leaves else chip.link

@@ -1,0 +1,211 @@
+"""A training step by a few numbers, to choose among meshes before any is compiled.
+
+Bytes of the state are exact. What is kept from the forward pass to the backward pass is that of the traced model, so it
+follows every rule, kernel and rematerialisation; it is taken to divide evenly over the axes. The time is that of the
+products at the chip's full rate, and of what is sent beside them.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import AbstractMesh
+
+from mom_jax.errors import InputError
+from mom_jax.models.accounting import Cost, account, total
+from mom_jax.models.structure import ModelParts, model_parts, param_shardings
+from mom_jax.planning.chips import Chip
+from mom_jax.planning.targets import abstract_mesh
+from mom_jax.training.config import MeshConfig, TrainConfig
+from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mom_jax.training.sharding import AXES, check_fit
+
+ROOM = 0.9  # share of the memory that the guess may fill
+_SHORT = 1024  # tokens of the traced row; what is kept grows in proportion
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+    """A way to run a step, and what is expected of it on each device.
+
+    Attributes:
+        mesh: sizes by axis.
+        remat: what is recomputed.
+        parameters, optimizer, activations, temporaries: bytes.
+        seconds: of a step, nothing hidden behind anything else.
+    """
+
+    mesh: MeshConfig
+    remat: str
+    parameters: int
+    optimizer: int
+    activations: int
+    temporaries: int
+    seconds: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes in all."""
+        return self.parameters + self.optimizer + self.activations + self.temporaries
+
+
+class Guesser:
+    """Guesses for one run on one kind of chip."""
+
+    def __init__(self, config: TrainConfig, chip: Chip):
+        self.config, self.chip = config, chip
+
+    @functools.cached_property
+    def parts(self) -> ModelParts:
+        """The model taken apart."""
+        return model_parts(self.config.model)
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """The whole model's for a token."""
+        return total(account(self.config.model, self.config.data.sequence_length))
+
+    def flops(self, remat: str | None = None) -> float:
+        """FLOPs of a step on all devices together: the model's, or with what is computed again."""
+        cost, model = self.cost, self.config.model
+        layers = cost.forward - 2.0 * model.vocab_size * model.hidden_size
+        again = {
+            "full": layers,
+            "dots": layers - cost.mlp,
+            "recurrence": layers - cost.recurrence,
+            "mixer": cost.mlp,
+        }
+        return self._tokens * (cost.forward + cost.backward + again.get(remat or "none", 0.0))
+
+    @property
+    def _tokens(self) -> int:
+        return self.config.data.batch_size * self.config.data.sequence_length
+
+    @functools.cached_property
+    def _moments(self) -> float:
+        """Bytes of the optimizer's state for each byte of parameters."""
+        params = _plain(self.parts)
+        schedule = learning_rate_schedule(self.config.optimizer, self.config.steps)
+        optimizer: optax.GradientTransformation = make_optimizer(self.config.optimizer, schedule, self.parts.decays)
+        return _bytes(jax.eval_shape(optimizer.init, params)) / _bytes(params)
+
+    @functools.cache  # noqa: B019 (lives as long as a plan)
+    def kept(self, remat: str) -> float:
+        """Bytes that each token leaves from the forward pass for the backward pass."""
+        mesh = abstract_mesh(self.chip.kind, _jax_platform(self.chip), **dict.fromkeys(AXES, 1))
+        with jax.sharding.use_abstract_mesh(mesh):
+            short, long = (_residuals(self.parts, remat, tokens) for tokens in (_SHORT, 2 * _SHORT))
+        return (long - short) / _SHORT
+
+    def guess(self, mesh: MeshConfig, remat: str) -> Guess:
+        """What is expected of a mesh whose axes are all given.
+
+        Raises:
+            InputError: the model does not divide over it.
+        """
+        sizes = {axis: getattr(mesh, axis) for axis in AXES}
+        abstract = abstract_mesh(self.chip.kind, _jax_platform(self.chip), **sizes)
+        check_fit(self.config, abstract)
+        parameters = _sharded_bytes(self.parts, abstract)
+        tokens = self._tokens / self.config.gradient_accumulation / math.prod(sizes.values())
+        layer = self.kept("none") / self.config.model.num_hidden_layers
+        rounded = parameters // 2 if self.config.model.compute_dtype != "float32" else 0
+        return Guess(
+            mesh,
+            remat,
+            parameters,
+            int(parameters * self._moments),
+            int(self.kept(remat) * tokens),
+            int(parameters + rounded + 2 * layer * tokens),
+            self._seconds(sizes, remat, parameters),
+        )
+
+    def _seconds(self, sizes: Mapping[str, int], remat: str, parameters: int) -> float:
+        """Products, then everything that is sent, one after the other."""
+        model, chip = self.config.model, self.chip
+        copies, tensor = sizes["data"], sizes["tensor"]
+        shards = math.prod(sizes.values()) // copies // tensor  # over which parameters are split
+        whole = parameters * shards
+        passes = 2 + (remat != "none")  # in which layers are computed
+        width = jnp.dtype(model.compute_dtype).itemsize
+        rows = self._tokens / (copies * shards) * model.hidden_size * width
+        accumulated = self.config.gradient_accumulation
+        sent = {
+            "shards": _ring(shards) * whole * (passes * width / 4 * accumulated + accumulated),
+            "tensor": 2 * _ring(tensor) * rows * 2 * model.num_hidden_layers * passes,
+            "data": 2 * _ring(copies) * parameters,
+        }
+        inner = {"tensor": tensor, "shards": tensor * shards, "data": tensor * shards * copies}
+        speed = {axis: chip.network if chip.node and reach > chip.node else chip.link for axis, reach in inner.items()}
+        return self.flops(remat) / math.prod(sizes.values()) / chip.flops + sum(sent[x] / speed[x] for x in sent)
+
+    def ranked(self, devices: int, remats: tuple[str, ...]) -> list[Guess]:
+        """Every mesh and rematerialisation that divides, those first that fit the memory, then the fastest.
+
+        Raises:
+            InputError: no mesh divides; the reason of the last that was tried.
+        """
+        found, reason = [], None
+        for sizes in _factorisations(devices, len(AXES)):
+            mesh = MeshConfig(**dict(zip(AXES, sizes, strict=True)))
+            try:
+                found += [self.guess(mesh, remat) for remat in remats]
+            except InputError as error:
+                reason = error
+        if not found:
+            assert reason is not None
+            raise reason
+        room = ROOM * self.chip.memory
+        return sorted(found, key=lambda x: (max(x.memory - room, 0), x.seconds))
+
+
+def _jax_platform(chip: Chip) -> str:
+    return {"cuda": "gpu"}.get(chip.platform, chip.platform)
+
+
+def _ring(ways: int) -> float:
+    """The share of an array that each of so many devices sends to gather or to scatter it."""
+    return (ways - 1) / ways
+
+
+def _plain(parts: ModelParts) -> Any:
+    return nnx.to_pure_dict(parts.abstract)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _sharded_bytes(parts: ModelParts, mesh: AbstractMesh) -> int:
+    places: Any = param_shardings(parts.abstract, mesh)  # type: ignore[arg-type]
+    shapes = zip(jax.tree.leaves(_plain(parts)), jax.tree.leaves(places), strict=True)
+    return sum(math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize for x, place in shapes)
+
+
+def _residuals(parts: ModelParts, remat: str, tokens: int) -> int:
+    """Bytes that the backward pass of a row of so many tokens is given."""
+    ids = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
+
+    def forward(params: Any, ids: jax.Array) -> Any:
+        def hidden(params: Any) -> jax.Array:
+            return parts.merge(params).rounded().hidden_states(ids, segment_ids=ids, remat=remat).hidden
+
+        return jax.vjp(hidden, params)[1]
+
+    return _bytes(jax.eval_shape(forward, _plain(parts), ids))
+
+
+def _factorisations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """All ways to write a number as a product of so many, in order."""
+    if parts == 1:
+        yield (number,)
+        return
+    for first in (x for x in range(1, number + 1) if number % x == 0):
+        for rest in _factorisations(number // first, parts - 1):
+            yield first, *rest
