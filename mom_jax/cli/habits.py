@@ -81,7 +81,7 @@ _SYNONYMS = {
     "top_k": "topk",
     "rule": "memory_rule",
     "max_tokens": "max_new_tokens",
-    "length": "max_new_tokens seq_len",
+    "length": "max_new_tokens",
     "temp": "temperature",
     "output_file": "out",
     "num_workers": "workers",

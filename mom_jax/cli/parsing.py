@@ -92,7 +92,14 @@ def _options(cls: Any, default: Any, prefix: str = "") -> dict[str, Any]:
             hints.update(_options(hint if section is None else type(section), section, f"{prefix}{name}."))
         elif tyro.conf.Suppress not in typing.get_args(hint):
             hints[prefix + name] = hint
+            hints.update((prefix + _field(other), hint) for other in _aliases(hint))
     return hints
+
+
+def _aliases(hint: Any) -> list[str]:
+    """Other names of an option, as tyro knows them."""
+    rules = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
+    return [name for rule in rules for name in getattr(rule, "aliases", None) or ()]
 
 
 def _field(option: str) -> str:

@@ -8,6 +8,8 @@ import typing
 from collections.abc import Sequence
 from typing import Annotated
 
+import tyro
+
 from mom_jax.cli.parsing import parse, preset_first
 from mom_jax.errors import InputError
 from mom_jax.fields import Count, Name, Range, check_fields
@@ -34,11 +36,11 @@ Example: mom-jax plan mom-340m --topology h100:8 --global-batch 256 --json"""
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanArguments:
+class Plan:
     """Arguments of the verb after the preset."""
 
     model: MoMConfig = dataclasses.field(default_factory=MoMConfig)
-    seq_len: Annotated[int, Range(least=1, most=2**24)] = 2048
+    length: Annotated[int, Range(least=1, most=2**24), tyro.conf.arg(aliases=("--seq-len",))] = 2048
     """Tokens per sequence; attention costs more per token in longer ones."""
     beside: tuple[str, ...] = ("single", "equal-active", "expanded", "transformer")
     """Baselines: single, equal-active, expanded, transformer."""
@@ -72,11 +74,11 @@ def main(args: Sequence[str]) -> int:
     planned = _given("topology", rest)
     recipe = get_train_preset(preset)
     model = recipe.model if planned else get_preset(preset)
-    default = PlanArguments(model, seq_len=recipe.data.sequence_length if planned else 2048)
-    arguments = parse(PlanArguments, rest, prog="mom-jax plan PRESET", description=about, default=default)
+    default = Plan(model, length=recipe.data.sequence_length if planned else 2048)
+    arguments = parse(Plan, rest, prog="mom-jax plan PRESET", description=about, default=default)
     for option in _OF_COSTS if planned else _OF_TOPOLOGY:
         if _given(option, rest):
-            raise InputError(option, "given", f"goes {'without' if planned else 'with'} --topology")
+            raise InputError("option", f"--{option}", f"goes {'without' if planned else 'with'} --topology")
     name = preset + ", changed" * (arguments.model != model)
     if arguments.topology is None:
         return _costs(name, arguments)
@@ -89,7 +91,7 @@ def _given(option: str, args: Sequence[str]) -> bool:
     return any(re.match(rf"--{option}($|[.=])", argument.replace("_", "-")) for argument in args)
 
 
-def _costs(name: str, arguments: PlanArguments) -> int:
+def _costs(name: str, arguments: Plan) -> int:
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.tables import print_costs, print_totals
     from mom_jax.models.accounting import account, total
@@ -98,23 +100,24 @@ def _costs(name: str, arguments: PlanArguments) -> int:
 
     out = console()
     beside = {other: get_baseline(other, arguments.model) for other in arguments.beside}
-    costs = account(arguments.model, arguments.seq_len)
-    models = {name: costs} | {other: account(model, arguments.seq_len) for other, model in beside.items()}
+    costs = account(arguments.model, arguments.length)
+    models = {name: costs} | {other: account(model, arguments.length) for other, model in beside.items()}
     if arguments.json:
         totals = {other: dataclasses.asdict(total(parts)) for other, parts in models.items()}
         parts = [dataclasses.asdict(cost) for cost in costs]
-        print(json.dumps({"model": name, "seq_len": arguments.seq_len, "parts": parts, "totals": totals}, indent=2))
+        said = {"model": name, "sequence_length": arguments.length, "parts": parts, "totals": totals}
+        print(json.dumps(said, indent=2))
         return 0
-    print_costs(f"{name}, {arguments.seq_len:,} tokens", costs, out)
+    print_costs(f"{name}, {arguments.length:,} tokens", costs, out)
     if beside:
         print_totals(models, out)
     return 0
 
 
-def run_of(arguments: PlanArguments, recipe: TrainConfig) -> TrainConfig:
+def run_of(arguments: Plan, recipe: TrainConfig) -> TrainConfig:
     """The run that is planned."""
     batch = arguments.global_batch or recipe.data.batch_size
-    data = dataclasses.replace(recipe.data, batch_size=batch, sequence_length=arguments.seq_len)
+    data = dataclasses.replace(recipe.data, batch_size=batch, sequence_length=arguments.length)
     return dataclasses.replace(
         recipe,
         model=arguments.model,
@@ -125,7 +128,7 @@ def run_of(arguments: PlanArguments, recipe: TrainConfig) -> TrainConfig:
     )
 
 
-def _plan(name: str, arguments: PlanArguments, topology: Topology, recipe: TrainConfig, *, has_mesh: bool) -> int:
+def _plan(name: str, arguments: Plan, topology: Topology, recipe: TrainConfig, *, has_mesh: bool) -> int:
     config = run_of(arguments, recipe)
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs on what may be in this machine
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of compilers that miss their hardware

@@ -3,12 +3,13 @@
 from rich.console import Console
 from rich.table import Table
 
-from mom_jax.cli.tables import GIB, titled
+from mom_jax.cli.tables import titled
 from mom_jax.planning.plan import Option, Plan, collectives_of, summary
 from mom_jax.planning.roofline import ASSUMPTIONS
 from mom_jax.terminal import print_table
 
 _SHOWN = 6  # other options
+_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
 
 def print_plan(name: str, plan: Plan, out: Console) -> None:
@@ -39,8 +40,8 @@ def _run(plan: Plan) -> Table:
         "tokens a day": f"{plan.tokens_per_second * 86400:.3e}",
         "MFU": f"{100 * plan.mfu:.1f} %",
         "tokens of the run": f"{plan.all_tokens:.3e}",
-        "days": f"{plan.days:,.2f}",
-        "device hours": f"{said['device_hours_estimate']:,.0f}",
+        "days": f"{plan.days:,.4g}",
+        "device hours": f"{said['device_hours_estimate']:,.4g}",
     }
     for key, value in rows.items():
         table.add_row(key, value)
@@ -48,11 +49,11 @@ def _run(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    table = titled("memory of a device", "", right=("GiB", "share"))
+    table = titled("memory of a device", "", right=("bytes", "share"))
     said, available = summary(plan), plan.topology.chip.memory
     sizes = {**said["hbm_bytes_by_kind"], "in all": plan.best.memory, "available": available}
     for kind, size in sizes.items():
-        table.add_row(kind, f"{size / GIB:,.2f}", f"{100 * size / available:.1f} %")
+        table.add_row(kind, _size(size), f"{100 * size / available:.1f} %")
     return table
 
 
@@ -60,7 +61,7 @@ def _time(plan: Plan) -> Table:
     table = titled("least time of a step", "", right=("ms",))
     time = plan.best.time
     if time is None:
-        table.add_row("products and network", f"{1e3 * plan.best.seconds:,.1f}")
+        table.add_row("products and network", _milliseconds(plan.best.seconds))
         return table
     rows = {
         "products at full rate": time.products,
@@ -71,25 +72,33 @@ def _time(plan: Plan) -> Table:
         "step, all hidden that can be": time.hidden,
     }
     for name, seconds in rows.items():
-        table.add_row(name, f"{1e3 * seconds:,.1f}")
+        table.add_row(name, _milliseconds(seconds))
     return table
 
 
 def _sent(plan: Plan) -> Table:
-    table = titled("what a device sends in a step", "", left=("along",), right=("times", "MB"))
+    table = titled("what a device sends in a step", "", left=("along",), right=("times", "bytes"))
     for kind, by_axes in collectives_of(plan).items():
         for axes, entry in by_axes.items():
-            table.add_row(kind, axes, f"{entry['count']:,}", f"{entry['bytes'] / 1e6:,.1f}")
+            table.add_row(kind, axes, f"{entry['count']:,}", _size(entry["bytes"]))
     return table
 
 
 def _others(plan: Plan) -> Table:
-    table = titled("other ways, the fastest first", "mesh", left=("remat", "compiled"), right=("GiB", "ms"))
+    table = titled("other ways, the fastest first", "mesh", left=("remat", "compiled"), right=("bytes", "ms"))
     for option in plan.others[:_SHOWN]:
         done = "too large" if option.needed else "yes" if option.compiled else "guessed"
-        size, time = option.memory / GIB, 1e3 * option.seconds
-        table.add_row(_mesh(option), option.guess.remat, done, f"{size:,.1f}", f"{time:,.0f}")
+        table.add_row(_mesh(option), option.guess.remat, done, _size(option.memory), _milliseconds(option.seconds))
     return table
+
+
+def _size(number: float) -> str:
+    unit, name = next((unit, name) for unit, name in _UNITS if number >= unit or unit == 1)
+    return f"{number / unit:,.{2 if unit > 1 else 0}f} {name}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.{1 if seconds > 0.01 else 3}f}"
 
 
 def _mesh(option: Option) -> str:

@@ -10,7 +10,6 @@ import mom_jax.reports.tables
 from mom_jax.models.accounting import Cost, total
 from mom_jax.terminal import print_table
 
-GIB = 2**30
 _COLUMNS = ("parameters", "activated", "state (MiB)", "forward (MFLOP / token)", "backward (MFLOP / token)")
 
 

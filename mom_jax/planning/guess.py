@@ -8,7 +8,7 @@ products at the chip's full rate, and of what is sent beside them.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -104,14 +104,8 @@ class Guesser:
         return (long - short) / _SHORT
 
     def guess(self, mesh: MeshConfig, remat: str) -> Guess:
-        """What is expected of a mesh whose axes are all given.
-
-        Raises:
-            InputError: the model does not divide over it.
-        """
-        sizes = {axis: getattr(mesh, axis) for axis in AXES}
-        abstract = abstract_mesh(self.chip.kind, _jax_platform(self.chip), **sizes)
-        check_fit(self.config, abstract)
+        """What is expected of a mesh whose axes are all given, and that fits."""
+        sizes, abstract = {axis: getattr(mesh, axis) for axis in AXES}, self._abstract(mesh)
         parameters = _sharded_bytes(self.parts, abstract)
         tokens = self._tokens / self.config.gradient_accumulation / math.prod(sizes.values())
         layer = self.kept("none") / self.config.model.num_hidden_layers
@@ -145,24 +139,38 @@ class Guesser:
         speed = {axis: chip.network if chip.node and reach > chip.node else chip.link for axis, reach in inner.items()}
         return self.flops(remat) / math.prod(sizes.values()) / chip.flops + sum(sent[x] / speed[x] for x in sent)
 
-    def ranked(self, devices: int, remats: tuple[str, ...]) -> list[Guess]:
-        """Every mesh and rematerialisation that divides, those first that fit the memory, then the fastest.
+    def fitting(self, meshes: Iterable[MeshConfig]) -> list[MeshConfig]:
+        """Those meshes that model and batch divide over.
 
         Raises:
-            InputError: no mesh divides; the reason of the last that was tried.
+            InputError: none does; what the last one lacks.
         """
         found, reason = [], None
-        for sizes in _factorisations(devices, len(AXES)):
-            mesh = MeshConfig(**dict(zip(AXES, sizes, strict=True)))
+        for mesh in meshes:
             try:
-                found += [self.guess(mesh, remat) for remat in remats]
+                check_fit(self.config, self._abstract(mesh))
+                found.append(mesh)
             except InputError as error:
                 reason = error
-        if not found:
-            assert reason is not None
+        if reason and not found:
             raise reason
+        return found
+
+    def ranked(self, meshes: Iterable[MeshConfig], remats: Sequence[str]) -> list[Guess]:
+        """A guess for each mesh and rematerialisation: those first that fit the memory, then the fastest."""
         room = ROOM * self.chip.memory
-        return sorted(found, key=lambda x: (max(x.memory - room, 0), x.seconds))
+        guesses = [self.guess(mesh, remat) for mesh in meshes for remat in remats]
+        return sorted(guesses, key=lambda x: (max(x.memory - room, 0), x.seconds))
+
+    def _abstract(self, mesh: MeshConfig) -> AbstractMesh:
+        sizes = {axis: getattr(mesh, axis) for axis in AXES}
+        return abstract_mesh(self.chip.kind, _jax_platform(self.chip), **sizes)
+
+
+def all_meshes(devices: int) -> Iterator[MeshConfig]:
+    """Every way to split so many devices."""
+    for sizes in _factorisations(devices, len(AXES)):
+        yield MeshConfig(**dict(zip(AXES, sizes, strict=True)))
 
 
 def _jax_platform(chip: Chip) -> str:

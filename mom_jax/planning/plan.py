@@ -8,7 +8,7 @@ from typing import Any
 from mom_jax.planning import targets
 from mom_jax.planning.chips import Topology
 from mom_jax.planning.compiled import Compiled, TooLarge, axes_between, compile_step
-from mom_jax.planning.guess import Guess, Guesser
+from mom_jax.planning.guess import Guess, Guesser, all_meshes
 from mom_jax.planning.roofline import ASSUMPTIONS, Time, time_of
 from mom_jax.training.config import MeshConfig, TrainConfig
 from mom_jax.training.program import Program
@@ -116,12 +116,10 @@ def plan_run(
         InputError: no mesh divides, or the compiler is missing.
     """
     guesser = Guesser(config, topology.chip)
-    report(f"tracing {config.model.num_hidden_layers} layers to guess what each mesh holds")
-    if search:
-        guesses = guesser.ranked(topology.devices, remats)
-    else:
-        mesh = MeshConfig(**mesh_sizes(config.mesh, topology.devices))
-        guesses = [guesser.guess(mesh, remat) for remat in remats]
+    given = () if search else (MeshConfig(**mesh_sizes(config.mesh, topology.devices)),)
+    meshes = guesser.fitting(given or all_meshes(topology.devices))
+    report(f"tracing the model to guess what each of {len(meshes):,} meshes holds")
+    guesses = guesser.ranked(meshes, remats)
     options = list(_tried(config, topology, guesser, guesses, compile_most, report))
     best = min(options, key=lambda x: (x.memory > topology.chip.memory, x.compiled is None, x.seconds))
     planned = dataclasses.replace(config, mesh=best.guess.mesh, remat=best.guess.remat)
