@@ -1,0 +1,115 @@
+"""The files of launch/: their syntax, and that every option they give to mom-jax exists."""
+
+import re
+import shlex
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mom_jax.cli.train import TrainArguments, parse_train
+
+ROOT = Path(__file__).resolve().parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS, MANIFESTS = ("slurm.sbatch", "tpu-vm.sh"), ("jobset-tpu.yaml", "jobset-gpu.yaml")
+# Of sbatch's manual.
+SBATCH = {
+    "job-name",
+    "nodes",
+    "gpus-per-node",
+    "ntasks-per-node",
+    "cpus-per-task",
+    "time",
+    "requeue",
+    "signal",
+    "output",
+}
+DOCKERFILE = {"FROM", "ARG", "WORKDIR", "COPY", "RUN", "ENV", "ENTRYPOINT", "CMD"}
+
+
+def text(name: str) -> str:
+    """A file's text."""
+    return (LAUNCH / name).read_text(encoding="utf-8")
+
+
+def commands(name: str) -> Iterator[list[str]]:
+    """The words behind ``mom-jax train`` in a script or a manifest, as a process gets them."""
+    if name in MANIFESTS:
+        for container in containers(name):
+            values = {f"$({x['name']})": x["value"] for x in container.get("env", ())}
+            values["$(JOB_COMPLETION_INDEX)"] = "0"
+            words = [values.get(word, word) for word in container["command"]]
+            assert words[:2] == ["mom-jax", "train"]
+            yield words[2:]
+        return
+    for line in text(name).replace("\\\n", " ").splitlines():
+        found = re.search(r"mom-jax train ([^#]*)$", line)
+        if found and not line.lstrip().startswith("#"):
+            words = found[1].replace("$", "").strip()
+            yield shlex.split(words.removesuffix('"') if words.count('"') % 2 else words)
+
+
+def job(name: str) -> dict[str, Any]:
+    """The one job of a manifest."""
+    (document,) = yaml.safe_load_all(text(name))
+    assert (document["apiVersion"], document["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (replicated,) = document["spec"]["replicatedJobs"]
+    return {"name": f"{document['metadata']['name']}-{replicated['name']}", **replicated["template"]["spec"]}
+
+
+def containers(name: str) -> list[dict[str, Any]]:
+    """Of a manifest's pods."""
+    return job(name)["template"]["spec"]["containers"]
+
+
+def test_all_are_tested():
+    """No file of the folder is left out."""
+    assert {path.name for path in LAUNCH.iterdir()} == {*SCRIPTS, *MANIFESTS, "Containerfile"}
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *MANIFESTS])
+def test_options_exist(name):
+    """Each file starts one run of the published model in several processes, by options that the command takes."""
+    (words,) = commands(name)
+    arguments = parse_train(words)
+    assert isinstance(arguments, TrainArguments) and arguments.processes.coordinator is not None
+    assert arguments.run.model.hidden_size == 2048 and arguments.mesh.fsdp > 1
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_parse(name):
+    """By bash; what stands in #SBATCH are options of sbatch."""
+    subprocess.run(["bash", "-n", LAUNCH / name], check=True)
+    options = re.findall(r"^#SBATCH --([\w-]+)", text(name), re.MULTILINE)
+    assert set(options) <= SBATCH and bool(options) == name.endswith("sbatch")
+
+
+@pytest.mark.parametrize(
+    ("name", "resource"), [("jobset-tpu.yaml", "google.com/tpu"), ("jobset-gpu.yaml", "nvidia.com/gpu")]
+)
+def test_pods_and_mesh_agree(name, resource):
+    """All pods run at once, and the mesh divides their devices; volumes that are mounted exist."""
+    spec, (container,), (words,) = job(name), containers(name), commands(name)
+    arguments = parse_train(words)
+    devices = spec["completions"] * container["resources"]["limits"][resource]
+    mesh = arguments.mesh
+    assert spec["parallelism"] == spec["completions"] and spec["completionMode"] == "Indexed"
+    assert devices == mesh.data * mesh.fsdp if mesh.data > 0 else devices % mesh.fsdp == 0
+    if arguments.processes.count:
+        assert arguments.processes.count == spec["completions"]
+        assert arguments.processes.coordinator.startswith(f"{spec['name']}-0-0.")
+    mounted = {volume["name"] for volume in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
+
+
+def test_container():
+    """Its instructions are a Dockerfile's, and the extras that it names exist."""
+    lines = [line for line in text("Containerfile").splitlines() if line and not line.startswith("#")]
+    assert {line.split()[0] for line in lines} <= DOCKERFILE and lines[0].startswith("FROM ")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = re.findall(r"EXTRA=([\w,]+)", text("Containerfile")) + re.findall(r"\.\[([\w,]+)\]", text("tpu-vm.sh"))
+    assert named and all(extra in extras for names in named for extra in names.split(","))
