@@ -157,10 +157,13 @@ class Guesser:
         return found
 
     def ranked(self, meshes: Iterable[MeshConfig], remats: Sequence[str]) -> list[Guess]:
-        """A guess for each mesh and rematerialisation: those first that fit the memory, then the fastest."""
+        """A guess for each mesh and rematerialisation: those first that fit the memory, then the fastest.
+
+        Rows are split only where they have to be: how evenly memories are busy along a row is not known here.
+        """
         room = ROOM * self.chip.memory
         guesses = [self.guess(mesh, remat) for mesh in meshes for remat in remats]
-        return sorted(guesses, key=lambda x: (max(x.memory - room, 0), x.seconds))
+        return sorted(guesses, key=lambda x: (max(x.memory - room, 0), x.mesh.sequence, x.seconds))
 
     def _abstract(self, mesh: MeshConfig) -> AbstractMesh:
         sizes = {axis: getattr(mesh, axis) for axis in AXES}
