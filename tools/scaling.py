@@ -1,0 +1,121 @@
+"""Writes the tables of docs/scaling.md: plans of the published sizes, and weak scaling over simulated devices.
+
+    python -m tools.scaling [weak] [plans]
+
+    weak    mom-tiny on 1 to 512 simulated devices, the same rows for each: bytes and FLOPs of a device stay
+    plans   the training step of mom-340m and mom-1.3b, compiled for TPUs and GPUs that are not here
+
+Needs the compilers of tools/install_compilers.py. A plan takes minutes; those that are in scaling.json are not made anew
+unless `--anew` is given. Every number of a plan is what ``mom-jax plan PRESET --topology NAME --compile 1 --json`` says.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.pop("TRITON_INTERPRET", None)
+
+from mom_jax.planning.compilers import find_compiler
+
+for _platform in ("cuda", "tpu"):
+    find_compiler(_platform)
+
+import jax
+
+from mom_jax.cli import plan as verb
+from mom_jax.planning.compiled import compile_step
+from mom_jax.planning.step import sized
+from mom_jax.training.config import MeshConfig, get_train_preset
+from mom_jax.training.program import Program
+from mom_jax.training.sharding import check_fit, make_mesh
+
+PAGE = Path(__file__).resolve().parents[1] / "docs/scaling.md"
+RECORD = Path(__file__).with_suffix(".json")
+PLANS = (
+    ("mom-1.3b", "h100:64"), ("mom-340m", "h100:8"), ("mom-1.3b", "v5p:8x8x8"), ("mom-340m", "v5e:4x4"),
+    ("mom-340m", "v5p:2x2x2"), ("mom-1.3b", "v6e:8x8"), ("mom-340m", "v6e:2x4"), ("mom-1.3b", "v5e:16x16"),
+)  # fmt: skip
+DEVICES = (1, 8, 64, 512)
+ROWS, LENGTH = 2, 128  # of each simulated device
+CONSTANT = 0.05  # share by which weak scaling may differ from one device
+
+
+def plans(anew: bool) -> Iterator[str]:
+    """Makes the plans that the record lacks, keeping each as it is made."""
+    record: dict[str, Any] = {}
+    if RECORD.is_file() and not anew:
+        record = json.loads(RECORD.read_text(encoding="utf-8"))
+    for preset, topology in PLANS:
+        name = f"{preset} {topology}"
+        if name not in record:
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said):
+                verb.main([preset, "--topology", topology, "--compile", "1", "--json"])
+            record[name] = json.loads(said.getvalue())
+            RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    yield "| preset | devices | mesh | remat | compiled | GiB of | MFU, at most | tokens / s | days | device hours |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for preset, topology in sorted(PLANS, key=lambda x: x[0], reverse=True):
+        yield _line(preset, record[f"{preset} {topology}"])
+
+
+def _line(preset: str, said: dict[str, Any]) -> str:
+    mesh = " x ".join(str(size) for size in said["mesh"].values())
+    held, there = (said[x] / 2**30 for x in ("hbm_bytes_per_device", "hbm_bytes_available"))
+    compiled = f"{said['compile_seconds']:,.0f} s, {said['custom_kernels']} kernels" if said["compiled"] else "no"
+    return (
+        f"| {preset} | {said['topology']} ({said['devices']}) | {mesh} | {said['remat']} | {compiled} "
+        f"| {held:.1f} of {there:.1f} | {100 * said['mfu_estimate']:.0f} % | {said['tokens_per_second_estimate']:,.0f} "
+        f"| {said['days_estimate']:.2f} | {said['device_hours_estimate']:,.0f} |"
+    )
+
+
+def weak() -> Iterator[str]:
+    """Compiles a step of mom-tiny for ever more simulated devices with the same rows each.
+
+    Raises:
+        SystemExit: bytes or FLOPs of a device differ from one device's by more than `CONSTANT`.
+    """
+    yield "| devices | data x fsdp | MiB of a device | beside one device | MFLOP of a device | MiB sent |"
+    yield "|---|---|---|---|---|---|"
+    config, first = get_train_preset("mom-tiny"), None
+    for count in DEVICES:
+        run = sized(config, ROWS * count, LENGTH)
+        mesh = make_mesh(MeshConfig(data=count), jax.devices()[:count])
+        check_fit(run, mesh)
+        step = compile_step(Program(dataclasses.replace(run, mesh=MeshConfig(data=count)), mesh))
+        first = first or step
+        ratio, sent = step.memory / first.memory, sum(x.times * x.sent for x in step.sent)
+        yield (
+            f"| {count} | {count} x 1 | {step.memory / 2**20:.2f} | {ratio:.3f} "
+            f"| {step.flops / 1e6:,.1f} | {sent / 2**20:.2f} |"
+        )
+        if max(abs(ratio - 1), abs(step.flops / first.flops - 1)) > CONSTANT:
+            raise SystemExit(f"tools.scaling: {count} devices need {ratio:.3f} times the bytes of one")
+
+
+def main() -> None:
+    """Makes the chosen tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("tables", nargs="*", choices=["weak", "plans", []], help="which tables; both by default")
+    parser.add_argument("--anew", action="store_true", help="make every plan again")
+    arguments = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", max(DEVICES))
+    tables = {"weak": weak, "plans": lambda: plans(arguments.anew)}
+    for name in arguments.tables or tables:
+        table = "\n".join(tables[name]()) + "\n"
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page = place.sub(lambda match, table=table: match[1] + table + match[2], PAGE.read_text(encoding="utf-8"))
+        PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
