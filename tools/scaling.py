@@ -5,8 +5,8 @@
     weak    mom-tiny on 1 to 512 simulated devices, the same rows for each: bytes and FLOPs of a device stay
     plans   the training step of mom-340m and mom-1.3b, compiled for TPUs and GPUs that are not here
 
-Needs the compilers of tools/install_compilers.py. A plan takes minutes; those that are in scaling.json are not made anew
-unless `--anew` is given. Every number of a plan is what ``mom-jax plan PRESET --topology NAME --compile 1 --json`` says.
+Needs the compilers of tools/install_compilers.py. A plan takes minutes; those that are in scaling.json are not made
+anew unless `--anew` is given. What a plan tells is what ``mom-jax plan PRESET --topology NAME --compile 1 --json`` says.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,9 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("TRITON_INTERPRET", None)
 
-from mom_jax.planning.compilers import find_compiler
+from mom_jax.planning.compilers import FOLDER
 
-for _platform in ("cuda", "tpu"):
-    find_compiler(_platform)
+sys.path.append(str(FOLDER))  # before JAX looks for compilers
 
 import jax
 
