@@ -23,7 +23,7 @@ def keep_programs(args: Sequence[str]) -> list[str]:
     JAX locks the folder, so several processes can share it; an entry that cannot be read is compiled anew.
     """
     rest = [argument for argument in args if argument != OFF]
-    if len(rest) < len(args):
+    if len(rest) < len(args) or "--dry-run" in args:  # which writes nothing
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     elif _FOLDER not in os.environ:
         folder = cache_folder() / "programs" / _machine()

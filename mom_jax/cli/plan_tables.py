@@ -7,9 +7,9 @@ from mom_jax.cli.tables import titled
 from mom_jax.planning.plan import Option, Plan, collectives_of, summary
 from mom_jax.planning.roofline import ASSUMPTIONS
 from mom_jax.terminal import print_table
+from mom_jax.training.memory import in_words
 
 _SHOWN = 6  # other options
-_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
 
 def print_plan(name: str, plan: Plan, out: Console) -> None:
@@ -53,7 +53,7 @@ def _memory(plan: Plan) -> Table:
     said, available = summary(plan), plan.topology.chip.memory
     sizes = {**said["hbm_bytes_by_kind"], "in all": plan.best.memory, "available": available}
     for kind, size in sizes.items():
-        table.add_row(kind, _size(size), f"{100 * size / available:.1f} %")
+        table.add_row(kind, in_words(size), f"{100 * size / available:.1f} %")
     return table
 
 
@@ -80,7 +80,7 @@ def _sent(plan: Plan) -> Table:
     table = titled("what a device sends in a step", "", left=("along",), right=("times", "bytes"))
     for kind, by_axes in collectives_of(plan).items():
         for axes, entry in by_axes.items():
-            table.add_row(kind, axes, f"{entry['count']:,}", _size(entry["bytes"]))
+            table.add_row(kind, axes, f"{entry['count']:,}", in_words(entry["bytes"]))
     return table
 
 
@@ -88,13 +88,8 @@ def _others(plan: Plan) -> Table:
     table = titled("other ways, the fastest first", "mesh", left=("remat", "compiled"), right=("bytes", "ms"))
     for option in plan.others[:_SHOWN]:
         done = "too large" if option.needed else "yes" if option.compiled else "guessed"
-        table.add_row(_mesh(option), option.guess.remat, done, _size(option.memory), _milliseconds(option.seconds))
+        table.add_row(_mesh(option), option.guess.remat, done, in_words(option.memory), _milliseconds(option.seconds))
     return table
-
-
-def _size(number: float) -> str:
-    unit, name = next((unit, name) for unit, name in _UNITS if number >= unit or unit == 1)
-    return f"{number / unit:,.{2 if unit > 1 else 0}f} {name}"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -2,10 +2,14 @@
 
 import dataclasses
 import itertools
+import json
 import re
 import shlex
+import typing
 from collections.abc import Sequence
 from contextlib import suppress
+
+import yaml
 
 from mom_jax.cli.config_file import read_config
 from mom_jax.cli.failures import complain
@@ -15,6 +19,9 @@ from mom_jax.models.presets import preset_names
 from mom_jax.training.config import TRAIN_PRESETS, ProcessesConfig, TrainConfig, flat, get_train_preset
 from mom_jax.training.optimizers import with_name
 
+if typing.TYPE_CHECKING:
+    from rich.console import Console
+
 DESCRIPTION = """Trains a model. PRESET is one of {presets}; every option overrides one of its values.
 When the run folder holds a checkpoint of the same config, the run resumes there. Ctrl-C or SIGTERM saves and
 stops; a second one stops at once. On several machines run the same line on each, with a run folder that all share.
@@ -22,7 +29,7 @@ A file of values (--config) takes the place of PRESET, or stands between it and 
 
 Example: mom-jax train mom-tiny --data.path 'texts/*.txt' --steps 500 --run-dir runs/texts
 
-Example: mom-jax train --config run.yaml --optimizer.learning-rate 1e-3
+Example: mom-jax train --config run.yaml --optimizer.learning-rate 1e-3 --dry-run
 
 Example: srun mom-jax train mom-1.3b --processes.coordinator auto --mesh.fsdp 8 --run-dir /shared/runs/large"""
 
@@ -34,6 +41,8 @@ class TrainArguments(TrainConfig):
     config: Place | None = None
     """YAML or JSON file of values; options on the command line count more."""
     processes: ProcessesConfig = dataclasses.field(default_factory=ProcessesConfig)
+    dry_run: bool = False
+    """Print all values as a file for --config, with sizes, tokens and what would be written; write nothing."""
 
     @property
     def run(self) -> TrainConfig:
@@ -59,9 +68,21 @@ def main(args: Sequence[str]) -> int:
     if run != arguments.run:
         tokenizer, run_tokenizer = arguments.data.tokenizer, run.data.tokenizer
         which = f"the tokenizer {run_tokenizer}, which is used in place of {tokenizer}"
-        out.print(f"{run.data.path} was prepared with {which}")
-    train_and_report(run, out)
+        out.print(f"{'# ' * arguments.dry_run}{run.data.path} was prepared with {which}")
+    if arguments.dry_run:
+        _preview(run, out)
+    else:
+        train_and_report(run, out)
     return 0
+
+
+def _preview(run: TrainConfig, out: "Console") -> None:
+    """Prints a file for ``--config``, whose last lines, as comments, tell what training would do."""
+    from mom_jax.training.preview import preview
+
+    lines = preview(run)  # first, so that a mistake is a line alone
+    values = yaml.safe_dump(json.loads(json.dumps(run.to_dict())), sort_keys=False, allow_unicode=True)
+    out.print(values + "".join(f"# {line}\n" for line in lines), end="", soft_wrap=True)
 
 
 def with_tokenizer_of_shards(run: TrainConfig) -> TrainConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import filelock
 
-from mom_jax.data.amounts import Amount, describe_amounts, describe_data
+from mom_jax.data.amounts import Amount, describe_amounts, describe_data, describe_plan
 from mom_jax.data.config import DataConfig
 from mom_jax.data.plan import METHOD, Plan, Unit, plan
 from mom_jax.data.preparation import finished, write_unit
@@ -141,25 +141,58 @@ def prepared(config: DataConfig, *, workers: int | None = None, progress: bool =
         InputError: as `prepare` and `open_prepared`, corrupt shards, or a folder that was prepared with another
             tokenizer.
     """
-    folder, notes = Path(os.path.expanduser(config.path)), []
-    if config.path != "stdlib" and is_prepared(folder):
-        for field in ("held_out_path", "exclude"):
-            if getattr(config, field):
-                remedy = f"{folder} is prepared and has its own held-out text; drop this, or prepare the text again"
-                raise InputError(field, getattr(config, field), remedy)
-    else:
-        folder, notes = _cache_folder(config)
+    folder, notes, is_given = _folder(config)
+    if not is_given:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):  # of several processes one prepares and the others wait
             if not _is_sound(folder, config.cache_dir):
                 prepare(config, folder, workers=workers, progress=progress)
+    data = _opened(folder, config)
+    verify(data, config.cache_dir)
+    return dataclasses.replace(data, notes=(*describe_data(data), *notes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreseen:
+    """What `prepared` would open."""
+
+    folder: Path
+    data: PreparedData | None  # None where it would be tokenised first
+    notes: list[str]  # for the user: what is there, or would be read
+
+
+def foresee(config: DataConfig) -> Foreseen:
+    """Looks at the data of ``config`` without writing anything, and without reading its text.
+
+    Raises:
+        InputError: as `prepared`, but for what only reading the text shows.
+    """
+    folder, notes, _ = _folder(config)
+    if not is_prepared(folder):
+        return Foreseen(folder, None, [*describe_plan(plan(config), config.held_out_fraction), *notes])
+    data = _opened(folder, config)
+    return Foreseen(folder, data, [*describe_data(data), *notes])
+
+
+def _folder(config: DataConfig) -> tuple[Path, list[str], bool]:
+    """Where the shards of ``config`` are or will be, what is left out, and whether the user named the folder."""
+    folder = Path(os.path.expanduser(config.path))
+    if config.path == "stdlib" or not is_prepared(folder):
+        return *_cache_folder(config), False
+    for field in ("held_out_path", "exclude"):
+        if getattr(config, field):
+            remedy = f"{folder} is prepared and has its own held-out text; drop this, or prepare the text again"
+            raise InputError(field, getattr(config, field), remedy)
+    return folder, [], True
+
+
+def _opened(folder: Path, config: DataConfig) -> PreparedData:
     data = open_prepared(folder)
     if data.tokenizer_fingerprint != load_tokenizer(config.tokenizer).fingerprint:
         raise InputError(
             "tokenizer", config.tokenizer, f"{folder} was prepared with the tokenizer {data.tokenizer}; use that one"
         )
-    verify(data, config.cache_dir)
-    return dataclasses.replace(data, notes=(*describe_data(data), *notes))
+    return data
 
 
 def tokenizer_of_shards(config: DataConfig) -> str:

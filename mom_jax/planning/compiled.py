@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import math
 import re
 import time
 from typing import Any
@@ -16,6 +15,7 @@ from mom_jax.planning.collectives import Collective, collectives
 from mom_jax.planning.launches import Launch, launches
 from mom_jax.planning.step import traced_step
 from mom_jax.planning.targets import compile_lowered
+from mom_jax.training.memory import device_bytes
 from mom_jax.training.program import Program
 
 # Targets of XLA's custom calls that are kernels.
@@ -27,8 +27,8 @@ class Compiled:
     """A compiled step, on each device.
 
     Attributes:
-        parameters, optimizer, temporaries, other: bytes; ``temporaries`` are all that lives during a step, activations
-            among them, ``other`` the batch and the program itself.
+        parameters, optimizer, temporaries, other: bytes; a moving average of the parameters is the optimizer's,
+            ``temporaries`` are all that lives during a step, activations among them, ``other`` the batch and the code.
         launched: what is launched.
         sent: collectives.
         kernels: calls of kernels in the program by kind: Pallas, Triton, or libtpu's own for ``ragged_dot``.
@@ -98,7 +98,7 @@ def read_step(made: Any, program: Program, seconds: float = 0.0) -> Compiled:
     """What JAX's compiled object of a step says."""
     text, memory, state = made.as_text(), made.memory_analysis(), program.abstract
     code = hlo.read(text)
-    parameters, optimizer = _bytes(state.params), _bytes(state.opt_state)
+    parameters, optimizer = device_bytes(state.params), device_bytes((state.opt_state, state.ema))
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     other = held + memory.generated_code_size_in_bytes - parameters - optimizer
     launched = launches(code)
@@ -112,10 +112,6 @@ def read_step(made: Any, program: Program, seconds: float = 0.0) -> Compiled:
         _kernels(code),
         seconds,
     )
-
-
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _kernels(program: hlo.Program) -> dict[str, int]:

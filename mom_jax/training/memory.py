@@ -21,17 +21,17 @@ def check_memory(config: TrainConfig, abstract: TrainState, mesh: Mesh) -> None:
     """
     rows = config.data.batch_size // config.gradient_accumulation // (mesh.shape["data"] * mesh.shape["fsdp"])
     channels = config.model.hidden_size * jnp.dtype(config.model.compute_dtype).itemsize
-    state = _bytes(abstract) + _bytes(abstract.params)
+    state = device_bytes(abstract) + device_bytes(abstract.params)
     tokens = rows * config.data.sequence_length // mesh.shape["sequence"]
     needed, available = state + tokens * channels, _device_memory(mesh)
     if needed > available:
-        state_in_words = f"{_gigabytes(state)} for parameters, gradients and moments"
-        remedy = f"is the least that each device needs ({state_in_words}), but it has {_gigabytes(available)}; "
+        state_in_words = f"{in_words(state)} for parameters, gradients and moments"
+        remedy = f"is the least that each device needs ({state_in_words}), but it has {in_words(available)}; "
         remedy += "make the model or the batch smaller, or use more devices"
-        raise InputError("memory", _gigabytes(needed), remedy)
+        raise InputError("memory", in_words(needed), remedy)
 
 
-def _bytes(tree: Any) -> int:
+def device_bytes(tree: Any) -> int:
     """Bytes of a tree of arrays on each device."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
@@ -43,5 +43,7 @@ def _device_memory(mesh: Mesh) -> int:
     return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 2**30:,.1f} GiB"
+def in_words(size: float) -> str:
+    """Bytes in the unit that suits them: ``3.2 GiB``."""
+    unit = next((unit for unit in (3, 2, 1) if size >= 1024**unit), 0)
+    return f"{size / 1024**unit:,.1f} {('B', 'KiB', 'MiB', 'GiB')[unit]}" if unit else f"{size:,.0f} B"
