@@ -127,7 +127,10 @@ def working() -> Iterator[Callable[[str], None]]:
 
 
 def print_table(table: "Table", out: "Console") -> None:
-    """Prints a table; where the terminal is narrow, cells are broken between words, and no word or number is cut."""
+    """Prints a table so that it fits the terminal and no word or number is cut.
+
+    Where it is narrow, cells are broken between words; where not even that suffices, each row is a list of its cells.
+    """
     from rich.cells import cell_len
     from rich.segment import Segments
 
@@ -135,12 +138,25 @@ def print_table(table: "Table", out: "Console") -> None:
     least = [max((cell_len(word) for text in column for word in text.split()), default=0) for column in texts]
     whole = [max((cell_len(line) for text in column for line in text.splitlines()), default=0) for column in texts]
     frame = 3 * len(texts) + 1
+    if frame + sum(least) > out.width:
+        _print_rows(table.title, texts, out)
+        return
     room = out.width - frame - sum(least)
     share = min(max(room / max(sum(whole) - sum(least), 1), 0), 1)
     for column, short, long in zip(table.columns, least, whole, strict=True):
         column.width = short + int(share * (long - short))
-    options = out.options.update(width=max(out.width, frame + sum(least)))
-    out.print(Segments(out.render(table, options)), end="", crop=False)
+    out.print(Segments(out.render(table)), end="", crop=False)
+
+
+def _print_rows(title: object, columns: list[list[str]], out: "Console") -> None:
+    """The rows of a table below each other, a line for each cell; the first cell is what a row is about."""
+    headings, *rows = zip(*columns, strict=True)
+    if title:
+        out.print(title, soft_wrap=False)
+    for first, *cells in rows:
+        out.print(first, soft_wrap=False)
+        for heading, cell in zip(headings[1:], cells, strict=True):
+            out.print(f"  {heading}: {cell}", soft_wrap=False)
 
 
 def reader_left(stream: typing.Any) -> bool:

@@ -4,10 +4,12 @@ import dataclasses
 import datetime
 import difflib
 import importlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Annotated, NamedTuple
 
 import tyro
+from rich.console import Console
 from rich.table import Table as Listing
 
 from mom_jax import terminal
@@ -79,10 +81,33 @@ def main(args: Sequence[str]) -> int:
         module, _, function = known[name].function.partition(":")
         table = getattr(importlib.import_module(f"mom_jax.benchmarks.{module}"), function)
         sizes = [importlib.import_module("mom_jax.benchmarks.accelerator").TINY] if arguments.tiny else []
-        for line in table(*sizes):
-            print(line, flush=True)
+        _show(known[name].title, table(*sizes), terminal.console())
         print()
     return 0
+
+
+def _show(title: str, lines: Iterable[str], out: Console) -> None:
+    """Prints lines of Markdown as they are measured; on a terminal, when all are, with tables that fit it."""
+    if not out.is_terminal:
+        for line in lines:
+            print(line, flush=True)
+        return
+    with terminal.working() as report:
+        report(f"measuring: {title}")
+        lines = list(lines)
+    for is_table, block in itertools.groupby(lines, key=lambda line: line.startswith("|")):
+        if is_table:
+            print_table(_listing(block), out)
+        else:
+            out.print(*block, sep="\n")
+
+
+def _listing(lines: Iterable[str]) -> Listing:
+    heading, _, *rows = ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines)
+    listing = Listing(*heading)
+    for row in rows:
+        listing.add_row(*row)
+    return listing
 
 
 def _names(tables: str, known: dict[str, Table]) -> list[str]:

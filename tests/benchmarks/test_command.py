@@ -1,7 +1,10 @@
 """``mom-jax bench``: which tables, what it prints; one real table in a small size."""
 
+import io
+
 import pytest
 
+from mom_jax import terminal
 from mom_jax.benchmarks import command
 from mom_jax.cli.main import main
 
@@ -23,6 +26,21 @@ def test_a_table_on_any_machine(capsys):
     assert main(["bench", "operator", "--tiny"]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| 128 |")]
     assert [row[2] for row in rows] == ["forward", "training"] and all(float(row[3]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize("width", [30, 80])
+def test_a_table_fits_the_terminal(width, monkeypatch):
+    """No number is cut, and no line is wider than the terminal."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = io.StringIO()
+    out.isatty = lambda: True
+    lines = ["| length of a row | seconds, both ways | MiB |", "|---|---|---|", "| 65,536 | 1,234.567 | 12,345.6 |"]
+    lines.append("a note")
+    command._show("length", lines, terminal.console(out))
+    printed = out.getvalue()
+    assert all(text in printed for text in ("65,536", "1,234.567", "12,345.6", "a note")) and "---" not in printed
+    assert max(map(len, printed.splitlines())) <= width
 
 
 def test_list_names_every_table(capsys):
