@@ -6,7 +6,7 @@
     plans   the training step of mom-340m and mom-1.3b, compiled for TPUs and GPUs that are not here
 
 Needs the compilers of tools/install_compilers.py. A plan takes minutes; those that are in scaling.json are not made
-anew unless `--anew` is given. What a plan tells is what ``mom-jax plan PRESET --topology NAME --compile 1 --json`` says.
+anew unless `--anew` is given. A plan is what ``mom-jax plan PRESET --topology NAME --compile 1 --json`` says.
 """
 
 import argparse
