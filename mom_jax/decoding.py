@@ -187,7 +187,7 @@ def _read(model, input_ids, mask, new_tokens, allowed, rng):
     length = input_ids.shape[1]
     padded = _bucket(length) if length <= _PIECE else -(-length // _PIECE) * _PIECE
     input_ids, mask = (jnp.pad(a, ((0, 0), (padded - length, 0))) for a in (input_ids, mask))
-    capacity = _bucket(padded + new_tokens) if "attention" in model.config.layer_kinds else None
+    capacity = _bucket(padded + new_tokens) if model.config.attention else None
     state = None
     for start in range(0, padded, _PIECE):
         piece = input_ids[:, start : start + _PIECE], mask[:, start : start + _PIECE]

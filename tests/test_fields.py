@@ -73,14 +73,14 @@ NUMBERS = {
     0: names("""
         intermediate_size pad_token_id bos_token_id eos_token_id aux_loss_scale router_z_loss_scale seed warmup_steps
         decay_fraction min_learning_rate_ratio beta1 beta2 weight_decay max_minutes temperature new_tokens index
-        correction_factor rope_fraction z_loss_scale momentum step
+        correction_factor rope_fraction router_noise z_loss_scale momentum step noise rotary_fraction
     """),
     -1: names("data fsdp tensor"),
     2**31: names("seed shard_bytes max_shard_bytes clip_norm tolerance rope_theta"),
     2**64: names("clip_norm tolerance"),
 }
 # texts that abc does not fit, or not here
-OF_A_FORM = names("rates options shard tokens coordinator name include_path prompt_file memory_rule")
+OF_A_FORM = names("rates options shard tokens coordinator name include_path prompt_file memory_rule layer_pattern")
 NEEDED = names("hidden_ratio coordinator count index prompt")  # may be None, but not beside the other fields here
 
 

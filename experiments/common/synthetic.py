@@ -13,6 +13,7 @@ from flax import nnx
 
 from mom_jax.data.recall import RecallBatch
 from mom_jax.labels import IGNORE
+from mom_jax.layers.router import RouterTraining
 from mom_jax.models.accounting import account, total
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
@@ -21,6 +22,7 @@ from mom_jax.ops.loss import token_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
 from mom_jax.ops.routing import RouterOutput, auxiliary_loss, router_z_loss
 from mom_jax.training.balance import balance_routers
+from mom_jax.training.exploration import router_training
 
 Maker = Callable[[np.random.Generator, int], RecallBatch]  # (generator, rows) to a batch
 _STEPS = 25  # steps of one compiled call
@@ -82,7 +84,9 @@ def train_and_score(
         batches = [_questions(make(data, training.batch_size), training.questions) for _ in range(count)]
         stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         rates = np.asarray([_rate(training, step + i) for i in range(count)], np.float32)
-        params, moments = _train(graph, config, training.weight_decay, params, moments, stacked, rates)
+        steps = np.arange(step, step + count)
+        key = jax.random.key(training.seed)
+        params, moments = _train(graph, config, training.weight_decay, key, params, moments, stacked, rates, steps)
         step += count
         if step % training.look_every < _STEPS or step == training.steps:
             curve.append([step, _score(graph, params, validation, training.questions)["accuracy"]])
@@ -102,10 +106,14 @@ def train_and_score(
     }
 
 
-def recall_hidden_states(model: MoMForCausalLM, tokens: jax.Array) -> tuple[jax.Array, RouterOutput | None]:
+def recall_hidden_states(
+    model: MoMForCausalLM, tokens: jax.Array, training: RouterTraining | None = None
+) -> tuple[jax.Array, RouterOutput | None]:
     """Hidden states [B, T, D] and router logits; the embeddings of fused tokens [B, T, 2] are summed."""
     x = model.embeddings[...].astype(model.config.compute_dtype)[tokens]
-    return model.hidden_states(inputs_embeds=x if tokens.ndim == 2 else x.sum(-2))[:2]
+    single = tokens.ndim == 2
+    ids, embedded = (tokens, x) if single else (tokens[..., 0], x.sum(-2))
+    return model.hidden_states(ids, inputs_embeds=embedded, training=training)[:2]
 
 
 def _generator(*seed: int) -> np.random.Generator:
@@ -141,24 +149,27 @@ def _optimizer(weight_decay: float) -> optax.GradientTransformation:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def _train(graph, config, weight_decay, params, moments, batches, rates):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
+def _train(graph, config, weight_decay, key, params, moments, batches, rates, steps):
     optimizer = _optimizer(weight_decay)
 
     def step(carry, xs):
         params, moments = carry
-        batch, rate = xs
-        gradients, load = jax.grad(lambda p: _loss(nnx.merge(graph, p), batch), has_aux=True)(params)
+        batch, rate, number = xs
+        routers = router_training(config, jax.random.fold_in(key, number), number)
+        gradients, load = jax.grad(lambda p: _loss(nnx.merge(graph, p), batch, routers), has_aux=True)(params)
         updates, moments = optimizer.update(gradients, moments, params)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
         return (balance_routers(params, load, config), moments), None
 
-    return jax.lax.scan(step, (params, moments), (batches, rates))[0]
+    return jax.lax.scan(step, (params, moments), (batches, rates, steps))[0]
 
 
-def _loss(model: MoMForCausalLM, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+def _loss(
+    model: MoMForCausalLM, batch: dict[str, jax.Array], training: RouterTraining | None
+) -> tuple[jax.Array, jax.Array | None]:
     """The loss, and the loads of memories where there is a router."""
-    logits, router = _answers(model, batch)
+    logits, router = _answers(model, batch, training)
     config, loss = model.config, _nats(logits, batch["answers"])
     loss += config.auxiliary_weight * auxiliary_loss(router, scores=config.router_scores)
     loss += config.router_z_loss_scale * router_z_loss(router, scores=config.router_scores)
@@ -169,8 +180,8 @@ def _nats(logits, answers):
     return token_cross_entropy(logits, answers).sum() / (answers != IGNORE).sum()
 
 
-def _answers(model, batch):
-    hidden, router = recall_hidden_states(model, batch["tokens"])
+def _answers(model, batch, training=None):
+    hidden, router = recall_hidden_states(model, batch["tokens"], training)
     queried = jnp.take_along_axis(hidden, batch["places"][..., None], 1)
     weight = model.output_embedding().astype(queried.dtype)
     return jnp.einsum("bnd,vd->bnv", queried, weight, preferred_element_type=jnp.float32), router

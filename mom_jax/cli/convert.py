@@ -10,7 +10,7 @@ import tyro
 from mom_jax.cli.parsing import Place, Step, parse
 from mom_jax.data.config import TokenizerName
 from mom_jax.errors import InputError, named_as
-from mom_jax.fields import Range, check_fields
+from mom_jax.fields import Count, Range, check_fields
 from mom_jax.paths import check_local
 
 DESCRIPTION = """Converts between a published model (a Hugging Face folder: config.json, safetensors files, tokenizer)
@@ -19,7 +19,13 @@ that the PyTorch library loads.
 
 Example: mom-jax convert MoM-Gated-Deltanet-340M runs/published-340m
 
-Example: mom-jax convert runs/mom-340m published/mom-340m --dtype bfloat16"""
+Example: mom-jax convert runs/mom-340m published/mom-340m --dtype bfloat16
+
+Example: mom-jax convert --from gated_deltanet --to mom gated-deltanet-340m runs/mixture
+
+With --to mom a published model of single memories becomes a run of a mixture that begins as it does: every memory is a
+copy of its memory, the routed ones with a little noise, and the router is 0. Train it on with
+mom-jax train --config runs/mixture/config.json --data.path shards --steps 1000"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +40,18 @@ class ConvertConfig:
     """Step of the checkpoint; default: the newest that is whole."""
     ema: bool = False
     """Take the moving average of the parameters, which a run with --optimizer.ema-decay keeps."""
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Model type that SRC must have, such as gated_deltanet; goes with --to."""
+    to: Literal["mom"] | None = None
+    """Make a mixture (mom) of a published model of single memories."""
+    num_memories: Annotated[int, Range(least=1, most=2**10)] = 4
+    """Of the mixture: routed memories."""
+    topk: Count = 2
+    """Of the mixture: memories that each token is written to and read from."""
+    shared_mem: bool = True
+    """Of the mixture: one more memory sees every token."""
+    noise: Annotated[float, Range(least=0, most=1)] = 0.01
+    """Of the mixture: noise on the routed memories' projections, over their standard deviation."""
     tokenizer: TokenizerName | None = None
     """Tokenizer to store instead of the model's own: bytes, mistral, a file, a folder or a hub name."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -45,8 +63,12 @@ class ConvertConfig:
         check_fields(self)
         check_local(self.src, "src")
         check_local(self.dst, "dst")
+        for field in _OF_MIXTURES:
+            if self.to is None and getattr(self, field) != getattr(ConvertConfig, field):
+                raise InputError(field.rstrip("_"), getattr(self, field), "goes with --to mom")
 
 
+_OF_MIXTURES = ("num_memories", "topk", "shared_mem", "noise", "from_")
 _OF_RUNS = ("step", "ema", "dtype", "max_shard_bytes")
 
 
@@ -58,16 +80,15 @@ def main(args: Sequence[str]) -> int:
     from mom_jax.interop.published import is_published
     from mom_jax.runs import one_device
     from mom_jax.training.checkpoint import Choice
-    from mom_jax.training.conversion import published_to_run, run_to_published
+    from mom_jax.training.conversion import run_to_published
 
     out = console()
-    if is_published(Path(arguments.src).expanduser()):
+    if arguments.to is not None or is_published(Path(arguments.src).expanduser()):
         if any(getattr(arguments, field) != getattr(ConvertConfig, field) for field in _OF_RUNS):
             remedy = "would be a run: --step, --ema, --dtype and --max-shard-bytes are for published models"
             raise InputError("dst", arguments.dst, remedy)
         with named_as("src", "directory"):
-            published_to_run(arguments.src, arguments.dst, one_device(), arguments.tokenizer)
-        line = f"run: {arguments.dst}; try mom-jax generate {arguments.dst} --prompt 'Once'"
+            line = _to_run(arguments)
     else:
         with named_as("src", "run"):
             run_to_published(
@@ -82,3 +103,18 @@ def main(args: Sequence[str]) -> int:
         line = f"published model: {arguments.dst}"
     out.print(line)
     return 0
+
+
+def _to_run(arguments: ConvertConfig) -> str:
+    """From a published model; returns what to say."""
+    from mom_jax.models.upcycling import MixtureOptions
+    from mom_jax.runs import one_device
+    from mom_jax.training.conversion import published_to_run, single_to_mixture
+
+    if arguments.to is None:
+        published_to_run(arguments.src, arguments.dst, one_device(), arguments.tokenizer)
+        return f"run: {arguments.dst}; try mom-jax generate {arguments.dst} --prompt 'Once'"
+    options = MixtureOptions(arguments.num_memories, arguments.topk, arguments.shared_mem, arguments.noise)
+    named = {"model_type": arguments.from_, "tokenizer": arguments.tokenizer}
+    single_to_mixture(arguments.src, arguments.dst, one_device(), options, **named)
+    return f"run: {arguments.dst}; train it on with mom-jax train --config {arguments.dst}/config.json --data.path ..."

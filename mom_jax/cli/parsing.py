@@ -91,7 +91,7 @@ def _options(cls: Any, default: Any, prefix: str = "") -> dict[str, Any]:
             section = getattr(default, name, None)
             hints.update(_options(hint if section is None else type(section), section, f"{prefix}{name}."))
         elif tyro.conf.Suppress not in typing.get_args(hint):
-            hints[prefix + name] = hint
+            hints[prefix + name.rstrip("_")] = hint
             hints.update((prefix + _field(other), hint) for other in _aliases(hint))
     return hints
 

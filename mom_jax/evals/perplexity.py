@@ -16,6 +16,8 @@ from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.router_statistics import chosen_sets, router_statistics, routing_churn
 from mom_jax.typing import Batch
 
+_ROUTING = ("load", "routing_entropy", "contribution")
+
 
 def position_buckets(length: int) -> list[tuple[int, int]]:
     """Position ranges [start, stop) that double in width: 0-16, 16-32, 32-64, ... up to ``length``."""
@@ -64,7 +66,8 @@ def evaluate(
     Returns:
         JSON-ready: ``loss`` in nats per token, ``perplexity``, ``bits_per_byte``, ``tokens`` scored,
         ``by_position`` (``start``, ``stop``, ``tokens``, ``loss`` of each non-empty bucket), ``load`` [L][M] (shares of
-        a layer's assignments) and ``routing_entropy`` [L] in nats; the last two of models with a router.
+        a layer's assignments), ``routing_entropy`` [L] in nats and ``contribution`` [L][G] (shares of what is read);
+        the last three of models with a router.
 
     Raises:
         ValueError: no batch holds a label.
@@ -96,7 +99,7 @@ def evaluate(
             )
             if count
         ],
-        **{name: (totals[name] / totals["inputs"]).tolist() for name in ("load", "routing_entropy") if name in totals},
+        **{name: (totals[name] / totals["inputs"]).tolist() for name in _ROUTING if name in totals},
     }
 
 

@@ -50,6 +50,7 @@ class Evaluation(TypedDict):
     load: NotRequired[list[list[float]]]  # [L][M]
     routing_entropy: NotRequired[list[float]]  # [L]
     ema: NotRequired[bool]  # whether of the parameters' moving average
+    contribution: NotRequired[list[list[float]]]  # [L][G]
     data: NotRequired[str]
     text: NotRequired[str]  # fingerprint of the data
     sequence_length: NotRequired[int]

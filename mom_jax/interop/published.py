@@ -12,7 +12,9 @@ from mom_jax.layers.rules import RULES
 from mom_jax.layers.rules.published import CONV, HEAD_SIZES, Fields, Published, renamed, without
 from mom_jax.layers.rules.qkv import ConvOptions
 from mom_jax.layers.rules.registry import find_rule, published_rules
+from mom_jax.models.attention_config import AttentionConfig
 from mom_jax.models.config import MoMConfig
+from mom_jax.models.router_config import OF_THE_REFERENCE, RouterConfig
 
 CONFIG_FILE = "config.json"
 # What the reference's configurations have besides our fields; nothing here changes what a model computes.
@@ -25,10 +27,10 @@ _CONSTANT = {
 }
 _MIXTURE = ("num_memories", "topk", "shared_mem", "single_kv_proj", "aux_loss_scale")
 _OURS = (
-    *("memory_rule", "mixture", "reference_conv_leak", "compute_dtype", "impl"),
-    *("router_balance", "router_bias_rate", "router_scores", "router_renormalise", "router_z_loss_scale"),
+    *("memory_rule", "mixture", "reference_conv_leak", "compute_dtype", "impl", "projection_rank", "decay_spread"),
+    *(field.name for field in dataclasses.fields(RouterConfig) if field.name != "aux_loss_scale"),
 )
-_ROUTER = {"router_scores": "softmax", "router_renormalise": True}  # of the reference's
+_OUR_ATTENTION = ("head_dim", "output_gate", "qk_norm", "rotary_fraction")
 _ROPE_THETA = 10000.0  # of attention layers in the reference's MoM, whatever its configuration says
 
 
@@ -83,7 +85,8 @@ def to_published(fields: Fields) -> tuple[str, str, Fields]:
     Raises:
         InputError: the PyTorch library has no such model.
     """
-    attn, rule = fields["attn"], fields["memory_rule"]
+    attn, rule = _plain_attention(fields["attn"]), fields["memory_rule"]
+    fields = without(fields, "layer_pattern") | {"attn": attn}
     if attn is not None and len(attn["layers"]) == fields["num_hidden_layers"]:
         fields = without(fields, *_MIXTURE, *_OURS, *_memory_fields(), "attn") | without(attn, "layers")
         return "transformer", "TransformerForCausalLM", fields
@@ -91,9 +94,9 @@ def to_published(fields: Fields) -> tuple[str, str, Fields]:
         if fields["router_balance"] == "loss_free":
             remedy = "the PyTorch library's router has no bias; models trained with auxiliary or none can be published"
             raise InputError("router_balance", "loss_free", remedy)
-        for name, value in _ROUTER.items():
+        for name, value in {**OF_THE_REFERENCE, "projection_rank": None, "decay_spread": 1.0}.items():
             if fields[name] != value:
-                raise InputError(name, fields[name], f"the PyTorch library's router has {value!r} only")
+                raise InputError(name, fields[name], f"the PyTorch library's mixtures have {value!r} only")
         if rule != "gated_deltanet" or fields["allow_neg_eigval"]:
             remedy = "the PyTorch library only has mixtures of plain gated_deltanet memories"
             raise InputError("memory_rule", rule, remedy)
@@ -114,13 +117,26 @@ def to_published(fields: Fields) -> tuple[str, str, Fields]:
     return published.model_type, published.architecture, fields | sizes
 
 
+def _plain_attention(attn: Any) -> Fields | None:
+    """The attention of our configuration, without what the PyTorch library does not have."""
+    if attn is None:
+        return None
+    if isinstance(attn, list):
+        raise InputError("attn", f"{len(attn)} settings", "the PyTorch library has one for all attention layers")
+    plain = dataclasses.asdict(AttentionConfig())
+    for name in _OUR_ATTENTION:
+        if attn[name] != plain[name]:
+            raise InputError(f"attn.{name}", attn[name], f"the PyTorch library's attention has {plain[name]!r} only")
+    return without(attn, *_OUR_ATTENTION)
+
+
 def published_fields(config: MoMConfig, dtype: str) -> dict[str, Any]:
     """The ``config.json`` of a model whose parameters are stored in ``dtype``.
 
     Raises:
         InputError: the PyTorch library has no such model.
     """
-    model_type, architecture, fields = to_published(config.to_dict())
+    model_type, architecture, fields = to_published(config.spelt_out().to_dict())
     names = {"model_type": model_type, "architectures": [architecture], "dtype": dtype}
     return dict(sorted({**fields, **_CONSTANT, **names}.items()))
 

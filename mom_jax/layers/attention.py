@@ -11,7 +11,9 @@ from mom_jax.layers.cache import AttentionCache
 from mom_jax.layers.devices import Devices
 from mom_jax.layers.linear import Linear
 from mom_jax.layers.mixer_output import MixerOutput
+from mom_jax.layers.norm import RMSNorm
 from mom_jax.ops.documents import DocumentRuns, count_documents
+from mom_jax.ops.precision import widened
 from mom_jax.ops.rotary import rotary
 from mom_jax.typing import AnyArray, Array, Bool, Float, Int, Mask, Shaped
 
@@ -19,7 +21,7 @@ from mom_jax.typing import AnyArray, Array, Bool, Float, Int, Mask, Shaped
 class Attention(nnx.Module):
     """Grouped-query attention (arXiv 2305.13245) over the tokens of a row's own document.
 
-    Heads have ``hidden / num_heads`` channels. Padding takes no position: a padded row gives the
+    Padding takes no position: a padded row gives the
     same outputs as its tokens without padding.
 
     Args:
@@ -27,8 +29,12 @@ class Attention(nnx.Module):
         num_heads: query heads.
         num_kv_heads: key and value heads; divides ``num_heads``.
         qkv_bias: add a bias to the query, key and value projections.
+        head_dim: channels of a head; D / num_heads if None.
         window: tokens that a query sees, itself included; None for all before it.
         rope_theta: base of the rotary frequencies.
+        rotated: channels of a head that positions turn, the first ones; all if None.
+        output_gate: multiply what is read by the sigmoid of a projection of the token (arXiv 2505.06708, G1).
+        norm_eps: of a norm of each head's queries and keys; None for none.
         initializer_range: standard deviation of the initial weights.
     """
 
@@ -38,13 +44,19 @@ class Attention(nnx.Module):
         num_heads: int,
         num_kv_heads: int,
         *,
+        head_dim: int | None = None,
         qkv_bias: bool = False,
         window: int | None = None,
         rope_theta: float = 10000.0,
+        rotated: int | None = None,
+        output_gate: bool = False,
+        norm_eps: float | None = None,
         initializer_range: float = 0.02,
         rngs: nnx.Rngs,
     ):
-        self.head_dim, self.num_kv_heads = hidden // num_heads, num_kv_heads
+        self.head_dim, self.num_kv_heads = head_dim or hidden // num_heads, num_kv_heads
+        self.rotated = self.head_dim if rotated is None else rotated
+        self.gated, self.normed = output_gate, norm_eps is not None
         self.window, self.rope_theta = window, rope_theta
         init = jax.nn.initializers.normal(initializer_range)
         sizes = (num_heads * self.head_dim, *2 * (num_kv_heads * self.head_dim,))
@@ -52,6 +64,10 @@ class Attention(nnx.Module):
             Linear(hidden, size, split="column", init=init, bias=qkv_bias, rngs=rngs) for size in sizes
         )
         self.o_proj = Linear(num_heads * self.head_dim, hidden, split="row", init=init, rngs=rngs)
+        if output_gate:
+            self.g_proj = Linear(hidden, num_heads * self.head_dim, split="column", init=init, rngs=rngs)
+        if norm_eps is not None:
+            self.q_norm, self.k_norm = (RMSNorm(self.head_dim, norm_eps, rngs=rngs) for _ in range(2))
 
     def empty_cache(self, layers: int, batch: int, capacity: int, dtype: DTypeLike) -> AttentionCache:
         """Empty slots of ``layers`` layers like this one for ``capacity`` tokens, kept in ``dtype``."""
@@ -84,7 +100,9 @@ class Attention(nnx.Module):
         keep = jnp.ones((batch, time), bool) if attention_mask is None else attention_mask != 0
         before = 0 if cache is None else cache.length[layer][:, None]
         position = before + jnp.cumsum(keep, 1, dtype=jnp.int32) - 1
-        q, k = (rotary(y, position, self.rope_theta) for y in (q, k))
+        if self.normed:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = (self._turned(y, position) for y in (q, k))
         documents = count_documents(segment_ids, attention_mask, None if cache is None else cache.document[layer])
         devices = Devices.of(batch, time)
         spread = cache is None and devices is not None and bool(devices.time)
@@ -102,8 +120,17 @@ class Attention(nnx.Module):
             o = _attend(q, keys.k, keys.v, mask=self._visible(position, new.document, keys))
         if cache is not None and self.window is None:
             o = jnp.where(jnp.any(position >= cache.keys.shape[2], 1)[:, None, None, None], jnp.nan, o)
+        if self.gated:
+            o = widened(o) * jax.nn.sigmoid(widened(self.g_proj(x))).reshape(o.shape)
         o = jnp.where(keep[..., None, None], o, 0).astype(x.dtype)
         return MixerOutput(self.o_proj(o.reshape(batch, time, -1)), None, cache)
+
+    def _turned(self, y: Float[Array, "B T heads K"], position: Int[Array, "B T"]) -> Float[Array, "B T heads K"]:
+        """With its first channels turned by the position."""
+        if self.rotated == self.head_dim:
+            return rotary(y, position, self.rope_theta)
+        turned = rotary(y[..., : self.rotated], position, self.rope_theta)
+        return jnp.concatenate([turned, y[..., self.rotated :]], -1)
 
     def _visible(
         self, position: Int[Array, "B T"], document: Int[Array, "B T"] | None, keys: "_Keys"

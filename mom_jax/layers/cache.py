@@ -81,13 +81,26 @@ class AttentionCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """The state of a whole model, by kind of layer; None where it has no layer of that kind."""
+    """The state of a whole model, by kind of layer."""
 
-    memory: MemoryCache | None
-    attention: AttentionCache | None
+    kinds: dict[str, MemoryCache | AttentionCache]
+    place: Int[Array, " B"] | None = None  # tokens read of each row's document, where memories are chosen by it
+
+    @property
+    def memory(self) -> Any:
+        """Of memory layers (`MemoryCache`); None without any."""
+        return self.kinds.get("memory")
+
+    @property
+    def attention(self) -> Any:
+        """Of the attention layers of the first settings (`AttentionCache`); None without any."""
+        return self.kinds.get("attention")
+
+    def with_kind(self, kind: str, cache: MemoryCache | AttentionCache) -> Self:
+        """The same with another state of one kind of layers."""
+        return dataclasses.replace(self, kinds=self.kinds | {kind: cache})
 
     @property
     def document(self) -> Int[Array, " B"]:
         """Segment id of each row's last token, which all layers saw alike; 0 before the first."""
-        kind = self.attention if self.memory is None else self.memory
-        return kind.document[0]
+        return next(iter(self.kinds.values())).document[0]

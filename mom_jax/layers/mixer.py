@@ -13,16 +13,20 @@ from jax.typing import DTypeLike
 from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.devices import SEQUENCE, Devices
+from mom_jax.layers.memory_differences import share_projections, spread_paces
+from mom_jax.layers.mixer_cache import cache_specs, forget_earlier_documents, note_tokens
 from mom_jax.layers.mixer_output import MixerOutput
 from mom_jax.layers.recurrence import recur
-from mom_jax.layers.router import Router, RouterOptions
+from mom_jax.layers.router import BY_TOKENS_ALONE, Router, RouterInputs, RouterTraining
+from mom_jax.layers.router_options import RouterOptions
 from mom_jax.layers.rules.registry import find_rule
 from mom_jax.layers.rules.rule import MemoryRule, RuleSizes, named_options
+from mom_jax.ops.assignment import Assignment, by_row, read_energy
 from mom_jax.ops.documents import DocumentRuns, count_documents
 from mom_jax.ops.mixing import mix
 from mom_jax.ops.pieces import documents_of_piece
 from mom_jax.ops.routing import RouterOutput
-from mom_jax.ops.segments import Packing, ends_in_last_document, plan_packing
+from mom_jax.ops.segments import plan_packing
 from mom_jax.typing import AnyArray, Array, Float, Int, Mask, Shaped
 from pallas_kernels.remat import keep
 
@@ -51,11 +55,13 @@ class MemoryMixer(nnx.Module):
         num_memories, top_k: M and k.
         shared: one more memory sees every token.
         single_projection: one projection to keys, values and gates for all memories.
+        projection_rank: memories' projections differ by matrices of this rank; they are each memory's own if None.
+        decay_spread: how many times faster than the slowest routed memory the fastest one forgets, at first.
         router_bias: the router has a bias, 0 at first, that counts for the choice alone (`mom_jax.ops.routing.route`);
             it has no gradient and is moved by `mom_jax.ops.routing.balanced_bias`.
         layers: memory layers of the model, which some rules depend on.
         options: of the rule, by name (its class ``Options``); defaults if None.
-        router: further options of the router (`mom_jax.layers.router.RouterOptions`).
+        router: further options of the router (`mom_jax.layers.router_options.RouterOptions`).
 
     Raises:
         InputError: a rule or option that does not exist, or sizes that do not fit.
@@ -75,6 +81,8 @@ class MemoryMixer(nnx.Module):
         top_k: int = 2,
         shared: bool = True,
         single_projection: bool = False,
+        projection_rank: int | None = None,
+        decay_spread: float = 1.0,
         router_bias: bool = False,
         layers: int = 1,
         options: Mapping[str, Any] | None = None,
@@ -98,17 +106,35 @@ class MemoryMixer(nnx.Module):
         )
         chosen = named_options(made, options or {})
         self.rule = made(sizes, chosen, rngs=rngs)
+        if projection_rank is not None:
+            share_projections(self.rule, projection_rank, rngs)
+        if decay_spread != 1:
+            self.rule.pace = spread_paces(self.rule, num_memories, self.memories, decay_spread)
         self.output = made.make_output(sizes, chosen, rngs)
         if num_memories is not None:
-            self.router = Router(hidden_size, num_memories, RouterOptions(top_k, **router), rngs=rngs)
+            how = RouterOptions(top_k, **router)
+            self._check_split(how)
+            self.router = Router(hidden_size, num_memories, num_heads, how, rngs=rngs)
             if router_bias:  # no draw from rngs: with and without it, the other parameters start the same
-                zeros = jnp.zeros(num_memories)
+                zeros = jnp.zeros(self.router.routers * num_memories)
                 self.router_bias = nnx.Param(zeros, out_sharding=(None,), eager_sharding=False, decays=False)
+
+    def _check_split(self, options: RouterOptions) -> None:
+        if options.is_split and not self.rule.primitive.skips:
+            option = "router_per_head" if options.router_per_head else "router_reads"
+            remedy = f"cannot be used with {type(self.rule).__name__}, whose memories take every token that they see in"
+            raise InputError(option, getattr(options, option), f"{remedy}; use another memory_rule, or leave it out")
 
     @property
     def memories(self) -> int:
         """G: all memories, the shared one included."""
         return (self.num_memories or 1) + self.shared
+
+    @property
+    def rows_per_token(self) -> int:
+        """Memories that a token goes to at most, and on average where memories choose tokens."""
+        routers = 1 if self.num_memories is None else self.router.routers
+        return min(self.num_memories or 1, routers * self.top_k) + self.shared
 
     def empty_cache(self, layers: int, batch: int, dtype: DTypeLike) -> MemoryCache:
         """Empty memories of ``layers`` layers like this one; convolutions remember inputs of ``dtype``."""
@@ -122,6 +148,9 @@ class MemoryMixer(nnx.Module):
         segment_ids: Shaped[AnyArray, "B T"] | DocumentRuns | None = None,
         cache: MemoryCache | None = None,
         layer: int | Array = 0,
+        *,
+        training: RouterTraining | None = None,
+        memory_ids: Int[Array, "B T k"] | None = None,
     ) -> MixerOutput:
         """Mixes along time.
 
@@ -134,17 +163,26 @@ class MemoryMixer(nnx.Module):
                 that recurs is a new document. None: all tokens have the number of the row's
                 last token (0 in an empty cache).
             cache: memories of all layers, read and written at ``layer``.
+            training: what the router does in training alone; never together with a cache.
+            memory_ids: each token's memories, where they are not for the router to choose.
 
         Returns:
-            The output in ``x.dtype``, the router's decisions, and the new cache.
+            The output in ``x.dtype``, the decisions of the layer's routers (R, mostly 1), and the new cache.
 
         Raises:
-            InputError: heads do not divide over the mesh, or its ``sequence`` axis is more than the rule can do.
+            InputError: ``training`` and a cache; heads do not divide over the mesh, or its ``sequence`` axis is more
+                than the rule or the router can do.
         """
+        if training is not None and cache is not None:
+            remedy = "noise and the memories' own choice, which looks ahead, are for training; leave out one of the two"
+            raise InputError("training", "given with a cache", remedy)
+        inputs = BY_TOKENS_ALONE
+        if self.num_memories is not None:
+            inputs = self.router.inputs(training, memory_ids, layer, x.shape[:2])
         devices = Devices.of(*x.shape[:2])
         if devices is not None:
-            return self._on_devices(devices, x, attention_mask, segment_ids, cache, layer)
-        o, router, cache = self.read(x, attention_mask, segment_ids, cache, layer)
+            return self._on_devices(devices, x, attention_mask, segment_ids, cache, layer, inputs)
+        o, router, cache = self.read(x, attention_mask, segment_ids, cache, layer, inputs)
         return MixerOutput(self.output(o, x), router, cache)
 
     def read(
@@ -154,46 +192,66 @@ class MemoryMixer(nnx.Module):
         segment_ids: Shaped[AnyArray, "B T"] | DocumentRuns | None = None,
         cache: MemoryCache | None = None,
         layer: int | Array = 0,
+        inputs: RouterInputs = BY_TOKENS_ALONE,
     ) -> tuple[Float[Array, "B T H V"], RouterOutput | None, MemoryCache | None]:
         """As `__call__`, on one device, up to the mixed reads, the input of the output module."""
-        logits, weights, memory_ids = self._route(x)
+        router, assigned = self._route(x, inputs, attention_mask)
         last = None if cache is None else cache.document[layer]
         documents = documents_of_piece(count_documents(segment_ids, attention_mask, last), self.sequence_axis)
         packing = keep(
             plan_packing(
-                memory_ids,
+                assigned.memory_ids,
                 self.num_memories or 1,
                 shared=self.shared,
                 chunk_size=self.rule.chunk_rows(x.shape[1]),
                 attention_mask=attention_mask,
                 documents=documents,
                 axis=self.sequence_axis,
+                capacity=None if router is None else self.router.capacity(x.shape[1], inputs),
             )
         )
         rows, rest, cache = self.rule.rows(x, packing, cache, layer)
         primitive, impl = self.rule.primitive, self.rule.options.impl
+        if assigned.writes is not None:
+            rows = primitive.scaled(rows, by_row(assigned.writes, packing))
         o, cache = recur(primitive, rows, packing, cache, layer, scale=self.rule.scale, impl=impl)
         o = self.rule.finished(o, rest, packing).astype(x.dtype)
         if cache is not None:
-            cache = _note_tokens(cache, layer, attention_mask, x.shape[1])
+            cache = note_tokens(cache, layer, attention_mask, x.shape[1])
             if documents is not None:
-                cache = _forget_earlier_documents(cache, layer, packing, documents)
-        reads = mix(o, weights, packing, impl=impl)
-        if logits is None:
-            return reads, None, cache
-        load = packing.length.reshape(-1, x.shape[0])[: self.num_memories].T
+                cache = forget_earlier_documents(cache, layer, packing, documents)
+        reads = mix(o, assigned.weights, packing, impl=impl)
+        if router is not None:
+            router = self._summed(router._replace(energy=read_energy(o, assigned.weights, packing)))
+        return reads, router, cache
+
+    def _summed(self, router: RouterOutput) -> RouterOutput:
+        """What is counted over tokens or heads, of all devices that hold some of a row's."""
+        load, energy = router.load, router.energy
         if self.sequence_axis is not None:
-            load = jax.lax.psum(load, self.sequence_axis)
-        return reads, RouterOutput(logits, weights, memory_ids, load), cache
+            load, energy = jax.lax.psum((load, energy), self.sequence_axis)
+        if self.rule.heads_axis is not None:
+            energy = jax.lax.psum(energy, self.rule.heads_axis)
+        return router._replace(load=load, energy=energy)
 
     def _route(
-        self, x: Float[Array, "B T D"]
-    ) -> tuple[Float[Array, "B T M"] | None, Float[Array, "B T k"], Int[Array, "B T k"]]:
-        """Router logits, weights and choices; without a router, every token chooses the only memory."""
+        self, x: Float[Array, "B T D"], inputs: RouterInputs, attention_mask: Mask | None
+    ) -> tuple[RouterOutput | None, Assignment]:
+        """The routers' decisions and the rows of tokens; without a router, every token goes to the only memory."""
         if self.num_memories is None:
             shape = (*x.shape[:2], 1)
-            return None, jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
-        return keep(self.router.decide(x, self.router_bias[...] if self.biased else None))
+            return None, Assignment(jnp.zeros(shape, jnp.int32), jnp.ones(shape, jnp.float32), None)
+        bias = self.router_bias[...] if self.biased else None
+        router, assigned = keep(self.router.decide(x, bias, inputs, attention_mask))
+        return router, jax.tree.map(self._own_heads, assigned)
+
+    def _own_heads(self, x: Array) -> Array:
+        """Of what is told apart by heads, the part of the heads that this device holds."""
+        axis = self.rule.heads_axis
+        if axis is None or x.ndim < 4:
+            return x
+        held = x.shape[-1] // jax.lax.axis_size(axis)
+        return jax.lax.dynamic_slice_in_dim(x, held * jax.lax.axis_index(axis), held, -1)
 
     def _on_devices(
         self,
@@ -203,28 +261,33 @@ class MemoryMixer(nnx.Module):
         segment_ids: Shaped[AnyArray, "B T"] | DocumentRuns | None,
         cache: MemoryCache | None,
         layer: int | Array,
+        inputs: RouterInputs,
     ) -> MixerOutput:
         """The same, on each device for its own tokens and heads, with one sum over the tensor axis."""
         devices.check_heads(self.rule.sizes.num_heads)
         if cache is not None:  # it is of whole rows
             devices = dataclasses.replace(devices, time=())
+        if devices.time and self.num_memories is not None and self.router.looks_ahead(inputs):
+            remedy = "needs whole rows on a device, which mesh.sequence splits; leave one of the two out"
+            raise InputError("router_balance", "expert_choice", remedy)
         documents = count_documents(segment_ids, attention_mask, None if cache is None else cache.document[layer])
 
-        def local(mixer: Self, x, *others) -> MixerOutput:
+        def local(mixer: Self, x, attention_mask, documents, cache, layer, inputs) -> MixerOutput:
             mixer.rule.heads_axis = mixer.output.heads_axis = devices.tensor
             mixer.sequence_axis = SEQUENCE if devices.time else None
-            out = mixer(x, *others)
-            return out._replace(y=devices.summed(out.y))
+            o, router, cache = mixer.read(x, attention_mask, documents, cache, layer, inputs)
+            return MixerOutput(devices.summed(mixer.output(o, x)), router, cache)
 
         tokens, rows = devices.tokens, P(devices.rows)
         of_documents = None if documents is None else DocumentRuns(tokens, rows)
-        of_cache = None if cache is None else _cache_specs(cache, devices, self.rule.whole_history)
-        router = None if self.num_memories is None else RouterOutput(tokens, tokens, tokens, load=rows)
+        of_cache = None if cache is None else cache_specs(cache, devices, self.rule.whole_history)
+        of_routers, of_sums = P(None, *tokens), P(None, *rows)
+        router = None if self.num_memories is None else RouterOutput(*[of_routers] * 3, *[of_sums] * 2)
         return devices.run(
             self,
             local,
-            (x, attention_mask, documents, cache, jnp.asarray(layer)),
-            (tokens, tokens, of_documents, of_cache, P()),
+            (x, attention_mask, documents, cache, jnp.asarray(layer), inputs),
+            (tokens, tokens, of_documents, of_cache, P(), tokens),
             MixerOutput(tokens, router, of_cache),
             x.dtype,
         )
@@ -234,39 +297,3 @@ def _head_dim(hidden_size: int, num_heads: int) -> int:
     if hidden_size % num_heads:
         raise InputError("num_heads", num_heads, f"does not divide hidden_size ({hidden_size}); set head_k_dim")
     return hidden_size // num_heads
-
-
-def _cache_specs(cache: MemoryCache, devices: Devices, whole: tuple[str, ...]) -> Any:
-    """The mesh axes that split the arrays of a `MemoryCache`."""
-    rows, tensor = devices.rows, devices.tensor
-    specs = {
-        "recurrent": jax.tree.map(lambda state: P(None, None, rows, *[tensor] * (state.ndim > 3)), cache.recurrent),
-        "conv": {name: P(None, None, rows, None, None if name in whole else tensor) for name in cache.conv},
-        "document": P(None, rows),
-        "length": P(None, rows),
-    }
-    return dataclasses.replace(cache, **specs)
-
-
-def _note_tokens(cache: MemoryCache, layer: int | Array, attention_mask: Mask | None, time: int) -> MemoryCache:
-    """Counts the tokens that were read."""
-    read = time if attention_mask is None else jnp.sum(attention_mask != 0, 1, dtype=cache.length.dtype)
-    return dataclasses.replace(cache, length=cache.length.at[layer].add(read, mode="promise_in_bounds"))
-
-
-def _forget_earlier_documents(
-    cache: MemoryCache, layer: int | Array, packing: Packing, documents: DocumentRuns
-) -> MemoryCache:
-    """Empties memories that the row's last document did not write, so that the next call finds no earlier document."""
-    current = ends_in_last_document(packing, documents)
-
-    def kept(states: Float[Array, "L G B *rest"]) -> Float[Array, "L G B *rest"]:
-        mask = current.reshape(current.shape + (1,) * (states.ndim - 3))
-        return states.at[layer].set(jnp.where(mask, states[layer], 0))
-
-    return dataclasses.replace(
-        cache,
-        recurrent=jax.tree.map(kept, cache.recurrent),
-        conv=jax.tree.map(kept, cache.conv),
-        document=cache.document.at[layer].set(documents.number),
-    )

@@ -19,6 +19,7 @@ class Output(nnx.Module):
     """``o_proj(o)``: for rules that norm and gate their reads themselves, and the base of all outputs.
 
     Attributes:
+        scale_free: reads times a number give the same, but for the norm's epsilon.
         heads_axis: the mesh axis that heads are split over, where the mixer runs on each device's own; the caller sums
             over it.
 
@@ -27,6 +28,7 @@ class Output(nnx.Module):
         num_heads, value_dim: H and V.
     """
 
+    scale_free: bool = False
     heads_axis: str | None = None
 
     def __init__(self, hidden: int, num_heads: int, value_dim: int, *, rngs: nnx.Rngs):
@@ -87,6 +89,7 @@ class HeadNormOutput(Output):
         self.norm = param(rngs, jax.nn.initializers.ones, (value_dim,), (None,), decays=False)
         super().__init__(hidden, num_heads, value_dim, rngs=rngs)
         self.before, self.gate, self.activation, self.norm_eps = before, gate, activation, norm_eps
+        self.scale_free = before is None
 
     def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
         """The reads that are projected."""
@@ -111,7 +114,7 @@ class LowRankGateOutput(Output):
         self.g_up = Linear(value_dim, num_heads * value_dim, split="column", init=mixer_init, bias=True, rngs=rngs)
         self.norm = param(rngs, jax.nn.initializers.ones, (value_dim,), (None,), decays=False)
         super().__init__(hidden, num_heads, value_dim, rngs=rngs)
-        self.norm_eps = norm_eps
+        self.norm_eps, self.scale_free = norm_eps, True
 
     def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
         """The reads that are projected."""
@@ -148,6 +151,7 @@ class HiddenNormOutput(Output):
         self.norm = param(rngs, jax.nn.initializers.ones, (num_heads * value_dim,), ("tensor",), decays=False)
         super().__init__(hidden, num_heads, value_dim, rngs=rngs)
         self.num_heads, self.activation, self.gate, self.norm_eps = num_heads, activation, gate, norm_eps
+        self.scale_free = activation is None
 
     def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
         """The reads that are projected; under a mesh the norm sums over all devices that hold heads."""

@@ -46,9 +46,14 @@ def add_bias(rows: Float[Array, "N F"], packing: Packing, bias: Float[Array, "#G
     """Adds each memory's own bias to its rows; float32."""
     if bias.shape[0] == 1:
         return rows + bias
+    return rows + of_memories(bias, packing)
+
+
+def of_memories(values: Float[Array, "G *rest"], packing: Packing) -> Float[Array, "N *rest"]:
+    """What belongs to the memory of each row."""
     table = packing.table
     memory = table.segment // (table.num_segments // packing.group_sizes.shape[0])
-    return rows + jnp.repeat(bias.at[memory].get(mode="clip"), table.chunk_size, axis=0)
+    return jnp.repeat(values.at[memory].get(mode="clip"), table.chunk_size, axis=0)
 
 
 def log_rates(rngs: nnx.Rngs, heads: int, least: float) -> nnx.Param:

@@ -61,7 +61,7 @@ def account(config: MoMConfig, length: int) -> list[Cost]:
     for number, kind in enumerate(config.layer_kinds):
         stack = model.blocks(kind)
         layers = config.layer_kinds.count(kind)
-        state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(getattr(cache, kind))) // layers
+        state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache.kinds[kind])) // layers
         costs.append(_layer(f"layer {number} ({kind})", config, kind, stack, layers, length, state))
     head = 0 if config.tie_word_embeddings else table
     norm = config.hidden_size
@@ -75,14 +75,18 @@ def total(costs: list[Cost]) -> Cost:
 
 def _layer(name, config, kind, stack, layers, length, state) -> Cost:
     rule = stack.attn.rule if kind == "memory" else None
-    chosen = 1 if rule is None else stack.attn.top_k + stack.attn.shared
-    inner = _attention(config, length) if rule is None else _recurrence(rule, chosen, length)
+    chosen = 1 if rule is None else stack.attn.rows_per_token
+    if rule is None:
+        inner = _attention(config.attention[kind], config.hidden_size, length)
+    else:
+        inner = _recurrence(rule, chosen, length)
     parameters, activated, products, mlp = 0, 0, 0.0, 0.0
     for path, leaf in nnx.to_flat_state(nnx.state(stack)):
         shape = leaf.get_value().shape[1:]
         size, slices, rows = int(np.prod(shape)), 1, 1
         if path[:2] == ("attn", "rule"):
             slices, rows = rule.slices_and_rows(path[2], chosen)
+            slices = 1 if path[3:] == ("common",) else slices
         parameters += size
         activated += round(size * min(1.0, rows / slices))
         if len(shape) > 1:  # a matrix, or the taps of a convolution
@@ -97,9 +101,9 @@ def _recurrence(rule: MemoryRule, chosen: int, length: int) -> tuple[float, floa
     return chosen * rule.sizes.num_heads * forward, chosen * rule.sizes.num_heads * backward
 
 
-def _attention(config, length) -> tuple[float, float]:
+def _attention(attn, hidden_size, length) -> tuple[float, float]:
     """Scores and sums over the keys that a query sees, on average."""
-    window = min(config.attn.window_size or length, length)
+    window = min(attn.window_size or length, length)
     visible = window - window * (window - 1) / (2 * length)
-    forward = 4.0 * config.hidden_size * visible
+    forward = 4.0 * attn.num_heads * attn.channels(hidden_size) * visible
     return forward, BACKWARD * forward

@@ -35,7 +35,7 @@ def transformer(config: MoMConfig) -> MoMConfig:
     """Transformer++: attention in every layer, with heads of 64 channels (or one head where that does not divide)."""
     heads = config.hidden_size // 64 if config.hidden_size % 64 == 0 else 1
     attn = AttentionConfig(layers=tuple(range(config.num_hidden_layers)), num_heads=heads)
-    return dataclasses.replace(config, attn=attn)
+    return dataclasses.replace(config, attn=attn, attn_more=(), layer_pattern=None)
 
 
 BASELINES = {"single": single, "expanded": expanded, "equal-active": equal_active, "transformer": transformer}

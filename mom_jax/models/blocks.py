@@ -4,7 +4,8 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 import jax
@@ -32,6 +33,9 @@ REMAT_POLICIES = {
 }
 
 
+NO_ROUTING: Mapping[str, Any] = MappingProxyType({})
+
+
 class Block(nnx.Module):
     """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``; the mixer is a memory or an attention layer.
 
@@ -54,9 +58,15 @@ class Block(nnx.Module):
         documents: DocumentRuns | None,
         cache: MemoryCache | AttentionCache | None,
         layer: int | Array,
+        routing: Mapping[str, Any] = NO_ROUTING,
     ) -> MixerOutput:
-        """Hidden states, with the router's decisions and the new cache of the mixer; ``layer`` counts this kind's."""
-        out = self.attn(self.attn_norm(x), attention_mask, documents, cache, layer)
+        """Hidden states, with the routers' decisions and the new cache of the mixer.
+
+        ``layer`` counts this kind's; ``routing`` is what routers decide by besides tokens, by the names of arguments of
+        `MemoryMixer.__call__`.
+        """
+        of_kind = routing if self.kind == "memory" else NO_ROUTING
+        out = self.attn(self.attn_norm(x), attention_mask, documents, cache, layer, **of_kind)
         x = x + out.y
         return out._replace(y=x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x)
 
@@ -116,13 +126,13 @@ class LayerPlan:
                 stack = jax.tree.map(lambda a, i=done[kind], n=count: a[i : i + n], xs[kind])
                 carry, router = jax.lax.scan(functools.partial(block, kind), carry, stack, unroll=count == 1)
                 done[kind] += count
-                routers += [] if router is None else [router]
+                routers += [] if router is None else [jax.tree.map(_flat, router)]
             return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routers) if routers else None
 
         xs = jax.tree.map(lambda a: a.reshape(self.repeats, a.shape[0] // self.repeats, *a.shape[1:]), layers)
         # a single turn is no loop: XLA would copy all parameters into it
         carry, routers = jax.lax.scan(repetition, carry, xs, unroll=self.repeats == 1)
-        return carry, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), routers)
+        return carry, jax.tree.map(_flat, routers)
 
 
 def run_layers(
@@ -132,13 +142,14 @@ def run_layers(
     attention_mask: Mask | None,
     documents: DocumentRuns | None,
     remat: str,
+    routing: Mapping[str, Any] = NO_ROUTING,
 ) -> tuple[Float[Array, "B T D"], RouterOutput | None]:
     """Runs all layers without a cache; gradients flow to the parameters, over which the loops run."""
     split = {kind: nnx.split(_coupled(stack)) for kind, stack in stacks.items()}
 
     def block(kind, x, params_and_number):
         params, layer = params_and_number
-        out = nnx.merge(split[kind][0], params)(x, attention_mask, documents, None, layer)
+        out = nnx.merge(split[kind][0], params)(x, attention_mask, documents, None, layer, routing)
         return out.y, out.router
 
     if remat != "none" or Devices.of(*x.shape[:2]) is not None:
@@ -154,6 +165,7 @@ def decode_layers(
     attention_mask: Mask | None,
     documents: DocumentRuns | None,
     cache: Cache,
+    routing: Mapping[str, Any] = NO_ROUTING,
 ) -> tuple[Float[Array, "B T D"], RouterOutput | None, Cache]:
     """Runs all layers from a cache; a block looks its parameters up.
 
@@ -165,12 +177,17 @@ def decode_layers(
     def block(kind, carry, layer):
         (x, cache), (graph, params) = carry, split[kind]
         block_params = jax.tree.map(lambda a: a[layer], params)
-        out = nnx.merge(graph, block_params)(x, attention_mask, documents, getattr(cache, kind), layer)
-        return (out.y, dataclasses.replace(cache, **{kind: out.cache})), out.router
+        out = nnx.merge(graph, block_params)(x, attention_mask, documents, cache.kinds[kind], layer, routing)
+        return (out.y, cache.with_kind(kind, out.cache)), out.router
 
     layers = {kind: jnp.arange(_layers(params)) for kind, (_, params) in split.items()}
     (x, cache), routers = plan.scan(block, (x, cache), layers)
     return x, routers, cache
+
+
+def _flat(a: Array) -> Array:
+    """The first two axes as one: layers and the routers of each, or repetitions and the layers of each."""
+    return a.reshape(-1, *a.shape[2:])
 
 
 def _layers(params: nnx.State) -> int:

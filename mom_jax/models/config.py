@@ -14,13 +14,21 @@ from mom_jax.fields import Channels, Epsilon, ImplName, Name, Range, Slots, Taps
 from mom_jax.files import read_json
 from mom_jax.interop.model_types import in_our_words
 from mom_jax.layers.rules import RULES
+from mom_jax.models.attention_config import (
+    NO_ATTENTION,
+    AttentionConfig,
+    Heads,
+    Tokens,
+    further_attention,
+    kinds_of_layers,
+    name_of,
+    read_attention,
+)
+from mom_jax.models.router_config import RouterConfig
 
 MEMORY_RULES = tuple(RULES)
-RouterBalance = Literal["auxiliary", "loss_free", "none"]
 
 Layers = Annotated[int, Range(least=1, most=2**14)]
-Heads = Annotated[int, Range(least=1, most=2**14)]
-Tokens = Annotated[int, Range(least=1, below=2**31)]
 TokenId = Annotated[int, Range(least=0, below=2**24)]
 
 # fields of the published config with a single value that this library computes
@@ -32,37 +40,11 @@ _FIXED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionConfig:
-    """The softmax attention layers of a hybrid (the published ``attn`` field); none by default."""
-
-    layers: tuple[Annotated[int, Range(least=0, below=2**14)], ...] = ()
-    """Numbers of the layers that are attention layers, from 0."""
-    num_heads: Heads = 4
-    """Query heads, of hidden_size / num_heads channels."""
-    num_kv_heads: Heads | None = None
-    """Key and value heads; as many as query heads if None."""
-    qkv_bias: bool = False
-    """Add biases to the query, key and value projections."""
-    window_size: Tokens | None = None
-    """Tokens that a query sees, itself included; all before it if None."""
-    rope_theta: Annotated[float, Range(least=1, most=1e12)] = 10000.0
-    """Base of the rotary frequencies."""
-
-    def __post_init__(self):
-        check_fields(self, "attn.")
-
-    @property
-    def kv_heads(self) -> int:
-        """Key and value heads."""
-        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-
-
-@dataclasses.dataclass(frozen=True)
-class MoMConfig:
+class MoMConfig(RouterConfig):
     """Hyper-parameters of a MoM language model.
 
     Fields carry the names and defaults of the published ``config.json`` (model type ``mom``);
-    ``memory_rule``, ``router_balance``, ``compute_dtype`` and ``impl`` are ours. Fields that the reference reads but
+    ``memory_rule``, those of the router, ``compute_dtype`` and ``impl`` are ours. Fields that the reference reads but
     that change nothing in the mathematics (``fuse_*``, ``capacity``, ...) are dropped by `from_dict`.
     """
 
@@ -90,6 +72,10 @@ class MoMConfig:
     """One more memory that every token is written to and read from."""
     single_kv_proj: bool = False
     """One k, v, b and a projection for all memories."""
+    projection_rank: Annotated[int, Range(least=1, most=2**20)] | None = None
+    """Memories share a projection and differ by matrices of this rank; None: projections of their own."""
+    decay_spread: Annotated[float, Range(least=1, most=1e6)] = 1.0
+    """How many times faster than the slowest routed memory the fastest forgets, at first; the others lie between."""
     use_output_gate: bool = True
     """Gate the reads; kda, gated_deltanet2 and rwkv always have a gate of their own, hgrn2 and gsa have none."""
     use_short_conv: bool = True
@@ -102,20 +88,6 @@ class MoMConfig:
     """Use the embedding as output matrix."""
     initializer_range: Annotated[float, Range(above=0, most=100)] = 0.02
     """Standard deviation of the initial embeddings and MLP weights."""
-    aux_loss_scale: Annotated[float, Range(least=0, most=1e4)] = 0.01
-    """Weight of the auxiliary loss that balances the routers."""
-    router_balance: RouterBalance = "auxiliary"
-    """What keeps loads even: the auxiliary loss; loss_free, a bias in the router's choice that each step moves against
-    the load (arXiv 2408.15664); or none."""
-    router_bias_rate: Annotated[float, Range(above=0, below=1)] = 0.001
-    """How far a step of loss_free moves the bias."""
-    router_scores: Literal["softmax", "sigmoid"] = "softmax"
-    """The router's scores: softmax over the memories, or the sigmoid of each."""
-    router_renormalise: bool = True
-    """Weights of a token's memories sum to 1; if not, they are the scores. With topk 1 only the latter teach the router
-    what is read."""
-    router_z_loss_scale: Annotated[float, Range(least=0, most=1e4)] = 0.0
-    """Weight of the loss on the size of the router's logits (arXiv 2202.08906)."""
     max_position_embeddings: Tokens = 2048
     """For information only: nothing in MoM depends on it."""
     pad_token_id: TokenId | None = None
@@ -124,8 +96,12 @@ class MoMConfig:
     """Token at the beginning of a document."""
     eos_token_id: TokenId | tuple[TokenId, ...] | None = 2
     """Token at the end of a document, or several that end one."""
-    attn: AttentionConfig = AttentionConfig()
+    attn: AttentionConfig = NO_ATTENTION
     """Attention layers of a hybrid."""
+    attn_more: tuple[str, ...] = ()
+    """Attention layers with other settings, each set as JSON with the fields of attn; in a file attn may be a list."""
+    layer_pattern: str | None = None
+    """Kinds of layers that repeat, such as 3m1a: three memory layers, one of attention; b has the next settings."""
     memory_rule: Name = "gated_deltanet"
     """How memories are written, forget and are read: a name, or package.module:Class for a rule of your own."""
     rule_options: tuple[str, ...] = ()
@@ -164,11 +140,12 @@ class MoMConfig:
         check_fields(self)
         self._check_tokens()
         self._check_memories()
+        self._check_router()
         self._check_rule()
         if self.intermediate_size is None and self.hidden_ratio is None:
             raise InputError("hidden_ratio", None, "set hidden_ratio or intermediate_size")
-        if self.attn.layers:
-            self._check_attention(self.attn)
+        for item in self.attention.values():
+            item.check(self.hidden_size)
 
     def _check_tokens(self) -> None:
         for field in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -186,6 +163,10 @@ class MoMConfig:
             raise InputError("expand_v", self.expand_v, remedy)
         object.__setattr__(self, "expand_v", self.head_v_dim / self.head_dim)  # one number for one size
 
+        if self.projection_rank is not None and (self.single_kv_proj or not self.mixture):
+            remedy = f"has no memories that could differ beside {'single_kv_proj' if self.mixture else 'mixture=False'}"
+            raise InputError("projection_rank", self.projection_rank, f"{remedy}; leave one of the two out")
+
     def _check_rule(self) -> None:
         if self.memory_rule not in RULES and ":" not in self.memory_rule:
             close = difflib.get_close_matches(self.memory_rule, RULES, n=1)
@@ -201,31 +182,32 @@ class MoMConfig:
         """``rule_options`` by name."""
         return dict(_named_value(text) for text in self.rule_options)
 
-    def _check_attention(self, attn: AttentionConfig) -> None:
-        outside = [i for i in attn.layers if i >= self.num_hidden_layers]
-        if outside or len(set(attn.layers)) < len(attn.layers):
-            remedy = f"must be different layer numbers from 0 to {self.num_hidden_layers - 1}"
-            raise InputError("attn.layers", list(attn.layers), remedy)
-        if self.hidden_size % (2 * attn.num_heads):
-            remedy = f"must divide hidden_size ({self.hidden_size}) into heads of an even size"
-            raise InputError("attn.num_heads", attn.num_heads, remedy)
-        if attn.num_heads % attn.kv_heads:
-            raise InputError("attn.num_kv_heads", attn.num_kv_heads, f"must divide attn.num_heads ({attn.num_heads})")
+    @property
+    def attention(self) -> dict[str, AttentionConfig]:
+        """The settings of attention by kind of layer, those that are used."""
+        settings = (self.attn, *further_attention(self.attn_more))
+        named = {name_of(number): item for number, item in enumerate(settings)}
+        return {kind: item for kind, item in named.items() if kind in self.layer_kinds}
 
     @property
-    def layer_kinds(self) -> tuple[Literal["memory", "attention"], ...]:
-        """What mixes along time in each layer."""
-        return tuple("attention" if i in self.attn.layers else "memory" for i in range(self.num_hidden_layers))
+    def layer_kinds(self) -> tuple[str, ...]:
+        """What mixes along time in each layer: memory, attention or, with other settings, attention_b and so on."""
+        settings = (self.attn, *further_attention(self.attn_more))
+        return kinds_of_layers(settings, self.layer_pattern, self.num_hidden_layers)
+
+    def spelt_out(self) -> Self:
+        """The same with the numbers of attention layers in the place of a pattern."""
+        if self.layer_pattern is None:
+            return self
+        numbers = {kind: tuple(i for i, k in enumerate(self.layer_kinds) if k == kind) for kind in self.attention}
+        items = [dataclasses.replace(item, layers=numbers[kind]) for kind, item in self.attention.items()]
+        attn, more = read_attention([dataclasses.asdict(item) for item in items])
+        return dataclasses.replace(self, layer_pattern=None, attn=attn, attn_more=more)
 
     @property
     def has_router_bias(self) -> bool:
         """Whether memory layers have a router whose choice is biased."""
         return self.mixture and self.router_balance == "loss_free"
-
-    @property
-    def auxiliary_weight(self) -> float:
-        """What the auxiliary loss counts in training."""
-        return self.aux_loss_scale if self.router_balance == "auxiliary" else 0.0
 
     @property
     def head_v_dim(self) -> int:
@@ -265,13 +247,17 @@ class MoMConfig:
             if close:
                 raise InputError(name, fields[name], f"unknown; did you mean {close[0]}?")
         values: dict[str, Any] = {k: v for k, v in fields.items() if k in known}
-        values["attn"] = _attention(fields.get("attn"))
+        more = values.get("attn_more", ())
+        values["attn"], values["attn_more"] = read_attention(fields.get("attn"))
+        values["attn_more"] = values["attn_more"] or more
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON-ready dictionary with ``model_type``; `from_dict` reads it back."""
-        attn = dataclasses.asdict(self.attn) if self.attn.layers else None
-        return {"model_type": "mom", **dataclasses.asdict(self), "attn": attn}
+        fields = {"model_type": "mom", **dataclasses.asdict(self)}
+        further = [dataclasses.asdict(item) for item in further_attention(fields.pop("attn_more"))]
+        first = fields["attn"] if self.attn.layers or self.layer_pattern or further else None
+        return fields | {"attn": [first, *further] if further else first}
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -295,16 +281,3 @@ def _named_value(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError as error:
         raise InputError("rule_options", text, "expected name=value with the value in JSON, as in rank=8") from error
-
-
-def _attention(fields: Any) -> AttentionConfig:
-    """Reads the published ``attn`` field: None or a dictionary."""
-    if fields is None:
-        return AttentionConfig()
-    if not isinstance(fields, dict):
-        raise InputError("attn", fields, "expected null or an object with layers and num_heads")
-    known = {f.name for f in dataclasses.fields(AttentionConfig)}
-    unknown = sorted(map(str, set(fields) - known))
-    if unknown:
-        raise InputError("attn", ", ".join(unknown), f"unknown; choose among {', '.join(sorted(known))}")
-    return AttentionConfig(**fields)

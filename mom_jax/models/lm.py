@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import warnings
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +15,26 @@ from mom_jax.errors import InputError
 from mom_jax.layers.cache import Cache
 from mom_jax.layers.linear import param, rounded
 from mom_jax.layers.norm import RMSNorm
+from mom_jax.layers.router import RouterTraining
 from mom_jax.models.blocks import REMAT_POLICIES, Block, LayerPlan, decode_layers, run_layers, stack_blocks
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.tables import TABLE_AXES, cross_entropy, looked_up, token_nats
-from mom_jax.ops.documents import count_documents
+from mom_jax.ops.documents import DocumentRuns, count_documents, places_in_documents
+from mom_jax.ops.fixed_routing import fixed_choice, hashed
 from mom_jax.ops.routing import RouterOutput
 from mom_jax.typing import AnyArray, Array, Bool, Float, Int, Mask
 
-_STACKS = {"memory": "layers", "attention": "attention_layers"}  # the attribute that holds each kind of block
+
+def stack_name(kind: str) -> str:
+    """The attribute of a model that holds the blocks of a kind: ``layers`` for memory, ``attention_layers``, ..."""
+    return "layers" if kind == "memory" else f"{kind}_layers"
 
 
 class CausalLMOutput(NamedTuple):
     """What a forward pass returns."""
 
     logits: Float[Array, "B T vocab"]  # float32
-    router_logits: tuple[Float[Array, "B T M"], ...]  # float32, one for each MoM layer
+    router_logits: tuple[Float[Array, "B T M"], ...]  # float32, one for each router, layer by layer
     cache: Cache | None
     router: RouterOutput | None = None  # what all routers decided, stacked; None without one
 
@@ -77,7 +82,7 @@ class MoMForCausalLM(nnx.Module):
         table = (config.vocab_size, config.hidden_size)
         self.embeddings = param(rngs, init, table, TABLE_AXES, rounds=True)
         for kind in sorted(set(config.layer_kinds), reverse=True):
-            setattr(self, _STACKS[kind], stack_blocks(config, kind, rngs))
+            setattr(self, stack_name(kind), stack_blocks(config, kind, rngs))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, rngs=rngs)
         if not config.tie_word_embeddings:
             self.lm_head = param(rngs, init, table, TABLE_AXES, rounds=True)
@@ -121,12 +126,14 @@ class MoMForCausalLM(nnx.Module):
         cache: Cache | None = None,
         remat: str = "none",
         inputs_embeds: Float[Array, "B T D"] | None = None,
+        training: RouterTraining | None = None,
     ) -> HiddenStates:
         """As `__call__`, up to the final norm; ``remat`` is what a block keeps for its backward pass.
 
         ``none`` keeps everything, ``dots`` the results of dense matmuls, ``full`` only the block's input,
         ``recurrence`` besides that what the memories' recurrences computed, ``mixer`` also the projections before
-        them. ``inputs_embeds`` stands for the embeddings of ``input_ids``.
+        them. ``inputs_embeds`` are taken for the embeddings of ``input_ids``, which then only choose memories where
+        tokens do. ``training`` is what routers do in training alone.
         """
         x = self._embedded(input_ids) if inputs_embeds is None else inputs_embeds
         attention_mask = _current_columns(attention_mask, x.shape[:2])
@@ -135,11 +142,14 @@ class MoMForCausalLM(nnx.Module):
         documents = count_documents(segment_ids, attention_mask, None if cache is None else cache.document)
         if remat not in REMAT_POLICIES:
             raise InputError("remat", remat, f"choose one of {', '.join(REMAT_POLICIES)}")
+        routing: dict[str, Any] = {} if training is None else {"training": training}
+        if self.config.router_choice != "scores" and self.config.mixture:
+            routing["memory_ids"], cache = self._fixed_choice(input_ids, x.shape[:2], attention_mask, documents, cache)
         stacks = {kind: self.blocks(kind) for kind in self.plan.kinds}
         if cache is None:
-            x, router = run_layers(self.plan, stacks, x, attention_mask, documents, remat)
+            x, router = run_layers(self.plan, stacks, x, attention_mask, documents, remat, routing)
         else:
-            x, router, cache = decode_layers(self.plan, stacks, x, attention_mask, documents, cache)
+            x, router, cache = decode_layers(self.plan, stacks, x, attention_mask, documents, cache, routing)
         return HiddenStates(self.norm(x), router, cache)
 
     def without_conv_leak(self) -> Self:
@@ -171,14 +181,14 @@ class MoMForCausalLM(nnx.Module):
         """The matrix that turns hidden states into logits: the embedding when tied."""
         return self.embeddings[...] if self.config.tie_word_embeddings else self.lm_head[...]
 
-    def router_bias(self) -> Float[Array, "L M"] | None:
+    def router_bias(self) -> Float[Array, "L columns"] | None:
         """What counts besides the router's probabilities in the choice of memories; None where nothing does."""
         biased = self.config.has_router_bias and "memory" in self.config.layer_kinds
         return self.blocks("memory").attn.router_bias[...] if biased else None
 
     def blocks(self, kind: str) -> Block:
-        """All blocks of a kind, ``memory`` or ``attention``, stacked along a leading axis."""
-        return getattr(self, _STACKS[kind])
+        """All blocks of a kind of `MoMConfig.layer_kinds`, stacked along a leading axis."""
+        return getattr(self, stack_name(kind))
 
     def init_cache(self, batch_size: int, max_length: int | None = None) -> Cache:
         """Empty state for ``batch_size`` rows.
@@ -187,14 +197,36 @@ class MoMForCausalLM(nnx.Module):
         keys and values of their window, or of ``max_length`` tokens without one; that is
         ``max_position_embeddings`` unless given.
         """
-        kinds, dtype = self.config.layer_kinds, jnp.dtype(self.config.compute_dtype)
-        capacity = self.config.attn.window_size or max_length or self.config.max_position_embeddings
-        memory = attention = None
-        if "memory" in kinds:
-            memory = self.blocks("memory").attn.empty_cache(kinds.count("memory"), batch_size, dtype)
-        if "attention" in kinds:
-            attention = self.blocks("attention").attn.empty_cache(kinds.count("attention"), batch_size, capacity, dtype)
-        return Cache(memory, attention)
+        layers, dtype = self.config.layer_kinds, jnp.dtype(self.config.compute_dtype)
+        kinds: dict[str, Any] = {}
+        if "memory" in layers:
+            kinds["memory"] = self.blocks("memory").attn.empty_cache(layers.count("memory"), batch_size, dtype)
+        for kind, attn in self.config.attention.items():
+            capacity = attn.window_size or max_length or self.config.max_position_embeddings
+            kinds[kind] = self.blocks(kind).attn.empty_cache(layers.count(kind), batch_size, capacity, dtype)
+        place = jnp.zeros(batch_size, jnp.int32) if self.config.router_choice in ("position", "round_robin") else None
+        return Cache(kinds, place)
+
+    def _fixed_choice(
+        self,
+        input_ids: Int[AnyArray, "B T"] | None,
+        shape: tuple[int, int],
+        attention_mask: Mask | None,
+        documents: DocumentRuns | None,
+        cache: Cache | None,
+    ) -> tuple[Int[Array, "B T k"], Cache | None]:
+        """The memories of every token as `router_choice` says, the same in all layers, and the cache."""
+        config, base = self.config, jnp.zeros(shape, jnp.int32)
+        if config.router_choice == "hash":
+            if input_ids is None:
+                remedy = "is what router_choice=hash chooses by; give it beside inputs_embeds"
+                raise InputError("input_ids", None, remedy)
+            base = hashed(jnp.asarray(input_ids))
+        elif config.router_choice != "one":
+            place = places_in_documents(shape, documents, attention_mask, None if cache is None else cache.place)
+            cache = None if cache is None else dataclasses.replace(cache, place=place[:, -1] + 1)
+            base = place if config.router_choice == "round_robin" else place // config.router_block
+        return fixed_choice(base, config.topk, config.num_memories), cache
 
     def _embedded(self, input_ids: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
         if not isinstance(input_ids, Tracer):

@@ -7,15 +7,16 @@ from flax import nnx
 
 from mom_jax.layers.attention import Attention
 from mom_jax.layers.mixer import MemoryMixer
-from mom_jax.layers.router import RouterOptions
+from mom_jax.layers.router_options import RouterOptions
 from mom_jax.layers.rules.registry import find_rule
+from mom_jax.models.attention_config import AttentionConfig
 from mom_jax.models.config import MoMConfig
 
 
 def make_mixer(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> MemoryMixer | Attention:
-    """The mixer of a ``memory`` or an ``attention`` block."""
-    if kind == "attention":
-        return _attention(config, rngs)
+    """The mixer of a block of a kind of `MoMConfig.layer_kinds`."""
+    if kind != "memory":
+        return _attention(config, config.attention[kind], rngs)
     return MemoryMixer(
         config.hidden_size,
         rule=config.memory_rule,
@@ -26,6 +27,8 @@ def make_mixer(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> MemoryMixer | At
         top_k=config.topk,
         shared=config.shared_mem,
         single_projection=config.single_kv_proj,
+        projection_rank=config.projection_rank,
+        decay_spread=config.decay_spread if config.mixture else 1.0,
         router_bias=config.has_router_bias,
         layers=config.layer_kinds.count("memory"),
         options=_named(find_rule(config.memory_rule).Options, config) | config.named_rule_options(),
@@ -40,14 +43,18 @@ def _named(options: Any, config: MoMConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
-def _attention(config: MoMConfig, rngs: nnx.Rngs) -> Attention:
+def _attention(config: MoMConfig, attn: AttentionConfig, rngs: nnx.Rngs) -> Attention:
     return Attention(
         config.hidden_size,
-        config.attn.num_heads,
-        config.attn.kv_heads,
-        qkv_bias=config.attn.qkv_bias,
-        window=config.attn.window_size,
-        rope_theta=config.attn.rope_theta,
+        attn.num_heads,
+        attn.kv_heads,
+        head_dim=attn.head_dim,
+        qkv_bias=attn.qkv_bias,
+        window=attn.window_size,
+        rope_theta=attn.rope_theta,
+        rotated=attn.rotated(config.hidden_size),
+        output_gate=attn.output_gate,
+        norm_eps=config.norm_eps if attn.qk_norm else None,
         initializer_range=config.initializer_range,
         rngs=rngs,
     )

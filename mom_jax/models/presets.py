@@ -1,4 +1,4 @@
-"""Presets: the published sizes and a tiny one, each with every memory rule.
+"""Presets: the published sizes and a tiny one, each with every memory rule, and as the hybrids of today.
 
 Importing this module does not import JAX.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mom_jax.errors import InputError
+from mom_jax.models.attention_config import AttentionConfig
 from mom_jax.models.config import MEMORY_RULES, MoMConfig
 
 
@@ -60,19 +61,53 @@ def _preset(size: Callable[[], MoMConfig], rule: str) -> Callable[[], MoMConfig]
     return lambda: with_rule(size(), rule)
 
 
-# A size by itself has the default rule; each other rule has a preset of every size: mom-340m-gla.
-PRESETS: dict[str, Callable[[], MoMConfig]] = _SIZES | {
-    f"{name}-{rule.replace('_', '-')}": _preset(size, rule)
-    for name, size in _SIZES.items()
-    for rule in MEMORY_RULES
-    if rule != "gated_deltanet"
-}
+def qwen3_next(config: MoMConfig) -> MoMConfig:
+    """Three layers of gated delta memories, then gated attention; as in Qwen3-Next, but with mixtures and a SwiGLU."""
+    channels = 128 if config.hidden_size >= 1024 else 64
+    heads = config.hidden_size // channels
+    shape = {"num_heads": heads, "num_kv_heads": max(1, heads // 4), "head_dim": channels}
+    attn = AttentionConfig(**shape, output_gate=True, qk_norm=True, rotary_fraction=0.25, rope_theta=1e7)
+    return _three_to_one(config, attn)
+
+
+def kimi_linear(config: MoMConfig) -> MoMConfig:
+    """Three layers of Kimi delta memories, then attention without positions; as in Kimi Linear (arXiv 2510.26692).
+
+    Its attention has keys and values of low rank (MLA), which are not available, and its MLP experts.
+    """
+    heads = config.hidden_size // (128 if config.hidden_size >= 1024 else 64)
+    return _three_to_one(with_rule(config, "kda"), AttentionConfig(num_heads=heads, rotary_fraction=0.0))
+
+
+def _three_to_one(config: MoMConfig, attn: AttentionConfig) -> MoMConfig:
+    layers = -(-config.num_hidden_layers // 4) * 4
+    return dataclasses.replace(config, num_hidden_layers=layers, layer_pattern="3m1a", attn=attn)
+
+
+_STACKS = {"qwen3-next": qwen3_next, "kimi-linear": kimi_linear}
+
+
+def _stacked(size: Callable[[], MoMConfig], stack: Callable[[MoMConfig], MoMConfig]) -> Callable[[], MoMConfig]:
+    return lambda: stack(size())
+
+
+# A size by itself has the default rule; other rules and stacks have a preset of every size: mom-340m-gla.
+PRESETS: dict[str, Callable[[], MoMConfig]] = (
+    _SIZES
+    | {
+        f"{name}-{rule.replace('_', '-')}": _preset(size, rule)
+        for name, size in _SIZES.items()
+        for rule in MEMORY_RULES
+        if rule != "gated_deltanet"
+    }
+    | {f"{name}-{stack}": _stacked(size, _STACKS[stack]) for name, size in _SIZES.items() for stack in _STACKS}
+)
 
 
 def preset_names() -> str:
     """All presets in one line of a help text."""
-    rules = ", ".join(name.removeprefix("mom-tiny-") for name in PRESETS if name.startswith("mom-tiny-"))
-    return f"{', '.join(_SIZES)}, or one of these with another memory rule, as mom-tiny-gla ({rules})"
+    ends = ", ".join(name.removeprefix("mom-tiny-") for name in PRESETS if name.startswith("mom-tiny-"))
+    return f"{', '.join(_SIZES)}, or one of these with another memory rule or stack, as mom-tiny-gla ({ends})"
 
 
 def get_preset(name: str) -> MoMConfig:

@@ -52,6 +52,30 @@ def count_documents(
     return DocumentRuns(jnp.cumsum(numbers != before, 1, dtype=jnp.int32), numbers[:, -1])
 
 
+def places_in_documents(
+    shape: tuple[int, int],
+    documents: DocumentRuns | None,
+    attention_mask: Mask | None,
+    before: Int[Array, " B"] | None,
+) -> Int[Array, "B T"]:
+    """How many tokens of its document stand before each token; padding has the place of the token before it.
+
+    Args:
+        shape: B and T.
+        documents: of the call; None if no document begins in it.
+        attention_mask: 0 marks padding.
+        before: tokens that earlier calls read of each row's document; none if None.
+    """
+    keep = jnp.ones(shape, bool) if attention_mask is None else jnp.asarray(attention_mask) != 0
+    count = jnp.cumsum(keep, 1, dtype=jnp.int32) - 1
+    going_on = count if before is None else count + before[:, None]
+    if documents is None:
+        return going_on
+    begins = keep & (documents.index != jnp.pad(documents.index[:, :-1], ((0, 0), (1, 0))))
+    begin = jax.lax.cummax(jnp.where(begins, count, -1), axis=1)
+    return jnp.where(begin < 0, going_on, count - begin)
+
+
 def _carried_over_padding(
     numbers: Int[Array, "B T"], keep: Bool[Array, "B T"], last: Int[Array, " B"]
 ) -> Int[Array, "B T"]:

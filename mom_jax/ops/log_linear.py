@@ -175,6 +175,7 @@ def log_linear(levels: int) -> Primitive:
         step=log_linear_step,
         chunked=_chunked,
         kernels=dict.fromkeys(SCALAR_DECAY.kernels, _with_kernel),
+        skips=False,
         inert=("k", "g", "valid"),
         flops=flops,
     )

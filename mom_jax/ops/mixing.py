@@ -1,7 +1,6 @@
 """What a token reads: the answers of its memories, mixed by weight."""
 
-import jax.numpy as jnp
-
+from mom_jax.ops.assignment import with_shared
 from mom_jax.ops.dispatch import Target, kernel_for, select
 from mom_jax.ops.segments import Packing, unpack_mix
 from mom_jax.typing import Array, Float
@@ -10,15 +9,15 @@ KERNELS = {"gpu": "pallas_kernels.gpu.mixing:mix"}
 
 
 def mix(
-    y: Float[Array, "N *rest"], weights: Float[Array, "B T k"], packing: Packing, *, impl: str = "auto"
+    y: Float[Array, "N *rest"], weights: Float[Array, "B T places *heads"], packing: Packing, *, impl: str = "auto"
 ) -> Float[Array, "B T *rest"]:
     """``sum_j weights[b, t, j] * y[row[b, t, j]]``, and the shared memory's row; masked tokens read exactly 0.
 
     Args:
         y: packed rows.
-        weights: of each token's first k assignments, in float32; the shared memory counts whole.
+        weights: of a token's routed assignments, in float32, or of the heads of each; the shared memory counts whole.
         packing: of the rows.
-        impl: ``auto``, or ``gpu`` for the kernel; every other name is XLA.
+        impl: ``auto``, or ``gpu`` for the kernel, which takes one weight for all heads; every other name is XLA.
 
     Returns:
         Sums in float32, rounded to ``y.dtype``.
@@ -26,16 +25,14 @@ def mix(
     Raises:
         InputError: ``gpu`` cannot run here.
     """
-    name = impl if impl in ("auto", "gpu") else "xla"
+    name = impl if impl in ("auto", "gpu") and weights.ndim == 3 else "xla"
     return select(name, {"xla": _by_xla}, {"gpu": _by_kernel})(y, weights, packing)
 
 
 def _by_xla(
-    y: Float[Array, "N *rest"], weights: Float[Array, "B T k"], packing: Packing
+    y: Float[Array, "N *rest"], weights: Float[Array, "B T places *heads"], packing: Packing
 ) -> Float[Array, "B T *rest"]:
-    batch, time, copies = packing.row.shape
-    ones = jnp.ones((batch, time, copies - weights.shape[-1]), weights.dtype)
-    return unpack_mix(y, jnp.concatenate([weights, ones], -1), packing)
+    return unpack_mix(y, with_shared(weights, packing), packing)
 
 
 def _by_kernel(

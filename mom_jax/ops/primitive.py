@@ -57,6 +57,7 @@ class Primitive:
         transition: one token, as the kernels take it that change states in place; None: there is no such kernel.
         handover: ``(primitive, rows, table, scale, impl)`` to a `mom_jax.ops.handover.Handover`, by which rows that
             are spread over devices go on from each other's states; None: they cannot.
+        skips: a row whose ``inert`` numbers are 0 leaves the state as it is anywhere, not only after a segment's end.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Primitive:
     shared: tuple[str, ...] = ()
     transition: Callable[[Rows], Transition] | None = None
     handover: Callable[["Primitive", Rows, ChunkTable, float, str], Any] | None = None
+    skips: bool = True
 
     def __call__(
         self, rows: Rows, table: ChunkTable, state: State = None, *, scale: float | None = None, impl: str = "auto"
@@ -127,6 +129,18 @@ class Primitive:
         fields = rows._asdict()
         inert = {name: fields[name] for name in self.inert if fields[name] is not None}
         return rows._replace(**{name: _zeroed(x, valid) for name, x in inert.items()})
+
+
+    def scaled(self, rows: Rows, by: Float[Array, "N *heads"]) -> Rows:
+        """The rows, with what they do to the state times ``by``, in [0, 1], of each row or of each of its heads."""
+        fields = rows._asdict()
+        inert = {name: fields[name] for name in self.inert if fields[name] is not None}
+        floats = {name: x for name, x in inert.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+        return rows._replace(**{name: _times(x, by) for name, x in floats.items()})
+
+
+def _times(x: Float[Array, "N *rest"], by: Float[Array, "N *heads"]) -> Float[Array, "N *rest"]:
+    return (x * by.reshape(by.shape + (1,) * (x.ndim - by.ndim))).astype(x.dtype)
 
 
 def _zeroed(x: Shaped[Array, "N *rest"], keep: Bool[Array, " N"]) -> Shaped[Array, "N *rest"]:

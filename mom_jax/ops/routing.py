@@ -7,23 +7,26 @@ mixes by ``s``; after each step ``b += rate * sign(mean load - load)``. Scores a
 sigmoids, as DeepSeek-V3 has them. The loss on the size of logits is that of ST-MoE (arXiv 2202.08906, equation 5).
 """
 
-import functools
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.precision import widened
-from mom_jax.typing import Array, Float, Int
+from mom_jax.typing import Array, Bool, Float, Int
 
 
 class RouterOutput(NamedTuple):
-    """Where each token is written, and how its reads are mixed: of one layer, or of L layers stacked."""
+    """Where each token is written, and how its reads are mixed: of the R routers of a layer, or of L layers stacked.
 
-    logits: Float[Array, "*L B T M"]  # float32
-    weights: Float[Array, "*L B T k"]  # float32, sums to 1 over k if renormalised
-    memory_ids: Int[Array, "*L B T k"]  # distinct memory indices in [0, M)
-    load: Int[Array, "*L B M"]  # tokens of each row that chose each memory; padding does not count
+    A layer has one router, or more: of each head, of what is read; they follow each other.
+    """
+
+    logits: Float[Array, "R B T M"]  # float32, without noise
+    weights: Float[Array, "R B T k"]  # float32, sums to 1 over k if renormalised
+    memory_ids: Int[Array, "R B T k"]  # distinct memory indices in [0, M); -1: none
+    load: Int[Array, "R B M"]  # tokens of each row that chose each memory; padding does not count
+    energy: Float[Array, "layers B G"] | None = None  # squared norm of what each memory adds to a row's reads
 
 
 Scores = Literal["softmax", "sigmoid"]
@@ -37,7 +40,7 @@ def route(
     scores: Scores = "softmax",
     renormalise: bool = True,
 ) -> tuple[Float[Array, "*batch {top_k}"], Int[Array, "*batch {top_k}"]]:
-    """Scores of the memories, top-k, renormalised over the chosen ones, in float32: weights and memories.
+    """Scores of the memories, the top k of them, their weights, in float32: weights and memories.
 
     Ties go to the lower memory index.
 
@@ -49,20 +52,65 @@ def route(
         scores: softmax over the memories, or the sigmoid of each.
         renormalise: weights sum to 1. With ``top_k`` 1 they then are 1, and nothing that is read teaches the router.
     """
+    memory_ids = largest(score(logits, scores), top_k, bias)
+    return weigh(logits, memory_ids, scores=scores, renormalise=renormalise), memory_ids
+
+
+def score(logits: Float[Array, "*batch M"], scores: Scores) -> Float[Array, "*batch M"]:
+    """The scores, in float32 or wider."""
     logits = widened(logits)
-    values = jax.nn.softmax(logits, axis=-1) if scores == "softmax" else jax.nn.sigmoid(logits)
-    if bias is None:
-        chosen, memory_ids = _top_k(values, top_k)
-    else:
-        _, memory_ids = jax.lax.top_k(jax.lax.stop_gradient(values + bias), top_k)
-        chosen = _taken(values, memory_ids)
-    if scores == "softmax" and renormalise and bias is not None:
-        # A softmax over the chosen logits alone: all their probabilities may have underflowed to 0.
-        return jax.nn.softmax(_taken(logits, memory_ids), axis=-1), memory_ids
+    return jax.nn.softmax(logits, axis=-1) if scores == "softmax" else jax.nn.sigmoid(logits)
+
+
+def largest(
+    values: Float[Array, "*batch M"], top_k: int, bias: Float[Array, "*#batch M"] | None = None
+) -> Int[Array, "*batch {top_k}"]:
+    """A token's choice: the memories of the largest scores, with a bias if there is one."""
+    values = jax.lax.stop_gradient(values if bias is None else values + bias)
+    return jax.lax.top_k(values, top_k)[1]
+
+
+def chosen_by_memories(
+    values: Float[Array, "*batch T M"], top_k: int, attention_mask: Int[Array, "*#batch T"] | None = None
+) -> Int[Array, "*batch T M"]:
+    """The memories' choice (arXiv 2202.09368, section 3): each takes the tokens of a row that score highest there.
+
+    All take `expert_capacity` tokens and look at the whole row for it, so this is no choice for decoding. A token is
+    chosen by any number of memories: those that did stand in the place of their number, -1 in the other places.
+
+    Args:
+        values: scores.
+        top_k: memories that choose a token on average, k.
+        attention_mask: 0 for tokens that count for nothing.
+    """
+    if attention_mask is not None:
+        values = jnp.where((attention_mask != 0)[..., None], values, -1.0)
+    *batch, time, memories = values.shape
+    columns = jnp.swapaxes(jax.lax.stop_gradient(values), -1, -2).reshape(-1, time)
+    _, tokens = jax.lax.top_k(columns, expert_capacity(time, top_k, memories))
+    hits = jnp.zeros(columns.shape, bool).at[jnp.arange(columns.shape[0])[:, None], tokens].set(True)
+    hits = jnp.swapaxes(hits.reshape(*batch, memories, time), -1, -2)
+    return jnp.where(hits, jnp.arange(memories), -1)
+
+
+def expert_capacity(time: int, top_k: int, memories: int) -> int:
+    """Tokens of a row that each memory takes by `chosen_by_memories`."""
+    return -(-time * top_k // memories)
+
+
+def weigh(
+    logits: Float[Array, "*batch M"], memory_ids: Int[Array, "*batch k"], *, scores: Scores, renormalise: bool
+) -> Float[Array, "*batch k"]:
+    """The weights of chosen memories, whoever chose them; 0 where an index is -1."""
     if not renormalise:
-        return chosen, memory_ids
-    least = 0.0 if scores == "softmax" else 1e-9  # sigmoids may all have underflowed
-    return chosen / (chosen.sum(-1, keepdims=True) + least), memory_ids
+        return _taken(score(logits, scores), memory_ids)
+    if scores == "sigmoid":
+        chosen = _taken(score(logits, scores), memory_ids)
+        return chosen / (chosen.sum(-1, keepdims=True) + 1e-9)  # they may all have underflowed
+    # A softmax over the chosen logits alone: all their probabilities may have underflowed to 0.
+    there = memory_ids >= 0
+    chosen = jnp.where(there, _taken(widened(logits), memory_ids), jnp.finfo(jnp.float32).min)
+    return jnp.where(there, jax.nn.softmax(chosen, axis=-1), 0)
 
 
 def probabilities(logits: Float[Array, "*batch M"], scores: Scores = "softmax") -> Float[Array, "*batch M"]:
@@ -79,39 +127,30 @@ def _taken(x: Float[Array, "*batch M"], ids: Int[Array, "*batch k"]) -> Float[Ar
     return jnp.where(is_there, x[..., None, :], 0).sum(-1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _top_k(
-    x: Float[Array, "*batch M"], top_k: int
-) -> tuple[Float[Array, "*batch {top_k}"], Int[Array, "*batch {top_k}"]]:
-    """`jax.lax.top_k` with the gradient of `_taken`."""
-    values, ids = jax.lax.top_k(x, top_k)
-    return values, ids
+def chosen_memories(memory_ids: Int[Array, "*batch k"], memories: int) -> Bool[Array, "*batch {memories}"]:
+    """Which memories are among a token's."""
+    return (memory_ids[..., None] == jnp.arange(memories)).any(-2)
 
 
-def _top_k_fwd(x: Float[Array, "*batch M"], top_k: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    values, ids = _top_k(x, top_k)
-    return (values, ids), (ids, jnp.arange(x.shape[-1]))
-
-
-def _top_k_bwd(top_k: int, saved: tuple[Array, Array], cotangents: tuple[Array, Any]) -> tuple[Array]:
-    (ids, places), (dvalues, _) = saved, cotangents
-    return (jnp.where(ids[..., None] == places, dvalues[..., None], 0).sum(-2),)
-
-
-_top_k.defvjp(_top_k_fwd, _top_k_bwd)
+def loads(
+    memory_ids: Int[Array, "R B T k"], memories: int, attention_mask: Int[Array, "B T"] | None = None
+) -> Int[Array, "R B {memories}"]:
+    """Tokens of each row that chose each memory; those under the mask do not count."""
+    hits = chosen_memories(memory_ids, memories)
+    if attention_mask is not None:
+        hits &= (attention_mask != 0)[..., None]
+    return hits.sum(2, dtype=jnp.int32)
 
 
 def router_output(
-    logits: Float[Array, "L B T M"],
+    logits: Float[Array, "R B T M"],
     top_k: int,
     attention_mask: Int[Array, "B T"] | None = None,
-    bias: Float[Array, "L M"] | None = None,
+    bias: Float[Array, "R M"] | None = None,
 ) -> RouterOutput:
-    """What layers with these logits decide, where the logits are all there is; ``bias`` as in `route`."""
+    """What routers with these logits decide, where the logits are all there is; ``bias`` as in `route`."""
     weights, memory_ids = route(logits, top_k, None if bias is None else bias[:, None, None])
-    hits = jax.nn.one_hot(memory_ids, logits.shape[-1], dtype=jnp.int32).sum(-2)
-    load = (hits if attention_mask is None else hits * (attention_mask != 0)[..., None]).sum(2)
-    return RouterOutput(logits, weights, memory_ids, load)
+    return RouterOutput(logits, weights, memory_ids, loads(memory_ids, logits.shape[-1], attention_mask))
 
 
 def balanced_bias(bias: Float[Array, "L M"], load: Float[Array, "L M"], rate: float) -> Float[Array, "L M"]:

@@ -40,7 +40,7 @@ class ChunkTable:
 class Packing:
     """A permutation between tokens and packed rows, with N rows for B x T x A assignments."""
 
-    row: Int[Array, "B T A"]  # packed row of each assignment; N for masked tokens
+    row: Int[Array, "B T A"]  # packed row of each assignment; N for masked tokens and places without a memory
     assignment: Int[Array, " N"]  # flat index into B x T x A; B*T*A for the padding rows
     start: Int[Array, " S"]  # first row of each segment
     length: Int[Array, " S"]  # tokens in each segment, may be 0
@@ -60,10 +60,13 @@ class Packing:
         return self.assignment < self.row.size
 
 
-def packed_length(batch: int, time: int, top_k: int, num_memories: int, shared: bool, chunk_size: int) -> int:
-    """The static number of packed rows N that holds every possible routing."""
+def packed_length(
+    batch: int, time: int, top_k: int, num_memories: int, shared: bool, chunk_size: int, capacity: int | None = None
+) -> int:
+    """The static number of packed rows N that holds every possible routing of ``capacity`` tokens at most (all)."""
     worst = (time * top_k + min(num_memories, time * top_k) * (chunk_size - 1)) // chunk_size
-    chunks = min(worst, num_memories * -(-time // chunk_size)) + (-(-time // chunk_size) if shared else 0)
+    most = time if capacity is None else min(time, capacity)
+    chunks = min(worst, num_memories * -(-most // chunk_size)) + (-(-time // chunk_size) if shared else 0)
     return batch * chunks * chunk_size
 
 
@@ -76,11 +79,12 @@ def plan_packing(
     attention_mask: Int[Array, "B T"] | None = None,
     documents: DocumentRuns | None = None,
     axis: str | None = None,
+    capacity: int | None = None,
 ) -> Packing:
     """Lays the tokens of every memory out as contiguous, chunk-aligned segments.
 
     Args:
-        memories: the distinct memories each token chose, in [0, num_memories).
+        memories: the distinct memories each token goes to, in [0, num_memories); -1 for none.
         num_memories: routed memories M.
         shared: append the shared memory, index M, to every token's choices.
         chunk_size: alignment of segments, in rows.
@@ -88,12 +92,13 @@ def plan_packing(
         documents: the state is forgotten between two neighbours of a memory's own sequence that are of
             different documents. Incoming states hold document 0.
         axis: of the mesh, over which rows are spread; then documents are counted from the piece before.
+        capacity: tokens of a row that a routed memory gets at most, where that is known to be fewer than all.
     """
     batch, time, top_k = memories.shape
     if shared:
         memories = jnp.concatenate([memories, jnp.full((batch, time, 1), num_memories, memories.dtype)], -1)
     groups = num_memories + shared
-    rows = packed_length(batch, time, top_k, num_memories, shared, chunk_size)
+    rows = packed_length(batch, time, top_k, num_memories, shared, chunk_size, capacity)
     keep = jnp.ones((batch, time), bool) if attention_mask is None else attention_mask != 0
 
     choices = (memories[..., j, None] == jnp.arange(groups) for j in range(memories.shape[-1]))
@@ -106,7 +111,7 @@ def plan_packing(
 
     place = jnp.take_along_axis(count, memories, axis=-1) - 1
     segment_of = memories * batch + jnp.arange(batch)[:, None, None]
-    row = jnp.where(keep[..., None], start[segment_of] + place, rows)
+    row = jnp.where(keep[..., None] & (memories >= 0), start[segment_of] + place, rows)
     assignment = jnp.full(rows, row.size, jnp.int32)
     assignment = assignment.at[row.reshape(-1)].set(jnp.arange(row.size, dtype=jnp.int32), mode="drop")
 
@@ -171,21 +176,22 @@ pack.defvjp(_pack_fwd, _pack_bwd)
 
 @jax.custom_vjp
 def unpack_mix(
-    y: Float[Array, "N *rest"], weights: Float[Array, "B T A"], packing: Packing
+    y: Float[Array, "N *rest"], weights: Float[Array, "B T A *heads"], packing: Packing
 ) -> Float[Array, "B T *rest"]:
     """Reads every token's rows back and mixes them: ``sum_j weights[b, t, j] * y[row[b, t, j]]``.
 
-    Masked tokens read exactly 0. Sums in float32, returns ``y.dtype``.
+    Weights are of whole rows, or of each of their heads. Masked tokens read exactly 0. Sums in float32, returns
+    ``y.dtype``.
     """
     return functools.reduce(jnp.add, _weighted_rows(y, weights, packing)).astype(y.dtype)
 
 
 def _weighted_rows(
-    y: Float[Array, "N *rest"], weights: Float[Array, "B T A"], packing: Packing
+    y: Float[Array, "N *rest"], weights: Float[Array, "B T A *heads"], packing: Packing
 ) -> Iterator[Float[Array, "B T *rest"]]:
     for j in range(packing.row.shape[-1]):
         rows = y.at[packing.row[..., j]].get(mode="fill", fill_value=0)
-        yield rows.astype(jnp.float32) * _expand(weights[..., j], rows.ndim)
+        yield rows.astype(jnp.float32) * _expand(weights[:, :, j], rows.ndim)
 
 
 def _expand(x: Float[Array, "*shape"], ndim: int) -> Float[Array, "..."]:
@@ -193,24 +199,24 @@ def _expand(x: Float[Array, "*shape"], ndim: int) -> Float[Array, "..."]:
 
 
 def _unpack_mix_fwd(
-    y: Float[Array, "N *rest"], weights: Float[Array, "B T A"], packing: Packing
-) -> tuple[Float[Array, "B T *rest"], tuple[Float[Array, "N *rest"], Float[Array, "B T A"], Packing]]:
+    y: Float[Array, "N *rest"], weights: Float[Array, "B T A *heads"], packing: Packing
+) -> tuple[Float[Array, "B T *rest"], tuple[Float[Array, "N *rest"], Float[Array, "B T A *heads"], Packing]]:
     return unpack_mix(y, weights, packing), (y, weights, packing)
 
 
 def _unpack_mix_bwd(
-    residuals: tuple[Float[Array, "N *rest"], Float[Array, "B T A"], Packing], do: Float[Array, "B T *rest"]
-) -> tuple[Float[Array, "N *rest"], Float[Array, "B T A"], None]:
+    residuals: tuple[Float[Array, "N *rest"], Float[Array, "B T A *heads"], Packing], do: Float[Array, "B T *rest"]
+) -> tuple[Float[Array, "N *rest"], Float[Array, "B T A *heads"], None]:
     y, weights, packing = residuals
-    rest = tuple(range(2, do.ndim))
+    rest = tuple(range(weights.ndim - 1, do.ndim))
     dweights = [
         jnp.sum(y.at[packing.row[..., j]].get(mode="fill", fill_value=0).astype(jnp.float32) * do, rest)
-        for j in range(weights.shape[-1])
+        for j in range(weights.shape[2])
     ]
-    weight = weights.reshape(-1).at[packing.assignment].get(mode="fill", fill_value=0)
+    weight = weights.reshape(-1, *weights.shape[3:]).at[packing.assignment].get(mode="fill", fill_value=0)
     dy = do.reshape(-1, *do.shape[2:]).at[packing.token].get(mode="fill", fill_value=0)
     dy = (dy.astype(jnp.float32) * _expand(weight, dy.ndim)).astype(y.dtype)
-    return dy, jnp.stack(dweights, -1).astype(weights.dtype), None
+    return dy, jnp.stack(dweights, 2).astype(weights.dtype), None
 
 
 unpack_mix.defvjp(_unpack_mix_fwd, _unpack_mix_bwd)

@@ -186,6 +186,7 @@ def titans_linear(mini_batch: int, gradient: Gradient | None = None) -> Primitiv
         state=state,
         step=functools.partial(_step, mini_batch=mini_batch, gradient=gradient),
         chunked=functools.partial(_by_windows, mini_batch=mini_batch, gradient=gradient),
+        skips=False,
         inert=("valid",),
         shared=("norm_weight", "norm_bias"),
         flops=lambda chunk, keys, values: fast_weights_flops(window_rows(chunk, mini_batch), keys, values, 3),

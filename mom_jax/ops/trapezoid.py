@@ -147,6 +147,7 @@ def trapezoid(pairs: int) -> Primitive:
         step=trapezoid_step,
         chunked=functools.partial(_by_sub_rows, scalar_decay_chunked),
         kernels=dict.fromkeys(SCALAR_DECAY.kernels, _with_kernel),
+        skips=False,
         inert=("g", "now", "before", "turn", "valid"),
         flops=lambda chunk, keys, values: tuple(2 * n for n in SCALAR_DECAY.flops(chunk, keys, values)),
     )

@@ -159,6 +159,7 @@ def ttt_linear(mini_batch: int) -> Primitive:
         state=state,
         step=functools.partial(_step, mini_batch=mini_batch),
         chunked=functools.partial(_by_windows, mini_batch=mini_batch),
+        skips=False,
         inert=("valid",),
         shared=("norm_weight", "norm_bias", "start"),
         flops=lambda chunk, keys, values: fast_weights_flops(window_rows(chunk, mini_batch), keys + 1, values, 2),

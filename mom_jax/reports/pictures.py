@@ -29,6 +29,7 @@ def draw_pictures(config: TrainConfig, records: Records) -> dict[str, bytes]:
     drawn: dict[str, Callable[[], Figure]] = {"loss": lambda: _loss(training, held_out)}
     routed: dict[str, tuple[list[_Record], Callable[[TrainConfig, list[_Record]], Figure]]] = {
         "load": (training, _load),
+        "contribution": (training, _contribution),
         "routing_entropy": (training, _entropy),
         "dead_memories": (training, _dead),
         "routing_churn": (held_out, _churn),
@@ -76,7 +77,25 @@ def _gradient_norm(config: TrainConfig, training: list[_Record]) -> Figure:
 
 def _load(config: TrainConfig, training: list[_Record]) -> Figure:
     steps, load = _series(training, "load")  # load [records, L, M]
-    layers, memories = load.shape[1:]
+    memories = load.shape[-1]
+    labels = [f"memory {memory}" for memory in range(memories)]
+    title = f"Load per memory (top {config.model.topk} of {memories})"
+    return _shares(steps, load, labels, title, "share of assignments", balanced=1 / memories)
+
+
+def _contribution(config: TrainConfig, training: list[_Record]) -> Figure:
+    steps, shares = _series(training, "contribution")  # [records, L, G]
+    labels = [f"memory {memory}" for memory in range(shares.shape[-1])]
+    if config.model.shared_mem:
+        labels[-1] = "shared"
+    return _shares(steps, shares, labels, "What each memory gives", "share of the squared norm of reads")
+
+
+def _shares(
+    steps: np.ndarray, shares: np.ndarray, labels: list[str], title: str, label: str, balanced: float | None = None
+) -> Figure:
+    """A panel for each layer of ``shares`` [records, L, memories]."""
+    layers, memories = shares.shape[1:]
     columns = min(layers, 4)
     rows = -(-layers // columns)
     figure = Figure(figsize=(3.0 * columns + 1.5, 2.6 * rows + 0.6), layout="constrained")
@@ -86,13 +105,14 @@ def _load(config: TrainConfig, training: list[_Record]) -> Figure:
             axes.set_visible(False)
             continue
         for memory in range(memories):
-            axes.plot(steps, load[:, layer, memory], label=f"memory {memory}", color=_shade(memory, memories))
-        axes.axhline(1 / memories, color=NEUTRAL, linestyle="--", linewidth=1, label="balanced")
+            axes.plot(steps, shares[:, layer, memory], label=labels[memory], color=_shade(memory, memories))
+        if balanced is not None:
+            axes.axhline(balanced, color=NEUTRAL, linestyle="--", linewidth=1, label="balanced")
         axes.set_title(f"layer {layer}")
-        axes.set_ylim(0, max(2 / memories, 1.05 * _largest(load)))
-    figure.suptitle(f"Load per memory (top {config.model.topk} of {memories})", fontsize=11, fontweight="bold")
+        axes.set_ylim(0, max(2 / memories, 1.05 * _largest(shares)))
+    figure.suptitle(title, fontsize=11, fontweight="bold")
     figure.supxlabel("step", fontsize=10)
-    figure.supylabel("share of assignments", fontsize=10)
+    figure.supylabel(label, fontsize=10)
     legend_beside(figure)
     return figure
 

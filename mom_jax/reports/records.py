@@ -13,7 +13,7 @@ from mom_jax.training.sittings import SITTINGS_FILE, Sitting
 
 Complain = Callable[[str], None]  # gets a line for each thing that is left out
 
-_BY_LAYER = ("load", "routing_entropy", "dead_memories", "routing_churn")
+_BY_LAYER = ("load", "routing_entropy", "contribution", "dead_memories", "routing_churn")
 _MAX_STEP = 2**53  # what a plot can place
 
 

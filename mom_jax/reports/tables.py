@@ -109,6 +109,12 @@ def detail_tables(evaluation: Evaluation) -> list[Table]:
         note = "Entropy of a token's routing in nats."
         title = "Share of the assignments of each memory"
         tables.append(Table(title, ["layer", *memories, "entropy"], rows, note))
+    if "contribution" in evaluation:
+        shares = evaluation["contribution"]
+        rows = [[str(i), *(f"{share:.3f}" for share in layer)] for i, layer in enumerate(shares)]
+        note = "Of the squared norms of what memories add to reads; a shared memory comes last."
+        heading = ["layer", *(f"memory {m}" for m in range(len(shares[0])))]
+        tables.append(Table("Share of each memory in what is read", heading, rows, note))
     return tables
 
 

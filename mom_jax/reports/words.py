@@ -17,8 +17,8 @@ def describe_model(model: MoMConfig) -> str:
         if model.mixture:
             words.append(f"{model.num_memories} memories, top {model.topk}{', shared memory' * model.shared_mem}")
         words.append(model.memory_rule)
-    if "attention" in model.layer_kinds:
-        words.append(f"{len(model.attn.layers)} attention layers of {model.attn.num_heads} heads")
+    for kind, attn in model.attention.items():
+        words.append(f"{model.layer_kinds.count(kind)} attention layers of {attn.num_heads} heads")
     return ", ".join(words)
 
 

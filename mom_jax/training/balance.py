@@ -13,7 +13,7 @@ def balance_routers(params: Any, load: jax.Array | None, config: MoMConfig) -> A
 
     Args:
         params: all parameters of a model, as a tree.
-        load: [L, M], each memory's share of a layer's assignments in the step; None without a router.
+        load: [L, M], each memory's share of a router's assignments in the step; None without a router.
         config: of the model.
     """
     if load is None or not config.has_router_bias:
@@ -21,7 +21,10 @@ def balance_routers(params: Any, load: jax.Array | None, config: MoMConfig) -> A
 
     def move(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         names = [getattr(key, "key", key) for key in path]
-        return balanced_bias(leaf, load, config.router_bias_rate) if "router_bias" in names else leaf
+        if "router_bias" not in names:
+            return leaf
+        # leaf: [layers, columns of all routers of a layer]
+        return balanced_bias(leaf.reshape(load.shape), load, config.router_bias_rate).reshape(leaf.shape)
 
     return jax.tree_util.tree_map_with_path(move, params)
 

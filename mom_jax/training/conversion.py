@@ -1,5 +1,6 @@
 """Published models to runs and back."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mom_jax.interop.published import read_config
 from mom_jax.interop.tokenizer_files import files_of, find_tokenizer, put_tokenizer
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.upcycling import MixtureOptions, mixture_of
 from mom_jax.training.checkpoint import NEWEST, Checkpoints, Choice, load_run
 from mom_jax.training.config import CONFIG_FILE, TrainConfig
 
@@ -64,6 +66,36 @@ def published_to_run(source: str | Path, destination: str | Path, mesh: Mesh, to
     folder = Path(destination).expanduser().absolute()
     check_empty(folder, "dst")
     config, model = load_published(source, mesh, tokenizer)
+    _write_run(config, model, folder)
+
+
+def single_to_mixture(
+    source: str | Path,
+    destination: str | Path,
+    mesh: Mesh,
+    options: MixtureOptions,
+    *,
+    model_type: str | None = None,
+    tokenizer: str | None = None,
+) -> None:
+    """Writes a mixture that begins as a published model of single memories does (`mixture_of`), as a run to train on.
+
+    Raises:
+        InputError: the model is of another type than ``model_type``, or as `published_to_run` and `mixture_of`.
+    """
+    folder = Path(destination).expanduser().absolute()
+    check_empty(folder, "dst")
+    found = read_config(Path(source).expanduser())[1]
+    if model_type not in (None, found):
+        raise InputError("from", model_type, f"{source} holds a {found}; name that, or leave --from out")
+    config, model = load_published(source, mesh, tokenizer)
+    with jax.set_mesh(mesh):
+        mixture = mixture_of(model, options)
+    _write_run(dataclasses.replace(config, model=mixture.config), mixture, folder)
+
+
+def _write_run(config: TrainConfig, model: MoMForCausalLM, folder: Path) -> None:
+    """A run's folder with a checkpoint of step 0 that holds the model's parameters, and the tokenizer's files."""
     with in_place_of(folder) as temporary:
         spec = config.data.tokenizer
         if files_of(spec):

@@ -27,6 +27,7 @@ class TrainingRecord(TypedDict):
     bad_total: float | None
     load: NotRequired[list[list[float | None]]]  # [L][M]
     routing_entropy: NotRequired[list[float | None]]  # [L]
+    contribution: NotRequired[list[list[float | None]]]  # [L][G]
     dead_memories: NotRequired[list[int]]  # [L]
 
 
@@ -42,8 +43,9 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     """The records of a run's ``metrics.jsonl`` in order; none when there is no such file.
 
     A record holds ``step`` and either the training metrics (means over the steps since the record before, and
-    ``dead_memories`` [L], how many of each layer got next to no tokens in these steps), or those of an evaluation:
-    ``held_out_loss`` in nats per token and, from the second evaluation of a sitting on, ``routing_churn`` [L], the
+    ``dead_memories`` [L], how many of each layer got next to no tokens in these steps; where a layer has several
+    routers, each counts as a layer), or those of an evaluation: ``held_out_loss`` in nats per token and, from the
+    second evaluation of a sitting on, ``routing_churn`` [L], the
     share of tokens whose set of memories changed since the one before. A damaged line is left out, with a warning.
     """
     return [with_nan(record) for record in _read(Path(run_dir))[0]]

@@ -34,6 +34,8 @@ _NOT_IN_WEIGHTS = (
     "reference_conv_leak",
     "router_balance",
     "router_bias_rate",
+    "router_noise",
+    "router_noise_steps",
     "router_z_loss_scale",
 )
 

@@ -11,9 +11,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mom_jax.labels import IGNORE
+from mom_jax.layers.router import RouterTraining
 from mom_jax.ops.router_statistics import router_statistics
 from mom_jax.ops.routing import auxiliary_loss, router_z_loss
 from mom_jax.training.balance import balance_routers
+from mom_jax.training.exploration import router_training
 from mom_jax.training.program import Program
 from mom_jax.training.sharding import BATCH_SPEC
 from mom_jax.training.state import TrainState
@@ -31,12 +33,14 @@ def _microbatches(batch: Batch, count: int, mesh: Mesh) -> Batch:
     return {name: split(rows) for name, rows in batch.items()}
 
 
-def _loss(params: Any, micro: Batch, total_tokens: jax.Array, program: Program) -> tuple[jax.Array, Metrics]:
+def _loss(
+    params: Any, micro: Batch, total_tokens: jax.Array, program: Program, training: RouterTraining | None
+) -> tuple[jax.Array, Metrics]:
     config, model = program.config, program.parts.merge(params)
     if program.mesh.size == 1:  # several devices round what they gather, and sum its gradients before
         model = model.rounded()
     hidden, router, _ = model.hidden_states(
-        micro["input_ids"], segment_ids=micro["segment_ids"], remat=config.remat
+        micro["input_ids"], segment_ids=micro["segment_ids"], remat=config.remat, training=training
     )
     penalised, nats = model.cross_entropy(hidden, micro["labels"], config.z_loss_scale)
     scores = config.model.router_scores
@@ -53,7 +57,9 @@ def _loss(params: Any, micro: Batch, total_tokens: jax.Array, program: Program) 
     return loss, {"loss": loss, "lm_loss": nats / total_tokens, **metrics}
 
 
-def loss_and_gradients(params: Any, batch: Batch, program: Program) -> tuple[Metrics, Any]:
+def loss_and_gradients(
+    params: Any, batch: Batch, program: Program, key: jax.Array | None = None, step: Any = 0
+) -> tuple[Metrics, Any]:
     """Loss, metrics and gradients of one whole batch, micro-batch by micro-batch.
 
     Each micro-batch's cross entropy is divided by the token count of the WHOLE batch, so accumulation gives
@@ -64,6 +70,8 @@ def loss_and_gradients(params: Any, batch: Batch, program: Program) -> tuple[Met
         params: nested dictionary of parameters.
         batch: ``input_ids``, ``labels`` (-100: no loss) and ``segment_ids``, int32 ``[B, T]``.
         program: of the run.
+        key: of the step's random numbers, if routers need any; that of the run's seed if None.
+        step: steps taken so far.
 
     Returns:
         (metrics, gradients): losses in nats per token, ``tokens`` that bear loss, `router_statistics`.
@@ -71,13 +79,18 @@ def loss_and_gradients(params: Any, batch: Batch, program: Program) -> tuple[Met
     tokens = jnp.sum(batch["labels"] != IGNORE)
     total = jnp.maximum(tokens, 1).astype(jnp.float32)
 
-    def accumulate(summed: Any, micro: Batch) -> tuple[Any, Metrics]:
-        (_, metrics), gradients = jax.value_and_grad(_loss, has_aux=True)(params, micro, total, program)
+    key = jax.random.key(program.config.seed) if key is None else key
+
+    def accumulate(summed: Any, numbered: tuple[Batch, jax.Array]) -> tuple[Any, Metrics]:
+        micro, number = numbered
+        training = router_training(program.config.model, jax.random.fold_in(key, number), step)
+        (_, metrics), gradients = jax.value_and_grad(_loss, has_aux=True)(params, micro, total, program, training)
         return jax.tree.map(jnp.add, summed, gradients), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     micros = _microbatches(batch, program.config.gradient_accumulation, program.mesh)
-    gradients, metrics = jax.lax.scan(accumulate, zeros, micros)
+    numbers = jnp.arange(program.config.gradient_accumulation)
+    gradients, metrics = jax.lax.scan(accumulate, zeros, (micros, numbers))
     return {**jax.tree.map(lambda x: x.sum(0), metrics), "tokens": tokens}, gradients
 
 
@@ -87,7 +100,8 @@ def train_step(state: TrainState, batch: Batch, program: Program) -> tuple[Train
     A router's bias, where there is one, moves by the step's loads and by nothing else.
     A skipped step leaves parameters, moments and learning-rate schedule as they were and is counted.
     """
-    metrics, gradients = loss_and_gradients(state.params, batch, program)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    metrics, gradients = loss_and_gradients(state.params, batch, program, key, state.step)
     grad_norm = optax.tree_utils.tree_norm(gradients)
     updates, opt_state = program.optimizer.update(gradients, state.opt_state, state.params)
     norms = jnp.stack([metrics["loss"], grad_norm, optax.tree_utils.tree_norm(updates)])

@@ -1,18 +1,24 @@
 """``mom-jax convert`` both ways, and what the other verbs do with the result."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
 from flax import nnx
 from goldens.read import parameters_by_name
 from safetensors.numpy import load_file
+from support.parameters import random_model
 
 from mom_jax import MoMConfig, load_pretrained, save_pretrained
 from mom_jax.cli.main import main
 from mom_jax.models.structure import build_model
+from mom_jax.runs import one_device
+from mom_jax.training.checkpoint import load_run
 from mom_jax.training.log import read_metrics
 
 
@@ -136,3 +142,51 @@ def test_another_vocabulary(source, published, run, tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"tokenizer={words}: has 301 tokens but the model 264 rows (vocab_size); name the model's own" in error
     assert list(tmp_path.iterdir()) == [words]
+
+
+@pytest.fixture(scope="module")
+def single(published: Path) -> Path:
+    """A model of single memories, as the PyTorch library writes it, with parameters that make every part matter."""
+    folder = published.parent / "single"
+    config = dataclasses.replace(load_pretrained(published).config, mixture=False, num_hidden_layers=2)
+    save_pretrained(random_model(config), folder)
+    return folder
+
+
+def logits_of(folder: Path):
+    """Of a run or a published model, and the model."""
+    model = load_run(folder, one_device())[1] if (folder / "checkpoints").exists() else load_pretrained(folder)
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 264, (2, 9)))
+    return np.asarray(jax.jit(lambda ids: model(ids).logits)(ids)), model
+
+
+def test_a_mixture_begins_as_its_model(single, tmp_path, capsys):
+    """Without noise its logits, with and without a shared memory; with noise the shared memory is still the same."""
+    how = [str(single), "--tokenizer", "bytes", "--from", "gated_deltanet", "--to", "mom"]
+    want, source = logits_of(single)
+    for name, options in {"shared": [], "routed": ["--no-shared-mem", "--num-memories", "3"]}.items():
+        assert main(["convert", *how, str(tmp_path / name), "--noise", "0", *options]) == 0
+        got, mixture = logits_of(tmp_path / name)
+        np.testing.assert_allclose(got, want, atol=1e-4)
+        assert mixture.config.mixture and not np.asarray(mixture.layers.attn.router.weight[...]).any()
+    assert main(["convert", *how, str(tmp_path / "noisy")]) == 0
+    assert "train it on with mom-jax train --config" in capsys.readouterr().out
+    before, after = (nnx.to_pure_dict(nnx.state(m)) for m in (source, logits_of(tmp_path / "noisy")[1]))
+    for name in ("k_proj", "v_proj", "a_proj", "b_proj"):
+        one, all_of = (np.asarray(params["layers"]["attn"]["rule"][name]) for params in (before, after))
+        np.testing.assert_array_equal(all_of[:, -1], one[:, 0])
+        assert np.std(all_of[:, :4] - one) == pytest.approx(0.01 * np.std(one), rel=0.2)
+    assert main(["convert", *how[:3], "--from", "gla", "--to", "mom", str(tmp_path / "other")]) == 2
+    assert "from=gla: " in capsys.readouterr().err and not (tmp_path / "other").exists()
+    assert main(["convert", *how, "--topk", "5", str(tmp_path / "other")]) == 2
+    assert "topk=5: must lie between 1 and num_memories (4)" in capsys.readouterr().err
+
+
+def test_a_mixture_is_trained_on(single, tmp_path):
+    """By the command that converting shows: it starts from these weights, with the loss that they have."""
+    text, run = tmp_path / "text.txt", tmp_path / "mixture"
+    text.write_text("one two three four five " * 200, encoding="utf-8")
+    assert main(["convert", str(single), str(run), "--tokenizer", "bytes", "--to", "mom"]) == 0
+    options = ["--data.path", str(text), "--steps", "2", "--log-every", "1", "--data.sequence-length", "32"]
+    assert main(["train", "--config", str(run / "config.json"), *options, "--data.batch-size", "2"]) == 0
+    assert [record["step"] for record in read_metrics(run) if "loss" in record] == [1, 2]

@@ -202,7 +202,7 @@ def test_a_router_bias_is_not_published(make_model, saved, tmp_path):
 def test_another_router_is_not_published(make_model, tmp_path, option):
     (name,) = option
     model = make_model(dataclasses.replace(make_model().config, **option))
-    with pytest.raises(InputError, match=rf"^{name}=.*: the PyTorch library's router has .* only"):
+    with pytest.raises(InputError, match=rf"^{name}=.*: the PyTorch library's mixtures have .* only"):
         save_pretrained(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -116,7 +116,7 @@ def test_round_trip(name):
         ({"rule_options": ["rank"]}, r"rule_options=rank: expected name=value with the value in JSON"),
         *(({"reference_conv_leak": True, **other}, r"reference_conv_leak=True: is for mixtures of gated_deltanet")
           for other in ({"mixture": False}, {"memory_rule": "gla"}, {"use_short_conv": False})),
-        ({"router_balance": "lossfree"}, r"router_balance=lossfree: choose one of auxiliary, loss_free, none"),
+        ({"router_balance": "lossfree"}, r"router_balance=lossfree: choose one of auxiliary, loss_free, expert_choice"),
         ({"router_bias_rate": 0.0}, r"router_bias_rate=0\.0: must be greater than 0 and below 1"),
         ({"router_bias_rate": float("nan")}, r"router_bias_rate=nan: must be a finite number"),
         ({"compute_dtype": "float16"}, r"compute_dtype=float16: choose one of float32, bfloat16"),

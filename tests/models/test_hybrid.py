@@ -14,6 +14,7 @@ from mom_jax.decoding import generate
 from mom_jax.errors import InputError
 from mom_jax.models.config import AttentionConfig, MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.presets import get_preset
 from mom_jax.ops.routing import load_balancing_loss
 
 TIME = 14
@@ -42,7 +43,7 @@ def one_by_one(graph, params, ids):
         stack, stacked = nnx.split(model.layers if kind == "memory" else model.attention_layers)
         block = nnx.merge(stack, jax.tree.map(lambda a, i=seen[kind]: a[i], stacked))
         x, router, _ = block(x, None, None, None, 0)
-        logits += [] if router is None else [router.logits]
+        logits += [] if router is None else [router.logits[0]]
         seen[kind] += 1
     return tuple(logits), model.norm(x) @ model.lm_head[...].T
 
@@ -115,6 +116,98 @@ def test_greedy_generation(window):
     for row, padding in ((0, 2), (1, 0)):
         logits = np.asarray(call(out[row : row + 1, padding:-1], None, None, None).logits)
         np.testing.assert_array_equal(out[row, 5:], logits[0, 4 - padding :].argmax(-1))
+
+
+TWO_SETTINGS = [
+    {"num_heads": 2, "num_kv_heads": 1, "head_dim": 6, "output_gate": True, "qk_norm": True, "rotary_fraction": 0.7},
+    {"num_heads": 4, "window_size": 3, "rotary_fraction": 0.0},
+]
+
+
+@functools.cache
+def of_two_settings():
+    """Memories, gated attention, memories, attention without positions in a window."""
+    fields = hybrid_config((), 4).to_dict() | {"attn": TWO_SETTINGS, "layer_pattern": "1m1a1m1b"}
+    model = random_model(MoMConfig.from_dict(fields))
+    graph, params = nnx.split(model)
+    return model, jax.jit(lambda ids, numbers, cache: nnx.merge(graph, params)(ids, None, numbers, cache))
+
+
+def test_settings_of_each_layer():
+    """Token by token as in one pass, in documents; each set of layers has its own parameters and cache."""
+    model, call = of_two_settings()
+    ids, numbers = tokens(2, 7), np.repeat([[1, 1, 1, 2, 2, 2, 2]], 2, 0)
+    want = call(ids, numbers, None).logits
+    cache, got = model.init_cache(2), []
+    for t in range(7):
+        out = call(ids[:, t : t + 1], numbers[:, t : t + 1], cache)
+        cache = out.cache
+        got.append(out.logits)
+    assert_close(np.concatenate(got, 1), want, 2e-5)
+    shapes = {kind: state.keys.shape for kind, state in cache.kinds.items() if kind != "memory"}
+    assert shapes == {"attention": (1, 2, 32, 1, 6), "attention_b": (1, 2, 3, 4, 4)}
+
+
+def test_gated_attention_by_definition():
+    """Queries and keys are normed, the first 4 of 6 channels turned, and what is read is gated, head by head."""
+    model, _ = of_two_settings()
+    block = jax.tree.map(lambda a: np.asarray(a[0], np.float64), nnx.to_pure_dict(nnx.state(model.blocks("attention"))))
+    p, x = block["attn"], np.random.default_rng(1).normal(size=(1, 5, 16))
+    norm = lambda y, w: y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-6) * w["weight"]  # noqa: E731
+    q = norm((x @ p["q_proj"]["weight"]).reshape(5, 2, 6), p["q_norm"])
+    k = norm((x @ p["k_proj"]["weight"]).reshape(5, 1, 6), p["k_norm"])
+    v = (x @ p["v_proj"]["weight"]).reshape(5, 6)
+    turn = np.exp(1j * np.arange(5)[:, None, None] * 10000.0 ** (-np.arange(2) / 2))
+
+    def turned(y):
+        z = (y[..., :2] + 1j * y[..., 2:4]) * turn
+        return np.concatenate([z.real, z.imag, y[..., 4:]], -1)
+
+    scores = np.einsum("thc,sc->hts", turned(q), turned(k)[:, 0]) / 6**0.5 + np.triu(np.full((5, 5), -np.inf), 1)
+    shares = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    o = np.einsum("hts,sc->thc", shares, v) / (1 + np.exp(-(x @ p["g_proj"]["weight"]).reshape(5, 2, 6)))
+    graph, params = nnx.split(model.blocks("attention"))
+    layer = nnx.merge(graph, jax.tree.map(lambda a: a[0], params)).attn
+    assert_close(layer(jnp.asarray(x, jnp.float32)).y, (o.reshape(1, 5, 12) @ p["o_proj"]["weight"]), 1e-5)
+
+
+def test_patterns():
+    """Written and read back; a published file with one dictionary means what it did."""
+    config = MoMConfig(num_hidden_layers=8, layer_pattern="3m1a")
+    assert config.layer_kinds == ("memory", "memory", "memory", "attention") * 2
+    assert MoMConfig.from_dict(config.to_dict()) == config
+    plain = config.spelt_out()
+    assert plain.attn.layers == (3, 7) and plain.layer_kinds == config.layer_kinds
+    model, _ = of_two_settings()
+    assert MoMConfig.from_dict(model.config.to_dict()) == model.config
+    assert [attn["layers"] for attn in model.config.spelt_out().to_dict()["attn"]] == [(1,), (3,)]
+    for name in ("mom-340m-qwen3-next", "mom-tiny-kimi-linear"):
+        assert get_preset(name).layer_kinds[:4] == config.layer_kinds[:4]
+
+
+@pytest.mark.parametrize(
+    "fields,message",
+    [
+        ({"layer_pattern": "3x"}, r"layer_pattern=3x: expected numbers and letters as in 3m1a"),
+        ({"layer_pattern": "1m1b"}, r"layer_pattern=1m1b: .* m is a memory layer, a attention"),
+        ({"layer_pattern": "4m1a"}, r"layer_pattern=4m1a: has 5 layers, which does not divide num_hidden_layers"),
+        (
+            {"layer_pattern": "3m1a", "attn": AttentionConfig(layers=(1,))},
+            r"layer_pattern=3m1a: says which layers are attention layers, and so does attn.layers",
+        ),
+        ({"attn_more": ("{}",)}, r"attn_more=settings without layers: name their layers"),
+        ({"attn_more": ("3",)}, r"attn=3: expected null, an object"),
+        ({"attn_more": ("x",)}, r"attn_more=x: expected JSON"),
+        (
+            {"attn": AttentionConfig(layers=(1,), rotary_fraction=0.3, head_dim=10)},
+            r"attn.rotary_fraction=0.3: of 10 channels are not an even number",
+        ),
+    ],
+)
+def test_what_layers_refuse(fields, message):
+    """Field, value and remedy in one line."""
+    with pytest.raises(InputError, match=message):
+        MoMConfig(**fields)
 
 
 def test_attention_alone_is_a_transformer():

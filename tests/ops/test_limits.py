@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.compare import assert_close
 from support.packed import Layout
-from support.primitives import HEADS, SLOTS
+from support.primitives import HEADS, PRIMITIVES, SLOTS
 
 from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
 from mom_jax.ops.log_linear import LogLinearRows, log_linear
@@ -112,3 +112,23 @@ def test_a_strong_regulariser_is_linear_attention():
         rows = MesaRows(q, k, v, g, beta, jnp.full((HEADS, K), ridge))
         errors.append(float(jnp.abs(ridge * values(MESA, rows, scale=1.0) - want).max() / jnp.abs(want).max()))
     assert errors[1] < 1e-3 < errors[0] < 0.1
+
+
+@pytest.mark.parametrize("name", [name for name, case in PRIMITIVES.items() if case.primitive.skips])
+def test_a_row_that_writes_nothing(name):
+    """Scaled by 0 it leaves the state as it is, bit for bit, by head too; by 1 it does what it did."""
+    case = PRIMITIVES[name]
+    example = case.example(tokens=3, segments=3)
+    rows, state = case.packed(example["rows"], example["shared"]), jax.tree.map(jnp.asarray, example["state"])
+    step = lambda by: case.primitive.step(case.primitive.scaled(rows, jnp.asarray(by)), state, 1.0)  # noqa: E731
+    _, skipped = step(np.zeros(3, np.float32))
+    _, second = step(np.array([[0, 1]] * 3, np.float32))
+    o, whole = step(np.ones(3, np.float32))
+    want, plain = case.primitive.step(rows, state, 1.0)
+    states = map(jax.tree.leaves, (skipped, second, state, whole, plain))
+    for one, by_head, old, scaled, new in zip(*states, strict=True):
+        np.testing.assert_array_equal(one, old)
+        np.testing.assert_array_equal(by_head[:, 0], old[:, 0])
+        np.testing.assert_array_equal(by_head[:, 1], new[:, 1])
+        np.testing.assert_array_equal(scaled, new)
+    np.testing.assert_array_equal(o, want)

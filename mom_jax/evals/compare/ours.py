@@ -77,8 +77,8 @@ class Ours:
     def _routing(self, router: RouterOutput | None) -> Record:
         if router is None:
             return {}
-        choices = as_mask(np.asarray(router.memory_ids), self.config.num_memories)
-        return {"router": _numpy(router.logits), "choices": choices}
+        choices = as_mask(np.asarray(router.memory_ids[0]), self.config.num_memories)
+        return {"router": _numpy(router.logits[0]), "choices": choices}
 
     def loss_and_gradients(self, ids: np.ndarray) -> Record:
         """As `Subject.loss_and_gradients`, by the functions that training uses."""

@@ -44,6 +44,7 @@ class Comba(QueryKeyValueRule):
 
     Options = CombaOptions
     paper = Paper("2506.02475", "section 3")
+    paces = True
     primitive = RANK_ONE_DECAY
     per_memory = (*QueryKeyValueRule.per_memory, "b_proj", "a_proj")
     activate = True
@@ -69,7 +70,7 @@ class Comba(QueryKeyValueRule):
     ) -> tuple[RankOneDecayRows, None, MemoryCache | None]:
         """Packed rows of diagonal plus rank one, and the cache."""
         q, k, v, (b, a), cache = self.qkv(x, packing, cache, layer, self.b_proj[...], self.a_proj[...])
-        g = head_log_decay(a, self.A_log[...], self.dt_bias[...])
+        g = self.paced(head_log_decay(a, self.A_log[...], self.dt_bias[...]), packing)
         share, key = jax.nn.sigmoid(self.decay[...])[:, None], widened(k)
         corrected = l2_norm(widened(q) - self.D[...][:, None] * share * key)
         feedback = share * l2_norm(key) if self.options.feedback_decay else l2_norm(share * key)

@@ -39,6 +39,7 @@ class GatedDeltaNet(DeltaNet):
 
     Options = GatedDeltaNetOptions
     paper = Paper("2412.06464", "equation 10")
+    paces = True
     published = Published(
         "gated_deltanet",
         "GatedDeltaNetForCausalLM",
@@ -68,5 +69,5 @@ class GatedDeltaNet(DeltaNet):
         gates = jnp.concatenate([self.b_proj[...], self.a_proj[...]], -1)
         q, k, v, (gates,), cache = self.qkv(x, packing, cache, layer, gates)
         b, a = jnp.split(gates, 2, axis=-1)
-        g = head_log_decay(a, self.A_log[...], self.dt_bias[...])
+        g = self.paced(head_log_decay(a, self.A_log[...], self.dt_bias[...]), packing)
         return DeltaRuleRows(q, k, v, g, self.strengths(b)), None, cache

@@ -44,6 +44,7 @@ class GatedDeltaProduct(DeltaNet):
 
     def __init__(self, sizes: RuleSizes, options: GatedDeltaProductOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
+        self.paces = options.use_forget_gate
         if options.use_forget_gate:
             self.a_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.num_heads)
             self.A_log = log_rates(rngs, sizes.num_heads, least=1e-4)
@@ -74,5 +75,6 @@ class GatedDeltaProduct(DeltaNet):
         q, k, v, (b, *a), cache = self.qkv(x, packing, cache, layer, *gates)
         beta = heads(self.strengths(b), steps)
         g = head_log_decay(a[0], self.A_log[...], self.dt_bias[...]) if forgets else jnp.zeros_like(beta[..., 0])
+        g = self.paced(g, packing)
         k, v = (y.reshape(*beta.shape, -1) for y in (k, v))
         return DeltaProductRows(q, k, v, g, beta), None, cache

@@ -42,6 +42,7 @@ class GLA(QueryKeyValueRule):
 
     Options = GLAOptions
     paper = Paper("2312.06635", "equations 3 and 4")
+    paces = True
     published = Published(
         "gla",
         "GLAForCausalLM",
@@ -74,4 +75,5 @@ class GLA(QueryKeyValueRule):
         q, k, v, (low,), cache = self.qkv(x, packing, cache, layer, self.gk_down[...])
         gate = add_bias(through(low, packing, self.gk_up[...], self.options.impl), packing, self.gk_bias[...])
         g = jax.nn.log_sigmoid(widened(gate)).reshape(k.shape) / self.options.gate_logit_normalizer
+        g = self.paced(g, packing)
         return VectorDecayRows(q, k, v, g), None, cache

@@ -66,6 +66,7 @@ class GSA(QueryKeyValueRule):
 
     Options = GSAOptions
     paper = Paper("2409.07146", "section 3")
+    paces = True
     published = Published(
         "gsa",
         "GSAForCausalLM",
@@ -108,5 +109,5 @@ class GSA(QueryKeyValueRule):
         q, k, v, (f,), cache = self.qkv(x, packing, cache, layer, self.f_proj[...])
         q, k, v = (jax.nn.silu(y) for y in (q, k, v))
         logits = heads(widened(f), self.options.num_slots)
-        g = jax.nn.log_sigmoid(logits) / self.options.gate_logit_normalizer
+        g = self.paced(jax.nn.log_sigmoid(logits) / self.options.gate_logit_normalizer, packing)
         return GatedSlotsRows(q, k, v, g, -jnp.expm1(g)), None, cache

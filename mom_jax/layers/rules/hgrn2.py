@@ -72,6 +72,7 @@ class HGRN2(QueryKeyValueRule):
     """
 
     paper = Paper("2404.07904", "section 3")
+    paces = True
     published = Published(
         "hgrn2",
         "HGRN2ForCausalLM",
@@ -106,5 +107,5 @@ class HGRN2(QueryKeyValueRule):
         q, f, v, _, cache = self.qkv(x, packing, cache, layer)
         bound = self.lower_bound[...].reshape(f.shape[1:])
         learnt = jnp.log1p(-bound) + jax.nn.log_sigmoid(widened(f))
-        g = jnp.logaddexp(jnp.log(jnp.maximum(bound, _LEAST)), learnt)
+        g = self.paced(jnp.logaddexp(jnp.log(jnp.maximum(bound, _LEAST)), learnt), packing)
         return VectorDecayRows(jax.nn.silu(q), -jnp.expm1(g), v, g), None, cache

@@ -45,6 +45,7 @@ class KDA(DeltaNet):
 
     Options = KDAOptions
     paper = Paper("2510.26692", "section 3")
+    paces = True
     published = Published(
         "kda",
         "KDAForCausalLM",
@@ -82,4 +83,4 @@ class KDA(DeltaNet):
         """Of each channel, from ``W_1 x``."""
         f = through(low, packing, self.f_up[...], self.options.impl)
         step = heads(jax.nn.softplus(widened(f) + self.dt_bias[...]), self.sizes.head_k_dim)
-        return -jnp.exp(self.A_log[...])[:, None] * step
+        return self.paced(-jnp.exp(self.A_log[...])[:, None] * step, packing)

@@ -94,6 +94,7 @@ class RetNet(QueryKeyValueRule):
     """
 
     paper = Paper("2307.08621", "equations 5-8")
+    paces = True
     published = Published(
         "retnet",
         "RetNetForCausalLM",
@@ -115,13 +116,14 @@ class RetNet(QueryKeyValueRule):
         position = _positions(packing, cache, layer)
         q, k = (rotary(y[None], position[None], 10000.0)[0] for y in (q, k))
         g = jnp.log1p(-(2.0 ** (-5.0 - self.head_numbers(q.shape[1]))))
-        return ScalarDecayRows(q, k, v, jnp.broadcast_to(g, q.shape[:2])), None, cache
+        return ScalarDecayRows(q, k, v, self.paced(jnp.broadcast_to(g, q.shape[:2]), packing)), None, cache
 
 
 class Lightning(QueryKeyValueRule):
     """Lightning attention (arXiv 2401.04658): head h of layer l of L decays by ``exp(-8 h / H * (1 - l / L))``."""
 
     paper = Paper("2401.04658", "equation 2")
+    paces = True
     primitive = SCALAR_DECAY
     activate = True
 
@@ -132,7 +134,7 @@ class Lightning(QueryKeyValueRule):
         q, k, v, _, cache = self.qkv(x, packing, cache, layer)
         share = self.head_numbers(q.shape[1]) / self.sizes.num_heads
         g = -8.0 * share * (1.0 - jnp.asarray(layer) / self.sizes.layers)
-        return ScalarDecayRows(q, k, v, jnp.broadcast_to(g, q.shape[:2])), None, cache
+        return ScalarDecayRows(q, k, v, self.paced(jnp.broadcast_to(g, q.shape[:2]), packing)), None, cache
 
 
 def _positions(packing: Packing, cache: MemoryCache | None, layer: int | Array) -> Int[Array, " N"]:

@@ -108,6 +108,7 @@ class Mamba2(QueryKeyValueRule):
     """
 
     paper = Paper("2405.21060", "sections 6 and 7")
+    paces = True
     published = Published(
         "mamba2",
         "Mamba2ForCausalLM",
@@ -164,7 +165,8 @@ class Mamba2(QueryKeyValueRule):
         q, k, v, (dt,), cache = self.qkv(x, packing, cache, layer, self.dt_proj[...])
         q, k = (jnp.broadcast_to(y, (*v.shape[:2], y.shape[-1])) for y in (q, k))
         step, value = jax.nn.softplus(widened(dt) + self.dt_bias[...]), widened(v)
-        rows = ScalarDecayRows(q, k, value * step[..., None], -jnp.exp(self.A_log[...]) * step)
+        g = self.paced(-jnp.exp(self.A_log[...]) * step, packing)
+        rows = ScalarDecayRows(q, k, value * step[..., None], g)
         return rows, value, cache
 
     def finished(

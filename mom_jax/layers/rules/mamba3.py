@@ -55,6 +55,7 @@ class Mamba3(QueryKeyValueRule):
 
     Options = Mamba3Options
     paper = Paper("2603.15569", "section 3")
+    paces = True
     scale = 1.0
     per_memory = (*QueryKeyValueRule.per_memory, "gate_proj", "angle_proj")
     shared_keys = True
@@ -96,7 +97,7 @@ class Mamba3(QueryKeyValueRule):
         q, k, v, (gates, angle), cache = self.qkv(x, packing, cache, layer, self.gate_proj[...], self.angle_proj[...])
         rate, step, share = jnp.moveaxis(heads(widened(gates), 3), -1, 0)
         step, share = jax.nn.softplus(step + self.dt_bias[...]), jax.nn.sigmoid(share)
-        g = -jnp.maximum(_RATES[self.options.rate](rate), _SLOWEST) * step
+        g = self.paced(-jnp.maximum(_RATES[self.options.rate](rate), _SLOWEST) * step, packing)
         turn = math.pi * jnp.tanh(widened(angle))[:, None] * step[..., None]
         q, k, v = widened(q), widened(k), widened(v)
         q = rms_norm(q, self.q_norm[...], self.options.norm_eps) + self.q_bias[...]

@@ -44,6 +44,7 @@ class MesaNet(QueryKeyValueRule):
 
     Options = MesaNetOptions
     paper = Paper("2506.05233", "section 3")
+    paces = True
     primitive = MESA
     scale = 1.0
     per_memory = (*QueryKeyValueRule.per_memory, "a_proj", "a_bias", "b_proj", "b_bias")
@@ -66,7 +67,7 @@ class MesaNet(QueryKeyValueRule):
     ) -> tuple[MesaRows, None, MemoryCache | None]:
         """Packed rows of a memory that solves, and the cache."""
         q, k, v, (a, b), cache = self.qkv(x, packing, cache, layer, self.a_proj[...], self.b_proj[...])
-        g = jax.nn.log_sigmoid(add_bias(widened(a), packing, self.a_bias[...]))
+        g = self.paced(jax.nn.log_sigmoid(add_bias(widened(a), packing, self.a_bias[...])), packing)
         beta = jax.nn.sigmoid(add_bias(widened(b), packing, self.b_bias[...]))
         ridge = jax.nn.softplus(self.ridge[...]) + self.options.lambda_lower_bound
         return MesaRows(q, k, v, g, beta, ridge), None, cache

@@ -63,6 +63,7 @@ class Raven(QueryKeyValueRule):
 
     Options = RavenOptions
     paper = Paper("github.com/goombalab/raven", "equation 18")
+    paces = True
     scale = 1.0
     per_memory = (*QueryKeyValueRule.per_memory, "r_proj", "r_bias", "decay_proj")
 
@@ -100,7 +101,7 @@ class Raven(QueryKeyValueRule):
         q, k, v = (jax.nn.silu(widened(y)) for y in (q, k, v))
         q = rms_norm(q, self.q_norm[...], self.options.norm_eps)
         k = rms_norm(k, self.k_norm[...], self.options.norm_eps)
-        g = self._log_decays(a) * self._shares(r, packing)
+        g = self.paced(self._log_decays(a) * self._shares(r, packing), packing)
         return GatedSlotsRows(q, k, v, g, -jnp.expm1(g)), None, cache
 
     def _shares(self, logits: Float[Array, "N F"], packing: Packing) -> Float[Array, "N H M"]:

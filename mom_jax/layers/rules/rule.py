@@ -12,6 +12,7 @@ from mom_jax.errors import InputError
 from mom_jax.fields import Epsilon, ImplName, check_fields
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.output import HeadNormOutput, Output
+from mom_jax.layers.projections import of_memories
 from mom_jax.layers.rules.published import Published, Unreadable
 from mom_jax.ops.chunks import chunk_rows
 from mom_jax.ops.primitive import Primitive, Rows
@@ -98,6 +99,8 @@ class MemoryRule(nnx.Module):
         per_row: shared parameters that are applied once for each memory that a token goes to.
         whole_history: convolutions whose inputs belong to no head.
         heads_axis: the mesh axis that heads are split over, where the mixer runs on each device's own.
+        paces: its log decays pass `paced`.
+        pace: logarithm of what each memory's log decays are multiplied by, [G], if memories are told apart by it.
 
     Args:
         sizes: of the layer.
@@ -114,6 +117,8 @@ class MemoryRule(nnx.Module):
     per_row: ClassVar[tuple[str, ...]] = ()
     whole_history: ClassVar[tuple[str, ...]] = ()
     heads_axis: str | None = None
+    paces: bool = False
+    pace: nnx.Param | None = None
 
     def __init__(self, sizes: RuleSizes, options: RuleOptions, *, rngs: nnx.Rngs):
         self.sizes, self.options = sizes, options
@@ -159,6 +164,12 @@ class MemoryRule(nnx.Module):
     def conv_history(self) -> dict[str, tuple[int, int]]:
         """Inputs that convolutions remember: (tokens, channels) by name."""
         return {}
+
+    def paced(self, g: Float[Array, "N *rest"], packing: Packing) -> Float[Array, "N *rest"]:
+        """Log decays at the pace of each memory; a rule with decays passes them through here."""
+        if self.pace is None:
+            return g
+        return g * of_memories(jnp.exp(self.pace[...]), packing).reshape(-1, *[1] * (g.ndim - 1))
 
     def couple_layers(self) -> None:
         """Computes parameters that depend on other layers, in place, from the stacked ones; the model calls it."""

@@ -40,6 +40,7 @@ class RWKV6(MemoryRule):
 
     Options = RWKV6Options
     paper = Paper("2404.05892", "section 4.2")
+    paces = True
     published = Unreadable(
         "rwkv6",
         "its blocks have layer norms with biases and a channel mixing that carries a token from call to call",
@@ -85,7 +86,7 @@ class RWKV6(MemoryRule):
         k, v = through(k, packing, self.k_proj[...], impl), through(v, packing, self.v_proj[...], impl)
         low = jnp.tanh(through(w, packing, self.w_down[...], impl))
         w = through(low, packing, self.w_up[...], impl)
-        decay = heads(-jnp.exp(add_bias(widened(w), packing, self.w_bias[...])), keys)
+        decay = self.paced(heads(-jnp.exp(add_bias(widened(w), packing, self.w_bias[...])), keys), packing)
         v = heads(v, self.sizes.head_v_dim)
         return VectorDecayRows(heads(q, keys), heads(k, keys), v, decay, self.bonus[...]), gate, cache
 

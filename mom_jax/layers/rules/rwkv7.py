@@ -51,6 +51,7 @@ class RWKV7(MemoryRule):
 
     Options = RWKV7Options
     paper = Paper("2503.14456", "section 4")
+    paces = True
     published = Unreadable(
         "rwkv7",
         "its layers add the first layer's values to their own, and its channel mixing carries a token from call "
@@ -110,7 +111,7 @@ class RWKV7(MemoryRule):
         removal, rate = l2_norm(k * self.k_k[...]), jax.nn.sigmoid(a)
         k, v = k * (1 + (rate - 1) * self.k_a[...]), heads(v, self.sizes.head_v_dim)
         bonus = jnp.sum(r * k * self.r_k[...], -1, keepdims=True) * widened(v)
-        g = _LOG_DECAY * jax.nn.sigmoid(w)
+        g = self.paced(_LOG_DECAY * jax.nn.sigmoid(w), packing)
         return RankOneDecayRows(r, k, v, g, a=-removal, b=removal * rate), (bonus, gate), cache
 
     def finished(

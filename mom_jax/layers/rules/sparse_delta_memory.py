@@ -61,6 +61,7 @@ class SparseDeltaMemory(QueryKeyValueRule):
 
     Options = SparseDeltaMemoryOptions
     paper = Paper("2607.07386", "equations 3 to 5")
+    paces = True
     scale = 1.0
     per_memory = (*QueryKeyValueRule.per_memory, "b_proj", "a_proj")
 
@@ -96,7 +97,7 @@ class SparseDeltaMemory(QueryKeyValueRule):
     ) -> tuple[SparseDeltaRows, Any, MemoryCache | None]:
         """Packed rows of the sparse delta rule, and the cache."""
         q, k, v, (b, a), cache = self.qkv(x, packing, cache, layer, self.b_proj[...], self.a_proj[...])
-        g = head_log_decay(a, self.A_log[...], self.dt_bias[...])
+        g = self.paced(head_log_decay(a, self.A_log[...], self.dt_bias[...]), packing)
         reads, q = product_keys(widened(q), self.options.slot_reads)
         writes, k = product_keys(widened(k), self.options.slot_writes)
         return SparseDeltaRows(q, k, v, g, jax.nn.sigmoid(widened(b)), reads, writes), None, cache

@@ -61,6 +61,7 @@ class SSE(QueryKeyValueRule):
 
     Options = SSEOptions
     paper = Paper("2507.16577", "section 3")
+    paces = True
     primitive = VECTOR_DECAY
     per_memory = (*QueryKeyValueRule.per_memory, "k_down", "k_up", "e_proj", "gk_down", "gk_up", "gk_bias")
 
@@ -103,9 +104,8 @@ class SSE(QueryKeyValueRule):
         more_q = heads(pack(self.q_up(self.q_down(x)), packing), size)
         more_k = heads(through(k_low, packing, self.k_up[...], impl), size)
         gates = add_bias(widened(through(gk_low, packing, self.gk_up[...], impl)), packing, self.gk_bias[...])
-        g, of_partitions = jnp.split(
-            jax.nn.log_sigmoid(heads(gates, 2 * size)) / self.options.gate_logit_normalizer, 2, axis=-1
-        )
+        g = jax.nn.log_sigmoid(heads(gates, 2 * size)) / self.options.gate_logit_normalizer
+        g, of_partitions = jnp.split(self.paced(g, packing), 2, axis=-1)
         q, k, more_q, more_k = map(widened, (q, k, more_q, more_k))
         share, chosen = self._shares(e)
         (k, written), (more_k, more_written) = self._keys(k), self._keys(k + more_k)
