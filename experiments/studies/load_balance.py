@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mom_jax.models.config import RouterBalance
+from mom_jax.models.router_config import RouterBalance
 
 from ..common.comparison import MEASURES, Comparison, Model, grouped
 from ..common.text import recipe

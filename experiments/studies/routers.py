@@ -1,11 +1,12 @@
-"""The parts of a router, one changed at a time: scores, weights, what keeps loads even, and how many memories.
+"""The parts of a router, and what memories differ in, one changed at a time.
 
-    mom-jax experiment routers --scale tiny        two CPU cores, nine minutes
+    mom-jax experiment routers --scale tiny        two CPU cores, twenty minutes
     mom-jax experiment routers --scale paper       32 GPUs, ten hours a model
 
 Tiny: synthetic recall of 8 pairs, three seeds. The paper's router is a softmax whose largest two are made to sum to 1,
 balanced by the auxiliary loss. With one memory for each token such weights are 1, so what is read does not teach the
-router: `top-1, weights as scored` lets it.
+router: `top-1, weights as scored` lets it. Choices that no router makes show what its choice is worth: by position in
+the text, one memory after the other, by a hash of the token, and always the same two.
 """
 
 import dataclasses
@@ -19,6 +20,11 @@ def changed(**fields: Any) -> Model:
     return Model(lambda mixture: dataclasses.replace(mixture, **fields))
 
 
+def chosen(by: str) -> Model:
+    """The mixture whose memories no router chooses."""
+    return changed(router_choice=by, router_balance="none", router_block=8)
+
+
 MODELS = {
     "the paper's": Model(),
     "weights as scored": changed(router_renormalise=False),
@@ -27,8 +33,20 @@ MODELS = {
     "loss on logits": changed(router_z_loss_scale=1e-3),
     "loss-free balance": changed(router_balance="loss_free"),
     "sigmoid, loss-free balance": changed(router_scores="sigmoid", router_balance="loss_free"),
+    "expert choice": changed(router_balance="expert_choice"),
+    "no balance": changed(router_balance="none"),
+    "noise": changed(router_noise=1.0, router_noise_steps=400),
     "top-1": changed(topk=1),
     "top-1, weights as scored": changed(topk=1, router_renormalise=False),
+    "a router for each head": changed(router_per_head=True),
+    "reads apart": changed(router_reads="apart"),
+    "one projection": changed(single_kv_proj=True),
+    "projections of rank 8": changed(projection_rank=8),
+    "decays spread by 16": changed(decay_spread=16.0),
+    "by position": chosen("position"),
+    "round robin": chosen("round_robin"),
+    "by hash": chosen("hash"),
+    "always the same": chosen("one"),
 }
 
 EXPERIMENT = Comparison(MODELS, tiny={"recall": 3}).experiment
