@@ -77,6 +77,26 @@ def test_scores_and_the_loss_on_logits_reach_the_router(make_config):
     assert np.abs(gradients["layers"]["attn"]["router"]["weight"]).max(axis=(1, 2)).min() > 0
 
 
+def test_what_is_for_training_alone(make_config):
+    """Memories that choose get the same load; noise is another for another key, and none after its last step."""
+    config = with_balance(make_config(), "expert_choice")
+    options = {"num_hidden_layers": 1, "router_noise": 1.0, "router_noise_steps": 10}
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
+    mesh = make_mesh(MeshConfig())
+    program = Program(config, mesh)
+    params, batch = program.init_state().params, shard_batch(make_batch(0), mesh)
+    run = jax.jit(lambda key, step: loss_and_gradients(params, batch, program, jax.random.key(key), step)[0])
+    with jax.set_mesh(mesh):
+        first, same, other, late, later = (
+            jax.device_get(run(key, jnp.int32(step))) for key, step in [(1, 0), (1, 0), (2, 0), (1, 10), (2, 99)]
+        )
+    np.testing.assert_array_equal(first["load"], np.full((1, 4), 0.25))
+    assert first["loss"] == same["loss"] and first["loss"] != other["loss"] != late["loss"]
+    chex.assert_trees_all_equal(late, later)
+    assert first["contribution"].shape == (1, 5)
+    np.testing.assert_allclose(first["contribution"].sum(-1), 1, rtol=1e-5)
+
+
 def no_evaluation(model, batches) -> dict:
     return {"held_out_loss": 0.0}
 
