@@ -72,10 +72,11 @@ def test_eval_of_a_published_folder(run, tmp_path, capsys):
     assert (tmp_path / "back/eval.json").is_file() and not (tmp_path / "back/report.md").exists()
 
 
-def test_training_starts_from_the_weights(published, tiny_run, tmp_path, capsys):
+def test_training_starts_from_the_weights(published, tiny_default_rule, tmp_path, capsys):
     """Steps too small to move a weight leave them as they were; another model is refused."""
     assert main(["convert", str(published), str(tmp_path / "run"), "--tokenizer", "bytes"]) == 0
-    options = [*tiny_run, "--run-dir", str(tmp_path / "run"), "--steps", "2", "--optimizer.learning-rate", "1e-30"]
+    options = [*tiny_default_rule, "--run-dir", str(tmp_path / "run"), "--steps", "2"]
+    options += ["--optimizer.learning-rate", "1e-30"]
     assert main(["train", "mom-tiny", *options, "--model.topk", "1"]) == 2
     assert "another config: model.topk (was 2, now 1)" in capsys.readouterr().err
     assert main(["train", "mom-tiny", *options]) == 0

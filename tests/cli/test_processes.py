@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,7 +35,9 @@ class Pair:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"  # no name that has to be looked up
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
-        environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS)))}
+        clusters = ("SLURM", "OMPI", "KUBERNETES", "TPU", "JAX_COORDINATOR")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(clusters)}
+        environment |= {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS)))}
         meet = ["--processes.coordinator", address, "--processes.count", "2", "--processes.index"]
         self.processes = [
             subprocess.Popen(
@@ -87,13 +90,63 @@ def test_a_signal_to_one_stops_both_at_one_step(stopped):
     assert json.loads((run_dir / "sittings.jsonl").read_text(encoding="utf-8"))["devices"] == "4 cpu"
 
 
-def test_one_process_goes_on_with_the_same_losses(stopped, command, tmp_path):
+@pytest.fixture(scope="module")
+def finished(stopped, command):
+    """That run, which one process ended."""
     run_dir, *_ = stopped
     assert main(["train", "mom-tiny", *command, "--run-dir", str(run_dir)]) == 0
+    return run_dir
+
+
+def test_one_process_goes_on_with_the_same_losses(finished, command, tmp_path):
     assert main(["train", "mom-tiny", *command, "--run-dir", str(tmp_path / "alone")]) == 0
-    together, alone = losses(run_dir), losses(tmp_path / "alone")
+    together, alone = losses(finished), losses(tmp_path / "alone")
     assert [step for step, _ in together] == [2, 4, 6, 6, 8, 10, 12, 12] == [step for step, _ in alone]
     np.testing.assert_allclose([x for _, x in together], [x for _, x in alone], rtol=2e-4)
+
+
+# The checkpoints of each process lie in a folder of its own, as where they read different copies of one disk.
+GO_ON = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from mom_jax.errors import InputError
+from mom_jax.training import origin, processes
+from mom_jax.training.config import MeshConfig, ProcessesConfig, TrainConfig
+from mom_jax.training.program import Program
+from mom_jax.training.sharding import make_mesh
+address, index, config, *seen = sys.argv[1:]
+processes.join(ProcessesConfig(address, 2, int(index)))
+config = TrainConfig.from_file(config)
+program = Program(config, make_mesh(MeshConfig(fsdp=2)))
+for folder in seen:
+    origin.checkpoint_folder = lambda _, folder=folder: Path(folder)
+    try:
+        found = origin.find_origin(config, SimpleNamespace(set_state=lambda position: None))
+        print("step", int(origin.first_state(program, found).step))
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_a_checkpoint_that_only_one_finds_damaged(finished, tmp_path):
+    """Where it is the first process, which checks it for all, both go on from the one before; otherwise both end."""
+    folders = [[tmp_path / f"{which} seen by {index}" for which in ("a", "b")] for index in (0, 1)]
+    for folder in (*folders[0], *folders[1]):
+        shutil.copytree(finished / "checkpoints", folder)
+    for folder in (folders[0][0], folders[1][1]):
+        for path in (folder / "12/params").rglob("d/*"):
+            path.write_bytes(path.read_bytes()[:-9])
+
+    def program(index, meet):
+        return ["-c", GO_ON, meet[1], str(index), f"{finished}/config.json", *map(str, folders[index])]
+
+    statuses, printed, _ = Pair(program).end()
+    assert statuses == [0, 0]
+    first, second = ([line for line in text.splitlines() if "Gloo" not in line] for text in printed)
+    assert first[0] == second[0] == "step 6" and len(first) == len(second) == 2
+    assert "another process gave up" in first[1]
+    assert f"{folders[1][1]}/12/params: cannot be read" in second[1]
 
 
 MISTAKES = {  # what the second process is told, and what each of them complains about
@@ -111,12 +164,14 @@ def mistaken(command, tmp_path_factory):
 
     def lines(index, meet):
         train = ["train", "mom-tiny", *command, "--run-dir", "run"]
-        told = [[*train, *(second if index else []), *meet] for second, _ in MISTAKES.values()]
+        told = [[*train, "--processes.coordinator", "auto"]]
+        told += [[*train, *(second if index else []), *meet] for second, _ in MISTAKES.values()]
         return [str(TESTS / "support" / "several_lines.py"), json.dumps(told)]
 
     statuses, printed, besides = Pair(lines, folders=folders).end()
     assert statuses == [0, 0], besides
-    return [dict(zip(MISTAKES, json.loads(text.splitlines()[-1]), strict=True)) for text in printed], folders, besides
+    lines = ("no cluster", *MISTAKES)
+    return [dict(zip(lines, json.loads(text.splitlines()[-1]), strict=True)) for text in printed], folders, besides
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -127,6 +182,14 @@ def test_what_is_wrong_in_one_ends_both(mistake, mistaken):
         assert status == 2 and message in complaint and complaint.count("\n") == 1
     assert besides == ["", ""]
     assert not any((place / "run" / "config.json").exists() for place in folders)
+
+
+def test_no_cluster_is_one_line(mistaken):
+    """Before JAX has met anybody."""
+    for end in mistaken[0]:
+        status, complaint = end["no cluster"]
+        assert status == 2 and complaint.count("\n") == 1
+        assert "coordinator=auto: finds no Slurm, Open MPI, Kubernetes or TPU pod here; give HOST:PORT" in complaint
 
 
 def test_the_coordinator_listens_at_its_address_alone(monkeypatch):
@@ -169,13 +232,3 @@ def test_a_port_where_nobody_listens():
         address = f"127.0.0.1:{closed.getsockname()[1]}"
         with pytest.raises(InputError, match=rf"coordinator={address}: process 0 does not answer there .*refused"):
             wait_for(address, seconds=0.1)
-
-
-def test_no_cluster_is_one_line():
-    """In a process of its own: JAX meets the others before it is used."""
-    clusters = ("SLURM", "OMPI", "KUBERNETES", "TPU", "JAX_COORDINATOR")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(clusters)}
-    command = [sys.executable, "-m", "mom_jax", "train", "mom-tiny", "--processes.coordinator", "auto"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "coordinator=auto: finds no Slurm, Open MPI, Kubernetes or TPU pod here; give HOST:PORT" in done.stderr

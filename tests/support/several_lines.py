@@ -10,7 +10,7 @@ from mom_jax.training import processes
 
 
 def meet_once() -> None:
-    """Further lines find the others where the first one met them: JAX meets only once in a process."""
+    """Further lines find the others where one has met them: JAX meets only once in a process."""
     connect = processes._connect
 
     def first(*arguments):

@@ -1,23 +1,23 @@
-"""Every memory rule learns: its smallest preset, made smaller, in fifty steps on a part of the demo's text."""
+"""Every memory rule learns: its smallest preset, made smaller, in fifty steps on one sentence, over and over.
+
+The steps are one program, which costs less than the whole training step of each rule; that one is tested elsewhere.
+"""
 
 import dataclasses
-import email
-from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
+from flax import nnx
+from jax.flatten_util import ravel_pytree
 
-from mom_jax.data.loader import train_loader
-from mom_jax.data.prepare import prepared
 from mom_jax.models.config import MEMORY_RULES
+from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.presets import get_preset
-from mom_jax.training.config import MeshConfig
-from mom_jax.training.program import Program
-from mom_jax.training.sharding import make_mesh, shard_batch
-from mom_jax.training.step import make_train_step
 
-STEPS = 50
+STEPS, ROWS, TIME = 50, 2, 32
+SENTENCE = np.frombuffer(b"to be or not to be, that is the question. ", np.uint8).astype(np.int32)
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "head_dim": 8, "intermediate_size": 64, "num_slots": 8}
 # of rules whose defaults are for longer texts
 OPTIONS = {
@@ -28,25 +28,29 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("rule", MEMORY_RULES)
-def test_fifty_steps(rule, make_config):
-    """The loss falls below that of the bytes' frequencies, and no update is skipped."""
-    config = make_config(steps=STEPS)
-    data = dataclasses.replace(config.data, path=str(Path(email.__file__).parent), sequence_length=64, batch_size=8)
+def test_fifty_steps(rule):
+    """The loss is finite at every step, and falls far below that of the bytes' frequencies."""
     preset = "mom-tiny" if rule == "gated_deltanet" else f"mom-tiny-{rule.replace('_', '-')}"
-    model = dataclasses.replace(get_preset(preset), **SMALL, rule_options=OPTIONS.get(rule, ()))
-    assert model.memory_rule == rule
-    config = dataclasses.replace(config, data=data, model=model)
-    loader, mesh = train_loader(prepared(config.data, progress=False), config.data), make_mesh(MeshConfig())
-    program = Program(config, mesh)
-    step, state = make_train_step(program), program.init_state()
-    losses, ids = [], []
-    with jax.set_mesh(mesh):
-        for _ in range(STEPS):
-            batch = next(loader)
-            ids.append(batch["input_ids"])
-            state, metrics = step(state, shard_batch(batch, mesh))
-            losses.append(float(metrics["lm_loss"]))
-    share = np.bincount(np.concatenate(ids).reshape(-1)) / np.concatenate(ids).size
-    entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
-    assert int(state.bad_total) == 0
-    assert np.mean(losses[-5:]) < entropy < losses[0], (losses[0], losses[-5:], entropy)
+    config = dataclasses.replace(get_preset(preset), **SMALL, rule_options=OPTIONS.get(rule, ()))
+    assert config.memory_rule == rule
+    graph, params = nnx.split(MoMForCausalLM(config, rngs=nnx.Rngs(0)))
+    flat, unravel = ravel_pytree(params)
+    adam = optax.adam(1e-2)
+    starts = np.random.default_rng(0).integers(0, len(SENTENCE), (STEPS, ROWS, 1))
+    batches = SENTENCE[(starts + np.arange(TIME + 1)) % len(SENTENCE)]
+
+    def loss(flat, ids):
+        logits = nnx.merge(graph, unravel(flat))(ids[:, :-1]).logits
+        return optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:]).mean()
+
+    def step(state, ids):
+        flat, moments = state
+        value, gradients = jax.value_and_grad(loss)(flat, ids)
+        updates, moments = adam.update(gradients, moments)
+        return (flat + updates, moments), value
+
+    _, losses = jax.jit(lambda state: jax.lax.scan(step, state, batches))((flat, adam.init(flat)))
+    share = np.unique(SENTENCE, return_counts=True)[1] / len(SENTENCE)
+    entropy = -(share * np.log(share)).sum()
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-5:]) < 0.8 * entropy < losses[0], losses

@@ -90,8 +90,9 @@ def results(lm, tokenizer, folder, hub, tmp_path):
     return evaluate_tasks(lm, tasks.values(), None, tmp_path / "answers")
 
 
-def test_end_to_end(results, lm, model, greedy_contains):
-    """Every metric is what the model's scores of the same texts make it; a second time nothing is computed."""
+def test_end_to_end(recwarn, results, lm, model, greedy_contains):
+    """Every metric is what the model's scores of the same texts make it; no process was forked for it."""
+    assert not [said for said in recwarn if "os.fork" in str(said.message)]
     tasks = results["tasks"]
     assert {name: task["samples"] for name, task in tasks.items()} == {
         "tiny_arc": 3,
