@@ -36,7 +36,7 @@ def test_dry_run(tiny_run, capsys, tmp_path, monkeypatch):
 def test_dry_run_of_what_cannot_be(tiny_run, capsys, tmp_path, monkeypatch):
     """What would end the run before its first step is the same single line, with nothing before it."""
     monkeypatch.chdir(tmp_path)
-    for wrong, message in ((["--mesh.fsdp", "3"], "mesh="), (["--model.vocab-size", "7"], "data.tokenizer=bytes: ")):
+    for wrong, message in ((["--mesh.fsdp", "3"], "mesh="), (["--data.path", "nowhere"], "path=")):
         assert main(["train", "mom-tiny", *tiny_run, *wrong, "--dry-run"]) == 2
         said = capsys.readouterr()
         assert said.out == "" and said.err.startswith(f"mom-jax: {message}") and said.err.count("\n") == 1
