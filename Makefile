@@ -7,7 +7,7 @@ ARGS ?=
 # Two workers share the compilations of the suite; each stays small in memory.
 PYTEST := -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test fuzz test-second-python test-gpu test-tpu test-parity check bench bench-gpu bench-tpu kernels hardware results clean
+.PHONY: help demo test fuzz test-second-python test-gpu test-tpu test-parity check bench bench-gpu bench-tpu kernels scaling hardware results clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -74,6 +74,11 @@ kernels: ## compile every kernel for GPUs and TPUs that are not here, into the t
 	@tools/make-venv .venv test
 	@.venv/bin/python tools/install_compilers.py
 	.venv/bin/python -m tools.kernels
+
+scaling: ## compile the published sizes' training steps for TPUs and GPUs that are not here, into docs/scaling.md (an hour)
+	@tools/make-venv .venv test
+	@.venv/bin/python tools/install_compilers.py
+	.venv/bin/python -m tools.scaling
 
 hardware: ## programs for an H100 or H200 where only JAX is installed, into build/hardware (see docs/kernels.md)
 	@tools/make-venv .venv test

@@ -40,6 +40,12 @@ def preset_first(verb: str, args: Sequence[str]) -> tuple[str, list[str]]:
     raise InputError("preset", "''", remedy)
 
 
+def values_of(args: Sequence[str]) -> dict[str, str]:
+    """The word behind each option, as in ``--option value`` or ``--option=value``, before anything is checked."""
+    words = [part for word in args for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return {word: value for word, value in itertools.pairwise(words) if word.startswith("--")}
+
+
 def parse(
     cls: type[Config], args: Sequence[str], *, prog: str, description: str, default: Config | None = None
 ) -> Config:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from mom_jax.cli.parsing import parse, preset_first
+from mom_jax.cli.parsing import parse, preset_first, values_of
 from mom_jax.errors import InputError
 from mom_jax.fields import Count, Name, Range, check_fields
 from mom_jax.models.config import MoMConfig
@@ -18,6 +18,7 @@ from mom_jax.models.presets import get_preset, preset_names
 from mom_jax.planning.chips import Topology, find_topology, known
 from mom_jax.planning.compilers import find_compiler
 from mom_jax.training.config import MeshConfig, Remat, TrainConfig, get_train_preset
+from mom_jax.training.optimizers import AdamW, Optimizer, with_name
 
 DESCRIPTION = """Counts parameters, activated parameters, decoding state and FLOPs of a preset, layer by layer, without
 building it; then the totals of baselines beside it. PRESET is one of {presets}; --model options override its values.
@@ -51,6 +52,7 @@ class Plan:
     gradient_accumulation: Count = 1
     """Micro-batches that a step splits its batch into."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    optimizer: Optimizer = dataclasses.field(default_factory=AdamW)
     remat: Remat | None = None
     """What is computed again in the backward pass; with --mesh the preset's unless given, else all are tried."""
     compile: Annotated[int, Range(least=0, most=100)] = 2
@@ -63,7 +65,7 @@ class Plan:
 
 
 # Options that say something about a topology alone, or that say nothing about one.
-_OF_TOPOLOGY = ("global-batch", "gradient-accumulation", "mesh", "remat", "compile")
+_OF_TOPOLOGY = ("global-batch", "gradient-accumulation", "mesh", "optimizer", "remat", "compile")
 _OF_COSTS = ("beside",)
 
 
@@ -74,7 +76,8 @@ def main(args: Sequence[str]) -> int:
     planned = _given("topology", rest)
     recipe = get_train_preset(preset)
     model = recipe.model if planned else get_preset(preset)
-    default = Plan(model, length=recipe.data.sequence_length if planned else 2048)
+    optimizer = with_name(recipe.optimizer, values_of(rest).get("--optimizer.name", recipe.optimizer.name))
+    default = Plan(model, length=recipe.data.sequence_length if planned else 2048, optimizer=optimizer)
     arguments = parse(Plan, rest, prog="mom-jax plan PRESET", description=about, default=default)
     for option in _OF_COSTS if planned else _OF_TOPOLOGY:
         if _given(option, rest):
@@ -123,6 +126,7 @@ def run_of(arguments: Plan, recipe: TrainConfig) -> TrainConfig:
         model=arguments.model,
         data=data,
         mesh=arguments.mesh,
+        optimizer=arguments.optimizer,
         remat=arguments.remat or recipe.remat,
         gradient_accumulation=arguments.gradient_accumulation,
     )

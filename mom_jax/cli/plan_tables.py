@@ -26,7 +26,7 @@ def print_plan(name: str, plan: Plan, out: Console) -> None:
 
 
 def _run(plan: Plan) -> Table:
-    table, compiled, config = titled("the step", "", left=("",)), plan.best.compiled, plan.config
+    table, compiled, config = titled("the step", "what", left=("value",)), plan.best.compiled, plan.config
     kernels = compiled and ", ".join(f"{count} {kind}" for kind, count in compiled.kernels.items())
     said = summary(plan)
     rows = {
@@ -36,12 +36,12 @@ def _run(plan: Plan) -> Table:
         "fits": "yes" if plan.fits else "no; split it over more devices, or raise --gradient-accumulation",
         "kernels in the program": kernels or "-",
         "FLOPs of the model": f"{plan.model_flops:.3e}",
-        "tokens a second": f"{plan.tokens_per_second:,.0f}",
-        "tokens a day": f"{plan.tokens_per_second * 86400:.3e}",
-        "MFU": f"{100 * plan.mfu:.1f} %",
+        "tokens a second, estimated": f"{plan.tokens_per_second:,.0f}",
+        "tokens a day, estimated": f"{plan.tokens_per_second * 86400:.3e}",
+        "MFU, estimated": f"{100 * plan.mfu:.1f} %",
         "tokens of the run": f"{plan.all_tokens:.3e}",
-        "days": f"{plan.days:,.4g}",
-        "device hours": f"{said['device_hours_estimate']:,.4g}",
+        "days, estimated": f"{plan.days:,.4g}",
+        "device hours, estimated": f"{said['device_hours_estimate']:,.4g}",
     }
     for key, value in rows.items():
         table.add_row(key, value)
@@ -49,7 +49,7 @@ def _run(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    table = titled("memory of a device", "", right=("bytes", "share"))
+    table = titled("memory of a device", "for", right=("bytes", "share"))
     said, available = summary(plan), plan.topology.chip.memory
     sizes = {**said["hbm_bytes_by_kind"], "in all": plan.best.memory, "available": available}
     for kind, size in sizes.items():
@@ -58,7 +58,7 @@ def _memory(plan: Plan) -> Table:
 
 
 def _time(plan: Plan) -> Table:
-    table = titled("least time of a step", "", right=("ms",))
+    table = titled("least time of a step", "of", right=("ms",))
     time = plan.best.time
     if time is None:
         table.add_row("products and network", _milliseconds(plan.best.seconds))
@@ -77,7 +77,7 @@ def _time(plan: Plan) -> Table:
 
 
 def _sent(plan: Plan) -> Table:
-    table = titled("what a device sends in a step", "", left=("along",), right=("times", "bytes"))
+    table = titled("what a device sends in a step", "by", left=("along",), right=("times", "bytes"))
     for kind, by_axes in collectives_of(plan).items():
         for axes, entry in by_axes.items():
             table.add_row(kind, axes, f"{entry['count']:,}", in_words(entry["bytes"]))

@@ -13,7 +13,7 @@ import yaml
 
 from mom_jax.cli.config_file import read_config
 from mom_jax.cli.failures import complain
-from mom_jax.cli.parsing import Place, parse, preset_first
+from mom_jax.cli.parsing import Place, parse, preset_first, values_of
 from mom_jax.errors import InputError
 from mom_jax.models.presets import preset_names
 from mom_jax.training.config import TRAIN_PRESETS, ProcessesConfig, TrainConfig, flat, get_train_preset
@@ -124,7 +124,7 @@ def parse_train(args: Sequence[str]) -> TrainArguments:
     Raises:
         InputError: no or an unknown preset, a bad file, or a bad override.
     """
-    given = dict(itertools.pairwise(_words(args)))
+    given = values_of(args)
     file, optimizer = given.get("--config"), given.get("--optimizer.name")
     if file is not None and args[0].startswith("-"):
         default, rest = read_config(file, TrainConfig()), args
@@ -141,11 +141,6 @@ def parse_train(args: Sequence[str]) -> TrainArguments:
         description=DESCRIPTION.format(presets=preset_names()),
         default=TrainArguments(**{field.name: getattr(default, field.name) for field in dataclasses.fields(default)}),
     )
-
-
-def _words(args: Sequence[str]) -> list[str]:
-    """``--option=value`` as two words."""
-    return [part for word in args for part in (word.split("=", 1) if word.startswith("--") else [word])]
 
 
 def command_of(config: TrainConfig) -> tuple[str, str]:

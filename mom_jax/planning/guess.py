@@ -13,17 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jax.sharding import AbstractMesh
 
 from mom_jax.errors import InputError
 from mom_jax.models.accounting import Cost, account, total
-from mom_jax.models.structure import ModelParts, model_parts, param_shardings
+from mom_jax.models.structure import ModelParts, param_shardings
 from mom_jax.planning.chips import Chip
 from mom_jax.planning.targets import abstract_mesh
 from mom_jax.training.config import MeshConfig, TrainConfig
-from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mom_jax.training.memory import device_bytes
+from mom_jax.training.program import Program
 from mom_jax.training.sharding import AXES, check_fit
 
 ROOM = 0.9  # share of the memory that the guess may fill
@@ -62,9 +62,14 @@ class Guesser:
         self.config, self.chip = config, chip
 
     @functools.cached_property
+    def program(self) -> Program:
+        """The run's, for one device."""
+        return Program(self.config, self._abstract(MeshConfig(data=1)))  # type: ignore[arg-type]
+
+    @property
     def parts(self) -> ModelParts:
         """The model taken apart."""
-        return model_parts(self.config.model)
+        return self.program.parts
 
     @functools.cached_property
     def cost(self) -> Cost:
@@ -90,16 +95,13 @@ class Guesser:
     @functools.cached_property
     def _moments(self) -> float:
         """Bytes of the optimizer's state for each byte of parameters."""
-        params = _plain(self.parts)
-        schedule = learning_rate_schedule(self.config.optimizer, self.config.steps)
-        optimizer: optax.GradientTransformation = make_optimizer(self.config.optimizer, schedule, self.parts.decays)
-        return _bytes(jax.eval_shape(optimizer.init, params)) / _bytes(params)
+        state = self.program.abstract
+        return device_bytes((state.opt_state, state.ema)) / device_bytes(state.params)
 
     @functools.cache  # noqa: B019 (lives as long as a plan)
     def kept(self, remat: str) -> float:
         """Bytes that each token leaves from the forward pass for the backward pass."""
-        mesh = abstract_mesh(self.chip.kind, _jax_platform(self.chip), **dict.fromkeys(AXES, 1))
-        with jax.sharding.use_abstract_mesh(mesh):
+        with jax.sharding.use_abstract_mesh(self._abstract(MeshConfig(data=1))):
             short, long = (_residuals(self.parts, remat, tokens) for tokens in (_SHORT, 2 * _SHORT))
         return (long - short) / _SHORT
 

@@ -65,7 +65,7 @@ def test_guesses(guesser):
     assert len(ranked) == 2 * len(meshes) and ranked[0].mesh.sequence == 1
     assert ranked[0].seconds == min(x.seconds for x in ranked if x.mesh.sequence == 1)
     tight = Guesser(RUN, dataclasses.replace(CHIPS["v5e"], memory=1))
-    tight.__dict__ |= {"parts": guesser.parts}
+    tight.__dict__ |= {"program": guesser.program}
     smallest = tight.ranked(meshes[:3], ("full", "none"))
     assert smallest[0].memory == min(x.memory for x in smallest)
 
