@@ -75,7 +75,7 @@ NUMBERS = {
         decay_fraction min_learning_rate_ratio beta1 beta2 weight_decay max_minutes temperature new_tokens index
         correction_factor rope_fraction router_noise z_loss_scale momentum step noise rotary_fraction
     """),
-    -1: names("data fsdp tensor"),
+    -1: names("data fsdp tensor sequence"),
     2**31: names("seed shard_bytes max_shard_bytes clip_norm tolerance rope_theta"),
     2**64: names("clip_norm tolerance"),
 }
@@ -180,7 +180,7 @@ def number_options():
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e308", "-1", "9" * 5000, "", "abc", "None", "[]", "1 2"])
 def test_on_the_command_line(value):
     """Numbers that make no sense are refused before anything loads."""
-    takes_minus_one = ("--mesh.data", "--mesh.fsdp", "--mesh.tensor")
+    takes_minus_one = ("--mesh.data", "--mesh.fsdp", "--mesh.tensor", "--mesh.sequence")
     takes_none = ("--model.hidden-ratio", "--model.pad-token-id", "--model.bos-token-id", "--model.eos-token-id")
     options = number_options()
     assert len(options) > 40

@@ -19,13 +19,13 @@ from mom_jax.ops.documents import DocumentRuns, count_documents
 from mom_jax.ops.pieces import all_before
 
 AXIS, PIECES, BATCH, TIME, HIDDEN = "sequence", 4, 2, 24, 8
-# One rule for each recurrence that hands its states over; positions, token shift and sub-rows among them.
+# One rule for each recurrence that hands its states over: with convolutions, positions, token shift and sub-rows.
 ABLE = {
     "gated_deltanet": {},
-    "retnet": {},
+    "retnet": {"use_short_conv": False},
     "rwkv6": {"proj_low_rank_dim": 4, "decay_low_rank_dim": 4},
-    "kda": {},
-    "gated_deltaproduct": {},
+    "kda": {"use_short_conv": False},
+    "gated_deltaproduct": {"use_short_conv": False},
 }
 
 
