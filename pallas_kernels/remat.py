@@ -7,7 +7,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 RECURRENCE = "recurrence"  # outputs, what forward kernels hand to backward ones, and where rows lie
 PROJECTION = "projection"  # what tokens are projected to before
-PARAMETER = "parameter"  # parameters that a device gathered from others for one pass
 
 
 def keep(arrays: Any, name: str = RECURRENCE) -> Any:

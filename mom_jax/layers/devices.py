@@ -21,7 +21,6 @@ from jax.typing import DTypeLike
 
 from mom_jax.errors import InputError
 from mom_jax.typing import Array, Float
-from pallas_kernels.remat import PARAMETER, keep
 
 ROWS, TENSOR, SEQUENCE = ("data", "fsdp"), "tensor", "sequence"
 PARAMETERS = ("fsdp", SEQUENCE)  # what ``fsdp`` means for a parameter
@@ -151,7 +150,7 @@ def whole(
         names = tuple(axis for axis in _axes(place) if axis in axes)
         if names:
             x = _gathered(x, names, dimension, jnp.dtype(dtype), x.dtype)
-    return keep(x.astype(dtype), PARAMETER)
+    return x.astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))

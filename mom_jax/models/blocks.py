@@ -22,10 +22,11 @@ from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.documents import DocumentRuns
 from mom_jax.ops.routing import RouterOutput
 from mom_jax.typing import Array, Float, Mask
-from pallas_kernels.remat import PARAMETER, PROJECTION, RECURRENCE
+from pallas_kernels.remat import PROJECTION, RECURRENCE
 
 REMAT_POLICIES = {
-    "none": jax.checkpoint_policies.save_anything_except_these_names(PARAMETER),  # of all layers at once
+    # all but gathered parameters, which would be those of all layers at once
+    "none": lambda primitive, *_, **__: primitive is not jax.lax.all_gather_p,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "recurrence": jax.checkpoint_policies.save_only_these_names(RECURRENCE),
