@@ -68,7 +68,7 @@ def in_pieces(mixer: MemoryMixer, x: jax.Array, mask: jax.Array, documents: Docu
     def piece(x, mask, index):
         of_piece = None if documents is None else DocumentRuns(index, documents.number)
         out = mixer(x, mask, of_piece)
-        return out.y, out.router.logits, out.router.load
+        return out.y, out.router.logits[0], out.router.load
 
     index = jnp.zeros(mask.shape, jnp.int32) if documents is None else documents.index
     y, logits, load = jax.vmap(piece, axis_name=AXIS)(cut(x), cut(mask), cut(index))
@@ -78,7 +78,7 @@ def in_pieces(mixer: MemoryMixer, x: jax.Array, mask: jax.Array, documents: Docu
 def whole(mixer: MemoryMixer, x: jax.Array, mask: jax.Array, documents: DocumentRuns | None):
     """The same by one device."""
     out = mixer(x, mask, documents)
-    return out.y, out.router.logits, out.router.load
+    return out.y, out.router.logits[0], out.router.load
 
 
 @pytest.mark.parametrize("rule", ABLE)
