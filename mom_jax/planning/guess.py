@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh
 
 from mom_jax.errors import InputError
 from mom_jax.models.accounting import Cost, account, total
@@ -64,7 +63,7 @@ class Guesser:
     @functools.cached_property
     def program(self) -> Program:
         """The run's, for one device."""
-        return Program(self.config, self._abstract(MeshConfig(data=1)))  # type: ignore[arg-type]
+        return Program(self.config, self._abstract(MeshConfig(data=1)))
 
     @property
     def parts(self) -> ModelParts:
@@ -167,7 +166,7 @@ class Guesser:
         guesses = [self.guess(mesh, remat) for mesh in meshes for remat in remats]
         return sorted(guesses, key=lambda x: (max(x.memory - room, 0), x.mesh.sequence, x.seconds))
 
-    def _abstract(self, mesh: MeshConfig) -> AbstractMesh:
+    def _abstract(self, mesh: MeshConfig) -> Any:  # to type checkers it is no mesh
         sizes = {axis: getattr(mesh, axis) for axis in AXES}
         return abstract_mesh(self.chip.kind, _jax_platform(self.chip), **sizes)
 
@@ -195,8 +194,8 @@ def _bytes(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _sharded_bytes(parts: ModelParts, mesh: AbstractMesh) -> int:
-    places: Any = param_shardings(parts.abstract, mesh)  # type: ignore[arg-type]
+def _sharded_bytes(parts: ModelParts, mesh: Any) -> int:
+    places: Any = param_shardings(parts.abstract, mesh)
     shapes = zip(jax.tree.leaves(_plain(parts)), jax.tree.leaves(places), strict=True)
     return sum(math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize for x, place in shapes)
 
