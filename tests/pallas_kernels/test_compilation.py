@@ -63,12 +63,9 @@ print(step.lower(lowering_platforms=("cuda",)).as_text().count("@triton_kernel_c
 """
 
 TPU_STEP = """
-from mom_jax.planning.step import sized, traced_step
-from mom_jax.planning.targets import mesh
-from mom_jax.training.config import get_train_preset
-from mom_jax.training.program import Program
-step = traced_step(Program(sized(get_train_preset("mom-tiny"), 4, 128), mesh("v5e:2x2", data=1, fsdp=4, tensor=1)))
-print(step.lower().compile().as_text().count("tpu_custom_call"))
+from mom_jax.cli.main import main
+options = "--topology v5e:2x2 --mesh.fsdp 4 --global-batch 4 --seq-len 128 --compile 1 --json"
+assert main(["plan", "mom-tiny", *options.split()]) == 0
 """
 
 
@@ -124,5 +121,9 @@ def test_training_step_for_cuda():
 
 
 def test_training_step_for_tpu():
-    """The step compiles for four TPUs that share the parameters, with kernels inside the scanned layers."""
-    assert int(compiling(TPU_STEP)) >= 3
+    """A plan compiles the step for four TPUs that share the parameters: kernels inside the layers, and what is sent."""
+    said = json.loads(compiling(TPU_STEP))
+    assert (said["compiled"], said["devices"], said["mesh"]["fsdp"], said["fits"]) == (True, 4, 4, True)
+    assert said["custom_kernels"] >= 3 and said["collectives"]["all-gather"]["fsdp"]["bytes"] > 0
+    assert said["hbm_bytes_per_device"] == sum(said["hbm_bytes_by_kind"].values())
+    assert said["flops_per_step"] > 0 and 0 < said["mfu_estimate"] < 1
