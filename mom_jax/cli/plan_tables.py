@@ -10,6 +10,7 @@ from mom_jax.terminal import print_table
 from mom_jax.training.memory import in_words
 
 _SHOWN = 6  # other options
+_NOT = ("no: all numbers are guessed", "no: the compiler found it too large")
 
 
 def print_plan(name: str, plan: Plan, out: Console) -> None:
@@ -30,7 +31,7 @@ def _run(plan: Plan) -> Table:
     kernels = compiled and ", ".join(f"{count} {kind}" for kind, count in compiled.kernels.items())
     said = summary(plan)
     rows = {
-        "compiled": f"yes, in {compiled.seconds:,.0f} s" if compiled else "no: all numbers are guessed",
+        "compiled": f"yes, in {compiled.seconds:,.0f} s" if compiled else _NOT[plan.best.needed is not None],
         "mesh": _mesh(plan.best),
         "rematerialisation": config.remat,
         "fits": "yes" if plan.fits else "no; split it over more devices, or raise --gradient-accumulation",

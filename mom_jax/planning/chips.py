@@ -44,8 +44,8 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip("v5e", "tpu", "TPU v5 lite", int(15.75 * GIB), 197e12, 819e9, 90e9),
-        Chip("v6e", "tpu", "TPU v6 lite", int(31.25 * GIB), 918e12, 1640e9, 180e9),
-        Chip("v5p", "tpu", "TPU v5", int(95.74 * GIB), 459e12, 2765e9, 180e9),
+        Chip("v6e", "tpu", "TPU v6 lite", int(31.24 * GIB), 918e12, 1640e9, 180e9),
+        Chip("v5p", "tpu", "TPU v5", int(95.73 * GIB), 459e12, 2765e9, 180e9),
         Chip("h100", "cuda", "NVIDIA H100 80GB HBM3", 84929347584, 989e12, 3352e9, 450e9, 50e9, 8),
         Chip("h200", "cuda", "NVIDIA H200", 150754820096, 989e12, 4800e9, 450e9, 50e9, 8),
     )

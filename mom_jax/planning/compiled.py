@@ -61,7 +61,7 @@ class Compiled:
 
 
 class TooLarge(Exception):
-    """A program that the compiler could not fit into a device's memory; ``needed`` in bytes, if it said so."""
+    """A program that the compiler could not fit into a device's memory; ``needed`` in bytes, 0 if it does not say."""
 
     def __init__(self, needed: int):
         super().__init__(f"needs {needed:,} bytes")
@@ -87,11 +87,11 @@ def compile_step(program: Program) -> Compiled:
 
 
 def _memory_that_is_missing(message: str) -> int | None:
-    """Bytes that the compiler wanted, if that is what its message says."""
-    used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
-    if used is None:
+    """Bytes that the compiler wanted, if that is what its message says: the most that it names."""
+    if "RESOURCE_EXHAUSTED" not in message:
         return None
-    return int(float(used[1]) * 1024 ** (1 + "KMGT".index(used[2])))
+    sizes = re.findall(r"\b(\d+(?:\.\d+)?)([KMGT])\b", message)
+    return max((int(float(size) * 1024 ** (1 + "KMGT".index(unit))) for size, unit in sizes), default=0)
 
 
 def read_step(made: Any, program: Program, seconds: float = 0.0) -> Compiled:

@@ -11,6 +11,7 @@ from mom_jax.planning.compiled import Compiled, TooLarge, axes_between, compile_
 from mom_jax.planning.guess import Guess, Guesser, all_meshes
 from mom_jax.planning.roofline import ASSUMPTIONS, Time, time_of
 from mom_jax.training.config import MeshConfig, TrainConfig
+from mom_jax.training.memory import in_words
 from mom_jax.training.program import Program
 from mom_jax.training.sharding import make_mesh, mesh_sizes
 
@@ -37,7 +38,7 @@ class Option:
     @property
     def memory(self) -> int:
         """Bytes of a device, as well as they are known."""
-        return self.needed or (self.compiled or self.guess).memory
+        return (self.compiled or self.guess).memory if self.needed is None else self.needed
 
     @property
     def seconds(self) -> float:
@@ -150,8 +151,9 @@ def _compiled(config: TrainConfig, topology: Topology, guesser: Guesser, guess: 
     try:
         compiled = compile_step(program)
     except TooLarge as error:
-        report(f"does not fit: needs {error.needed / 2**30:,.1f} GiB")
-        return Option(guess, needed=error.needed)
+        needed = max(error.needed, topology.chip.memory + 1)  # where it does not say
+        report(f"does not fit: needs {in_words(needed)} of {in_words(topology.chip.memory)}")
+        return Option(guess, needed=needed)
     report(f"compiled in {compiled.seconds:,.0f} s")
     time = time_of(compiled, mesh, topology.chip, guesser.flops(guess.remat) / topology.devices)
     return Option(guess, compiled, time)

@@ -84,6 +84,8 @@ def test_too_large():
     """What libtpu says when memory does not suffice; other messages are no such thing."""
     said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded by 4.75G."
     assert _memory_that_is_missing(said) == int(20.5 * 2**30)
+    said = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (784.00G) exceeds available HBM (15.75G)."
+    assert _memory_that_is_missing(said) == 784 * 2**30
     assert _memory_that_is_missing("INTERNAL: Mosaic failed") is None
 
 
