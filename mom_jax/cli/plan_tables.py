@@ -62,7 +62,7 @@ def _time(plan: Plan) -> Table:
     table = titled("least time of a step", "of", right=("ms",))
     time = plan.best.time
     if time is None:
-        table.add_row("products and network", _milliseconds(plan.best.seconds))
+        table.add_row("products or memory, and network", _milliseconds(plan.best.seconds))
         return table
     rows = {
         "products at full rate": time.products,
