@@ -40,8 +40,8 @@ from mom_jax.training.sharding import check_fit, make_mesh
 PAGE = Path(__file__).resolve().parents[1] / "docs/scaling.md"
 RECORD = Path(__file__).with_suffix(".json")
 PLANS = (
-    ("mom-1.3b", "h100:64"), ("mom-340m", "h100:8"), ("mom-1.3b", "v5p:8x8x8"), ("mom-340m", "v5e:4x4"),
-    ("mom-340m", "v5p:2x2x2"), ("mom-1.3b", "v6e:8x8"), ("mom-340m", "v6e:2x4"), ("mom-1.3b", "v5e:16x16"),
+    ("mom-340m", "h100:8"), ("mom-1.3b", "v5p:8x8x8"), ("mom-340m", "v5e:4x4"), ("mom-1.3b", "h100:64"),
+    ("mom-340m", "v6e:2x4"), ("mom-1.3b", "v6e:8x8"), ("mom-340m", "v5p:2x2x2"), ("mom-1.3b", "v5e:16x16"),
 )  # fmt: skip
 DEVICES = (1, 8, 64, 512)
 ROWS, LENGTH = 2, 128  # of each simulated device
