@@ -26,9 +26,9 @@ from mom_jax.training.program import Program
 from mom_jax.training.sharding import AXES, check_fit
 
 ROOM = 0.9  # share of the memory that the guess may fill
-# Bytes that cross the memory's bus in a step for each byte that would be kept without rematerialisation: 10 to 14 in
-# compiled steps of mom-340m for an H100 and a v5e.
-TRAFFIC = 10.0
+# Bytes that cross the memory's bus in a step for each byte that is kept without rematerialisation, which takes more in
+# proportion to its products: 8 to 11 in compiled steps of mom-340m for an H100 and a v5e.
+TRAFFIC = 8.0
 _SHORT = 1024  # tokens of the traced row; what is kept grows in proportion
 
 
@@ -142,9 +142,10 @@ class Guesser:
         inner = {"tensor": tensor, "shards": tensor * shards, "data": tensor * shards * copies}
         speed = {axis: chip.network if chip.node and reach > chip.node else chip.link for axis, reach in inner.items()}
         devices = math.prod(sizes.values())
-        products = self.flops(remat) / devices / chip.flops
+        products = self.flops() / devices / chip.flops
         memory = TRAFFIC * self.kept("none") * self._tokens / devices / chip.bandwidth
-        return max(products, memory) + sum(sent[x] / speed[x] for x in sent)
+        again = self.flops(remat) / self.flops()
+        return again * max(products, memory) + sum(sent[x] / speed[x] for x in sent)
 
     def fitting(self, meshes: Iterable[MeshConfig]) -> list[MeshConfig]:
         """Those meshes that model and batch divide over.
