@@ -85,7 +85,7 @@ hardware: ## programs for an H100 or H200 where only JAX is installed, into buil
 	@.venv/bin/python tools/install_compilers.py
 	.venv/bin/python -m tools.hardware make build/hardware
 
-results: ## run what is missing of every experiment's tiny scale, and write docs/results.md (an hour when all is missing)
+results: ## run what is missing of every experiment's tiny scale, and write the pages of results
 	@tools/make-venv .venv experiments
 	.venv/bin/python -m tools.make_results
 

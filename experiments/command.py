@@ -20,7 +20,7 @@ from mom_jax.fields import check_fields
 from mom_jax.paths import why_not_writable
 from mom_jax.terminal import print_table
 
-from .registry import EXPERIMENTS, SCALES, Experiment, Record, check_name, get_experiment
+from .registry import EXPERIMENTS, SCALES, Contrast, Experiment, Point, Record, check_name, get_experiment
 from .sweep import belonging, missing, read_records, run_sweep, sweep_folder
 
 DESCRIPTION = f"""Runs an experiment: each of its points that is missing, then a table and plots. Every finished
@@ -28,6 +28,8 @@ point is a line of JSON in the sweep's folder, so a sweep that was stopped goes 
 the folder can each do a shard. Experiments: {", ".join(EXPERIMENTS)}.
 
 Example: mom-jax experiment mqar --scale tiny
+
+Example: mom-jax experiment recall --scale paper --only size=mom-340m model=MoM --dry-run
 
 Example: mom-jax experiment --list"""
 
@@ -40,8 +42,13 @@ class ExperimentConfig:
     """Name of the experiment."""
     list: bool = False
     """Show all experiments and how much of each is done."""
-    scale: Literal["tiny", "paper"] = "tiny"
-    """tiny: at most ten minutes on two CPU cores; paper: the published sizes."""
+    scale: Literal["tiny", "small", "medium", "paper"] = "tiny"
+    """tiny: proves in minutes that the code runs; small: the evidence that two CPU cores or a GPU can give in hours;
+    medium: 60M parameters on 1B tokens; paper: the published sizes."""
+    only: tuple[str, ...] = ()
+    """Do only points with these values, as in: --only model=MoM size=mom-340m."""
+    dry_run: bool = False
+    """Run nothing and read no data: say what the points take."""
     shard: str = "0/1"
     """Do only shard i of n, written i/n."""
     plot: bool = False
@@ -58,6 +65,9 @@ class ExperimentConfig:
             raise InputError("experiment", self.name or "''", "give a name or --list, see --help")
         if self.name:
             check_name(self.name)
+        for value in self.only:
+            if "=" not in value:
+                raise InputError("only", value, "must be FIELD=VALUE, for example model=MoM")
 
     @property
     def part(self) -> tuple[int, int]:
@@ -74,7 +84,11 @@ def main(args: Sequence[str]) -> int:
         _list(arguments.out, out)
         return 0
     experiment, folder = get_experiment(arguments.name), sweep_folder(arguments.out, arguments.name, arguments.scale)
-    points = experiment.points(arguments.scale)
+    experiment.check_scale(arguments.name, arguments.scale)
+    points = _chosen(experiment.points(arguments.scale), arguments.only)
+    if arguments.dry_run:
+        _plan(experiment, points, arguments.part, out)
+        return 0
     if not arguments.plot:
         with _kept_programs():
             run_sweep(experiment, points, folder, arguments.part, lambda *progress: _report(out, *progress))
@@ -86,7 +100,38 @@ def main(args: Sequence[str]) -> int:
         remedy = f"has no finished point to draw; run {command} first"
         raise InputError("out", folder, remedy)
     _show(experiment, records, len(points), folder, out)
+    _compare(experiment.compared(arguments.scale, records), arguments.scale, out)
+    _draw(experiment, records, folder, out)
     return 0
+
+
+def _chosen(points: list[Point], only: Sequence[str]) -> list[Point]:
+    """The points with these values.
+
+    Raises:
+        InputError: none has them.
+    """
+    for field, _, value in (wanted.partition("=") for wanted in only):
+        values = dict.fromkeys(str(point[field]) for point in points if field in point)
+        if value not in values:
+            known = f"choose one of {', '.join(values)}" if values else f"points have {', '.join(points[0])}"
+            raise InputError("only", f"{field}={value}", f"no point has it; {known}")
+        points = [point for point in points if str(point.get(field)) == value]
+    return points
+
+
+def _plan(experiment: Experiment, points: list[Point], part: tuple[int, int], out: Console) -> None:
+    from .dry_run import HEADING, planned, rows
+
+    mine = points[part[0] :: part[1]]
+    out.print(f"{len(mine)} points")
+    costs = planned(experiment, mine)
+    if costs:
+        title = "language models; hours of an H100 at 40 % of its peak, without evaluation"
+        shown = Table(*HEADING, title=title, title_justify="left")
+        for row in rows(costs):
+            shown.add_row(*row)
+        print_table(shown, out)
 
 
 @contextlib.contextmanager
@@ -114,6 +159,21 @@ def _show(experiment: Experiment, records: list[Record], total: int, folder: Pat
     print_table(shown, out)
     for line in experiment.findings(records):
         out.print(f"- {line}")
+
+
+def _compare(contrasts: list[Contrast], scale: str, out: Console) -> None:
+    from .common.statistics import HEADING, METHOD, judge, row
+
+    if scale == "tiny":
+        note("the tiny scale proves that the code runs, and claims nothing")
+    if contrasts:
+        shown = Table(*HEADING, title=f"{len(contrasts)} comparisons. {METHOD}", title_justify="left")
+        for judged in judge(contrasts):
+            shown.add_row(*row(judged))
+        print_table(shown, out)
+
+
+def _draw(experiment: Experiment, records: list[Record], folder: Path, out: Console) -> None:
     why = why_not_writable(folder)
     if why:
         note(f"{folder}: no plots are drawn there ({why}); mom-jax report {folder} --out FOLDER shows them elsewhere")
@@ -127,6 +187,9 @@ def _list(base: str, out: Console) -> None:
     for name, (_, about) in EXPERIMENTS.items():
         cells = []
         for scale in SCALES:
+            if scale not in get_experiment(name).scales:
+                cells.append("–")
+                continue
             points = get_experiment(name).points(scale)
             left = missing(points, read_records(sweep_folder(base, name, scale), note))
             cells.append(f"{len(points) - len(left)} of {len(points)}")

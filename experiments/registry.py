@@ -6,9 +6,12 @@ import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict
 
 from mom_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from mom_jax.training.config import TrainConfig
 
 Point = dict[str, Any]  # JSON: all that determines one result
 
@@ -23,7 +26,34 @@ class Record(TypedDict):
     versions: dict[str, str]
 
 
-SCALES = ("tiny", "paper")
+SCALES = {
+    "tiny": "minutes: proves that the code runs, and claims nothing",
+    "small": "hours of two CPU cores or half an hour of one GPU: the evidence",
+    "medium": "models of 60M parameters on 1B tokens: a GPU for a day for a table",
+    "paper": "the published sizes",
+}
+
+
+class Contrast(NamedTuple):
+    """Two models that are compared.
+
+    Attributes:
+        what: is measured.
+        first, other: names of the models.
+        ours, theirs: a result for each seed.
+        lower: lower ones are better.
+        question: of `experiments.report.questions` that this helps to answer.
+    """
+
+    what: str
+    first: str
+    other: str
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+    lower: bool = False
+    question: str = ""
+
+
 # name: (module of `studies` with EXPERIMENT, what it shows)
 EXPERIMENTS = {
     "recall": ("recall", "recall by architecture (table 2)"),
@@ -38,9 +68,11 @@ EXPERIMENTS = {
     "load-balance": ("load_balance", "what each memory gets, and what keeps it even (figure 5)"),
     "memories": ("memories", "number of memories and share of them that is chosen (figures 6, 8)"),
     "specialisation": ("specialisation", "what goes to which memory (UMAP)"),
+    "capacity": ("capacity", "recall against size of state: larger memories, mixtures, attention (not in the paper)"),
     "mqar": ("mqar", "recall at equal state and at equal parameters (not in the paper)"),
     "interference": ("interference", "an old pair after many later ones (not in the paper)"),
     "selective-copy": ("selective_copy", "items among blanks, said again in order (not in the paper)"),
+    "needles": ("needles", "needles in texts longer than those of the training (not in the paper)"),
     "routers": ("routers", "the parts of a router, one changed at a time (not in the paper)"),
     "throughput": ("throughput", "training speed by number of memories (not in the paper)"),
 }
@@ -51,11 +83,14 @@ class Experiment:
     """What a module of an experiment offers.
 
     Attributes:
-        points: the points of a scale (``tiny`` or ``paper``), in the order in which they are worth having.
+        points: the points of a scale, in the order in which they are worth having.
         run: one point's result, JSON-ready; gets a folder where it may keep models that it trains.
         plot: draws the records into a folder and returns the pictures; gets at least one record.
         table: rows of a summary of the records, the heading first.
-        findings: sentences that the records bear out: who is better, level or worse.
+        findings: what was measured, in words, where nothing is compared over seeds.
+        contrasts: the models that are compared over seeds.
+        scales: of `SCALES`, those that it has.
+        training: the language model that a point trains; none where it trains none.
     """
 
     points: Callable[[str], list[Point]]
@@ -63,6 +98,18 @@ class Experiment:
     plot: Callable[[list[Record], Path], list[Path]]
     table: Callable[[list[Record]], list[list[str]]]
     findings: Callable[[list[Record]], list[str]] = lambda records: []
+    contrasts: Callable[[list[Record]], list[Contrast]] = lambda records: []
+    scales: tuple[str, ...] = ("tiny", "paper")
+    training: Callable[[Point], "TrainConfig | None"] = lambda point: None
+
+    def compared(self, scale: str, records: list[Record]) -> list[Contrast]:
+        """`contrasts`; none of the tiny scale, which is there to prove that the code runs."""
+        return [] if scale == "tiny" else self.contrasts(records)
+
+    def check_scale(self, name: str, scale: str) -> None:
+        """Raises `InputError` for a scale that this experiment, of that name, does not have."""
+        if scale not in self.scales:
+            raise InputError("scale", scale, f"{name} has {' and '.join(self.scales)}")
 
     def draw(self, records: list[Record], folder: Path) -> list[Path]:
         """`plot` in the style of all pictures."""
@@ -78,6 +125,7 @@ class Experiment:
             try:
                 self.table([record])
                 self.findings([record])
+                self.contrasts([record])
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 complaints.append(f"the result of {json.dumps(record['point'])} has another form ({error!r})")
             else:

@@ -63,6 +63,16 @@ def one_panel(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 def legend_beside(figure: Figure) -> None:
     """A legend to the right of the panels, where it hides nothing; it names each line once."""
+    handles, labels = _named_once(figure)
+    figure.legend(handles, labels, loc="outside right upper", ncols=1 + (len(labels) - 1) // 16)
+
+
+def legend_below(figure: Figure, columns: int) -> None:
+    """The same below the panels, in so many columns."""
+    figure.legend(*_named_once(figure), loc="outside lower center", ncols=columns)
+
+
+def _named_once(figure: Figure) -> tuple[list[Any], list[str]]:
     pairs = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     named = {label: handle for handle, label in pairs}
-    figure.legend(list(named.values()), list(named), loc="outside right upper", ncols=1 + (len(named) - 1) // 16)
+    return list(named.values()), list(named)

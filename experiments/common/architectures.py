@@ -4,7 +4,7 @@ import dataclasses
 
 from mom_jax.models.baselines import equal_active, expanded, single, transformer
 from mom_jax.models.config import MoMConfig
-from mom_jax.models.presets import get_preset
+from mom_jax.models.presets import get_preset, with_rule
 
 from ..registry import Point
 
@@ -13,16 +13,20 @@ ARCHITECTURES = {
     "mom": ("MoM", "C0"),
     "single": ("single memory", "C7"),
     "equal-active": ("single, equal active state", "C1"),
-    "equal-total": ("single, equal total state", "C3"),
+    "equal-total": ("single, equal total state in values", "C3"),
+    "equal-total-keys": ("single, equal total state in keys", "C9"),
+    "equal-total-heads": ("single, equal total state in heads", "C6"),
     "equal-parameters": ("single, equal active parameters", "C2"),
     "attention": ("attention", "C4"),
 }
+# those of equal state
+COMPARED = tuple(name for name in ARCHITECTURES if name != "equal-parameters")
 
 
 def mixture(point: Point) -> MoMConfig:
     """The mixture that a point's model is, or is measured by."""
     return dataclasses.replace(
-        get_preset("mom-tiny"),
+        with_rule(get_preset("mom-tiny"), point.get("rule", "gated_deltanet")),
         vocab_size=point["vocab"],
         bos_token_id=None,
         eos_token_id=None,
@@ -42,15 +46,25 @@ def mixture(point: Point) -> MoMConfig:
 
 def architecture(name: str, config: MoMConfig) -> MoMConfig:
     """The model of that name beside a mixture."""
+    memories = config.num_memories + config.shared_mem
     made = {
         "mom": lambda: config,
         "single": lambda: single(config),
         "equal-active": lambda: equal_active(config),
         "equal-total": lambda: expanded(config),
+        "equal-total-keys": lambda: one_memory(config, keys=memories),
+        "equal-total-heads": lambda: one_memory(config, heads=memories),
         "equal-parameters": lambda: with_parameters_of(config),
         "attention": lambda: transformer(config),
     }
     return made[name]()
+
+
+def one_memory(config: MoMConfig, keys: int = 1, values: int = 1, heads: int = 1) -> MoMConfig:
+    """One memory whose keys or values are as many times as wide as those of the mixture's, or with more heads."""
+    key_dim, value_dim = keys * config.head_dim, values * config.head_v_dim
+    sizes = {"head_dim": key_dim, "expand_v": value_dim / key_dim, "num_heads": heads * config.num_heads}
+    return dataclasses.replace(single(config), **sizes)
 
 
 def with_parameters_of(config: MoMConfig) -> MoMConfig:

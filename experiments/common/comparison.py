@@ -1,11 +1,12 @@
 """Models trained alike and measured alike; no experiment by itself, what most tables of the paper are.
 
-At the paper's scale a model is trained on SlimPajama and scored on sets of tasks. A tiny one is trained on source
-code and scored by bits per byte of files held out, or trained on synthetic recall and scored by its accuracy there.
+At the paper's scale a model is trained on SlimPajama and scored on sets of tasks. A small or tiny one is trained on
+source code and scored by bits per byte of files held out, or trained on synthetic recall and scored by its accuracy.
+Recall has one point for all rates and seeds of a model (`seeds.learned`), text one for each seed.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +14,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mom_jax.models.config import MoMConfig
-from mom_jax.models.presets import get_preset, with_rule
+from mom_jax.training.config import TrainConfig
 
-from ..registry import Experiment, Point, Record
+from ..registry import Contrast, Experiment, Point, Record
 from .architectures import mixture
-from .recall import TINY, TINY_RATES, recalled
-from .standing import standing, verdict
+from .recall import TINY, recalled, small
+from .seeds import rate_cell, scores, trained
+from .statistics import mean_interval
 from .text import SIZES, recipe
 
 
@@ -37,12 +39,12 @@ class Measure(NamedTuple):
     lower: bool = False  # is better
 
 
-RECALL_TASK = TINY[0]
+RECALL = {"tiny": TINY, "small": small(16)}  # the task of a scale
 LONG = 4096  # bytes of a window for the measure ``long``
 MEASURES = {
     "text": Measure("held-out text, bits per byte", "bits_per_byte", lower=True),
     "long": Measure("bits per byte, positions from 2,048 to 4,095", "late_bits_per_byte", lower=True),
-    "recall": Measure("recall of 8 pairs, accuracy", "accuracy"),
+    "recall": Measure("recall of pairs, accuracy", "accuracy"),
     "recall-tasks": Measure("recall tasks, average", "recall average"),
     "commonsense-tasks": Measure("commonsense tasks, average", "commonsense average"),
     "longbench-tasks": Measure("LongBench, average", "longbench average"),
@@ -55,35 +57,63 @@ class Comparison:
 
     Attributes:
         models: by label; the first is the one that others are held against.
-        tiny: measures of the tiny scale, by number of seeds.
+        tiny: measures of the tiny scale.
+        small: measures of the small scale; recall alone unless given.
         paper: measures of the paper's scale, one seed; joined by ``+``, since a model is trained once for all. The two
             averages that the paper's ablations report unless given.
         sizes: of the paper's scale.
-        recall_layers: layers of the tiny models that learn to recall.
+        recall_layers: layers of the models that learn to recall.
+        question: of the page, which the comparison helps to answer.
+        pairs: the models that are compared; the first and each other one unless given.
     """
 
     models: Mapping[str, Model]
-    tiny: Mapping[str, int]
+    tiny: tuple[str, ...]
+    small: tuple[str, ...] = ("recall",)
     paper: str = "recall-tasks+commonsense-tasks"
     sizes: tuple[str, ...] = SIZES["paper"][:1]
     recall_layers: int = 1
+    question: str = ""
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Those that it has."""
+        return ("tiny", *(("small",) if self.small else ()), "medium", "paper")
 
     @property
     def experiment(self) -> Experiment:
         """As the registry wants it."""
-        return Experiment(self.points, self.run, self.plot, self.table, self.findings)
+        return Experiment(
+            self.points,
+            self.run,
+            self.plot,
+            self.table,
+            contrasts=self.contrasts,
+            scales=self.scales,
+            training=self.training,
+        )
+
+    def training(self, point: Point) -> TrainConfig | None:
+        """The language model that a point trains; none for recall."""
+        model = self.models[point["model"]]
+        return None if point["measure"] == "recall" else recipe(point["size"], model.rule, model.change, point["seed"])
 
     def points(self, scale: str) -> list[Point]:
-        """Seed by seed, so that a sweep that is stopped early has compared all."""
-        seeds = self.tiny if scale == "tiny" else {self.paper: 1}
+        """Measure by measure, seed by seed."""
+        if scale in ("medium", "paper"):
+            sizes = self.sizes if scale == "paper" else SIZES[scale]
+            measures, seeds = (self.paper,), 1 if scale == "paper" else 3
+        else:
+            sizes, measures, seeds = (scale,), getattr(self, scale), 2 if scale == "tiny" else 3
         return [
-            {"size": size, "measure": measure, "seed": seed, "model": model, **training_facts(size, measure)}
-            for size in (SIZES["tiny"] if scale == "tiny" else self.sizes)
-            for seed in range(max(seeds.values()))
-            for measure, count in seeds.items()
-            if seed < count
+            {"size": size, "measure": measure, "model": model, **facts}
+            for size in sizes
+            for measure in measures
+            for facts in ([recall_facts(size)] if measure == "recall" else
+                          [{"seed": seed, **training_facts(size)} for seed in range(seeds)])
             for model in self.models
-        ]
+        ]  # fmt: skip
 
     def run(self, point: Point, models: Path) -> dict[str, Any]:
         """Trains a model, unless it has been trained before, and scores it."""
@@ -91,7 +121,7 @@ class Comparison:
 
         model, measure, size = self.models[point["model"]], point["measure"], point["size"]
         if measure == "recall":
-            return _recall(model, point["seed"], self.recall_layers, models)
+            return _recall(model, point, self.recall_layers, models)
         run_dir = trained(recipe(size, model.rule, model.change, point["seed"]), models)
         if measure == "long":
             scores = held_out_scores(run_dir, size, LONG)
@@ -103,28 +133,28 @@ class Comparison:
         return {name: value for part_scores in scores for name, value in part_scores.items()}
 
     def table(self, records: list[Record]) -> list[list[str]]:
-        """Mean and every seed of each measure, how the first model stands, parameters (active, all), bytes of state."""
-        groups = grouped(records)
+        """Mean with its interval and every seed of each measure, parameters (active, all), bytes of state."""
         rows = []
-        for (size, measure), models in groups.items():
-            lower, first = MEASURES[measure].lower, models.get(next(iter(self.models)), [])
+        for (size, measure), models in grouped(records).items():
             for model, group in models.items():
-                values, result = _values(measure, group), group[0]["result"]
-                stands = "" if group is first else standing(_values(measure, first), values, lower)
-                cells = [measure, size, model, f"{np.mean(values):.4g}", _each(values), stands]
-                rows.append([*cells, f"{result['activated']:,}", f"{result['parameters']:,}", f"{result['state']:,}"])
-        heading = ["measure", "size", "model", "mean", "each seed", f"{next(iter(self.models))} is"]
+                values, result = every(measure, group), costs_of(group[0])
+                rate = rate_cell(group[0]) if measure == "recall" else "–"
+                cells = [measure, size, model, str(mean_interval(values)), _each(values), _failures(measure, group)]
+                costs = [f"{result[name]:,}" for name in ("activated", "parameters", "state")]
+                rows.append([*cells, rate, *costs])
+        heading = ["measure", "size", "model", "mean [95 %]", "each seed", "failed to train", "rate"]
         return [[*heading, "active", "parameters", "state"], *rows]
 
-    def findings(self, records: list[Record]) -> list[str]:
-        """How the first model stands, a sentence for each measure."""
+    def contrasts(self, records: list[Record]) -> list[Contrast]:
+        """The models of each pair, by measure."""
+        name, *others = self.models
+        pairs = self.pairs or [(name, other) for other in others]
         return [
-            verdict(
-                f"{MEASURES[measure].title}, {size}",
-                {name: _values(measure, models[name]) for name in self.models if name in models},
-                MEASURES[measure].lower,
-            )
+            Contrast(f"{title}, {size}", first, other, ours, theirs, lower, self.question)
             for (size, measure), models in grouped(records).items()
+            for title, _, lower in [MEASURES[measure]]
+            for first, other in pairs
+            if (ours := good(measure, models.get(first, []))) and (theirs := good(measure, models.get(other, [])))
         ]
 
     def plot(self, records: list[Record], folder: Path) -> list[Path]:
@@ -135,7 +165,7 @@ class Comparison:
         panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
         for axes, ((size, measure), models) in zip(panels, groups.items(), strict=True):
             for model, group in models.items():
-                values, place = _values(measure, group), names.index(model)
+                values, place = every(measure, group), names.index(model)
                 colour = "C0" if place == 0 else "C7"
                 axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.6, markersize=7)
                 axes.plot([np.mean(values)], [place], "|", color=colour, markersize=20, markeredgewidth=2)
@@ -149,46 +179,56 @@ class Comparison:
         return [path]
 
 
-def training_facts(size: str, measure: str) -> dict[str, Any]:
-    """What of the training a point tells: sizes that, once changed, make another point."""
-    if measure == "recall":
-        tokens, rates = RECALL_TASK.batch_size * RECALL_TASK.length, list(TINY_RATES)
-        sizes = {"hidden_size": RECALL_TASK.hidden_size, "steps": RECALL_TASK.steps, "tokens_per_step": tokens}
-        return {**sizes, "learning_rates": rates}
+def training_facts(size: str) -> dict[str, Any]:
+    """What of the training on text a point tells: sizes that, once changed, make another point."""
     config = recipe(size, "gated_deltanet", lambda mixture: mixture, 0)
     tokens = config.data.batch_size * config.data.sequence_length
     return {"hidden_size": config.model.hidden_size, "steps": config.steps, "tokens_per_step": tokens}
 
 
-def _recall(model: Model, seed: int, layers: int, models: Path) -> dict[str, Any]:
-    """The easier of `mqar`'s tiny tasks, with the learning rate that validates best."""
-    config = mixture(dataclasses.asdict(RECALL_TASK))
-    small = {field: getattr(config, field) for field in _SHAPE} | {"num_hidden_layers": layers}
-    options = with_rule(get_preset("mom-tiny"), model.rule)
-    config = model.change(dataclasses.replace(options, **small))
-    points = [{**dataclasses.asdict(RECALL_TASK), "learning_rate": rate, "seed": seed} for rate in TINY_RATES]
-    results = [{"learning_rate": point["learning_rate"], **recalled(config, point, models)} for point in points]
-    return max(results, key=lambda result: result["validation"])
+def recall_facts(size: str) -> dict[str, Any]:
+    """The task of a size with its rates and seeds."""
+    task = RECALL[size]
+    return {**dataclasses.asdict(task), "rates": list(task.rates), "seeds": list(task.seeds)}
 
 
-_SHAPE = ("vocab_size", "hidden_size", "num_heads", "head_dim", "expand_v", "intermediate_size", "num_memories", "topk",
-          "use_short_conv", "num_slots",
-          "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
+def _recall(model: Model, point: Point, layers: int, models: Path) -> dict[str, Any]:
+    """The model on the point's task, as in `studies/capacity.py`."""
+    config = mixture({**point, "rule": model.rule})
+    return recalled(model.change(dataclasses.replace(config, num_hidden_layers=layers)), point, models)
 
 
 def grouped(records: list[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:
     """Records by (size, measure), then by model; seeds in order."""
     groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
-    for record in sorted(records, key=lambda r: r["point"]["seed"]):
+    for record in sorted(records, key=lambda r: r["point"].get("seed", 0)):
         point = record["point"]
         for measure in point["measure"].split("+"):
             groups.setdefault((point["size"], measure), {}).setdefault(point["model"], []).append(record)
     return groups
 
 
-def _values(measure: str, group: list[Record]) -> list[float]:
-    return [record["result"][MEASURES[measure].value] for record in group]
+def every(measure: str, group: list[Record]) -> tuple[float, ...]:
+    """What was measured of a model with every seed."""
+    if measure == "recall":
+        return tuple(scores(group[0]))
+    return tuple(record["result"][MEASURES[measure].value] for record in group)
 
 
-def _each(values: list[float]) -> str:
+def good(measure: str, group: list[Record]) -> tuple[float, ...]:
+    """The same of the seeds that learnt the task; none of no records."""
+    return () if not group else trained(group[0]) if measure == "recall" else every(measure, group)
+
+
+def costs_of(record: Record) -> dict[str, Any]:
+    """A result that says what the model costs."""
+    return record["result"]["runs"][0] if "runs" in record["result"] else record["result"]
+
+
+def _failures(measure: str, group: list[Record]) -> str:
+    values = every(measure, group)
+    return f"{len(values) - len(good(measure, group))} of {len(values)}" if measure == "recall" else "–"
+
+
+def _each(values: Sequence[float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)

@@ -1,23 +1,29 @@
-"""What experiments share that compare the same models over several seeds; no experiment by itself."""
+"""What experiments on synthetic tasks share: a model at its best learning rate, over several seeds; no experiment.
+
+One point is a model of a task with all of its learning rates and seeds (`tuned`), one record its result. A run whose
+accuracy is below `AT_CHANCE` times that of guessing has not learnt the task: it is counted as a failure to train, and
+is no part of a mean, which is to say what a model can hold.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from mom_jax.models.config import MoMConfig
 
-from ..registry import Point, Record
-from .architectures import ARCHITECTURES, architecture
+from ..registry import Contrast, Point, Record
+from .architectures import ARCHITECTURES
+from .statistics import mean_interval
+from .tuned import kept, tuned
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .synthetic import Maker
 
-# those of recall that are compared at equal state
-COMPARED = ("mom", "single", "equal-active", "equal-total", "attention")
-SEEDS = 3
+AT_CHANCE = 1.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,57 +39,96 @@ class Task:
     steps: int
     batch_size: int
     questions: int  # see `synthetic.Training`
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    together: int = 8  # models that are trained in one program
+    test_rows: int = 512
 
 
-def points_of(task: Task, rates: Iterable[float]) -> list[Point]:
-    """The fields of a task's dataclass with every model and learning rate, seed by seed."""
-    rates = tuple(rates)
+def points_of(task: Task, architectures: "tuple[str, ...]") -> list[Point]:
+    """The fields of a task's dataclass with every model."""
+    lists = {"rates": list(task.rates), "seeds": list(task.seeds)}
+    return [{**dataclasses.asdict(task), **lists, "architecture": name} for name in architectures]
+
+
+def learned(
+    point: Point,
+    config: MoMConfig,
+    make: "Maker",
+    facts: dict[str, Any],
+    models: Path,
+    chance: float,
+    tests: "Mapping[str, Maker] | None" = None,
+    kinds: int = 0,
+) -> dict[str, Any]:
+    """The result of a point: `tuned`, with the accuracy of guessing (``chance``).
+
+    Args:
+        point: fields of `Task`.
+        config: the model.
+        make, tests, kinds: rows, see `synthetic.train_together`.
+        facts: what tells these rows from others.
+        models: where runs are kept.
+        chance: accuracy of guessing.
+    """
+    from .synthetic import Training
+
+    training = Training(0.0, point["steps"], point["batch_size"], 0, point["questions"], test_rows=point["test_rows"])
+    train = kept(config, make, training, facts, models, point["together"], tests, kinds)
+    return {**tuned(train, point["rates"], point["seeds"]), "chance": chance}
+
+
+def scores(record: Record, test: str = "") -> list[float]:
+    """Accuracy of every seed, on other rows if their name is given; those at chance included."""
+    return [run["tests"][test] if test else run["accuracy"] for run in record["result"]["runs"]]
+
+
+def trained(record: Record, test: str = "") -> tuple[float, ...]:
+    """Accuracies of the seeds that have learnt the task (by the rows of training)."""
+    bar = AT_CHANCE * record["result"]["chance"]
+    return tuple(s for s, own in zip(scores(record, test), scores(record), strict=True) if own > bar)
+
+
+def cells(record: Record, test: str = "") -> list[str]:
+    """Three cells of a table: the mean of the seeds that learnt with its interval, each seed, failures to train."""
+    good, all_scores = trained(record, test), scores(record, test)
+    failures = len(all_scores) - len(good)
+    bar = AT_CHANCE * record["result"]["chance"]
+    each = [f"{s:.3f}" if own > bar else f"({s:.3f})" for s, own in zip(all_scores, scores(record), strict=True)]
+    mean = str(mean_interval(good).within(0, 1)) if good else "–"
+    return [mean, " ".join(each), f"{failures} of {len(all_scores)}"]
+
+
+CELLS = ["accuracy [95 %]", "each seed (at chance)", "failed to train"]
+
+
+def rate_cell(record: Record) -> str:
+    """The learning rate, and whether it is the best of those beside it."""
+    result = record["result"]
+    note = "" if result["inside"] else ", at the edge" if result["grid"] else ", not searched"
+    return f"{result['learning_rate']:.3g}{note}"
+
+
+def beside_mixture(what: str, records: list[Record], test: str = "") -> list[Contrast]:
+    """The mixture beside each other model, of the seeds that learnt the task."""
+    models = {record["point"]["architecture"]: trained(record, test) for record in records}
+    ours, question = models.pop("mom", ()), {"equal-active": "active-state", "equal-parameters": "parameters"}
     return [
-        {**dataclasses.asdict(task), "architecture": name, "learning_rate": rate, "seed": seed}
-        for seed in range(SEEDS)
-        for name in COMPARED
-        for rate in rates
+        Contrast(what, ARCHITECTURES["mom"][0], ARCHITECTURES[name][0], ours, theirs, question=question.get(name, ""))
+        for name, theirs in models.items()
+        if ours and theirs
     ]
 
 
-def train(
-    point: Point, mixture: MoMConfig, make: "Maker", tests: "Mapping[str, Maker] | None" = None
-) -> dict[str, Any]:
-    """Trains and scores the model of a point beside its mixture; see `synthetic.train_and_score`."""
-    from .synthetic import Training, train_and_score
-
-    training = Training(*(point[name] for name in ("learning_rate", "steps", "batch_size", "seed", "questions")))
-    return train_and_score(architecture(point["architecture"], mixture), make, training, tests)
-
-
-def best(records: list[Record], key: Callable[[Point], Any]) -> dict[Any, list[Record]]:
-    """Records by key, in order of their seeds: those of the learning rate with the best mean validation."""
-    by_rate: dict[Any, dict[float, list[Record]]] = {}
-    for record in sorted(records, key=lambda r: r["point"]["seed"]):
-        point = record["point"]
-        by_rate.setdefault(key(point), {}).setdefault(point["learning_rate"], []).append(record)
-    return {
-        name: max(rates.values(), key=lambda group: np.mean([r["result"]["validation"] for r in group]))
-        for name, rates in by_rate.items()
-    }
-
-
-def by_architecture(records: list[Record]) -> dict[str, list[Record]]:
-    """The `best` records of each model, in the order of `COMPARED`."""
-    groups = best(records, lambda point: point["architecture"])
-    return {name: groups[name] for name in COMPARED if name in groups}
-
-
-def cells(accuracies: list[float]) -> list[str]:
-    """Two cells of a table: the mean, and each seed."""
-    return [f"{np.mean(accuracies):.3f}", " ".join(f"{accuracy:.3f}" for accuracy in accuracies)]
-
-
-def draw(axes: Axes, name: str, places: list[float], accuracies: list[list[float]]) -> None:
-    """A model's mean accuracy at each place, joined by a line, and a dot for each seed."""
-    label, colour = ARCHITECTURES[name]
-    axes.plot(places, [np.mean(seeds) for seeds in accuracies], "o-", color=colour, label=label, markersize=7)
-    for place, seeds in zip(places, accuracies, strict=True):
-        axes.plot([place] * len(seeds), seeds, ".", color=colour, markersize=5, alpha=0.6)
-    axes.set(ylim=(-0.03, 1.03), ylabel="accuracy")
-    axes.grid(alpha=0.25)
+def draw(
+    axes: Axes, places: list[float], records: list[Record], test: list[str] | None = None, **look: Any
+) -> None:
+    """Means with their intervals, joined by a line; a small cross for each run that stayed at chance."""
+    names = test or [""] * len(records)
+    shown = [(x, mean_interval(trained(r, t))) for x, r, t in zip(places, records, names, strict=True) if trained(r, t)]
+    xs, means = [x for x, _ in shown], [m for _, m in shown]
+    spread = [[min(1, m.value - max(0, m.low)) for m in means], [max(0, min(1, m.high) - m.value) for m in means]]
+    axes.errorbar(xs, [m.value for m in means], spread, capsize=3, elinewidth=1, **look)
+    for x, record, name in zip(places, records, names, strict=True):
+        failed = [s for s in scores(record, name) if s not in trained(record, name)]
+        axes.plot([x] * len(failed), failed, "x", color=look.get("color"), markersize=5)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from mom_jax.data.recall import RecallBatch
+from mom_jax.data.recall import BLANK, RecallBatch
 from mom_jax.labels import IGNORE
 from mom_jax.layers.router import RouterTraining
 from mom_jax.models.accounting import account, total
@@ -67,42 +67,75 @@ def train_and_score(
         tests: other rows to score the trained model on, by name.
 
     Returns:
-        JSON-ready: ``accuracy`` on the test (share of queries whose likeliest token is the value), ``validation``,
-        ``loss`` in nats, ``steps`` until solved or all, ``curve`` [[step, validation accuracy]], ``parameters``,
-        ``activated``, ``state`` (bytes of one sequence), ``tests`` (the accuracy on each of them), and ``load`` [L][M]
-        where there is a router.
+        JSON-ready: ``accuracy`` on the test (share of queries whose likeliest token is the value), ``validation`` and
+        ``validation_loss`` (nats), ``loss`` in nats, ``steps`` until solved or all, ``curve`` [[step, validation
+        accuracy]] and ``losses`` [[step, validation loss]], ``parameters``, ``activated``, ``state`` (bytes of one
+        sequence), ``tests`` (the accuracy on each of them), and ``load`` [L][M] where there is a router.
     """
+    return train_together(config, make, [training], tests)[0]
+
+
+def train_together(
+    config: MoMConfig,
+    make: Maker,
+    trainings: Sequence[Training],
+    tests: Mapping[str, Maker] | None = None,
+    kinds: int = 0,
+) -> list[dict[str, Any]]:
+    """`train_and_score` for several models that differ in learning rate and seed, all in one program.
+
+    They stop together, when all are solved. Models of one seed start alike and see the same rows. Where tokens say
+    of which of several ``kinds`` they are (`mom_jax.data.recall.interference`), ``kinds`` [L][kinds][M] of a mixture is
+    the share of all writes that are of a kind and go to a memory.
+    """
+    training = trainings[0]
     # Seeds of test and validation are the same for all, those of training differ: no row is met twice but by chance.
     test, validation = make(_generator(1), training.test_rows), make(_generator(2), training.test_rows // 4)
-    data = _generator(3, training.seed)
+    streams = {each.seed: _generator(3, each.seed) for each in trainings}
     graph = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, 0)))
-    params = _init(config, jax.random.key(training.seed))
-    moments = _optimizer(training.weight_decay).init(params)
-    step, curve = 0, []
+    keys = jnp.stack([jax.random.key(each.seed) for each in trainings])
+    params = _stacked([_init(config, key) for key in keys])
+    moments = jax.vmap(_optimizer(training.weight_decay).init)(params)
+    step, looks = 0, []
     while step < training.steps:
         count = min(_STEPS, training.steps - step)
-        batches = [_questions(make(data, training.batch_size), training.questions) for _ in range(count)]
-        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-        rates = np.asarray([_rate(training, step + i) for i in range(count)], np.float32)
+        rows = [_rows_of_each(make, streams, training) for _ in range(count)]
+        batches = {name: np.stack([[r[t.seed][name] for t in trainings] for r in rows]) for name in _FIELDS}
+        rates = np.asarray([[_rate(each, step + i) for each in trainings] for i in range(count)], np.float32)
         steps = np.arange(step, step + count)
-        key = jax.random.key(training.seed)
-        params, moments = _train(graph, config, training.weight_decay, key, params, moments, stacked, rates, steps)
+        params, moments = _train(graph, config, training.weight_decay, params, moments, keys, batches, rates, steps)
         step += count
         if step % training.look_every < _STEPS or step == training.steps:
-            curve.append([step, _score(graph, params, validation, training.questions)["accuracy"]])
-            if curve[-1][1] >= training.solved:
+            looks.append([step, _scores(graph, params, validation, training.questions)])
+            if all(score["accuracy"] >= training.solved for score in looks[-1][1]):
                 break
     others = {name: other(_generator(1), training.test_rows) for name, other in (tests or {}).items()}
+    of_others = {name: _scores(graph, params, rows, training.questions) for name, rows in others.items()}
+    own = _scores(graph, params, test, training.questions, kinds)
     costs = total(account(config, test.tokens.shape[1]))
+    facts = {"parameters": costs.parameters, "activated": costs.activated, "state": costs.state_bytes, "steps": step}
+    return [
+        {
+            **score,
+            **facts,
+            "validation": looks[-1][1][i]["accuracy"],
+            "validation_loss": looks[-1][1][i]["loss"],
+            "curve": [[at, scores[i]["accuracy"]] for at, scores in looks],
+            "losses": [[at, scores[i]["loss"]] for at, scores in looks],
+            "tests": {name: scores[i]["accuracy"] for name, scores in of_others.items()},
+        }
+        for i, score in enumerate(own)
+    ]
+
+
+def _stacked(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _rows_of_each(make: Maker, streams: Mapping[int, np.random.Generator], training: Training) -> dict[int, Any]:
+    """A step's rows for each seed."""
     return {
-        **_score(graph, params, test, training.questions),
-        "validation": curve[-1][1],
-        "steps": step,
-        "curve": curve,
-        "parameters": costs.parameters,
-        "activated": costs.activated,
-        "state": costs.state_bytes,
-        "tests": {name: _score(graph, params, rows, training.questions)["accuracy"] for name, rows in others.items()},
+        seed: _questions(make(stream, training.batch_size), training.questions) for seed, stream in streams.items()
     }
 
 
@@ -126,8 +159,11 @@ def _rate(training: Training, step: int) -> float:
     return training.learning_rate * min(1.0, (step + 1) / warmup) * cosine
 
 
+_FIELDS = ("tokens", "places", "answers")
+
+
 def _questions(batch: RecallBatch, width: int) -> dict[str, np.ndarray]:
-    """A batch with the places [B, width] of its labels and the labels there: only these positions need logits."""
+    """`_FIELDS` of a batch; the places [B, width] of its labels, since only these positions need logits."""
     rows, places = np.nonzero(batch.labels != IGNORE)
     places = places.reshape(len(batch.labels), -1).astype(np.int32)
     answers = batch.labels[rows.reshape(places.shape), places]
@@ -149,18 +185,21 @@ def _optimizer(weight_decay: float) -> optax.GradientTransformation:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
-def _train(graph, config, weight_decay, key, params, moments, batches, rates, steps):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
+def _train(graph, config, weight_decay, params, moments, keys, batches, rates, steps):
+    """Steps [S] of models [N] that are trained side by side."""
     optimizer = _optimizer(weight_decay)
 
-    def step(carry, xs):
-        params, moments = carry
-        batch, rate, number = xs
+    def one(params, moments, key, batch, rate, number):
         routers = router_training(config, jax.random.fold_in(key, number), number)
         gradients, load = jax.grad(lambda p: _loss(nnx.merge(graph, p), batch, routers), has_aux=True)(params)
         updates, moments = optimizer.update(gradients, moments, params)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        return (balance_routers(params, load, config), moments), None
+        return balance_routers(params, load, config), moments
+
+    def step(carry, xs):
+        batch, rate, number = xs
+        return jax.vmap(one, (0, 0, 0, 0, 0, None))(*carry, keys, batch, rate, number), None
 
     return jax.lax.scan(step, (params, moments), (batches, rates, steps))[0]
 
@@ -187,24 +226,40 @@ def _answers(model, batch, training=None):
     return jnp.einsum("bnd,vd->bnv", queried, weight, preferred_element_type=jnp.float32), router
 
 
-_SCORED = 128  # rows scored at a time
+_SCORED = 128, 2**16  # rows and tokens scored at a time, at most
 
 
-def _score(graph, params, batch: RecallBatch, width: int) -> dict[str, Any]:
-    questions = _questions(batch, width)
+def _scores(graph, params, batch: RecallBatch, width: int, kinds: int = 0) -> list[dict[str, Any]]:
+    """Each of the models that are stacked in ``params``."""
+    questions, count = _questions(batch, width), len(jax.tree.leaves(params)[0])
+    few = max(1, min(_SCORED[0], _SCORED[1] // batch.tokens.shape[1]))
     parts = [
-        _score_part(graph, params, {name: rows[i : i + _SCORED] for name, rows in questions.items()})
-        for i in range(0, len(batch.labels), _SCORED)
+        [
+            _score_part(graph, kinds, model, {name: rows[i : i + few] for name, rows in questions.items()})
+            for i in range(0, len(batch.labels), few)
+        ]
+        for model in (jax.tree.map(lambda leaf, n=n: leaf[n], params) for n in range(count))
     ]
-    means = jax.tree.map(lambda *values: np.mean(values, axis=0).tolist(), *parts)
-    return {name: value for name, value in means.items() if name != "routing_entropy"}
+    means = [jax.tree.map(lambda *values: np.mean(values, axis=0).tolist(), *of_model) for of_model in parts]
+    return [{name: value for name, value in mean.items() if name != "routing_entropy"} for mean in means]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _score_part(graph, params, batch):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _score_part(graph, kinds, params, batch):
     model = nnx.merge(graph, params)
     logits, router = _answers(model, batch)
     answers = batch["answers"]
     right = (jnp.argmax(logits, -1) == answers).sum() / (answers != IGNORE).sum()
     statistics = router_statistics(router, scores=model.config.router_scores)
+    if kinds and router is not None:
+        statistics["kinds"] = _writes(router, batch["tokens"], model.config.vocab_size - kinds, kinds)
     return {"accuracy": right, "loss": _nats(logits, answers), **statistics}
+
+
+def _writes(router: RouterOutput, tokens: jax.Array, first: int, kinds: int) -> jax.Array:
+    """Shares [L, kinds, M] of the writes of pairs, by the kind that a token's last id says and by memory."""
+    written = (tokens[..., 1] != BLANK)[..., None]
+    of_kind = jax.nn.one_hot(tokens[..., -1] - first, kinds) * written
+    to_memory = jax.nn.one_hot(router.memory_ids, router.logits.shape[-1]).sum(-2)
+    joint = jnp.einsum("btc,lbtm->lcm", of_kind, to_memory)
+    return joint / joint.sum((1, 2), keepdims=True)

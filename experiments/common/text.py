@@ -2,7 +2,8 @@
 
 Tiny: bytes of the Python standard library's source, two layers of width 64 with one head of 32 channels, windows of
 512 bytes, 2,048 bytes a step, 200 steps. The paper's: `mom-340m` on 15B tokens of SlimPajama, `mom-1.3b` on
-100B, windows of 2,048 tokens of the Mistral tokenizer.
+100B, windows of 2,048 tokens of the Mistral tokenizer. Medium: 8 layers of width 512 with four heads of 128 channels
+(57M parameters as a mixture) on 1B tokens of the same text, 131,072 a step.
 """
 
 import dataclasses
@@ -17,10 +18,14 @@ from mom_jax.models.presets import with_rule
 from mom_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, get_train_preset
 
 TINY = "tiny"
-SIZES = {"tiny": (TINY,), "paper": ("mom-340m", "mom-1.3b")}  # of a scale
+MEDIUM = "medium"
+SIZES = {"tiny": (TINY,), "medium": (MEDIUM,), "paper": ("mom-340m", "mom-1.3b")}  # of a scale
 
 _SMALL = {"hidden_size": 64, "num_heads": 1, "head_dim": 32, "num_slots": 32, "gate_low_rank_dim": 8,
           "decay_low_rank_dim": 16, "proj_low_rank_dim": 8, "a_low_rank_dim": 16}  # fmt: skip
+_MIDDLE = {"hidden_size": 512, "num_hidden_layers": 8, "head_dim": 128}
+_MODEL = {TINY: _SMALL, MEDIUM: _MIDDLE}
+_PRESET = {TINY: "mom-tiny", MEDIUM: "mom-340m"}  # others are presets
 _PAPER_TEXT = {"path": "hf:cerebras/SlimPajama-627B:default:train",
                "held_out_path": "hf:cerebras/SlimPajama-627B:default:validation"}  # fmt: skip
 _SCORED = 2**16  # bytes that tiny models are scored on
@@ -35,11 +40,15 @@ def recipe(size: str, rule: str, change: Callable[[MoMConfig], MoMConfig], seed:
         change: makes the model from that mixture.
         seed: of parameters and of the order of the text.
     """
-    config = get_train_preset("mom-tiny" if size == TINY else size)
+    config = get_train_preset(_PRESET.get(size, size))
     mixture = with_rule(config.model, rule)
-    model = change(dataclasses.replace(mixture, **(_SMALL if size == TINY else {})))
+    model = change(dataclasses.replace(mixture, **_MODEL.get(size, {})))
     data = dataclasses.replace(config.data, seed=seed, **({} if size == TINY else _PAPER_TEXT))
     config = dataclasses.replace(config, model=model, data=data, seed=seed)
+    if size == MEDIUM:
+        rate = dataclasses.replace(config.optimizer, learning_rate=1e-3, warmup_steps=300)
+        data = dataclasses.replace(config.data, batch_size=64)
+        return dataclasses.replace(config, data=data, optimizer=rate, steps=7_630)
     if size != TINY:
         return config
     return dataclasses.replace(

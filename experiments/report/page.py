@@ -13,7 +13,7 @@ from .beside import beside_paper
 from .runs import Run, show_run
 from .sections import Section
 from .side_by_side import compare_runs
-from .sweeps import Sweep, show_sweep
+from .sweeps import Sweep, show_comparisons, show_sweep
 
 
 def make_page(runs: Sequence[Run], sweeps: Sequence[Sweep]) -> str:
@@ -27,6 +27,7 @@ def make_page(runs: Sequence[Run], sweeps: Sequence[Sweep]) -> str:
         InputError: a file of a run or sweep is not of the form that this version writes.
     """
     sections: list[Section | None] = [compare_runs(list(runs)) if len(runs) > 1 else None, beside_paper(list(runs))]
+    sections += show_comparisons(sweeps)
     sections += [show_run(run) for run in runs] + [show_sweep(sweep) for sweep in sweeps]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

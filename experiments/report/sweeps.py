@@ -4,15 +4,19 @@ import dataclasses
 import inspect
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mom_jax.drawing import picture
 from mom_jax.errors import InputError
 from mom_jax.reports.tables import Table
 from mom_jax.training.config import flat
 
-from ..registry import EXPERIMENTS, SCALES, Experiment, Record, get_experiment, get_module
+from ..common.statistics import HEADING, METHOD, judge, row
+from ..registry import EXPERIMENTS, SCALES, Contrast, Experiment, Record, get_experiment, get_module
 from ..sweep import belonging, read_records
+from .questions import Answer, answers
 from .sections import Picture, Section, readable, shown
 
 
@@ -55,7 +59,7 @@ def read_sweep(folder: Path) -> Sweep:
         InputError: the folder is not named as a sweep's is, records that cannot be understood, or none.
     """
     name, _, scale = folder.name.rpartition("-")
-    if name not in EXPERIMENTS or scale not in SCALES:
+    if name not in EXPERIMENTS or scale not in get_experiment(name).scales:
         named = f"EXPERIMENT-SCALE, with EXPERIMENT one of {', '.join(EXPERIMENTS)} and SCALE of {', '.join(SCALES)}"
         raise InputError("sweep", folder, f"holds points of an unknown experiment; a sweep's folder is named {named}")
     experiment, left_out = get_experiment(name), list[str]()
@@ -79,11 +83,38 @@ def show_sweep(sweep: Sweep) -> Section:
     return readable(sweep.folder, lambda: _section(sweep))
 
 
+def show_comparisons(sweeps: Sequence[Sweep]) -> list[Section]:
+    """The questions of the page, and all comparisons of its sweeps, corrected for their number; none of tiny ones.
+
+    Raises:
+        InputError: as `show_sweep`.
+    """
+    contrasts: list[Contrast] = []
+    for sweep in sweeps:
+        contrasts += readable(sweep.folder, lambda sweep=sweep: sweep.experiment.compared(sweep.scale, sweep.records))
+    if not contrasts:
+        return []
+    judged = judge(contrasts)
+    small = {sweep.name: sweep.records for sweep in sweeps if sweep.scale == "small"}
+    sections = [_answered(answer) for answer in answers(small, judged)] if small else []
+    table = Table("", HEADING, [row(one) for one in judged], f"{len(judged)} comparisons. {METHOD}")
+    return [*sections, Section("Comparisons", tables=[table])]
+
+
+def _answered(answer: Answer) -> Section:
+    section = Section(answer.question, "question", notes=answer.lines)
+    if answer.draw:
+        section.pictures.append(Picture(answer.question, picture(answer.draw)))
+    return section
+
+
 def _section(sweep: Sweep) -> Section:
     heading, *rows = sweep.experiment.table(sweep.records)
     command = f"mom-jax experiment {sweep.name} --scale {sweep.scale}"
     section = Section(f"{sweep.name}, {sweep.scale}", "experiment", _facts(sweep), command)
     section.facts.extend(("found", line) for line in sweep.experiment.findings(sweep.records))
+    if sweep.scale == "tiny":
+        section.facts.append(("claims", "nothing: the tiny scale proves that the code runs"))
     section.tables.append(Table(EXPERIMENTS[sweep.name][1].capitalize(), heading, rows))
     section.left_out.extend(sweep.left_out)
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +153,7 @@ def _fixed(records: list[Record]) -> dict[str, Any]:
 def _points(records: list[Record]) -> Table:
     fixed = _fixed(records)
     points = [flat(record["point"]) for record in records]
-    results = [flat(record["result"]) for record in records]
+    results = [_by_seed(record["result"]) for record in records]
     varied = [name for name in _names(points) if name not in fixed]
     measured = _names(results)
     rows = [
@@ -132,6 +163,16 @@ def _points(records: list[Record]) -> Table:
         for point, result, record in zip(points, results, records, strict=True)
     ]
     return Table("", [*varied, *measured, "seconds"], rows)
+
+
+def _by_seed(result: dict[str, Any]) -> dict[str, Any]:
+    """A result by name; of one with several runs the numbers of each run, without its course."""
+    own = flat({name: value for name, value in result.items() if name != "runs"})
+    runs = [
+        flat({name: value for name, value in run.items() if not isinstance(value, list)})
+        for run in result.get("runs", ())
+    ]
+    return own | {name: [run.get(name) for run in runs] for name in (runs[0] if runs else ())}
 
 
 def _names(items: list[dict[str, Any]]) -> list[str]:

@@ -6,11 +6,11 @@
 Tiny: bits per byte of source code held out, two seeds. Paper: WikiText and LAMBADA perplexity, and the average of
 LAMBADA, PIQA, HellaSwag, WinoGrande, ARC-e and ARC-c: at 380M and 1.3B Transformer++ 41.35, 49.93; RetNet 40.19,
 48.81; HGRN2 41.46, 50.66; GLA 40.32, 49.24; GSA 40.67, 50.89; Gated DeltaNet 41.44, 49.58; MoM 41.97, 50.97
-(`paper.COMMONSENSE`). Ours are in docs/results.md. The models are those of the experiment `recall`.
+(`paper.COMMONSENSE`). The models are those of the experiment `recall`.
 """
 
 from ..common.comparison import Comparison
 from ..common.text import SIZES
 from .recall import MODELS
 
-EXPERIMENT = Comparison(MODELS, tiny={"text": 2}, paper="commonsense-tasks", sizes=SIZES["paper"]).experiment
+EXPERIMENT = Comparison(MODELS, tiny=("text",), small=(), paper="commonsense-tasks", sizes=SIZES["paper"]).experiment

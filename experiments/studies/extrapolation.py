@@ -6,7 +6,7 @@
 Tiny: the models of `commonsense`, trained on windows of 512 bytes, are scored on windows of 512 to 8,192: 64 KB of
 held-out source code at each length, the same for all models but not for all lengths, so models can be compared and
 lengths cannot. Paper: models of 1.3B, trained on 2K tokens, from 2K to 32K; it has a figure without numbers, in which
-MoM's perplexity is the lowest of the linear models. Ours are in docs/results.md.
+MoM's perplexity is the lowest of the linear models.
 """
 
 from pathlib import Path
@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from mom_jax.drawing import legend_beside
+from mom_jax.training.config import TrainConfig
 
 from ..common.comparison import training_facts
-from ..common.standing import verdict
 from ..common.text import recipe
-from ..registry import Experiment, Point, Record
+from ..registry import Contrast, Experiment, Point, Record
 from .recall import MODELS
 
 COMPARED = {"MoM": "C0", "Gated DeltaNet": "C7", "GLA": "C1", "HGRN2": "C2", "RetNet": "C3", "Transformer++": "C4"}
@@ -34,7 +34,7 @@ def points(scale: str) -> list[Point]:
     """Seed by seed; a point is a model at all lengths."""
     size = _SIZES[scale]
     return [
-        {"size": size, "seed": seed, "model": model, "lengths": list(LENGTHS[scale]), **training_facts(size, "text")}
+        {"size": size, "seed": seed, "model": model, "lengths": list(LENGTHS[scale]), **training_facts(size)}
         for seed in range(_SEEDS[scale])
         for model in COMPARED
     ]
@@ -44,10 +44,15 @@ def run(point: Point, models: Path) -> dict[str, Any]:
     """Bits per byte and perplexity at each length, in their order."""
     from ..common.text import held_out_scores, trained
 
-    model = MODELS[point["model"]]
-    run_dir = trained(recipe(point["size"], model.rule, model.change, point["seed"]), models)
+    run_dir = trained(training(point), models)
     scores = [held_out_scores(run_dir, point["size"], length) for length in point["lengths"]]
     return {name: [score[name] for score in scores] for name in ("bits_per_byte", "perplexity")}
+
+
+def training(point: Point) -> TrainConfig:
+    """The model of a point."""
+    model = MODELS[point["model"]]
+    return recipe(point["size"], model.rule, model.change, point["seed"])
 
 
 def table(records: list[Record]) -> list[list[str]]:
@@ -84,17 +89,20 @@ def _by_model(records: list[Record]) -> dict[str, list[Record]]:
     return {model: group for model in COMPARED if (group := [r for r in records if r["point"]["model"] == model])}
 
 
-def findings(records: list[Record]) -> list[str]:
-    """MoM's standing at the shortest and at the longest windows."""
-    lengths = records[0]["point"]["lengths"]
-    return [
-        verdict(
-            f"bits per byte in windows of {lengths[place]:,}",
-            {m: [r["result"]["bits_per_byte"][place] for r in group] for m, group in _by_model(records).items()},
-            lower=True,
-        )
+def contrasts(records: list[Record]) -> list[Contrast]:
+    """MoM beside the others at the shortest and at the longest windows."""
+    lengths, groups = records[0]["point"]["lengths"], _by_model(records)
+    at = {
+        place: {m: tuple(r["result"]["bits_per_byte"][place] for r in group) for m, group in groups.items()}
         for place in (0, -1)
+    }
+    return [
+        Contrast(f"bits per byte in windows of {lengths[place]:,}", "MoM", other, values["MoM"], theirs, lower=True)
+        for place, values in at.items()
+        if "MoM" in values
+        for other, theirs in values.items()
+        if other != "MoM"
     ]
 
 
-EXPERIMENT = Experiment(points, run, plot, table, findings)
+EXPERIMENT = Experiment(points, run, plot, table, contrasts=contrasts, training=training)

@@ -1,12 +1,13 @@
 """What each memory gets to do, with and without something that keeps loads even: figure 5 of the paper, and beyond.
 
-    mom-jax experiment load-balance --scale tiny        two CPU cores, eight minutes
+    mom-jax experiment load-balance --scale tiny        two CPU cores, minutes
+    mom-jax experiment load-balance --scale small       two CPU cores, an hour; one GPU, minutes
     mom-jax experiment load-balance --scale paper       32 GPUs, ten hours a model
 
 The auxiliary loss (scale 1e-2), a bias of the router's choice that each step moves against the load (loss-free, arXiv
-2408.15664), and nothing. Tiny: source code (two seeds), and synthetic recall of 8 pairs (three). The paper shows loads
-of mostly 0.2 to 0.3 with four memories and the loss; whether the router collapses without it, it leaves open. Ours
-are in docs/results.md. A memory is dead when it gets less than a hundredth of an even share.
+2408.15664), and nothing. Tiny: source code, and synthetic recall. Small: recall of 16 pairs, as in
+`studies/capacity.py`. The paper shows loads of mostly 0.2 to 0.3 with four memories and the loss; whether the router
+collapses without it, it leaves open. A memory is dead when it gets less than a hundredth of an even share.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 
 from mom_jax.models.router_config import RouterBalance
 
-from ..common.comparison import MEASURES, Comparison, Model, grouped
+from ..common.comparison import Comparison, Model, every, grouped
 from ..common.text import recipe
 from ..registry import Experiment, Point, Record
 
@@ -33,7 +34,7 @@ MODELS = {
     "loss-free": balanced("loss_free"),
     "nothing": balanced("none"),
 }
-_COMPARISON = Comparison(MODELS, tiny={"text": 2, "recall": 3})
+_COMPARISON = Comparison(MODELS, tiny=("text", "recall"), question="router-loss")
 
 
 def run(point: Point, models: Path) -> dict[str, Any]:
@@ -60,8 +61,8 @@ def table(records: list[Record]) -> list[list[str]]:
     rows = []
     for (size, measure), models in grouped(records).items():
         for model, group in models.items():
-            values = [record["result"][MEASURES[measure].value] for record in group]
-            loads = np.asarray([record["result"]["load"] for record in group])  # [seeds, L, M]
+            values = every(measure, group)
+            loads = np.asarray(loads_of(group))  # [seeds, L, M]
             dead = int((loads < DEAD_SHARE / loads.shape[-1]).sum())
             churn = [r["result"]["history"]["routing_churn"] for r in group if r["result"].get("history")]
             last = f"{np.mean([c[-1][1] for c in churn if c]):.3f}" if any(churn) else "–"
@@ -83,10 +84,10 @@ def _ends(records: list[Record], path: Path) -> Path:
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, ((size, measure), models) in zip(panels, groups.items(), strict=True):
         for place, group in enumerate(models.values()):
-            shares = np.concatenate([np.ravel(record["result"]["load"]) for record in group])
+            shares = np.ravel(loads_of(group))
             scatter = np.linspace(-0.25, 0.25, len(shares))
             axes.plot(place + scatter, np.sort(shares), "o", color=f"C{place}", alpha=0.7, markersize=5)
-        axes.axhline(1 / len(group[0]["result"]["load"][0]), color="0.5", linewidth=1, linestyle="--")
+        axes.axhline(1 / len(loads_of(group)[0][0]), color="0.5", linewidth=1, linestyle="--")
         axes.set(title=f"{measure}, {size}", xticks=range(len(models)), xticklabels=list(models), ylim=(-0.02, None))
         axes.grid(axis="y", alpha=0.25)
     panels[0].set_ylabel("share of a layer's assignments\n(dashed: even)")
@@ -113,14 +114,28 @@ def _courses(records: list[Record], path: Path) -> list[Path]:
     return [path]
 
 
+def loads_of(group: list[Record]) -> list[Any]:
+    """The load [L][M] of every seed."""
+    return [run["load"] for record in group for run in record["result"].get("runs", [record["result"]])]
+
+
 def findings(records: list[Record]) -> list[str]:
-    """The comparison's sentences, and how uneven loads became."""
+    """How uneven loads became."""
     uneven = []
     for (size, measure), models in grouped(records).items():
-        spans = {name: np.ptp([record["result"]["load"] for record in group]) for name, group in models.items()}
+        spans = {name: np.ptp(loads_of(group)) for name, group in models.items()}
         spread = ", ".join(f"{span:.3f} ({name})" for name, span in spans.items())
         uneven.append(f"{measure}, {size}: between the largest and the smallest share of a memory lie {spread}.")
-    return [*_COMPARISON.findings(records), *uneven]
+    return uneven
 
 
-EXPERIMENT = Experiment(_COMPARISON.points, run, plot, table, findings)
+EXPERIMENT = Experiment(
+    _COMPARISON.points,
+    run,
+    plot,
+    table,
+    findings,
+    _COMPARISON.contrasts,
+    scales=_COMPARISON.scales,
+    training=_COMPARISON.training,
+)

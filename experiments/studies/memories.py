@@ -1,11 +1,12 @@
 """The number of memories, and how many of them a token goes to: figures 6 and 8 of the paper.
 
-    mom-jax experiment memories --scale tiny        two CPU cores, ten minutes
+    mom-jax experiment memories --scale tiny        two CPU cores, minutes
+    mom-jax experiment memories --scale small       two CPU cores, an hour; one GPU, minutes
     mom-jax experiment memories --scale paper       32 GPUs, ten hours a model
 
-One memory, then 2 to 8 (paper: to 16) of which a half or a quarter is chosen, beside the shared one. Tiny: synthetic
-recall of 8 pairs, three seeds. The paper has figures without numbers, in which the averages of recall and commonsense
-tasks generally rise with the number of memories. Ours are in docs/results.md.
+One memory, then 2 to 8 (paper: to 16) of which a half or a quarter is chosen, beside the shared one. Tiny and small:
+synthetic recall, as in `studies/capacity.py`. The paper has figures without numbers, in which the averages of recall
+and commonsense tasks generally rise with the number of memories.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from mom_jax.drawing import legend_beside
 from mom_jax.models.baselines import single
 
-from ..common.comparison import MEASURES, Comparison, Model, grouped
+from ..common.comparison import MEASURES, Comparison, Model, every, grouped
 from ..registry import Experiment, Record
 
 RATIOS = {"half chosen": (0.5, "C0"), "a quarter chosen": (0.25, "C1")}
@@ -34,9 +35,9 @@ def label(memories: int, top_k: int) -> str:
 
 
 PAIRS = [(4, 2), (2, 1), (8, 4), (4, 1), (8, 2), (16, 8), (16, 4)]  # memories, chosen
-_MODELS = {label(*pair): several(*pair) for pair in PAIRS} | {"1 memory": Model(single)}
-_TINY = Comparison({name: _MODELS[name] for name in _MODELS if "16" not in name}, tiny={"recall": 3})
-_PAPER = Comparison(_MODELS, tiny={})
+_MODELS = {"1 memory": Model(single)} | {label(*pair): several(*pair) for pair in PAIRS}
+_FEW = Comparison({name: _MODELS[name] for name in _MODELS if "16" not in name}, tiny=("recall",))
+_ALL = Comparison(_MODELS, tiny=())
 
 
 def plot(records: list[Record], folder: Path) -> list[Path]:
@@ -45,11 +46,10 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
     figure = Figure(figsize=(4.6 * len(groups) + 0.4, 3.8), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, ((size, measure), models) in zip(panels, groups.items(), strict=True):
-        value = MEASURES[measure].value
         for name, (ratio, colour) in RATIOS.items():
             line = {1: models.get("1 memory")}
             line |= {m: models.get(label(m, k)) for m, k in sorted(PAIRS) if k == ratio * m}
-            line = {m: [record["result"][value] for record in group] for m, group in line.items() if group}
+            line = {m: every(measure, group) for m, group in line.items() if group}
             axes.plot(list(line), [np.mean(values) for values in line.values()], "o-", color=colour, label=name)
             for m, values in line.items():
                 axes.plot([m] * len(values), values, ".", color=colour, alpha=0.6)
@@ -65,5 +65,11 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
 
 
 EXPERIMENT = Experiment(
-    lambda scale: (_TINY if scale == "tiny" else _PAPER).points(scale), _PAPER.run, plot, _PAPER.table, _PAPER.findings
+    lambda scale: (_FEW if scale in ("tiny", "small") else _ALL).points(scale),
+    _ALL.run,
+    plot,
+    _ALL.table,
+    contrasts=_ALL.contrasts,
+    scales=_FEW.scales,
+    training=_ALL.training,
 )

@@ -1,12 +1,13 @@
 """The parts of a router, and what memories differ in, one changed at a time.
 
     mom-jax experiment routers --scale tiny        two CPU cores, twenty minutes
+    mom-jax experiment routers --scale small       two CPU cores, six hours; one GPU, half an hour
     mom-jax experiment routers --scale paper       32 GPUs, ten hours a model
 
-Tiny: synthetic recall of 8 pairs, three seeds. The paper's router is a softmax whose largest two are made to sum to 1,
-balanced by the auxiliary loss. With one memory for each token such weights are 1, so what is read does not teach the
-router: `top-1, weights as scored` lets it. Choices that no router makes show what its choice is worth: by position in
-the text, one memory after the other, by a hash of the token, and always the same two.
+Tiny and small: synthetic recall, as in `studies/capacity.py`. The paper's router is a softmax whose largest two are
+made to sum to 1, balanced by the auxiliary loss. With one memory for each token such weights are 1, so what is read
+does not teach the router: `top-1, weights as scored` lets it. Choices that no router makes show what its choice is
+worth: by position in the text, one memory after the other, by a hash of the token, and always the same two.
 """
 
 import dataclasses
@@ -49,4 +50,4 @@ MODELS = {
     "always the same": chosen("one"),
 }
 
-EXPERIMENT = Comparison(MODELS, tiny={"recall": 3}).experiment
+EXPERIMENT = Comparison(MODELS, tiny=("recall",)).experiment

@@ -1,16 +1,18 @@
 """Items among blanks, said again in order (Gu and Dao, arXiv 2312.00752, section 3.1), by models of equal state.
 
-    mom-jax experiment selective-copy --scale tiny       two CPU cores, about ten minutes
+    mom-jax experiment selective-copy --scale tiny       two CPU cores, four minutes
+    mom-jax experiment selective-copy --scale small      one GPU
     mom-jax experiment selective-copy --scale paper      GPUs; spread it with --shard i/n
 
 A model has to write items, pass over blanks, and tell the i-th marker from the others, which are the same token: it has
 to count. The models are those of recall (`studies/mqar.py`): the mixture, one memory of its size, of equal active and
 of equal total state, and attention. All but attention have short convolutions.
 
-Tiny: 4 and 8 items of 14 in 32 tokens, two layers of width 32 with one head of 4 key and 8 value channels, 4 memories
-of which 2 are chosen, one learning rate, three seeds.
+Tiny: 4 items of 14 in 16 tokens, two layers of width 32 with one head of 4 key and 8 value channels, 4 memories
+of which 2 are chosen, one learning rate, two seeds. Small: 8 and 16 items in 64 tokens, 4,000 steps, learning rates
+chosen as `common/tuned.py` says.
 Paper: 16 items of 14 in 4096 tokens, two layers of width 64, 400,000 steps of 64 rows, as Gu and Dao have it; memories
-of 16 key and 32 value channels, and their learning rate and a larger one, of which the best by validation counts.
+of 16 key and 32 value channels, and their learning rate and larger ones.
 """
 
 import dataclasses
@@ -22,10 +24,10 @@ from matplotlib.figure import Figure
 
 from mom_jax.data.recall import selective_copy
 
-from ..common.architectures import ARCHITECTURES, mixture
-from ..common.seeds import Task, by_architecture, cells, draw, points_of, train
-from ..common.standing import verdict
-from ..registry import Experiment, Point, Record
+from ..common.architectures import ARCHITECTURES, COMPARED, architecture, mixture
+from ..common.seeds import CELLS, Task, beside_mixture, cells, draw, learned, points_of, rate_cell
+from ..common.tuned import GRID, SEEDS
+from ..registry import Contrast, Experiment, Point, Record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,71 +39,77 @@ class Items(Task):
     items: int
 
 
-TINY = tuple(
-    Items(length=32, items=items, vocab=16, hidden_size=32, num_layers=2, head_dim=4, num_memories=4, steps=600,
-          batch_size=32, questions=8)
-    for items in (4, 8)
+TINY = (
+    Items(length=16, items=4, vocab=16, hidden_size=32, num_layers=2, head_dim=4, num_memories=4, steps=50,
+          batch_size=32, questions=4, rates=(1e-2,), seeds=(0, 1)),
 )  # fmt: skip
-PAPER = Items(length=4096, items=16, vocab=16, hidden_size=64, num_layers=2, head_dim=16, num_memories=4,
-              steps=400_000, batch_size=64, questions=16)  # fmt: skip
-TINY_RATE = 1e-2
-PAPER_RATES = (1e-4, 1e-3)
+SMALL = tuple(
+    Items(length=64, items=items, vocab=16, hidden_size=32, num_layers=2, head_dim=4, num_memories=4, steps=4000,
+          batch_size=32, questions=items, rates=GRID, seeds=SEEDS)
+    for items in (8, 16)
+)  # fmt: skip
+PAPER = (
+    Items(length=4096, items=16, vocab=16, hidden_size=64, num_layers=2, head_dim=16, num_memories=4, steps=400_000,
+          batch_size=64, questions=16, rates=(1e-4, 3e-4, 1e-3), seeds=(0, 1, 2), together=1),
+)  # fmt: skip
+TASKS = {"tiny": TINY, "small": SMALL, "paper": PAPER}
 
 
 def points(scale: str) -> list[Point]:
-    """Seed by seed, so that a sweep that is stopped early has compared all."""
-    if scale == "paper":
-        return points_of(PAPER, PAPER_RATES)
-    made = [points_of(task, [TINY_RATE]) for task in TINY]
-    return sorted((point for points in made for point in points), key=lambda point: point["seed"])
+    """Task by task, each with every model."""
+    return [point for task in TASKS[scale] for point in points_of(task, COMPARED)]
 
 
 def run(point: Point, models: Path) -> dict[str, Any]:
-    """Trains and scores one model."""
-    make = functools.partial(selective_copy, length=point["length"], items=point["items"], vocab=point["vocab"])
-    return train(point, dataclasses.replace(mixture(point), use_short_conv=True), make)
+    """The best learning rate of a model, and every seed with it."""
+    sizes = {name: point[name] for name in ("length", "items", "vocab")}
+    make, chance = functools.partial(selective_copy, **sizes), 1 / (point["vocab"] - 2)
+    config = architecture(point["architecture"], dataclasses.replace(mixture(point), use_short_conv=True))
+    config = dataclasses.replace(config, impl="xla")  # kernels run one model at a time
+    return learned(point, config, make, {"task": point["task"], **sizes}, models, chance)
 
 
 def table(records: list[Record]) -> list[list[str]]:
-    """Every model's accuracy: mean, and each seed."""
-    heading = ["items", "model", "accuracy", "each seed", "state", "active parameters"]
+    """Every model's accuracy: mean with its interval, and each seed."""
+    heading = ["items", "model", *CELLS, "rate", "state", "active parameters"]
     rows = []
-    for items, models in _by_items(records).items():
-        for name, group in models.items():
-            costs = [f"{group[0]['result'][cost]:,}" for cost in ("state", "activated")]
-            rows.append([str(items), ARCHITECTURES[name][0], *cells(_accuracies(group)), *costs])
+    for record in records:
+        point, first = record["point"], record["result"]["runs"][0]
+        name, costs = ARCHITECTURES[point["architecture"]][0], [f"{first[cost]:,}" for cost in ("state", "activated")]
+        rows.append([str(point["items"]), name, *cells(record), rate_cell(record), *costs])
     return [heading, *rows]
 
 
 def plot(records: list[Record], folder: Path) -> list[Path]:
-    """Accuracy of every model: the mean, and a dot for every seed; a panel for each number of items."""
-    groups = _by_items(records)
+    """Accuracy of every model with its interval; a panel for each number of items."""
+    groups = by_items(records)
     figure = Figure(figsize=(6.0 * len(groups) + 0.4, 3.6), layout="constrained")
-    for axes, (items, models) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
-        for place, (name, group) in enumerate(models.items()):
-            draw(axes, name, [place], [_accuracies(group)])
-        axes.set_xticks(range(len(models)), [ARCHITECTURES[name][0].replace(" ", "\n") for name in models])
-        axes.set_title(f"{items} items in {records[0]['point']['length']} tokens")
+    for axes, (items, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+        names = [ARCHITECTURES[record["point"]["architecture"]] for record in group]
+        for place, (record, (_, colour)) in enumerate(zip(group, names, strict=True)):
+            draw(axes, [place], [record], color=colour, fmt="o")
+        axes.set_xticks(range(len(names)), [label.replace(" ", "\n") for label, _ in names])
+        axes.set(title=f"{items} items in {group[0]['point']['length']} tokens", ylabel="accuracy", ylim=(0, 1.03))
     path = folder / "accuracy.png"
     figure.savefig(path, dpi=150)
     return [path]
 
 
-def findings(records: list[Record]) -> list[str]:
-    """The mixture's standing, by the number of items."""
+def contrasts(records: list[Record]) -> list[Contrast]:
+    """The mixture beside every other model, by the number of items."""
     return [
-        verdict(f"{items} items", {ARCHITECTURES[name][0]: _accuracies(group) for name, group in models.items()})
-        for items, models in _by_items(records).items()
+        contrast
+        for items, group in by_items(records).items()
+        for contrast in beside_mixture(f"selective copying of {items} items, accuracy", group)
     ]
 
 
-def _by_items(records: list[Record]) -> dict[int, dict[str, list[Record]]]:
-    counts = sorted({record["point"]["items"] for record in records})
-    return {n: by_architecture([r for r in records if r["point"]["items"] == n]) for n in counts}
+def by_items(records: list[Record]) -> dict[int, list[Record]]:
+    """Records by their number of items."""
+    groups: dict[int, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["point"]["items"], []).append(record)
+    return groups
 
 
-def _accuracies(group: list[Record]) -> list[float]:
-    return [record["result"]["accuracy"] for record in group]
-
-
-EXPERIMENT = Experiment(points, run, plot, table, findings)
+EXPERIMENT = Experiment(points, run, plot, table, contrasts=contrasts, scales=("tiny", "small", "paper"))

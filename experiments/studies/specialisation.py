@@ -6,7 +6,7 @@
 The mixture of `commonsense` reads held-out text. Of each layer the normed hidden states that its router sees are laid
 out in the plane by UMAP (arXiv 1802.03426), in the colour of the memory with the largest probability; beside it, the
 tokens that go there most above their share of all tokens. The first router sees the token alone. The paper's figure
-shows clusters. Ours are in docs/results.md. UMAP can draw clusters where there are none: the table's lifts do not
+shows clusters. UMAP can draw clusters where there are none: the table's lifts do not
 depend on it, and neither does the share of neighbours, in all dimensions, that go to the same memory (beside it: what
 it would be by chance).
 """
@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mom_jax.errors import InputError, install
+from mom_jax.training.config import TrainConfig
 
 from ..common.comparison import training_facts
 from ..common.text import recipe
@@ -35,8 +36,13 @@ _SHOWN = 12  # tokens of a memory
 def points(scale: str) -> list[Point]:
     """A point for each seed."""
     size = _SIZES[scale]
-    facts = training_facts(size, "text")
+    facts = training_facts(size)
     return [{"size": size, "seed": seed, "drawn": _DRAWN, **facts} for seed in range(2 if scale == "tiny" else 1)]
+
+
+def training(point: Point) -> TrainConfig:
+    """The model of a point."""
+    return recipe(point["size"], MODELS["MoM"].rule, MODELS["MoM"].change, point["seed"])
 
 
 def run(point: Point, models: Path) -> dict[str, Any]:
@@ -49,7 +55,7 @@ def run(point: Point, models: Path) -> dict[str, Any]:
         raise InputError("experiment", "specialisation", f"needs umap-learn: {install('experiments')}")
     from ..common.text import trained
 
-    run_dir = trained(recipe(point["size"], MODELS["MoM"].rule, MODELS["MoM"].change, point["seed"]), models)
+    run_dir = trained(training(point), models)
     ids, states, chosen, names = routed(run_dir)
     drawn = np.random.default_rng(0).permutation(len(ids))[: point["drawn"]]
     return {
@@ -156,4 +162,4 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
     return [path]
 
 
-EXPERIMENT = Experiment(points, run, plot, table)
+EXPERIMENT = Experiment(points, run, plot, table, training=training)

@@ -7,7 +7,7 @@ In *fused* sequences one token carries a key and its value. Such a position has 
 which may be blank; a model reads it as the sum of their two embeddings. A query is a key with a blank value.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -95,25 +95,64 @@ def selective_copy(rng: np.random.Generator, batch: int, length: int, items: int
     return RecallBatch(tokens, labels)
 
 
-def interference(rng: np.random.Generator, batch: int, pairs: int, distractors: int, vocab: int) -> RecallBatch:
-    """What later writes do to the first one: fused tokens as in `fused_mqar`.
+Second = Literal["same", "other", "either"]
 
-    ``pairs`` keys with values, ``distractors`` more with other keys and values, and one query: the very first key.
+
+def interference(
+    rng: np.random.Generator,
+    batch: int,
+    length: int,
+    pairs: int,
+    distractors: int,
+    vocab: int,
+    kinds: int = 4,
+    second: Second = "either",
+    asked: Literal["first", "all"] = "first",
+) -> RecallBatch:
+    """What later writes do to earlier ones of their own kind and of another.
+
+    Fused tokens as in `fused_mqar`, with a third id that says of which kind the key is: ``pairs`` keys of one kind with
+    their values, ``distractors`` more, then keys to be recalled in random order, then blanks. The last ``kinds`` ids of
+    the vocabulary mark the kinds; keys of a kind are an equal part of the lower half.
+
+    Args:
+        rng: source of chance.
+        batch, length: rows, and tokens of a row.
+        pairs, distractors: keys with values, written in this order; all differ.
+        vocab: token ids, those of the kinds included.
+        kinds: of keys.
+        second: the kind of all distractors of a row: that of its pairs, another, or either at evens.
+        asked: the keys of the pairs, or those of the distractors too.
 
     Returns:
-        Rows of ``pairs + distractors + 1`` tokens with one label, at the end.
+        tokens [batch, length, 3], and labels [batch, length] with as many answers in each row.
 
     Raises:
-        InputError: more pairs than the vocabulary has keys.
+        InputError: the row is too short, or the vocabulary has too few keys of a kind.
     """
-    _check_room(pairs + 1, pairs, pairs)
+    written = pairs + distractors
+    queries = pairs if asked == "first" else written
     if distractors < 0:
         raise InputError("distractors", distractors, "must be at least 0")
-    written = pairs + distractors
-    keys, values = _keys_and_values(rng, batch, written, vocab)
-    tokens, labels = _empty(batch, written + 1, fused=True)
-    tokens[:, :written] = np.stack([keys, values], -1)
-    tokens[:, -1, 0], labels[:, -1] = keys[:, 0], values[:, 0]
+    _check_room(length, written + queries, pairs)
+    half, of_kind = vocab // 2, (vocab // 2 - 1) // max(kinds, 1)
+    if kinds < 2 or written > of_kind or written > half - kinds:
+        remedy = f"must be at least {2 * (max(kinds, 2) * written + 1)} for {max(kinds, 2)} kinds of {written} keys"
+        raise InputError("vocab" if kinds >= 2 else "kinds", vocab if kinds >= 2 else kinds, remedy)
+    first = rng.integers(0, kinds, batch)
+    moved = {"same": 0.0, "other": 1.0, "either": 0.5}[second]
+    later = (first + rng.integers(1, kinds, batch) * (rng.random(batch) < moved)) % kinds
+    kind = np.where(np.arange(written) < pairs, first[:, None], later[:, None])
+    keys = 1 + kind * of_kind + _distinct(rng, batch, of_kind, written)
+    values = half + _distinct(rng, batch, half - kinds, written)
+    marks = vocab - kinds + kind
+    tokens = np.full((batch, length, 3), BLANK, np.int32)
+    labels = np.full((batch, length), IGNORE, np.int32)
+    tokens[:, :written] = np.stack([keys, values, marks], -1)
+    order = _distinct(rng, batch, queries, queries)
+    span = slice(written, written + queries)
+    tokens[:, span, 0], tokens[:, span, 2] = (np.take_along_axis(x, order, 1) for x in (keys, marks))
+    labels[:, span] = np.take_along_axis(values, order, 1)
     return RecallBatch(tokens, labels)
 
 

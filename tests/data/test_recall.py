@@ -21,7 +21,7 @@ MAKERS = {
     "fused": lambda r: fused_mqar(r, 6, 40, 8, VOCAB),
     "fused without room": lambda r: fused_mqar(r, 6, 16, 8, VOCAB),
     "copy": lambda r: selective_copy(r, 6, 40, 8, 16),
-    "interference": lambda r: interference(r, 6, 4, 12, VOCAB),
+    "interference": lambda r: interference(r, 6, 32, 4, 12, VOCAB, 2),
 }
 
 
@@ -91,13 +91,25 @@ def test_selective_copy():
         assert (labels[:32] == IGNORE).all()
 
 
-def test_interference():
-    """The first pair is asked for behind all others, whose keys and values differ from it."""
-    for tokens, labels in zip(*interference(rng(), 50, 4, 12, VOCAB), strict=True):
-        assert tokens.shape == (17, 2)
-        assert len(set(tokens[:16, 0])) == len(set(tokens[:16, 1])) == 16
-        assert list(tokens[-1]) == [tokens[0, 0], 0] and labels[-1] == tokens[0, 1]
-        assert (labels[:-1] == IGNORE).all()
+@pytest.mark.parametrize("second", ["same", "other", "either"])
+@pytest.mark.parametrize(("asked", "queries"), [("first", 4), ("all", 10)])
+def test_interference(second, asked, queries):
+    """Pairs of one kind, then distractors of the same or of another; what is asked comes behind them, then blanks."""
+    kinds, apart = 4, []
+    for tokens, labels in zip(*interference(rng(), 50, 24, 4, 6, VOCAB, kinds, second, asked), strict=True):
+        keys, values, marks = tokens[:10].T
+        of_kind = (keys - 1) // ((VOCAB // 2 - 1) // kinds)
+        assert (marks == VOCAB - kinds + of_kind).all() and of_kind.max() < kinds
+        assert len(set(keys)) == len(set(values)) == 10 and VOCAB // 2 <= values.min() <= values.max() < VOCAB - kinds
+        assert len(set(of_kind[:4])) == len(set(of_kind[4:])) == 1
+        apart.append(of_kind[0] != of_kind[-1])
+        answers, asked_for = dict(zip(keys, values, strict=True)), tokens[10 : 10 + queries, 0]
+        assert sorted(asked_for) == sorted(keys[:queries]) and not tokens[10:, 1].any()
+        assert [answers[key] for key in asked_for] == list(labels[10 : 10 + queries])
+        assert not tokens[10 + queries :].any() and (np.delete(labels, range(10, 10 + queries)) == IGNORE).all()
+    assert np.mean(apart) == {"same": 0, "other": 1}.get(second, np.mean(apart)) and len(set(apart)) == (
+        2 if second == "either" else 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,8 +120,10 @@ def test_interference():
         (lambda: mqar(rng(), 1, 64, 8, 16), "vocab=16: must be at least 18 for 8 keys"),
         (lambda: fused_mqar(rng(), 1, 64, 0, 16), "pairs=0: must be at least 1"),
         (lambda: selective_copy(rng(), 1, 64, 8, 2), "vocab=2: must be at least 3"),
-        (lambda: interference(rng(), 1, 2, -1, 16), "distractors=-1: must be at least 0"),
-        (lambda: interference(rng(), 1, 2, 10, 16), "vocab=16: must be at least 26"),
+        (lambda: interference(rng(), 1, 8, 2, -1, 64), "distractors=-1: must be at least 0"),
+        (lambda: interference(rng(), 1, 32, 2, 10, 64), "vocab=64: must be at least 98 for 4 kinds of 12 keys"),
+        (lambda: interference(rng(), 1, 9, 2, 6, 128), "length=9: must be at least 10"),
+        (lambda: interference(rng(), 1, 16, 2, 6, 64, kinds=1), "kinds=1: must be at least"),
     ],
 )
 def test_bad_sizes_are_refused(make, message):

@@ -1,14 +1,13 @@
 """Models side by side: what is compared, in words, tables and pictures; results are made up, nothing is trained."""
 
-import dataclasses
-
 import pytest
 from mom_jax.experiments.common import comparison
-from mom_jax.experiments.common.standing import standing, verdict
 from mom_jax.experiments.common.text import SIZES, recipe
 from mom_jax.experiments.registry import EXPERIMENTS, get_experiment
 from mom_jax.experiments.studies import hybrid, memories, recall
+from support.made_up import tuned_result
 
+from mom_jax.errors import InputError
 from mom_jax.models.config import MoMConfig
 
 COMPARISONS = ("recall", "longbench", "mixed-or-expanded", "auxiliary-loss", "commonsense", "hybrid", "equal-activated")
@@ -18,6 +17,8 @@ LAYER = [0.3, 0.2, 0.25, 0.25]
 
 def made_up(point, number):
     """A record as a comparison's run gives it, the better the later."""
+    if point["measure"] == "recall":
+        return {"point": point, "result": tuned_result([0.5, 0.6 + 0.01 * number]), "seconds": 1.0}
     values = {
         measure.value: 1 + 0.1 * number * (-1 if measure.lower else 1) for measure in comparison.MEASURES.values()
     }
@@ -27,11 +28,15 @@ def made_up(point, number):
     return {"point": point, "result": result, "seconds": 1.0}
 
 
-@pytest.mark.parametrize("scale", SIZES)
+@pytest.mark.parametrize("scale", ["tiny", "small", "medium", "paper"])
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_every_point_is_shown(name, scale, tmp_path):
-    """A row for each model and measure, with every seed; a sentence for each measure; pictures."""
+    """A row for each model and measure, with every seed; the first model beside each other one; pictures."""
     experiment = get_experiment(name)
+    if scale not in experiment.scales:
+        with pytest.raises(InputError, match=r"scale=small: .* has tiny and medium and paper"):
+            experiment.check_scale(name, scale)
+        return
     points = experiment.points(scale)
     records = [made_up(point, number) for number, point in enumerate(points)]
     heading, *rows = experiment.table(records)
@@ -39,8 +44,11 @@ def test_every_point_is_shown(name, scale, tmp_path):
     groups = set(measured)
     assert len(rows) == len(groups) and all(len(row) == len(heading) for row in rows)
     seeds = heading.index("each seed")
-    assert sum(len(row[seeds].split()) for row in rows) == len(measured)
-    assert len(experiment.findings(records)) >= len({group[:2] for group in groups})
+    assert sum(len(row[seeds].split()) for row in rows) == sum(2 if m[1] == "recall" else 1 for m in measured)
+    contrasts = experiment.compared(scale, records)
+    beside_first = len(groups) - len({group[:2] for group in groups})
+    expected = 2 * len({group[:2] for group in groups}) if name == "mixed-or-expanded" else beside_first
+    assert len(contrasts) == (0 if scale == "tiny" else expected)
     assert all(path.stat().st_size > 5_000 for path in experiment.plot(records, tmp_path))
     assert experiment.table(records[:1])[1:], "a sweep that has just begun"
     assert all(path.is_file() for path in experiment.plot(records[:1], tmp_path))
@@ -74,37 +82,28 @@ def test_the_published_recipe():
         assert config.steps * data.batch_size * data.sequence_length == pytest.approx(tokens, rel=0.1)
 
 
-def test_sizes_go_with_the_recall_task():
-    """What the tiny models that learn to recall have in common with those of the experiment of that name."""
-    point = {**dataclasses.asdict(comparison.RECALL_TASK), "learning_rate": 1.0, "seed": 0}
+def test_recall_is_the_task_of_its_scale():
+    """With every rate and seed in one point; the hybrid has two layers, all else one."""
     seen = []
 
-    def result(config: MoMConfig, asked, models):
-        seen.append(config)
-        return {"validation": 1.0 / len(seen)}
+    def result(config: MoMConfig, point, models):
+        seen.append((config, point))
+        return {}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "recalled", result)
         for name in ("recall", "hybrid"):
-            experiment = get_experiment(name)
-            experiment.run(next(p for p in experiment.points("tiny") if p["measure"] == "recall"), None)
-    assert len(seen) == 2 * len(comparison.TINY_RATES)
-    one, two = seen[0], seen[-1]
-    assert (one.hidden_size, one.vocab_size, one.num_hidden_layers) == (point["hidden_size"], point["vocab"], 1)
+            for scale in ("tiny", "small"):
+                experiment = get_experiment(name)
+                experiment.run(next(p for p in experiment.points(scale) if p["measure"] == "recall"), None)
+    (tiny, _), (small, point), (two, _), _ = seen
+    assert (tiny.hidden_size, tiny.num_hidden_layers) == (comparison.RECALL["tiny"].hidden_size, 1)
+    assert (small.hidden_size, small.vocab_size) == (64, 512) and len(point["rates"]) >= 4 and len(point["seeds"]) >= 3
     assert two.num_hidden_layers == 2 and two.attn.layers == (1,)
-
-
-def test_standing():
-    """All seeds beyond all others, or level."""
-    assert standing([0.9, 0.8], [0.7, 0.6], lower=False) == "better" == standing([0.6], [0.7], lower=True)
-    assert standing([0.6], [0.7], lower=False) == "worse"
-    assert standing([0.9, 0.6], [0.7, 0.65], lower=False) == "level" == standing([1.0], [1.0], lower=True)
-    assert standing([], [1.0], lower=True) == ""
-    said = verdict("x", {"MoM": [1.0, 3.0], "A": [0.5], "B": [2.0], "C": [9.0]})
-    assert said == "x: MoM (2) is better than A (0.5); level with B (2); worse than C (9)."
 
 
 def test_all_experiments_are_in_one_of_these_suites():
     """So that a new one gets its tests."""
-    own = {"mqar", "interference", "selective-copy", "generation", "throughput", "extrapolation", "specialisation"}
+    own = {"capacity", "mqar", "interference", "selective-copy", "needles"}
+    own |= {"generation", "throughput", "extrapolation", "specialisation"}
     assert set(EXPERIMENTS) == own | set(COMPARISONS)

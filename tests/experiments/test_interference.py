@@ -1,58 +1,87 @@
-"""The points and rows of interference, one short training, and how results are shown."""
+"""The points of interference, one short training, and how results are shown."""
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from mom_jax.experiments.common.seeds import COMPARED
+from mom_jax.experiments.common.architectures import COMPARED
+from mom_jax.experiments.common.synthetic import _writes
 from mom_jax.experiments.studies import interference
+from support.made_up import tuned_result
 
-from mom_jax.data import recall
-from mom_jax.labels import IGNORE
+from mom_jax.ops.routing import RouterOutput
 
 
-@pytest.mark.parametrize("scale", ["tiny", "paper"])
+@pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
 def test_points(scale):
-    """All differ, survive JSON, and compare every model with every seed; the first ones compare all models."""
+    """All differ, survive JSON, and every model is there; a row has room for all answers."""
     points = interference.points(scale)
     assert json.loads(json.dumps(points)) == points
-    assert len({json.dumps(point) for point in points}) == len(points)
-    assert {(p["architecture"], p["seed"]) for p in points} == {(name, seed) for name in COMPARED for seed in range(3)}
-    first = points[: len(points) // 3]
-    assert {point["architecture"] for point in first} == set(COMPARED)
+    assert [point["architecture"] for point in points] == list(COMPARED)
     assert points[0]["questions"] == points[0]["pairs"] + max(points[0]["distractors"])
 
 
-def test_padded_rows():
-    """The rows of the probe, blanks behind the query."""
-    rows = interference.padded(np.random.default_rng(0), 4, 12, pairs=2, distractors=3, vocab=16)
-    plain = recall.interference(np.random.default_rng(0), 4, 2, 3, 16)
-    assert rows.tokens.shape == (4, 12, 2) and rows.labels.shape == (4, 12)
-    np.testing.assert_array_equal(rows.tokens[:, :6], plain.tokens)
-    np.testing.assert_array_equal(rows.labels[:, :6], plain.labels)
-    assert (rows.tokens[:, 6:] == recall.BLANK).all() and (rows.labels[:, 6:] == IGNORE).all()
-
-
-def test_run(tmp_path):
-    """Attention is soon right about two keys, asked for all or just the first."""
-    sizes = {"pairs": 1, "distractors": [0, 1], "vocab": 6, "steps": 200, "questions": 2}
-    result = interference.run({**interference.points("tiny")[0], "architecture": "attention", **sizes}, tmp_path)
-    assert set(result["tests"]) == {"0", "1"}
-    assert result["accuracy"] > 0.9 and result["tests"]["1"] > 0.9
+def test_both_kinds_are_asked(tmp_path):
+    """Each number of distractors of each kind."""
+    sizes = {"pairs": 1, "distractors": [0, 1], "vocab": 32, "steps": 25, "questions": 2, "test_rows": 64}
+    point = {**interference.points("tiny")[0], "architecture": "attention", "seeds": [0], **sizes}
+    result = interference.run(point, tmp_path)
+    (run,) = result["runs"]
+    assert set(run["tests"]) == {"same 0", "other 0", "same 1", "other 1"} and "kinds" not in run
+    assert all(0 <= accuracy <= 1 for accuracy in run["tests"].values()) and result["chance"] == 0.5
     assert json.loads(json.dumps(result)) == result
 
 
-def test_table_and_plot(tmp_path):
-    """A row for each model and number of distractors, with every seed; the rate that validates best counts."""
+def test_writes_are_counted_by_kind_and_memory():
+    """Of pairs alone: queries and blanks are no writes."""
+    kinds, first = 2, 10
+    tokens = np.array([[[3, 7, 10], [4, 8, 11], [3, 0, 10], [0, 0, 0]]], np.int32)
+    chosen = jnp.asarray([[[[0, 2], [1, 2], [0, 1], [0, 1]]]])
+    router = RouterOutput(jnp.zeros((1, 1, 4, 3)), jnp.ones((1, 1, 4, 2)), chosen, jnp.zeros((1, 1, 3)))
+    shares = _writes(router, jnp.asarray(tokens), first, kinds)
+    np.testing.assert_allclose(shares[0], [[0.25, 0, 0.25], [0, 0.25, 0.25]])
+
+
+def kinds_to(memories):
+    """Shares of writes where the i-th kind goes to these of four memories."""
+    joint = np.zeros((4, 4))
+    for kind, chosen in enumerate(memories):
+        joint[kind, list(chosen)] = 1
+    return [(joint / joint.sum()).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("memories", "bits"),
+    [
+        ([(0, 1)] * 4, 0),
+        ([(0, 1), (2, 3)] * 2, 1),
+        ([(0,), (1,), (2,), (3,)], 2),
+        ([(0, 1), (1, 2), (2, 3), (0, 3)], 1),
+    ],
+)
+def test_information(memories, bits):
+    """None where all kinds go the same way; all where a memory tells the kind."""
+    record = {"result": tuned_result([0.9], kinds=kinds_to(memories))}
+    assert interference.information(record) == pytest.approx([bits], abs=1e-9)
+    assert interference.information({"result": tuned_result([0.9])}) == []
+
+
+def test_what_another_kind_spares(tmp_path):
+    """Of each seed the difference, none where it stayed at chance; the mixture's beside the others'."""
     records = []
-    for point in interference.points("paper"):
-        accuracy = 0.5 + 0.1 * point["seed"] if point["learning_rate"] == interference.PAPER_RATES[1] else 0.1
-        tests = {str(count): accuracy for count in point["distractors"]}
-        result = {"accuracy": accuracy, "validation": accuracy, "state": 1234, "tests": tests}
+    for point in interference.points("small"):
+        tests = tuple(f"{kind} {count}" for count in point["distractors"] for kind in ("same", "other"))
+        result = tuned_result([0.5, 0.6, 0.02, 0.7], tests=tests, kinds=kinds_to([(0, 1), (2, 3)] * 2))
+        for run in result["runs"]:
+            run["tests"]["other 12"] += 0.25 if point["architecture"] == "mom" else 0.0
         records.append({"point": point, "result": result})
+    assert interference.spared(records[0]) == pytest.approx((0.25,) * 3)
+    contrasts = interference.contrasts(records)
+    assert len(contrasts) == 2 * len(COMPARED) - 1 and contrasts[0].theirs == (0.0,) * 3
     heading, *rows = interference.table(records)
-    assert len(rows) == 5 * len(COMPARED) and all(len(row) == len(heading) for row in rows)
-    assert rows[0] == ["0", "MoM", "0.600", "0.500 0.600 0.700", "0.600", "1,234"]
-    assert len(interference.findings(records)) == 2
-    (picture,) = interference.plot(records[::-1], tmp_path)
+    assert len(rows) == 6 * len(COMPARED) and all(len(row) == len(heading) for row in rows)
+    assert rows[0][1] == "0, same kind" and "(0.020)" in rows[0][3] and rows[0][4] == "1 of 4"
+    assert "1 [1, 1] bits" in interference.findings(records)[0]
+    (picture,) = interference.plot(records, tmp_path)
     assert picture.stat().st_size > 10_000

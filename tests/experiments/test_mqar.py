@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from mom_jax.experiments.common.architectures import ARCHITECTURES, architecture, mixture
-from mom_jax.experiments.common.synthetic import Training, recall_hidden_states, train_and_score
+from mom_jax.experiments.common.synthetic import Training, recall_hidden_states, train_and_score, train_together
 from mom_jax.experiments.studies import mqar
+from support.made_up import tuned_result
 
 from mom_jax.data.recall import fused_mqar
 from mom_jax.data.recall import mqar as make_mqar
@@ -27,11 +28,12 @@ def test_what_is_equal(point):
 
     def state(name):  # of the matrices alone: without the rows of short convolutions and the count of tokens
         made = architecture(name, config)
-        return made.head_dim * made.head_v_dim * 4 * made.num_hidden_layers
+        return made.num_heads * made.head_dim * made.head_v_dim * 4 * made.num_hidden_layers
 
     assert state("single") == state("equal-parameters") == one
     assert state("equal-active") == 3 * one
-    assert state("equal-total") == (config.num_memories + 1) * one
+    totals = {state(name) for name in ("equal-total", "equal-total-keys", "equal-total-heads")}
+    assert totals == {(config.num_memories + 1) * one}
     assert costs["single"].activated < costs["equal-parameters"].activated
     step = 3 * config.hidden_size * config.num_hidden_layers  # parameters of one more channel of the MLP
     assert abs(costs["equal-parameters"].activated - costs["mom"].activated) <= step / 2
@@ -81,18 +83,25 @@ def test_training_ends_when_solved():
     assert result["steps"] < 2000 and result["accuracy"] >= 0.99
 
 
-def test_table_and_plot(learned, tmp_path):
-    """The learning rate that validates best counts; every seed is shown."""
-    records = []
-    for point in mqar.points("tiny"):
-        accuracy = 0.5 + 0.1 * point["seed"] if point["learning_rate"] == mqar.TINY_RATES[1] else 0.1
-        result = {**learned, "accuracy": accuracy, "validation": accuracy, "state": len(point["architecture"])}
-        records.append({"point": point, "result": result})
+def test_several_rates_and_seeds_in_one_program():
+    """Each as if it were trained alone."""
+    config = architecture("attention", mixture({**POINTS[0], "vocab": 8, "hidden_size": 16}))
+    make = functools.partial(fused_mqar, length=4, pairs=2, vocab=8)
+    asked = [Training(rate, 20, 16, seed, questions=2, test_rows=64) for rate, seed in ((2e-2, 0), (1e-2, 1))]
+    together = train_together(config, make, asked)
+    for one, alone in zip(together, (train_and_score(config, make, training) for training in asked), strict=True):
+        np.testing.assert_allclose(one["loss"], alone["loss"], rtol=1e-4)
+    assert together[0]["loss"] != together[1]["loss"]
+
+
+def test_table_plot_and_contrasts(tmp_path):
+    """Every seed is shown; the mixture is held against every other model of its task."""
+    records = [{"point": point, "result": tuned_result([0.5, 0.6])} for point in mqar.points("small")]
     heading, *rows = mqar.table(records)
-    assert len(rows) == 12 and all(len(row) == len(heading) for row in rows)
-    assert rows[0][4:6] == ["0.600", "0.500 0.600 0.700"]
-    assert mqar.findings(records)[0].startswith(
-        "fused 24, 8 pairs, width 32: MoM (0.6) is level with single memory (0.6)"
-    )
+    assert len(rows) == 4 * len(ARCHITECTURES) and all(len(row) == len(heading) for row in rows)
+    assert rows[0][:4] == ["mqar 64", "4", "64", "MoM"] and rows[0][5] == "0.500 0.600"
+    contrasts = mqar.contrasts(records)
+    assert len(contrasts) == 4 * (len(ARCHITECTURES) - 1)
+    assert {contrast.question for contrast in contrasts} == {"", "active-state", "parameters"}
     (picture,) = mqar.plot(records, tmp_path)
     assert picture.stat().st_size > 10_000

@@ -4,8 +4,9 @@ import json
 import math
 
 import mom_jax.experiments.command as command
+import mom_jax.experiments.dry_run as dry_run
 import pytest
-from mom_jax.experiments.registry import EXPERIMENTS, Experiment, get_experiment
+from mom_jax.experiments.registry import EXPERIMENTS, SCALES, Experiment, get_experiment
 from mom_jax.experiments.sweep import belonging, missing, read_records, run_sweep
 
 from mom_jax.cli.main import main
@@ -137,16 +138,50 @@ def test_nothing_to_draw_is_one_line(toy, tmp_path, capsys):
 
 
 def test_every_experiment_has_points_that_differ():
-    """Of every scale, JSON-ready; at the tiny one with several seeds where there are seeds."""
+    """Of every scale, JSON-ready; at the small one with at least three seeds where there are seeds."""
     for name in EXPERIMENTS:
         experiment = get_experiment(name)
-        for scale in ("tiny", "paper"):
+        assert set(experiment.scales) <= set(SCALES)
+        for scale in experiment.scales:
             points = [json.dumps(point, sort_keys=True) for point in experiment.points(scale)]
             assert points and len(set(points)) == len(points)
-            seeds = {json.loads(point).get("seed") for point in points}
-            assert seeds == {None} or len(seeds) >= (2 if scale == "tiny" else 1)
+            made = [json.loads(point) for point in points]
+            seeds = {point["seed"] for point in made if "seed" in point} or set(made[0].get("seeds", range(3)))
+            assert len(seeds) >= {"tiny": 2, "small": 3}.get(scale, 1)
+
+
+def test_a_scale_that_an_experiment_lacks(capsys):
+    """One line that names those it has."""
+    assert main(["experiment", "generation", "--scale", "small"]) == 2
+    assert "scale=small: generation has tiny and paper" in capsys.readouterr().err
 
 
 def test_unknown_names():
     with pytest.raises(InputError, match="experiment=mqr: unknown; did you mean mqar"):
         get_experiment("mqr")
+
+
+def test_a_dry_run_says_what_the_papers_scale_takes(tmp_path, capsys):
+    """Without a network: tokens and steps of the published recipe, hours by its FLOPs, what it is asked."""
+    line = f"experiment recall --scale paper --dry-run --out {tmp_path} --only size=mom-340m model=MoM"
+    assert main(line.split()) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1 points" in shown and "recall-tasks" in shown and not list(tmp_path.iterdir())
+    experiment = get_experiment("recall")
+    points = [p for p in experiment.points("paper") if (p["size"], p["model"]) == ("mom-340m", "MoM")]
+    (row, sums) = dry_run.rows(dry_run.planned(experiment, points))
+    cells = dict(zip(dry_run.HEADING, row, strict=True))
+    assert cells["steps each"] == "30,720" and cells["tokens each"] == f"{30_720 * 256 * 2048:,}"
+    hours = float(cells["training FLOPs each"]) / (3600 * 0.4 * 989e12)
+    assert float(cells["H100 hours each"]) == pytest.approx(hours, rel=0.05)
+    assert cells["H100 hours"] == sums[dry_run.HEADING.index("H100 hours")]
+
+
+def test_recall_trains_no_language_model():
+    """A dry run of synthetic points names their number alone; the medium scale has one model for each seed."""
+    experiment = get_experiment("recall")
+    assert dry_run.planned(experiment, experiment.points("small")) == []
+    medium = dry_run.planned(experiment, experiment.points("medium"))
+    assert {cost.runs for cost in medium} == {3} and "MoM, medium" in [cost.name for cost in medium]
+    (tokens,) = {c.config.steps * c.config.data.batch_size * c.config.data.sequence_length for c in medium}
+    assert tokens == pytest.approx(1e9, rel=0.01)

@@ -86,7 +86,7 @@ def test_tables_and_plots(tmp_path):
     records = [{"point": p, "result": {"bits_per_byte": list(rng.random(len(p["lengths"])))}} for p in points]
     heading, *rows = extrapolation.table(records)
     assert len(rows) == len(extrapolation.COMPARED) and all(len(row) == len(heading) for row in rows)
-    assert len(extrapolation.findings(records)) == 2
+    assert len(extrapolation.contrasts(records)) == 2 * (len(extrapolation.COMPARED) - 1)
     layer = {"places": rng.random((9, 2)).tolist(), "memory": [0, 1, 2] * 3, "neighbours": 0.5, "chance": 0.3}
     layer["tokens"] = [{"share": 1 / 3, "lift": [["\n", 2.0]]}] * 3
     looked = [{"point": p, "result": {"layers": [layer] * 2}} for p in specialisation.points("tiny")]

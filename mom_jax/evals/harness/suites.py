@@ -1,4 +1,4 @@
-"""The paper's sets of tasks and their averages; knows no harness, so that results can be read without it."""
+"""Sets of tasks, the paper's and needles, and their averages; knows no harness, so results can be read without it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +15,14 @@ SUITES: dict[str, dict[str, str | None]] = {
         "recall_triviaqa": "contains",
         "recall_drop": "contains",
     },
+    "needles": {
+        "needle_single": "found",
+        "needle_multi_key": "found",
+        "needle_multi_value": "found",
+        "needle_multi_query": "found",
+        "needle_variables": "found",
+        "needle_common_words": "found",
+    },
     "commonsense": {
         "wikitext": None,
         "lambada_openai": "acc",
@@ -28,7 +36,7 @@ SUITES: dict[str, dict[str, str | None]] = {
 
 
 def suite_means(tasks: Mapping[str, Any]) -> dict[str, float]:
-    """The paper's average of each of `SUITES` whose tasks all have a score."""
+    """The average of each of `SUITES` whose tasks all have a score."""
     means = {}
     for suite, headlines in SUITES.items():
         counted = {task: metric for task, metric in headlines.items() if metric is not None}

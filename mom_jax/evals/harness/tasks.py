@@ -3,7 +3,7 @@
 import difflib
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,15 @@ from lm_eval.tasks import TaskManager
 from mom_jax.data.tokenizer_kinds import one_line
 from mom_jax.data.tokenizers import Tokenizer
 from mom_jax.errors import InputError
+from mom_jax.evals.harness.needles import NEEDLE_TASKS, needle_task
 from mom_jax.evals.harness.recall import RECALL_SETS, recall_task
 from mom_jax.evals.harness.suites import SUITES
+
+# Tasks that the harness has not got, with what makes them.
+OWN: dict[str, Callable[[str, Tokenizer, int], Task]] = {
+    **dict.fromkeys(RECALL_SETS, recall_task),
+    **dict.fromkeys(NEEDLE_TASKS, needle_task),
+}
 
 
 def load_tasks(
@@ -27,7 +34,7 @@ def load_tasks(
     Args:
         names: see `find_tasks`.
         manager: from `find_tasks`.
-        tokenizer, max_length: the model's, for the windows of the recall set.
+        tokenizer, max_length: the model's, for the windows of the recall set and the lengths of needles.
 
     Raises:
         InputError: a task whose data or package is not here.
@@ -50,13 +57,13 @@ def find_tasks(names: Sequence[str], include_path: str | Path | None) -> TaskMan
     The harness's own list takes seconds to read and is left out when nothing of it is asked for.
 
     Args:
-        names: of tasks, groups or tags of the harness, of `SUITES`, or of `RECALL_SETS`.
+        names: of tasks, groups or tags of the harness, of `SUITES`, or of `OWN`.
         include_path: folder of further task files (YAML), as the harness reads them.
 
     Raises:
         InputError: an unknown name, with the closest ones, or no such folder.
     """
-    names = [name for name in _members(names) if name not in RECALL_SETS]
+    names = [name for name in _members(names) if name not in OWN]
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # what goes wrong reaches us as exceptions
     huggingface_hub.utils.logging.set_verbosity_error()
     if include_path is not None and not Path(include_path).is_dir():
@@ -67,7 +74,7 @@ def find_tasks(names: Sequence[str], include_path: str | Path | None) -> TaskMan
     unknown = [name for name in names if name not in manager.task_index]
     if not unknown:
         return manager
-    known = [*manager.all_tasks, *RECALL_SETS, *SUITES]
+    known = [*manager.all_tasks, *OWN, *SUITES]
     close = difflib.get_close_matches(unknown[0], known, n=5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"mom-jax's own sets are {', '.join(SUITES)}"
     raise InputError("tasks", unknown[0], f"unknown; {hint} (`lm_eval ls tasks` lists all)")
@@ -80,8 +87,8 @@ def _all_tasks(include_path: str | Path | None) -> TaskManager:
 
 def _load(name: str, manager: TaskManager, tokenizer: Tokenizer, max_length: int) -> Any:
     try:
-        if name in RECALL_SETS:
-            return recall_task(name, tokenizer, max_length)
+        if name in OWN:
+            return OWN[name](name, tokenizer, max_length)
         return _top_level(manager, name)
     except ModuleNotFoundError as error:
         raise InputError("tasks", name, f"needs the package {error.name}: pip install {error.name}") from error

@@ -13,9 +13,10 @@ from mom_jax.errors import InputError
 from mom_jax.evals.harness.evaluate import evaluate_tasks, fingerprint
 from mom_jax.evals.harness.likelihood import Pair, score_pairs
 from mom_jax.evals.harness.model import HarnessModel, to_device
+from mom_jax.evals.harness.needles import NEEDLE_TASKS
 from mom_jax.evals.harness.recall import RECALL_SETS
 from mom_jax.evals.harness.suites import SUITES, suite_means
-from mom_jax.evals.harness.tasks import find_tasks, load_tasks
+from mom_jax.evals.harness.tasks import OWN, find_tasks, load_tasks
 from mom_jax.models.lm import MoMForCausalLM
 
 LENGTH = 256
@@ -179,10 +180,29 @@ def test_means_of_whole_suites_only():
     assert suite_means(dict(list(tasks.items())[1:])) == {}
 
 
+@pytest.mark.parametrize("name", ["needle_multi_query", "needle_common_words"])
+def test_needles_need_no_network(name, tokenizer):
+    """A hundred questions of the length that the model reads, the same ones again; scored by what is found."""
+    (task,) = load_tasks([name], find_tasks([name], None), tokenizer, 600).values()
+    docs = list(task.test_docs())
+    assert len(docs) == 100 and docs == list(OWN[name](name, tokenizer, 600).test_docs())
+    assert len({doc["prompt"] for doc in docs}) == 100 and max(len(doc["prompt"]) for doc in docs) <= 600
+    assert task.doc_to_text(docs[0]).endswith("Answer:")
+    answers = docs[0]["answers"]
+    assert task.process_results(docs[0], [" " + ", ".join(answers)]) == {"found": 1.0}
+    assert task.process_results(docs[0], [answers[0]])["found"] == pytest.approx(1 / len(answers))
+    assert set(SUITES["needles"]) == set(NEEDLE_TASKS)
+
+
+def test_needles_in_too_few_tokens(tokenizer):
+    with pytest.raises(InputError, match="length=64: must be at least"):
+        load_tasks(["needle_single"], find_tasks(["needle_single"], None), tokenizer, 64)
+
+
 def test_unknown_tasks_name_the_closest(folder):
     with pytest.raises(InputError, match="tasks=tiny_ark: unknown; did you mean tiny_arc"):
         find_tasks(["tiny_arc", "tiny_ark"], folder)
-    with pytest.raises(InputError, match="tasks=zzzzqq: unknown; mom-jax's own sets are recall, commonsense"):
+    with pytest.raises(InputError, match="tasks=zzzzqq: unknown; mom-jax's own sets are recall, needles, commonsense"):
         find_tasks(["zzzzqq"], folder)
     with pytest.raises(InputError, match="include_path=nowhere: no such folder"):
         find_tasks(["tiny_arc"], "nowhere")

@@ -1,0 +1,111 @@
+"""A model at its best learning rate, over several seeds: one rule for every experiment of the small scale.
+
+The rate is chosen on a seed of its own, which counts for nothing else: a grid is tried, and the rate whose loss on
+validation rows is the lowest is taken. While that is the grid's lowest or highest, the grid is extended on that side.
+Then fresh seeds are trained at that rate and scored on test rows. No run takes part in both. A grid of one rate is
+taken as it is.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mom_jax.files import json_line, read_json, with_nan, write_atomically
+from mom_jax.models.config import MoMConfig
+
+if TYPE_CHECKING:
+    from .synthetic import Maker, Training
+
+GRID = (1e-3, 2e-3, 4e-3, 8e-3)
+SEEDS = (0, 1, 2, 3)
+TUNING_SEED = 100
+_FACTOR = 2.0
+_EXTENSIONS = 2  # times two rates; after that a rate is said to lie at the edge
+
+Run = dict[str, Any]
+Train = Callable[[Sequence[tuple[float, int]]], list[Run]]  # (rate, seed) of each model to its results
+
+
+def tuned(train: Train, grid: Sequence[float] = GRID, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
+    """The best rate of a model, and its runs with that rate.
+
+    Args:
+        train: trains models of a rate and a seed each, and returns of each at least ``validation_loss``.
+        grid: learning rates, ascending.
+        seeds: of the runs that count; `TUNING_SEED` is not among them.
+
+    Returns:
+        JSON-ready: ``learning_rate``, ``inside`` (whether it lies inside the grid), ``grid`` [[rate, validation loss]]
+        and ``runs``, one for each seed, in their order.
+    """
+    if len(grid) == 1:
+        return {"learning_rate": grid[0], "inside": False, "grid": [], "runs": train([(grid[0], s) for s in seeds])}
+    losses = _losses(train, grid)
+    for _ in range(_EXTENSIONS):
+        more = _beyond(losses)
+        if not more:
+            break
+        losses |= _losses(train, more)
+    rate = _lowest(losses)
+    runs = train([(rate, seed) for seed in seeds])
+    grid_losses = [[tried, losses[tried]] for tried in sorted(losses)]
+    return {"learning_rate": rate, "inside": not _beyond(losses), "grid": grid_losses, "runs": runs}
+
+
+def _losses(train: Train, rates: Sequence[float]) -> dict[float, float]:
+    runs = train([(rate, TUNING_SEED) for rate in rates])
+    return {rate: run["validation_loss"] for rate, run in zip(rates, runs, strict=True)}
+
+
+def _lowest(losses: Mapping[float, float]) -> float:
+    return min(losses, key=lambda rate: (not losses[rate] < float("inf"), losses[rate]))
+
+
+def _beyond(losses: Mapping[float, float]) -> list[float]:
+    """Two more rates on the side where the best one is the last; none where it lies inside."""
+    best, rates = _lowest(losses), sorted(losses)
+    if best not in (rates[0], rates[-1]):
+        return []
+    factor = _FACTOR if best == rates[-1] else 1 / _FACTOR
+    return [best * factor**n for n in (1, 2)]
+
+
+def kept(
+    config: MoMConfig,
+    make: "Maker",
+    training: "Training",
+    facts: Mapping[str, Any],
+    models: Path,
+    together: int,
+    tests: "Mapping[str, Maker] | None" = None,
+    kinds: int = 0,
+) -> Train:
+    """Trains a model with rates and seeds as asked, and keeps the results, so that a stopped point goes on.
+
+    Args:
+        config: the model.
+        make, tests, kinds: its rows, see `synthetic.train_together`.
+        training: all but rate and seed.
+        facts: what tells these rows from others: files are named after all of this.
+        models: the folder.
+        together: this many models at most run in one program.
+    """
+    from .synthetic import train_together
+
+    def train(asked: Sequence[tuple[float, int]]) -> list[Run]:
+        each = [dataclasses.replace(training, learning_rate=rate, seed=seed) for rate, seed in asked]
+        return [run for i in range(0, len(each), together) for run in part(each[i : i + together])]
+
+    def part(each: "list[Training]") -> list[Run]:
+        key = json.dumps([facts, config.to_dict(), [dataclasses.asdict(one) for one in each]], sort_keys=True)
+        path = models / f"tuned-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+        if not path.is_file():
+            runs = train_together(config, make, each, tests, kinds)
+            models.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json_line({"runs": runs}))  # a loss that was NaN is null there
+        return with_nan(read_json(path, dict[str, Any], "delete it to train again")["runs"])
+
+    return train

@@ -1,0 +1,122 @@
+"""The five questions that a page of results opens with, answered from the comparisons of its small sweeps."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..common.capacity_plot import NAMES, RULE_NAMES, costs_plot
+from ..common.statistics import Judged
+from ..registry import Record
+
+# name: (question, the experiment whose small scale answers it)
+QUESTIONS = {
+    "active-state": ("Does a mixture recall more than one memory of equal active state?", "capacity"),
+    "total-state": ("Does a mixture recall more than one memory of equal total state?", "capacity"),
+    "parameters": ("Does a mixture recall more than one memory of equal parameters?", "capacity"),
+    "cost": ("What does a mixture cost?", "capacity"),
+    "router-loss": ("Does the router need its loss?", "load-balance"),
+}
+_WHERE = {"better": "ahead of", "worse": "behind", "undecided": "undecided against"}
+
+
+class Answer(NamedTuple):
+    """A question with what is known.
+
+    Attributes:
+        name, question: of `QUESTIONS`.
+        lines: the answer in words, a paragraph each; every one follows from the comparisons.
+        judged: the comparisons.
+        draw: makes the picture; None where nothing has been measured.
+    """
+
+    name: str
+    question: str
+    lines: list[str]
+    judged: list[Judged]
+    draw: Callable[[], Figure] | None
+
+
+def answers(records: Mapping[str, Sequence[Record]], judged: Sequence[Judged]) -> list[Answer]:
+    """All questions.
+
+    Args:
+        records: of the small sweeps, by experiment.
+        judged: all comparisons of the page.
+    """
+    return [_answer(name, records, [j for j in judged if j.contrast.question == name]) for name in QUESTIONS]
+
+
+def _answer(name: str, records: Mapping[str, Sequence[Record]], judged: list[Judged]) -> Answer:
+    question, experiment = QUESTIONS[name]
+    if name == "cost" and records.get(experiment):
+        return Answer(name, question, _costs(records[experiment]), [], lambda: costs_plot(records[experiment]))
+    if not judged:
+        command = f"mom-jax experiment {experiment} --scale small"
+        return Answer(name, question, [f"Not yet run at the small scale: `{command}`."], [], None)
+    return Answer(name, question, [_short(judged), *_long(judged)], judged, lambda: forest(judged, question))
+
+
+def _short(judged: list[Judged]) -> str:
+    """The answer in a word or two, and how many comparisons it rests on."""
+    counts = {verdict: sum(j.verdict == verdict for j in judged) for verdict in _WHERE}
+    word = next((w for v, w in (("better", "Yes"), ("worse", "No")) if counts[v] == len(judged)), None)
+    if word is None:
+        word = "Undecided" if counts["undecided"] == len(judged) else "It depends on what it is compared with"
+    told = [f"{counts[v]} {w}" for v, w in (("better", "ahead"), ("worse", "behind"), ("undecided", "undecided"))]
+    return f"{word}: of {len(judged)} comparisons {', '.join(told)}."
+
+
+def _long(judged: list[Judged]) -> list[str]:
+    """A line for each model that is compared and what is measured: differences with their intervals."""
+    groups: dict[tuple[str, str], list[Judged]] = {}
+    for one in judged:
+        groups.setdefault((one.contrast.what, one.contrast.first), []).append(one)
+    lines = []
+    for (what, first), group in groups.items():
+        parts = [
+            f"{_WHERE[one.verdict]} {one.contrast.other} "
+            f"({one.difference.value:+.2f} [{one.difference.low:+.2f}, {one.difference.high:+.2f}])"
+            for one in sorted(group, key=lambda one: -one.difference.value)
+        ]
+        lines.append(f"{what}: {first} is {', '.join(parts)}.")
+    return lines
+
+
+def _costs(records: Sequence[Record]) -> list[str]:
+    """Every mixture's state and FLOPs beside one memory's; counted, not measured."""
+    results = {(r["point"]["rule"], r["point"]["pairs"], r["point"]["architecture"]): r["result"] for r in records}
+    lines = ["Counted from the models' shapes, so without an interval; the picture sets accuracy against each cost."]
+    for (rule, pairs, name), result in results.items():
+        one = results.get((rule, pairs, "one"))
+        if one and name.startswith("mom"):
+            times = [result[cost] / one[cost] for cost in ("state", "touched", "flops", "parameters")]
+            lines.append(
+                f"{NAMES[name]}, {RULE_NAMES[rule]}, {pairs} pairs, beside one memory: {times[0]:.3g} times the state, "
+                f"{times[1]:.3g} times the state that a token touches, {times[2]:.2f} times the training FLOPs of the "
+                f"layers, {times[3]:.2f} times the parameters of the whole model."
+            )
+    return lines
+
+
+def forest(judged: Sequence[Judged], title: str) -> Figure:
+    """Differences with their intervals, a row each; filled where the verdict stands, hollow where it is undecided."""
+    figure = Figure(figsize=(9.0, 0.27 * len(judged) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    for place, one in enumerate(judged):
+        value, low, high = one.difference
+        decided = one.verdict != "undecided"
+        look = {"color": "C0" if decided else "C7", "markerfacecolor": "C0" if decided else "none"}
+        spread = [[value - low], [high - value]] if np.isfinite(low) else None
+        axes.errorbar([value], [place], xerr=spread, fmt="o", capsize=3, **look)
+    axes.axvline(0, color="0.5", linewidth=1)
+    labels = [f"{one.contrast.first} less {one.contrast.other} ({_task(one)})" for one in judged]
+    axes.set_yticks(range(len(judged)), labels, fontsize=8)
+    axes.set(ylim=(len(judged) - 0.5, -0.5), xlabel="difference in accuracy with its 95 % interval (hollow: undecided)")
+    axes.set_title(title)
+    return figure
+
+
+def _task(one: Judged) -> str:
+    return one.contrast.what.removesuffix(", accuracy").removeprefix("recall of ")

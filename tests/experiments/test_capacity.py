@@ -1,0 +1,95 @@
+"""Larger memories beside mixtures: what they cost, and the page's questions, from results that nobody has measured."""
+
+import dataclasses
+import json
+
+import pytest
+from mom_jax.experiments.common.architectures import mixture
+from mom_jax.experiments.common.statistics import judge
+from mom_jax.experiments.registry import Contrast
+from mom_jax.experiments.report.questions import QUESTIONS, answers, forest
+from mom_jax.experiments.studies import capacity
+from support.made_up import tuned_result
+
+POINTS = capacity.points("small")
+
+
+def config_of(name, rule="gated_deltanet"):
+    point = {**POINTS[0], "rule": rule, "architecture": name}
+    return capacity.MODELS[name](mixture(point))
+
+
+@pytest.mark.parametrize("rule", capacity.RULES)
+def test_what_is_equal(rule):
+    """State of a mixture's active and of all of its memories, in each of three forms; parameters of the fourth."""
+    costs = {name: capacity.costs(config_of(name, rule), 32) for name in capacity.MODELS}
+    one = costs["one"]["state"]
+    assert one == 4 * 8 * 16 and costs["attention"]["state"] == 4 * 2 * 64 * 32
+    for name, rivals in capacity.RIVALS.items():
+        active, total = rivals["active-state"], rivals["total-state"]
+        assert costs[name]["state"] == total * one and costs[name]["touched"] == active * one
+        for part in ("keys", "values", "heads"):
+            assert costs[f"{part} x{active}"]["state"] == costs[f"{part} x{active}"]["touched"] == active * one
+            assert costs[f"{part} x{total}"]["state"] == total * one
+    assert costs["parameters"]["activated"] == pytest.approx(costs["mom 4/2/1"]["activated"], rel=0.01)
+    assert costs["keys x5"]["parameters"] < costs["mom 4/2/1"]["parameters"] < costs["values x5"]["parameters"]
+
+
+def test_points():
+    """Every model for both rules and every number of pairs, attention once for each; JSON-ready."""
+    assert json.loads(json.dumps(POINTS)) == POINTS and len({json.dumps(p) for p in POINTS}) == len(POINTS)
+    for pairs in {point["pairs"] for point in POINTS}:
+        models = [(p["rule"], p["architecture"]) for p in POINTS if p["pairs"] == pairs]
+        assert len(models) == 2 * len(capacity.MODELS) - 1
+    assert {point["batch_size"] * point["pairs"] for point in POINTS} == {256}
+
+
+@pytest.fixture(scope="module")
+def records():
+    """Wider keys are better than the mixture, wider values worse, more heads neither."""
+    level = {"keys": 0.9, "values": 0.5, "heads": 0.7}
+    made = []
+    for number, point in enumerate(POINTS):
+        middle = level.get(point["architecture"].split(" ")[0], 0.7)
+        accuracies = [middle + 0.002 * ((number * 7 + seed * 3) % 5) for seed in range(4)]
+        result = {**tuned_result(accuracies), "state": 512 + number, "touched": 512, "flops": 1000.0 + number}
+        made.append({"point": point, "result": {**result, "parameters": 40_000}})
+    return made
+
+
+def test_the_questions_are_answered_from_intervals(records):
+    """Ahead, behind and undecided as the intervals say; what was not run is said not to have been."""
+    contrasts = capacity.contrasts(records)
+    judged = judge(contrasts)
+    by_name = {answer.name: answer for answer in answers({"capacity": records}, judged)}
+    assert list(by_name) == list(QUESTIONS)
+    total = by_name["total-state"]
+    assert total.lines[0].startswith("It depends on what it is compared with: of ")
+    assert "behind one, wider keys x5 (-0.2" in total.lines[1]
+    assert "ahead of one, wider values x5 (+0.2" in total.lines[1]
+    assert "undecided against one, more heads x5" in total.lines[1]
+    assert {one.verdict for one in total.judged if "keys" in one.contrast.other} == {"worse"}
+    assert by_name["router-loss"].lines == [
+        "Not yet run at the small scale: `mom-jax experiment load-balance --scale small`."
+    ]
+    assert "times the training FLOPs" in by_name["cost"].lines[1] and by_name["cost"].judged == []
+
+
+def test_an_answer_is_yes_only_where_every_interval_says_so():
+    better = Contrast("recall", "MoM", "one", (0.9, 0.91, 0.92), (0.5, 0.51, 0.52), question="active-state")
+    unknown = better._replace(theirs=(0.9, 0.91, 0.92))
+    worse = better._replace(ours=better.theirs, theirs=better.ours)
+    for contrasts, word in (([better] * 2, "Yes"), ([worse], "No"), ([unknown] * 3, "Undecided"),
+                            ([better, unknown], "It depends")):  # fmt: skip
+        first = answers({}, judge(contrasts))[0]
+        assert first.lines[0].startswith(word), first.lines
+
+
+def test_table_and_pictures(records, tmp_path):
+    heading, *rows = capacity.table(records)
+    assert len(rows) == len(POINTS) and all(len(row) == len(heading) for row in rows)
+    pictures = capacity.EXPERIMENT.draw(records, tmp_path)
+    assert [path.name for path in pictures] == ["accuracy-16-pairs.png", "accuracy-32-pairs.png"]
+    forest(judge(capacity.contrasts(records)[:3]), "Which?").savefig(tmp_path / "forest.png")
+    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
+    assert dataclasses.is_dataclass(capacity.EXPERIMENT) and capacity.EXPERIMENT.scales == ("tiny", "small")

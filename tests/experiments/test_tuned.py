@@ -1,0 +1,61 @@
+"""The learning rate of a model: one rule, on validation rows of a seed that counts for nothing else."""
+
+import math
+
+import numpy as np
+import pytest
+from mom_jax.experiments.common.seeds import cells, rate_cell, trained
+from mom_jax.experiments.common.tuned import GRID, TUNING_SEED, tuned
+
+
+def trainer(best, diverges_from=math.inf):
+    """Runs whose validation loss is the lowest at ``best``; and what was asked for."""
+    asked = []
+
+    def train(runs):
+        asked.extend(runs)
+        losses = [math.nan if rate >= diverges_from else abs(np.log(rate / best)) for rate, _ in runs]
+        return [{"validation_loss": loss, "seed": seed} for loss, (_, seed) in zip(losses, runs, strict=True)]
+
+    return train, asked
+
+
+def test_the_best_rate_is_chosen_on_a_seed_of_its_own():
+    train, asked = trainer(2e-3)
+    result = tuned(train, GRID, (0, 1, 2))
+    assert result["learning_rate"] == 2e-3 and result["inside"] is True
+    assert asked[:4] == [(rate, TUNING_SEED) for rate in GRID] and asked[4:] == [(2e-3, seed) for seed in (0, 1, 2)]
+    assert [rate for rate, _ in result["grid"]] == list(GRID) and len(result["runs"]) == 3
+
+
+@pytest.mark.parametrize(("best", "found"), [(1.6e-2, 1.6e-2), (5e-4, 5e-4), (4e-2, 6.4e-2 / 2)])
+def test_the_grid_is_extended_until_the_best_lies_inside(best, found):
+    train, _ = trainer(best)
+    result = tuned(train, GRID, (0,))
+    assert result["learning_rate"] == pytest.approx(found) and result["inside"]
+
+
+def test_a_rate_at_the_edge_is_said_to_be_there():
+    train, _ = trainer(1e3)
+    result = tuned(train, GRID, (0,))
+    assert not result["inside"] and "at the edge" in rate_cell({"result": result})
+
+
+def test_rates_that_diverge_are_never_chosen():
+    train, _ = trainer(8e-3, diverges_from=4e-3)
+    assert tuned(train, GRID, (0,))["learning_rate"] == 2e-3
+
+
+def test_a_single_rate_is_not_searched():
+    train, asked = trainer(1.0)
+    result = tuned(train, (1e-2,), (0, 1))
+    assert asked == [(1e-2, 0), (1e-2, 1)] and "not searched" in rate_cell({"result": result})
+
+
+def test_runs_at_chance_are_counted_and_not_averaged():
+    runs = [{"accuracy": accuracy, "tests": {"t": accuracy / 2}} for accuracy in (0.9, 0.06, 0.8)]
+    record = {"result": {"runs": runs, "chance": 0.05}}
+    assert trained(record) == (0.9, 0.8) and trained(record, "t") == (0.45, 0.4)
+    mean, each, failures = cells(record)
+    assert mean.startswith("0.85 [") and each == "0.900 (0.060) 0.800" and failures == "1 of 3"
+    assert cells({"result": {"runs": runs[1:2], "chance": 0.05}})[0] == "–"
