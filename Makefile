@@ -7,14 +7,14 @@ ARGS ?=
 # Two workers share the compilations of the suite; each stays small in memory.
 PYTEST := -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test fuzz test-second-python test-gpu test-tpu test-parity check bench bench-gpu bench-tpu kernels scaling hardware results clean
+.PHONY: help demo test fuzz test-second-python test-gpu test-tpu test-parity check bench bench-gpu bench-tpu kernels scaling hardware results docs package clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  make %-20s %s\n", $$1, $$2 }'
 
 demo: ## train a small model on this machine's Python sources, evaluate, write a report (two and a half minutes of training at most)
-	@tools/make-venv .venv
+	@tools/make-venv .venv all
 	@.venv/bin/mom-jax demo
 
 test: ## the whole suite
@@ -88,6 +88,15 @@ hardware: ## programs for an H100 or H200 where only JAX is installed, into buil
 results: ## run what is missing of every experiment's tiny scale, and write the pages of results
 	@tools/make-venv .venv experiments
 	.venv/bin/python -m tools.make_results
+
+docs: ## the guides as a site with the API reference, in build/site; a broken link is an error
+	@tools/make-venv .venv docs
+	.venv/bin/python -m sphinx -b html -j auto -q -W --keep-going docs build/site
+	@echo "build/site/index.html"
+
+package: ## wheel and source archive into dist, each tried in an empty environment
+	@tools/make-venv .venv dev
+	.venv/bin/python -m tools.package dist
 
 clean: ## remove environments, caches and runs of the demo
 	rm -rf .venv .venv-* build dist runs .pytest_cache .ruff_cache .hypothesis

@@ -15,7 +15,7 @@ from rich.table import Table
 from mom_jax import terminal
 from mom_jax.cli.notes import note
 from mom_jax.cli.parsing import Place, parse
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, need
 from mom_jax.fields import check_fields
 from mom_jax.paths import why_not_writable
 from mom_jax.terminal import print_table
@@ -80,6 +80,7 @@ def main(args: Sequence[str]) -> int:
     """Parses the arguments, runs what is missing, prints the table and draws the plots."""
     arguments = parse(ExperimentConfig, args, prog="mom-jax experiment", description=DESCRIPTION)
     out = terminal.console(outlives_reader=True)
+    need("matplotlib", "report", "experiment", arguments.name or "--list")
     if arguments.list:
         _list(arguments.out, out)
         return 0

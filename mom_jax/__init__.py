@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mom_jax.decoding import generate
+    from mom_jax.inspection import inspect
     from mom_jax.interop.pretrained import load_pretrained, save_pretrained
     from mom_jax.layers.mixer import MemoryMixer
     from mom_jax.models.config import MoMConfig
@@ -21,6 +22,7 @@ _HOME = {
     "MoMConfig": "mom_jax.models.config",
     "MoMForCausalLM": "mom_jax.models.lm",
     "generate": "mom_jax.decoding",
+    "inspect": "mom_jax.inspection",
     "load_balancing_loss": "mom_jax.ops.routing",
     "load_pretrained": "mom_jax.interop.pretrained",
     "save_pretrained": "mom_jax.interop.pretrained",
@@ -32,6 +34,7 @@ __all__ = [
     "MoMForCausalLM",
     "__version__",
     "generate",
+    "inspect",
     "load_balancing_loss",
     "load_pretrained",
     "save_pretrained",

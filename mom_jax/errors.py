@@ -1,5 +1,6 @@
 """The one exception type for mistakes that a user can make and correct, and the one for a run that diverged."""
 
+import importlib.util
 import os
 import reprlib
 import shlex
@@ -72,6 +73,27 @@ def install(extra: str) -> str:
     if not (source / "pyproject.toml").is_file():
         return f"in the source folder of mom-jax run pip install -e '.[{extra}]'"
     return f"{shlex.quote(sys.executable or 'python')} -m pip install -e {shlex.quote(f'{source}[{extra}]')}"
+
+
+def is_installed(module: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def need(module: str, extra: str, field: str, value: object, package: str = "") -> None:
+    """Ends what cannot be done without an optional package, before it begins.
+
+    Args:
+        module: what is imported.
+        extra: of this project, which brings the package.
+        field, value: what asked for it.
+        package: its name in words, if it is not that of the module.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    if not is_installed(module):
+        raise InputError(field, value, f"needs {package or module}: {install(extra)}")
 
 
 class DivergedError(ArithmeticError):

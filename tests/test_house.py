@@ -31,6 +31,7 @@ FLOORS = {
     "mom_jax.data": 4,
     "mom_jax.interop": 4,
     "mom_jax.decoding": 4,
+    "mom_jax.inspection": 4,
     "mom_jax": 5,
     "mom_jax.training": 5,
     "mom_jax.evals": 5,

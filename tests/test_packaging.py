@@ -1,6 +1,7 @@
 """The package as a stranger meets it: README, metadata, start-up, the interpreter finder."""
 
 import importlib.metadata
+import importlib.util
 import itertools
 import os
 import re
@@ -12,14 +13,25 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import mom_jax
 from mom_jax.cli.main import VERBS, dispatch
 from mom_jax.cli.parsing import parse
-from mom_jax.errors import install
+from mom_jax.cli.shell import main as completion_main
+from mom_jax.cli.shell import script as completion_script
+from mom_jax.cli.shell import words_by_verb
+from mom_jax.data.config import DataConfig
+from mom_jax.data.sources import find_sources
+from mom_jax.data.tokenizers import load_tokenizer
+from mom_jax.errors import InputError, install
 from mom_jax.models.config import MEMORY_RULES
+from mom_jax.reports.markdown import curves
+from mom_jax.reports.records import Records
+from mom_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -36,7 +48,8 @@ def run_python(code: str, folder: Path | None = None) -> str:
 def test_the_table_of_memory_rules():
     """Every rule has a row of tools/make_rule_table.py, and every number in it is as small as the tests ask for."""
     tool = runpy.run_path(str(ROOT / "tools/make_rule_table.py"))
-    rows = [line.strip("| ").split(" | ") for line in tool["PLACE"].search(README)[0].splitlines()[3:-1]]
+    table = tool["PLACE"].search(tool["PAGE"].read_text(encoding="utf-8"))[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[3:-1]]
     assert [row[0].split("`")[1] for row in rows] == list(MEMORY_RULES)
     for rule, *numbers in rows:
         before, behind = tool["published_form"](rule.split("`")[1])
@@ -62,13 +75,22 @@ def test_readme_tree_and_links_exist():
         package = package if inside else ROOT / line.split()[0]
         path = package / line.split()[0] if inside else package
         missing += [] if path.exists() else [str(path.relative_to(ROOT))]
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in PAGES:
         links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
         missing += [f"{page.name}: {link}" for link in links if not (page.parent / link).exists()]
     assert missing == []
 
 
-VERB = re.compile(r"\bmom-jax [a-z][^|\n]*")
+def test_every_guide_is_on_the_site():
+    """In one of the lists of the front page."""
+    docs = ROOT / "docs"
+    lists = re.findall(r"```{toctree}\n(.*?)```", (docs / "index.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    listed = {line for block in lists for line in block.splitlines() if line and not line.startswith(":")}
+    pages = {str(page.relative_to(docs).with_suffix("")) for page in docs.rglob("*.md")} - {"index"}
+    assert listed == pages
+
+
+VERB = re.compile(r"\bmom-jax [a-z][^|>\n]*")
 
 
 def shown_commands(page: Path) -> list[list[str]]:
@@ -82,10 +104,7 @@ class Parsed(Exception):
     """A verb's arguments are good; nothing ran."""
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_that_is_shown_can_be_pasted(page, monkeypatch):
     def only_parse(cls, args, **kwargs):
         parse(cls, args, **kwargs)
@@ -105,7 +124,7 @@ def test_readme_commands_follow_from_each_other():
     assert len(commands) > 6
     for verb, *words in commands:
         paths = [after for word, after in itertools.pairwise(words) if word == "--data.path"]
-        paths += words[:1] if verb in ("eval", "report", "generate", "convert") else []
+        paths += words[:1] if verb in ("eval", "report", "generate", "convert", "inspect", "push") else []
         assert set(paths) <= made, (verb, words)
         made |= {after for word, after in itertools.pairwise(words) if word in ("--run-dir", "prepare")}
 
@@ -157,18 +176,39 @@ def test_light_modules_leave_jax_alone(module):
     assert out.strip() == "[]"
 
 
+# What extras bring and the suite's environment has.
+OPTIONAL = ("matplotlib", "jinja2", "pyarrow", "sentencepiece", "triton", "jax_triton", "lm_eval", "datasets", "torch")
+
+
 def test_experiments_and_benchmarks_are_ours_whatever_the_folder_holds(tmp_path):
-    """Every module of them can be imported where a user has packages of these names."""
+    """Every module of them can be imported where a user has packages of these names, the rest without any extra."""
     for name in ("experiments", "benchmarks", "tools"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('not ours')", encoding="utf-8")
-    code = """
-import importlib, pkgutil
+    code = f"""
+import builtins, importlib, pkgutil, runpy, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {sorted(OPTIONAL)}:
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Blocked())
+modules = runpy.run_path({str(ROOT / "tools/package/modules.py")!r})
+lacking = dict(modules["missing"]())
+print(*(f"{{module}}:{{package}}" for module, package in lacking.items()))
+sys.meta_path.pop(0)
 for name in ("mom_jax.benchmarks", "mom_jax.experiments"):
-    for module in pkgutil.walk_packages(importlib.import_module(name).__path__, f"{name}."):
+    for module in pkgutil.walk_packages(importlib.import_module(name).__path__, f"{{name}}."):
         print(importlib.import_module(module.name).__name__)
 """
-    found = set(run_python(code, tmp_path).split())
+    lines = run_python(code, tmp_path).splitlines()
+    without = dict(entry.split(":") for entry in lines[0].split())
+    assert set(without.values()) == {"matplotlib", "jinja2", "torch", "lm_eval", "datasets", "triton", "jax_triton"}
+    assert {"mom_jax.drawing", "mom_jax.experiments.report.page"} <= set(without)
+    light = ("mom_jax.data", "mom_jax.training", "mom_jax.models", "mom_jax.runs", "mom_jax.cli")
+    assert [module for module in without if module.startswith(light)] == []
+    found = set(lines[1:])
     assert {"mom_jax.benchmarks.tune", "mom_jax.experiments.studies.mqar", "mom_jax.experiments.report.page"} <= found
     top = {path.relative_to(ROOT).parts[0] for path in ROOT.glob("*/__init__.py")}
     assert top - {"experiments", "tools", "tests"} == {"mom_jax", "pallas_kernels"}, "what a wheel installs"
@@ -247,3 +287,78 @@ def test_finder_says_what_to_do(tmp_path, version, ensurepip, words):
     done = find_python(tmp_path, tmp_path / "a")
     assert done.returncode == 1 and done.stdout == ""
     assert words in done.stderr and done.stderr.count("\n") == 1
+
+
+def _parquet(folder: Path) -> None:
+    (folder / "a.parquet").write_bytes(b"not empty")
+    find_sources(DataConfig(path=str(folder / "a.parquet")))
+
+
+def _packed_text(folder: Path) -> None:
+    (folder / "a.txt.gz").write_bytes(b"not empty")
+    find_sources(DataConfig(path=str(folder)))
+
+
+def _sentencepiece(folder: Path) -> None:
+    (folder / "tokenizer.model").touch()
+    load_tokenizer(str(folder))
+
+
+WITHOUT = {
+    "parquet": ("pyarrow", "text", _parquet),
+    "compressed text": ("pyarrow", "text", _packed_text),
+    "sentencepiece": ("sentencepiece", "text", _sentencepiece),
+    "mistral": ("mistral_common", "mistral", lambda folder: load_tokenizer("mistral")),
+    "a page": ("jinja2", "report", lambda folder: dispatch(["report", str(folder)])),
+    "a page's pictures": ("matplotlib", "report", lambda folder: dispatch(["report", str(folder)])),
+    "experiments": ("matplotlib", "report", lambda folder: dispatch(["experiment", "--list"])),
+}
+
+
+@pytest.mark.parametrize("package,extra,use", WITHOUT.values(), ids=WITHOUT)
+def test_what_an_extra_brings_is_asked_for_by_name(tmp_path, monkeypatch, package, extra, use):
+    """A line that installs the extra, before anything is done."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find_spec(name))
+    with pytest.raises(InputError) as caught:
+        use(tmp_path)
+    assert caught.value.remedy.endswith(install(extra)) and extra in PROJECT["optional-dependencies"]
+
+
+def test_a_report_without_pictures_says_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("mom_jax.reports.markdown.is_installed", lambda name: False)
+    lines = curves(TrainConfig(), Records([], []), tmp_path)
+    assert install("report") in lines[-1] and list(tmp_path.iterdir()) == []
+
+
+def test_papers_of_the_repository_agree():
+    """Versions, make targets and extras that are named outside of the package exist."""
+    version = mom_jax.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == version and f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for path in [*(ROOT / ".github").rglob("*.yml"), ROOT / "launch/Containerfile", ROOT / "CONTRIBUTING.md"]:
+        text = path.read_text(encoding="utf-8")
+        assert path.suffix != ".yml" or yaml.safe_load(text)
+        assert set(re.findall(r"(?:run: |^)make ([a-z-]+)", text, re.MULTILINE)) <= targets, path
+        extras = ",".join(re.findall(r"install .*['\"]\.\[([\w,]+)", text)).split(",")
+        assert set(filter(None, extras)) <= set(PROJECT["optional-dependencies"]), path
+
+
+WORDS = {"plan": ["mom-tiny", "--length"], "report": ["--out"]}
+
+
+def test_completion(monkeypatch, capsys):
+    """The options that a verb's help names; in bash, the words that fit what was begun."""
+    monkeypatch.setattr("mom_jax.cli.main.VERBS", {verb: VERBS[verb] for verb in ("plan", "data")})
+    words = words_by_verb()
+    assert {"mom-340m", "--model.topk"} <= set(words["plan"]) and {"prepare", "--data.path"} <= set(words["data"])
+    script = completion_script("bash", WORDS)
+    tried = 'COMP_WORDS=(mom-jax plan {0}); COMP_CWORD=2; _mom_jax; echo "${{COMPREPLY[@]}}"'
+    for begun, whole in (("mo", "mom-tiny"), ("--", "--length"), ("--o", "")):
+        done = subprocess.run(["bash", "-c", script + tried.format(begun)], capture_output=True, text=True, timeout=60)
+        assert done.stdout.strip() == whole and done.stderr == ""
+    for shell in ("zsh", "fish"):
+        assert all(word.lstrip("-") in completion_script(shell, WORDS) for word in ("mom-tiny", "--length", "report"))
+    assert completion_main(["fish"]) == 0
+    assert "-a 'prepare'" in capsys.readouterr().out

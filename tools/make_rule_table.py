@@ -1,4 +1,4 @@
-"""Measures every memory rule and writes the table of them into README.md.
+"""Measures every memory rule and writes the table of them into docs/rules.md.
 
     python tools/make_rule_table.py [--only comba,mamba3]
 
@@ -36,7 +36,7 @@ from mom_jax.models.config import MEMORY_RULES  # noqa: E402
 from mom_jax.models.mixers import make_mixer  # noqa: E402
 from mom_jax.models.presets import get_preset  # noqa: E402
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs/rules.md"
 PLACE = re.compile(r"(<!-- memory rules -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = ("alone", "mixture", "gradients", "decoding", "reference")
 STORED = {
@@ -135,13 +135,13 @@ def main() -> None:
     """Measures and writes; rules that are not asked for keep their rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", default=",".join(MEMORY_RULES))
-    only, page = parser.parse_args().only.split(","), README.read_text(encoding="utf-8")
+    only, page = parser.parse_args().only.split(","), PAGE.read_text(encoding="utf-8")
     rows = {line.split("`")[1]: line for line in PLACE.search(page)[0].splitlines()[3:-1]}
     for rule in track(only, description="measuring"):
         rows[rule] = row_of(rule)
     lines = [f"| `memory_rule` | {' | '.join(COLUMNS)} | published as |", "|---" * (len(COLUMNS) + 2) + "|"]
     table = "\n".join([*lines, *(rows[rule] for rule in MEMORY_RULES if rule in rows)]) + "\n"
-    README.write_text(PLACE.sub(lambda match: match[1] + table + match[2], page), encoding="utf-8")
+    PAGE.write_text(PLACE.sub(lambda match: match[1] + table + match[2], page), encoding="utf-8")
 
 
 if __name__ == "__main__":

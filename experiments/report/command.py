@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from mom_jax.cli.parsing import Place, parse
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, need
 from mom_jax.fields import check_fields
 from mom_jax.files import write_atomically
 from mom_jax.paths import local_path, output_folder, why_not_writable
@@ -43,6 +43,8 @@ class ReportConfig:
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, reads the folders, writes the page."""
     arguments = parse(ReportConfig, args, prog="mom-jax report", description=DESCRIPTION)
+    for package in ("jinja2", "matplotlib"):
+        need(package, "report", "paths", arguments.paths[0])
     folders = list(dict.fromkeys(local_path(path, "paths").resolve() for path in arguments.paths))
     # JAX loads only now, after the arguments have proved sound.
     from .page import make_page

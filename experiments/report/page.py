@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from mom_jax import __version__
-from mom_jax.reports.tables import Table
+from mom_jax.reports.html import render
 from mom_jax.training.sittings import now
 
 from .beside import beside_paper
@@ -29,14 +27,5 @@ def make_page(runs: Sequence[Run], sweeps: Sequence[Sweep]) -> str:
     sections: list[Section | None] = [compare_runs(list(runs)) if len(runs) > 1 else None, beside_paper(list(runs))]
     sections += show_comparisons(sweeps)
     sections += [show_run(run) for run in runs] + [show_sweep(sweep) for sweep in sweeps]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.tests["table"] = lambda part: isinstance(part, Table)
-    return environment.get_template("page.html").render(
-        sections=[section for section in sections if section], date=now(), version=__version__
-    )
+    shown = [section for section in sections if section]
+    return render(Path(__file__).with_name("page.html"), sections=shown, date=now(), version=__version__)

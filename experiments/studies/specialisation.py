@@ -11,14 +11,14 @@ depend on it, and neither does the share of neighbours, in all dimensions, that 
 it would be by chance).
 """
 
-import importlib.util
+import importlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from mom_jax.errors import InputError, install
+from mom_jax.errors import need
 from mom_jax.training.config import TrainConfig
 
 from ..common.comparison import training_facts
@@ -51,8 +51,7 @@ def run(point: Point, models: Path) -> dict[str, Any]:
     Raises:
         InputError: umap-learn is missing.
     """
-    if importlib.util.find_spec("umap") is None:
-        raise InputError("experiment", "specialisation", f"needs umap-learn: {install('experiments')}")
+    need("umap", "experiments", "experiment", "specialisation", "umap-learn")
     from ..common.text import trained
 
     run_dir = trained(training(point), models)

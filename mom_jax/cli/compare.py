@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mom_jax.cli.parsing import Place, parse
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, need
 from mom_jax.evals.reference.install import RELEASE, choose_kernels, installed_versions
 from mom_jax.fields import Count, Name, Range, Seed, check_fields
 from mom_jax.files import finite, write_json
@@ -74,6 +74,7 @@ def main(args: Sequence[str]) -> int:
     """Parses the arguments, runs both sides, prints and writes the result."""
     arguments = parse(CompareConfig, args, prog="mom-jax compare", description=DESCRIPTION)
     versions = installed_versions()
+    need("matplotlib", "report", "reference", arguments.reference)
     # PyTorch and JAX load only now, after the arguments have proved sound.
     import jax
 

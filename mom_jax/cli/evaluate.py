@@ -1,7 +1,6 @@
 """``mom-jax eval RUN``."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ import tyro
 
 from mom_jax.cli.notes import note
 from mom_jax.cli.parsing import Place, Step, parse
-from mom_jax.errors import InputError, install
+from mom_jax.errors import InputError, need
 from mom_jax.fields import Count, Name, Range, check_fields
 from mom_jax.paths import local_path, output_folder, why_not_writable
 
@@ -77,8 +76,8 @@ class EvalConfig:
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, scores the run, prints and keeps the results."""
     arguments = parse(EvalConfig, args, prog="mom-jax eval", description=DESCRIPTION)
-    if arguments.tasks is not None and importlib.util.find_spec("lm_eval") is None:
-        raise InputError("tasks", arguments.tasks, f"needs lm-evaluation-harness: {install('eval')}")
+    if arguments.tasks is not None:
+        need("lm_eval", "eval", "tasks", arguments.tasks, "lm-evaluation-harness")
     place = _place(arguments)
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.scores import score_and_keep, score_tasks_and_keep

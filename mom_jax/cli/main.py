@@ -18,13 +18,17 @@ VERBS = {
     "train": ("mom_jax.cli.train", "train a model, or resume a run"),
     "eval": ("mom_jax.cli.evaluate", "score a run on held-out text or on benchmark tasks"),
     "generate": ("mom_jax.cli.generate", "continue a prompt with the model of a run"),
+    "inspect": ("mom_jax.cli.inspect", "show which memories the tokens of a text go to, and more, as an HTML page"),
     "convert": ("mom_jax.cli.convert", "convert published PyTorch models to runs, and back"),
+    "push": ("mom_jax.cli.push", "publish a run's model, with a card, on the Hugging Face hub"),
+    "pull": ("mom_jax.cli.pull", "fetch a model from the Hugging Face hub"),
     "data": ("mom_jax.cli.data", "prepare token shards (mom-jax data prepare)"),
     "compare": ("mom_jax.cli.compare", "compare a checkpoint's numbers with the PyTorch reference"),
     "plan": ("mom_jax.cli.plan", "count parameters, state and FLOPs of a model and baselines"),
     "experiment": ("mom_jax.experiments.command", "run an experiment of the paper, or list all with their status"),
     "bench": ("mom_jax.benchmarks.command", "measure speed and memory on this machine"),
     "report": ("mom_jax.experiments.report.command", "write an HTML page of runs and sweeps, beside the paper"),
+    "completion": ("mom_jax.cli.shell", "print a script that completes verbs and options in a shell"),
     "demo": ("mom_jax.cli.demo", "train mom-tiny for at most two and a half minutes, evaluate it, write a report"),
 }
 

@@ -1,13 +1,12 @@
 """Data sets of the Hugging Face hub, streamed."""
 
 import dataclasses
-import importlib.util
 import os
 from collections.abc import Iterator
 
 from mom_jax.data.json_documents import OnError
 from mom_jax.data.opening import reason
-from mom_jax.errors import InputError, install
+from mom_jax.errors import InputError, need
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +44,7 @@ def hub_sources(spec: str, field: str) -> list[HubSource]:
     Raises:
         InputError: another form, no package ``datasets``, no such data set, or no network.
     """
-    if importlib.util.find_spec("datasets") is None:
-        raise InputError(field, f"hf:{spec}", f"Hugging Face datasets need a package: {install('hf')}")
+    need("datasets", "hf", field, f"hf:{spec}", "the package datasets")
     dataset, subset, split, *rest = [*spec.split(":"), "", ""]
     if not dataset or any(rest):
         raise InputError(field, f"hf:{spec}", "must be hf:NAME[:config][:split]")

@@ -6,10 +6,17 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from mom_jax.data.file_kinds import compression
+from mom_jax.data.file_kinds import compression, kind
+from mom_jax.errors import need
 
 # What the libraries raise on files that are not what their suffix says, or end too early.
 UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
+
+
+def check_packages(path: Path, field: str = "path") -> None:
+    """Raises `InputError` where what reads files of this name is not installed."""
+    if compression(path.name) not in (None, "xz") or kind(path.name) in ("parquet", "arrow"):
+        need("pyarrow", "text", field, path)
 
 
 def open_unpacked(path: Path) -> BinaryIO:
@@ -18,6 +25,7 @@ def open_unpacked(path: Path) -> BinaryIO:
     Raises:
         OSError: it cannot be opened. Reading raises one of `UNREADABLE` where the file is damaged.
     """
+    check_packages(path)
     packing = compression(path.name)
     if packing == "xz":
         return io.BufferedReader(lzma.open(path, "rb"), 2**20)  # type: ignore[arg-type]

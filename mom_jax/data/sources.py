@@ -13,6 +13,7 @@ from mom_jax.data.file_kinds import is_data
 from mom_jax.data.folders import LeftOut, folder_files, glob_files, glob_root, is_glob, matches
 from mom_jax.data.hub import HubSource, hub_sources
 from mom_jax.data.json_documents import OnError
+from mom_jax.data.opening import check_packages
 from mom_jax.data.passages import Passage
 from mom_jax.errors import InputError
 from mom_jax.paths import local_path
@@ -105,6 +106,7 @@ def _checked(paths: Iterable[Path], root: Path, config: DataConfig, field: str, 
         elif place in sources:
             left_out.add("linked twice", name)
         else:
+            check_packages(path, field)
             sources[place] = FileSource(name, os.path.abspath(path), size)
     for pattern in unused:
         left_out.add("patterns to exclude that match nothing", pattern)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, need
 
 _END_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 _MOST_IDS = 2**26  # a model has a row for each id; the library hangs over vocabularies with ids far beyond
@@ -39,6 +39,7 @@ class SentencePieceTokenizer:
     """A sentencepiece ``*.model`` file."""
 
     def __init__(self, path: Path, name: str | None = None):
+        need("sentencepiece", "text", "tokenizer", path)
         import sentencepiece  # imported here: the byte tokenizer needs none of its start-up time
 
         try:

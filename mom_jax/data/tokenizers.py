@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mom_jax.data.tokenizer_kinds import ByteTokenizer, JsonTokenizer, SentencePieceTokenizer, one_line
-from mom_jax.errors import InputError, install
+from mom_jax.errors import InputError, need
 from mom_jax.files import read_json
 
 _BROKEN = "\ufffd"  # stands for bytes that are no character, or not yet
@@ -163,10 +163,10 @@ def load_tokenizer(spec: str) -> Tokenizer:
 
 
 def _mistral_file() -> Path:
+    need("mistral_common", "mistral", "tokenizer", "mistral", "the package mistral-common")
     # Found without importing the package, whose import is slow.
     package = importlib.util.find_spec("mistral_common")
-    if package is None or package.origin is None:
-        raise InputError("tokenizer", "mistral", f"needs the package mistral-common: {install('mistral')}")
+    assert package is not None and package.origin is not None
     return Path(package.origin).parent / "data" / "tokenizer.model.v1"
 
 

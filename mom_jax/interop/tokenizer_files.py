@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TypedDict
 
 from mom_jax.errors import InputError
-from mom_jax.files import read_json, write_json
+from mom_jax.files import read_json, write_atomically, write_json
 
-_NAMED = ("bytes", "mistral")  # need no file, even if one of that name lies around
+_BYTES = "bytes"
+_NAMED = (_BYTES, "mistral")  # need no file, even if one of that name lies around
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
 _NAME_FILE = "mom_jax.json"  # names a tokenizer that has no file, such as bytes
@@ -21,12 +22,13 @@ class _Name(TypedDict):
 
 def find_tokenizer(folder: Path) -> str | None:
     """The tokenizer of a published model: its folder if the files are there, a name, or None."""
+    path = folder / _NAME_FILE
+    named = read_json(path, _Name, "write or remove it", field="tokenizer")["tokenizer"] if path.is_file() else None
+    if named == _BYTES:  # the file beside it is for others
+        return named
     if any((folder / name).is_file() for name in _VOCABULARIES):
         return str(folder.absolute())
-    path = folder / _NAME_FILE
-    if not path.is_file():
-        return None
-    return read_json(path, _Name, "write or remove it", field="tokenizer")["tokenizer"]
+    return named
 
 
 def files_of(tokenizer: str) -> Path | None:
@@ -43,6 +45,28 @@ def files_of(tokenizer: str) -> Path | None:
     return None
 
 
+def _put_bytes(folder: Path) -> None:
+    """The tokenizer of bytes as files that Hugging Face's libraries read: the same ids, and nothing is ever joined."""
+    import tokenizers
+
+    # Byte-level vocabularies write a byte as itself where it can be seen, the others from U+0100 on, in order.
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in seen]
+    letters = {byte: chr(byte) for byte in seen} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({letters[byte]: byte for byte in range(256)}, []))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(["<s>", "</s>", "<pad>", *(f"<reserved-{i}>" for i in range(5))])
+    write_atomically(folder / _VOCABULARIES[0], made.to_str(pretty=True))
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+    }
+    write_json(folder / _BESIDE[0], about | {"clean_up_tokenization_spaces": False})
+
+
 def put_tokenizer(tokenizer: str, folder: Path) -> None:
     """Copies a tokenizer's files into ``folder``, or notes its name there if it has none.
 
@@ -53,6 +77,8 @@ def put_tokenizer(tokenizer: str, folder: Path) -> None:
     path = files_of(tokenizer)
     if path is None:
         write_json(folder / _NAME_FILE, _Name(tokenizer=tokenizer))
+        if tokenizer == _BYTES:
+            _put_bytes(folder)
     elif path.is_dir():
         for name in (*_VOCABULARIES, *_BESIDE):
             if (path / name).is_file():

@@ -135,7 +135,7 @@ class MoMForCausalLM(nnx.Module):
         them. ``inputs_embeds`` are taken for the embeddings of ``input_ids``, which then only choose memories where
         tokens do. ``training`` is what routers do in training alone.
         """
-        x = self._embedded(input_ids) if inputs_embeds is None else inputs_embeds
+        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         attention_mask = _current_columns(attention_mask, x.shape[:2])
         if segment_ids is not None and segment_ids.shape != x.shape[:2]:
             raise InputError("segment_ids.shape", segment_ids.shape, f"expected {x.shape[:2]}, as input_ids")
@@ -144,7 +144,9 @@ class MoMForCausalLM(nnx.Module):
             raise InputError("remat", remat, f"choose one of {', '.join(REMAT_POLICIES)}")
         routing: dict[str, Any] = {} if training is None else {"training": training}
         if self.config.router_choice != "scores" and self.config.mixture:
-            routing["memory_ids"], cache = self._fixed_choice(input_ids, x.shape[:2], attention_mask, documents, cache)
+            routing["memory_ids"], cache = self.chosen_elsewhere(
+                input_ids, x.shape[:2], attention_mask, documents, cache
+            )
         stacks = {kind: self.blocks(kind) for kind in self.plan.kinds}
         if cache is None:
             x, router = run_layers(self.plan, stacks, x, attention_mask, documents, remat, routing)
@@ -207,7 +209,7 @@ class MoMForCausalLM(nnx.Module):
         place = jnp.zeros(batch_size, jnp.int32) if self.config.router_choice in ("position", "round_robin") else None
         return Cache(kinds, place)
 
-    def _fixed_choice(
+    def chosen_elsewhere(
         self,
         input_ids: Int[AnyArray, "B T"] | None,
         shape: tuple[int, int],
@@ -215,7 +217,11 @@ class MoMForCausalLM(nnx.Module):
         documents: DocumentRuns | None,
         cache: Cache | None,
     ) -> tuple[Int[Array, "B T k"], Cache | None]:
-        """The memories of every token as `router_choice` says, the same in all layers, and the cache."""
+        """The memories of every token as `router_choice` says, the same in all layers, and the cache.
+
+        Raises:
+            InputError: they depend on token ids, and there are none.
+        """
         config, base = self.config, jnp.zeros(shape, jnp.int32)
         if config.router_choice == "hash":
             if input_ids is None:
@@ -228,7 +234,12 @@ class MoMForCausalLM(nnx.Module):
             base = place if config.router_choice == "round_robin" else place // config.router_block
         return fixed_choice(base, config.topk, config.num_memories), cache
 
-    def _embedded(self, input_ids: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
+    def embed(self, input_ids: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
+        """What goes into the first layer, in ``compute_dtype``.
+
+        Raises:
+            InputError: a token id outside the vocabulary (outside of ``jit``).
+        """
         if not isinstance(input_ids, Tracer):
             ids = np.asarray(input_ids)
             wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]

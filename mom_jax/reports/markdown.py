@@ -1,13 +1,13 @@
 """A run as a page: ``report.md`` and the pictures beside it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mom_jax.errors import install, is_installed
 from mom_jax.evals.results import Evaluation, read_evaluations
 from mom_jax.files import write_atomically
-from mom_jax.reports.pictures import draw_pictures
 from mom_jax.reports.records import Records, nothing_logged, read_records
 from mom_jax.reports.tables import Table, evaluation_tables, in_words
 from mom_jax.reports.words import TWO_LOSSES, describe_model, last_held_out, sample_of
@@ -34,10 +34,8 @@ def write_report(run_dir: str | Path, out: Path | None = None) -> Path:
     if not records:
         raise nothing_logged(run_dir, left_out)
     evaluations = read_evaluations(out, left_out.append)
-    pictures = draw_pictures(config, records)
-    for name, png in pictures.items():
-        write_atomically(out / f"{name}.png", png)
-    lines = [*_summary(config, records), *_left_out(left_out), *_evaluation(evaluations), *_gallery(pictures), ""]
+    shown = curves(config, records, out)
+    lines = [*_summary(config, records), *_left_out(left_out), *_evaluation(evaluations), *shown, ""]
     write_atomically(out / "report.md", "\n".join(lines))
     return out / "report.md"
 
@@ -77,5 +75,13 @@ def _evaluation(evaluations: Sequence[Evaluation]) -> list[str]:
     return lines
 
 
-def _gallery(names: Iterable[str]) -> list[str]:
-    return ["## Curves", "", *(f"![{name.replace('_', ' ').capitalize()}]({name}.png)" for name in names)]
+def curves(config: TrainConfig, records: Records, out: Path) -> list[str]:
+    """Draws the curves as PNG files into ``out``, if that can be done here; returns the lines that show them."""
+    if not is_installed("matplotlib"):
+        return ["## Curves", "", f"They are drawn where matplotlib is installed: `{install('report')}`"]
+    from mom_jax.reports.pictures import draw_pictures  # of the extra `report`
+
+    pictures = draw_pictures(config, records)
+    for name, png in pictures.items():
+        write_atomically(out / f"{name}.png", png)
+    return ["## Curves", "", *(f"![{name.replace('_', ' ').capitalize()}]({name}.png)" for name in pictures)]

@@ -191,3 +191,30 @@ def test_a_mixture_is_trained_on(single, tmp_path):
     options = ["--data.path", str(text), "--steps", "2", "--log-every", "1", "--data.sequence-length", "32"]
     assert main(["train", "--config", str(run / "config.json"), *options, "--data.batch-size", "2"]) == 0
     assert [record["step"] for record in read_metrics(run) if "loss" in record] == [1, 2]
+
+
+def test_inspect_of_a_published_folder(published, run, tmp_path, capsys):
+    """A page beside the weights or where it is wanted, and a table."""
+    (tmp_path / "other.txt").write_text("another text\n", encoding="utf-8")
+    out = tmp_path / "pages/look.html"
+    line = ["inspect", str(run), "--text", "to be or not", "--against", str(tmp_path / "other.txt"), "--out", str(out)]
+    assert main(line) == 0
+    printed = capsys.readouterr().out
+    assert f"page: {out}" in printed and "half-life" in printed and "13 tokens" in out.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "text='': give either --text TEXT or --file FILE"),
+        ("--text a", "text='a': has fewer than two tokens"),
+        ("--file {run}/none", "file={run}/none: cannot be read"),
+        ("--text ab --out {run}/page.pdf", "must be the name of a page"),
+        ("--text ab --out {run}/config.json/page.html", "out={run}/config.json: cannot be written to"),
+    ],
+)
+def test_mistakes_of_inspect_are_one_line(options, message, run, capsys):
+    before = sorted(run.iterdir())
+    assert main(["inspect", str(run), *options.format(run=run).split()]) == 2
+    err = capsys.readouterr().err
+    assert message.format(run=run) in err and err.count("\n") == 1 and sorted(run.iterdir()) == before

@@ -6,8 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 from support.beside_pytorch import CONFIGS
+
+from mom_jax import MoMConfig, save_pretrained
+from mom_jax.cli.main import main
+from mom_jax.models.structure import build_model
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -47,3 +54,32 @@ def test_layers_that_have_no_model_here():
     found = lines_of("layers_beside_pytorch.py")
     assert [line["rule"] for line in found] == ["rwkv6", "rwkv7"]
     assert all(line["outputs"] < 1e-5 and line["gradients"] < 2e-5 for line in found), found
+
+
+LOAD = """
+import json, sys
+import fla
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+found = {"class": type(model).__name__, "ids": tokenizer(sys.argv[2], add_special_tokens=False).input_ids}
+found["text"] = tokenizer.decode(found["ids"])
+found["sum"] = sum(float(p.double().abs().sum()) for p in model.parameters())
+print(json.dumps(found))
+"""
+
+
+def test_what_is_pushed_is_a_model_like_any_other_there(tmp_path):
+    """The automatic classes find model and tokenizer in the folder of ``mom-jax push``."""
+    made = build_model(MoMConfig(vocab_size=264, hidden_size=16, num_hidden_layers=1, num_heads=2, head_dim=8), 0)
+    save_pretrained(made, tmp_path / "saved")
+    assert main(["convert", str(tmp_path / "saved"), str(tmp_path / "run"), "--tokenizer", "bytes"]) == 0
+    assert main(["push", str(tmp_path / "run"), "me/tiny", "--out", str(tmp_path / "out")]) == 0
+    command = [sys.executable, "-c", LOAD, str(tmp_path / "out"), "schön 中\n"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["class"] == "MomForCausalLM" and found["text"] == "schön 中\n"
+    assert found["ids"] == list("schön 中\n".encode())
+    ours = sum(float(np.abs(np.asarray(p, np.float64)).sum()) for p in jax.tree.leaves(nnx.state(made)))
+    assert abs(found["sum"] - ours) < 1e-6 * ours

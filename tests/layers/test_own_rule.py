@@ -1,4 +1,4 @@
-"""The modules of docs/your-own-rule.md, written to a folder outside the package and used there."""
+"""The modules of docs/your-own-rule.md and docs/tutorials/layer.md, written to a folder outside of the package."""
 
 import re
 import runpy
@@ -15,9 +15,10 @@ from mom_jax.cli.main import main
 from mom_jax.layers.mixer import MemoryMixer
 from mom_jax.training.log import read_metrics
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/your-own-rule.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = (DOCS / "your-own-rule.md", DOCS / "tutorials/layer.md")
 BLOCK = re.compile(r"```python\n# (\w+)\.py\n(.*?)```", re.DOTALL)
-MODULES = dict(BLOCK.findall(PAGE.read_text(encoding="utf-8")))
+MODULES = {name: text for page in PAGES for name, text in BLOCK.findall(page.read_text(encoding="utf-8"))}
 RULES = {"my_rules": "SimpleGLA", "oja": "Oja"}
 SMALL = ["--model.hidden-size", "16", "--model.num-hidden-layers", "1"]
 SMALL += ["--model.head-dim", "8", "--model.intermediate-size", "16"]

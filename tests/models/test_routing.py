@@ -91,7 +91,7 @@ def test_other_choices(small, choice, want):
     want = np.asarray(hashed(ids))[0] if want is None else want
     routing = jax.eval_shape(lambda: model.hidden_states(ids))  # traces all of it
     assert routing.router.memory_ids.shape == (2, 1, TIME, 2)
-    chosen, _ = model._fixed_choice(ids, (1, TIME), None, None, None)
+    chosen, _ = model.chosen_elsewhere(ids, (1, TIME), None, None, None)
     np.testing.assert_array_equal(chosen[0], (want[:, None] + np.arange(2)) % MEMORIES)
     if choice == "hash":
         with pytest.raises(InputError, match=r"input_ids=None: is what router_choice=hash chooses by"):
