@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Float, Int
 
 
@@ -48,6 +49,40 @@ class MemoryCache:
             document=jnp.zeros((layers, batch), jnp.int32),
             length=jnp.zeros((layers, batch), jnp.int32),
         )
+
+
+def states_before(
+    states: Float[Array, "L G B *state"], layer: int | Array, table: ChunkTable
+) -> Float[Array, "N *state"]:
+    """What each row of a single token finds: its segment's state, or 0 where a document begins.
+
+    Indexed where it lies: were the states of all layers reshaped, XLA would copy them at every step.
+    """
+    return forgotten(states.at[_place(states, layer, table)].get(mode="clip"), table)
+
+
+def states_after(
+    states: Float[Array, "L G B *state"], layer: int | Array, table: ChunkTable, own: Float[Array, "N *state"]
+) -> Float[Array, "L G B *state"]:
+    """The states with those that rows of a single token leave; the others are not touched."""
+    return states.at[_place(states, layer, table)].set(own.astype(states.dtype), mode="drop")
+
+
+def _place(states: Array, layer: int | Array, table: ChunkTable) -> tuple[Any, Array, Array]:
+    return layer, *jnp.divmod(table.segment, states.shape[2])
+
+
+def forgotten(state: Float[Array, "N *state"], table: ChunkTable) -> Float[Array, "N *state"]:
+    """What comes from before a row, 0 where a document begins."""
+    if table.reset is None:
+        return state
+    return jnp.where(table.reset.reshape(-1, *[1] * (state.ndim - 1)), 0, state)
+
+
+def state_number(layer: int | Array, table: ChunkTable) -> Int[Array, " N"]:
+    """Which of all L x G x B states belongs to each row of a single token, as kernels take it; -1 for none."""
+    known = table.segment < table.num_segments
+    return jnp.where(known, layer * table.num_segments + table.segment, -1).astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass

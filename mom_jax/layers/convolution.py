@@ -1,17 +1,19 @@
 """Short convolutions and token shift along each memory's own sequence, with what they remember in the cache."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mom_jax.layers.cache import MemoryCache
+from mom_jax.layers.cache import MemoryCache, state_number, states_after, states_before
 from mom_jax.layers.linear import param
+from mom_jax.ops.dispatch import Target, kernel_for, select
 from mom_jax.ops.halo import inputs_before
 from mom_jax.ops.reference_conv_leak import leaking_short_conv
 from mom_jax.ops.segments import Packing
-from mom_jax.ops.short_conv import conv_state, short_conv
+from mom_jax.ops.short_conv import STEP_KERNELS, conv_state, short_conv, short_conv_step
 from mom_jax.typing import Array, Float
 
 
@@ -67,13 +69,56 @@ def convolve(
         if cache is None and leaking_memories:
             outputs.append(leaking_short_conv(x, weights[name], packing, leaking_memories, **options))
             continue
-        state = None if packing.piece is None else inputs_before(x, packing, weights[name].shape[1] - 1)
-        if cache is not None:
-            layers = cache.conv[name]
-            state = layers[layer].reshape(-1, *layers.shape[3:])
-            stored[name] = layers.at[layer].set(conv_state(x, packing, state).reshape(layers.shape[1:]))
-        outputs.append(short_conv(x, weights[name], packing, state, bias, activate=activate, impl=impl, **options))
+        options |= {"bias": bias, "activate": activate}
+        if cache is None:
+            before = None if packing.piece is None else inputs_before(x, packing, weights[name].shape[1] - 1)
+            outputs.append(short_conv(x, weights[name], packing, before, impl=impl, **options))
+            continue
+        go_on = _one_token if packing.table.chunk_size == 1 else _many_tokens
+        y, stored[name] = go_on(x, weights[name], packing, cache.conv[name], layer, impl, options)
+        outputs.append(y)
     return outputs, None if cache is None else dataclasses.replace(cache, conv=stored)
+
+
+def _many_tokens(
+    x: Float[Array, "..."],
+    weight: Float[Array, "D W"],
+    packing: Packing,
+    states: Float[Array, "L G B W-1 D"],
+    layer: int | Array,
+    impl: str,
+    options: dict[str, Any],
+) -> tuple[Float[Array, "N D"], Float[Array, "L G B W-1 D"]]:
+    """Rows, and the last inputs of every memory and batch row."""
+    state = states[layer].reshape(-1, *states.shape[3:])
+    after = conv_state(x, packing, state).reshape(states.shape[1:])
+    return short_conv(x, weight, packing, state, impl=impl, **options), states.at[layer].set(after)
+
+
+def _one_token(
+    x: Float[Array, "..."],
+    weight: Float[Array, "D W"],
+    packing: Packing,
+    states: Float[Array, "L G B W-1 D"],
+    layer: int | Array,
+    impl: str,
+    options: dict[str, Any],
+) -> tuple[Float[Array, "N D"], Float[Array, "L G B W-1 D"]]:
+    """The same for rows of one token, of which each moves its own inputs on by one."""
+    table = packing.table
+
+    def by_xla() -> tuple[Float[Array, "N D"], Float[Array, "L G B W-1 D"]]:
+        y, after = short_conv_step(x, weight, packing, states_before(states, layer, table), **options)
+        return y, states_after(states, layer, table, after)
+
+    def by_kernel(device: Target) -> tuple[Float[Array, "N D"], Float[Array, "L G B W-1 D"]]:
+        token, place = packing.token if x.ndim == 3 else None, state_number(layer, table)
+        form = (options[name] for name in ("activate", "head", "normalise"))
+        flat = x.reshape(-1, x.shape[-1])
+        return kernel_for(device, STEP_KERNELS)(flat, weight, options["bias"], states, token, place, table.reset, *form)
+
+    name = impl if impl in ("auto", "gpu") else "xla"
+    return select(name, {"xla": by_xla}, {"gpu": by_kernel})()
 
 
 def token_before(

@@ -29,7 +29,8 @@ def cache_specs(cache: MemoryCache, devices: Devices, whole: tuple[str, ...]) ->
 def note_tokens(cache: MemoryCache, layer: int | Array, attention_mask: Mask | None, time: int) -> MemoryCache:
     """Counts the tokens that were read."""
     read = time if attention_mask is None else jnp.sum(attention_mask != 0, 1, dtype=cache.length.dtype)
-    return dataclasses.replace(cache, length=cache.length.at[layer].add(read, mode="promise_in_bounds"))
+    length = jax.lax.dynamic_update_index_in_dim(cache.length, cache.length[layer] + read, layer, 0)
+    return dataclasses.replace(cache, length=length)
 
 
 def forget_earlier_documents(

@@ -3,10 +3,9 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from mom_jax.errors import InputError
-from mom_jax.layers.cache import MemoryCache
+from mom_jax.layers.cache import MemoryCache, forgotten, state_number, states_after, states_before
 from mom_jax.ops.dispatch import Target, kernel_for, select
 from mom_jax.ops.handover import Affine, composed
 from mom_jax.ops.pieces import all_before
@@ -90,15 +89,11 @@ def _one_token(
 def _by_gather(
     primitive: Primitive, rows: Rows, table: ChunkTable, cache: MemoryCache, layer: int | Array, scale: float
 ) -> tuple[Float[Array, "N H V"], State]:
-    """In place: were the states of all layers reshaped, XLA would copy them at every step.
-
-    Rows are made before: a CPU's compiler would make them anew for every element of the states that they change.
-    """
+    """Rows are made before: a CPU's compiler would make them anew for every element of the states that they change."""
     rows = jax.lax.optimization_barrier(rows)
-    place = (layer, *jnp.divmod(table.segment, cache.document.shape[-1]))  # memory, batch row
-    state = jax.tree.map(lambda a: _row_states(a.at[place].get(mode="clip"), table), cache.recurrent)
+    state = jax.tree.map(lambda a: states_before(a, layer, table), cache.recurrent)
     o, state = primitive.step(rows, state, scale)
-    return o, jax.tree.map(lambda a, b: a.at[place].set(b, mode="drop"), cache.recurrent, state)
+    return o, jax.tree.map(lambda a, own: states_after(a, layer, table, own), cache.recurrent, state)
 
 
 def _by_kernel(
@@ -111,22 +106,10 @@ def _by_kernel(
     scale: float,
 ) -> tuple[Float[Array, "N H V"], State]:
     """One pass over the states that rows write."""
-    run, known = kernel_for(device, {"gpu": "pallas_kernels.gpu.step:step"}), table.segment < table.num_segments
-    place = jnp.where(known, layer * table.num_segments + table.segment, -1).astype(jnp.int32)
+    run = kernel_for(device, {"gpu": "pallas_kernels.gpu.step:step"})
     assert primitive.transition is not None
     token = primitive.transition(rows)
     if table.reset is not None:  # nothing of the old state is read or kept
-        read = {
-            name: _row_states(x, table)
-            for name, x in token._asdict().items()
-            if name in ("r", "kept", "a") and x is not None
-        }
-        token = token._replace(**read)
-    o, states = run(token, place, cache.recurrent, scale)
-    return o.astype(rows.v.dtype), states
-
-
-def _row_states(state: Float[Array, "N ..."], table: ChunkTable) -> Float[Array, "N ..."]:
-    if table.reset is None:
-        return state
-    return jnp.where(table.reset.reshape(-1, *[1] * (state.ndim - 1)), 0, state)
+        read = {name: x for name, x in token._asdict().items() if name in ("r", "kept", "a") and x is not None}
+        token = token._replace(**{name: forgotten(x, table) for name, x in read.items()})
+    return run(token, state_number(layer, table), cache.recurrent, scale, rows.v.dtype)

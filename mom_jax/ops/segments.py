@@ -100,6 +100,8 @@ def plan_packing(
     groups = num_memories + shared
     rows = packed_length(batch, time, top_k, num_memories, shared, chunk_size, capacity)
     keep = jnp.ones((batch, time), bool) if attention_mask is None else attention_mask != 0
+    if time == chunk_size == 1:
+        return _plan_one_token(memories[:, 0], groups, keep, documents)
 
     choices = (memories[..., j, None] == jnp.arange(groups) for j in range(memories.shape[-1]))
     hits = functools.reduce(jnp.logical_or, choices) & keep[..., None]
@@ -150,6 +152,36 @@ def ends_in_last_document(packing: Packing, documents: DocumentRuns) -> Bool[Arr
     written = documents.index.reshape(-1).at[last].get(mode="clip")
     written = jnp.where(packing.length > 0, written, 0).reshape(-1, documents.index.shape[0])
     return written == documents.index[:, -1]
+
+
+def _plan_one_token(
+    memories: Int[Array, "B A"], groups: int, keep: Bool[Array, "B 1"], documents: DocumentRuns | None
+) -> Packing:
+    """The same for one token of each row, in rows of their own (N = B x A): places by comparing each with all.
+
+    Decoding plans anew at every step, where running counts and a scatter would be a dozen launches of nothing.
+    """
+    (batch, slots), segments, rows = memories.shape, groups * memories.shape[0], memories.size
+    segment_of = jnp.where(keep, memories * batch + jnp.arange(batch)[:, None], segments).reshape(-1)
+    row = jnp.sum(segment_of < segment_of[:, None], -1, dtype=jnp.int32)
+    row = jnp.where(segment_of < segments, row, rows)
+    is_there = row == jnp.arange(rows)[:, None]
+    assignment = jnp.min(jnp.where(is_there, jnp.arange(rows), rows), -1)
+    segment = jnp.min(jnp.where(is_there, segment_of, segments), -1)
+    every = jnp.arange(segments)[:, None]
+    length = jnp.sum(segment_of == every, -1, dtype=jnp.int32)
+    used, reset = segment < segments, None
+    if documents is not None:
+        reset = used & (documents.index[:, 0].at[assignment // slots].get(mode="clip") != 0)
+    return Packing(
+        row=row.reshape(batch, 1, slots),
+        assignment=assignment,
+        start=jnp.sum(segment_of < every, -1, dtype=jnp.int32),
+        length=length,
+        position=jnp.zeros(rows, jnp.int32),
+        group_sizes=length.reshape(groups, batch).sum(-1),
+        table=ChunkTable(segment, used, used, length, reset, chunk_size=1, num_segments=segments),
+    )
 
 
 @jax.custom_vjp

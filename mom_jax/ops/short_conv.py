@@ -17,6 +17,7 @@ from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float, Int, Shaped
 
 KERNELS = {name: f"pallas_kernels.{name}.short_conv:short_conv" for name in ("gpu", "tpu")}
+STEP_KERNELS = {"gpu": "pallas_kernels.gpu.short_conv_step:short_conv_step"}
 Reach = Int[Array, " N"] | None
 
 
@@ -61,6 +62,25 @@ def short_conv(
     run = select(name, {"xla": by_xla}, KERNELS)
     flat = x.reshape(-1, x.shape[-1])
     return run(flat, weight, bias, state, table, reach, *gathered, table.num_segments, *options)
+
+
+def short_conv_step(
+    x: Float[Array, "N D"] | Float[Array, "B 1 D"],
+    weight: Float[Array, "D W"],
+    packing: Packing,
+    before: Float[Array, "N W-1 D"],
+    bias: Float[Array, " D"] | None,
+    *,
+    activate: bool = True,
+    head: int | None = None,
+    normalise: bool = False,
+) -> tuple[Float[Array, "N D"], Float[Array, "N W-1 D"]]:
+    """`short_conv` for rows of one token (C = 1), whose inputs before them are given, and what the next token finds."""
+    rows = pack(x, packing) if x.ndim == 3 else x
+    inputs = jnp.concatenate([before.astype(rows.dtype), rows[:, None]], 1)
+    t = _filtered(inputs, weight, bias, None)[:, 0]
+    y = (jax.nn.silu(t) if activate else t).astype(x.dtype)
+    return l2_norm_of_heads(y, head or y.shape[1]) if normalise else y, inputs[:, 1:]
 
 
 def conv_state(

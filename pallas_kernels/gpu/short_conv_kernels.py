@@ -137,6 +137,35 @@ def forward_kernel(
 
 
 @triton.jit
+def step_kernel(
+    p_x, p_weight, p_bias, p_token, p_place, p_reset, p_states, p_y,
+    BIAS: tl.constexpr, GATHER: tl.constexpr, RESETS: tl.constexpr, ACTIVATE: tl.constexpr, NORM: tl.constexpr,
+    EPS: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr, W: tl.constexpr, WIDTH: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """y [N, D] of one token for each row, and the inputs before it, shifted by one where they lie."""
+    row, c, end = program(D, WIDTH, BK)
+    place = tl.load(p_place + row).to(tl.int64)
+    known = place >= 0
+    seen = known
+    if RESETS:
+        seen = known & (tl.load(p_reset + row) == 0)
+    history = ()
+    for j in tl.static_range(W - 1):
+        x = load_row(p_states, place * (W - 1) + j, c, tl.where(seen, end, 0), D)
+        history = history + (x,)  # noqa: RUF005
+    x = load_input(p_x, p_token, row, c, end, known, GATHER, TOKENS, D)
+    y = filtered(x, history, load_taps(p_weight, c, end, W), load_bias(p_bias, c, end, BIAS, D, BK), W - 1, W)
+    if ACTIVATE:
+        y *= tl.sigmoid(y)
+    if NORM:
+        y *= tl.rsqrt(tl.sum(y * y, axis=0) + EPS)
+    store_row(p_y, row, c, y, end, D)
+    history = shifted(history, x, W)
+    for j in tl.static_range(W - 1):
+        store_row(p_states, place * (W - 1) + j, c, history[j], tl.where(known, end, 0), D)
+
+
+@triton.jit
 def filtered_gradient(dy, t, ACTIVATE: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr):
     """The gradient of t."""
     s = tl.sigmoid(t)

@@ -46,7 +46,7 @@ def step_kernel(
         b_u = tl.sum(b_state * tl.load(p_a + row * K + k)[:, None], 0)
         b_o += tl.sum(b_q * b_b, 0) * b_u
         b_next += b_b[:, None] * b_u[None, :]
-    tl.store(p_o + row * V + v, SCALE * b_o)
+    tl.store(p_o + row * V + v, (SCALE * b_o).to(p_o.dtype.element_ty))
     tl.store(p_state, b_next, mask=known)
 
 
@@ -61,6 +61,7 @@ def step(
     place: jax.Array,
     states: jax.Array,
     scale: float,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     *,
     device: str = "sm_90",
     interpret: bool = False,
@@ -73,21 +74,22 @@ def step(
         place: [N] int32, which state each row reads and writes, all different; negative: 0, and none is written.
         states: [.., H, K, V] float32.
         scale: of the output.
+        dtype: of the output; sums are in float32.
         device: the generation to compile for, among those of `pallas_kernels.arguments.GPU`.
         interpret: run in Triton's interpreter on the host.
 
     Returns:
-        Outputs [N, H, V] float32, and the states, of which those that no row names are untouched.
+        Outputs [N, H, V], and the states, of which those that no row names are untouched.
 
     Raises:
         Unsupported: sizes that the kernel does not run.
     """
     GPU.check(K=k.shape[-1], V=v.shape[-1], device=device)
-    return _step((r, q, k, v, kept, a, b), place, states, scale, device, interpret)
+    return _step((r, q, k, v, kept, a, b), place, states, scale, jnp.dtype(dtype), device, interpret)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _step(token, place, states, scale, device, interpret):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _step(token, place, states, scale, dtype, device, interpret):
     r, q, k, v, kept, a, b = token
     (rows, heads, keys), values, rank_one = k.shape, v.shape[-1], a is not None
     config = find(CONFIGS["step"], device, 4, max(keys, values))
@@ -95,7 +97,8 @@ def _step(token, place, states, scale, device, interpret):
     o, after = launch(
         step_kernel, r, q, k, v, kept, a if rank_one else k, b if rank_one else k, place, states,
         grid={"rows and heads": rows * heads, "blocks": values // block},
-        outputs=[like(v), like(states)], aliases={8: 1}, interpret=interpret, device=device,
+        outputs=[jax.ShapeDtypeStruct(v.shape, dtype), like(states)], aliases={8: 1},
+        interpret=interpret, device=device,
         moved=8 * rows * heads * keys * values,  # states in and out; the rest is small
         num_warps=config.num_warps, num_stages=config.num_stages, flops=8 * rows * heads * keys * values,
         SCALE=scale, HEADS=heads, K=keys, V=values, BV=block, RANK_ONE=rank_one,
@@ -103,13 +106,13 @@ def _step(token, place, states, scale, device, interpret):
     return o, after
 
 
-def _forward(token, place, states, scale, device, interpret):
-    return _step(token, place, states, scale, device, interpret), (token, place, states)
+def _forward(token, place, states, scale, dtype, device, interpret):
+    return _step(token, place, states, scale, dtype, device, interpret), (token, place, states)
 
 
-def _backward(scale, device, interpret, residuals, cotangents):
+def _backward(scale, dtype, device, interpret, residuals, cotangents):
     token, place, states = residuals
-    pull = jax.vjp(functools.partial(_plain, place=place, scale=scale), token, states)[1]
+    pull = jax.vjp(functools.partial(_plain, place=place, scale=scale, dtype=dtype), token, states)[1]
     dtoken, dstates = pull(cotangents)
     return dtoken, None, dstates
 
@@ -117,7 +120,7 @@ def _backward(scale, device, interpret, residuals, cotangents):
 _step.defvjp(_forward, _backward)
 
 
-def _plain(token, states, place, scale):
+def _plain(token, states, place, scale, dtype):
     """The same in JAX, for gradients: whoever asks for them keeps all states anyway."""
     r, q, k, v, kept, a, b = token
     flat = states.reshape(-1, *states.shape[-3:])
@@ -129,4 +132,4 @@ def _plain(token, states, place, scale):
     if a is not None:
         u = reads(a)
         o, after = o + jnp.sum(q * b, -1, keepdims=True) * u, after + b[..., None] * u[..., None, :]
-    return scale * o, flat.at[place].set(after, mode="drop").reshape(states.shape)
+    return (scale * o).astype(dtype), flat.at[place].set(after, mode="drop").reshape(states.shape)

@@ -79,6 +79,8 @@ PLANS = [  # batch, time, memories, top_k, shared, chunk: few, because each comp
     (2, 9, 5, 2, True, 4),
     (3, 6, 5, 4, False, 4),
     (3, 6, 3, 1, True, 1),
+    (4, 1, 5, 2, True, 1),
+    (1, 1, 3, 3, False, 1),
 ]
 
 
