@@ -172,8 +172,8 @@ def to_groups(rows: Any, table: ChunkTable) -> tuple[Any, Any]:
     widest = max(jax.tree.leaves(rows), key=lambda x: x[0].size)
     floats = _CACHED_FLOATS if target().platform == "cpu" else _PARALLEL_FLOATS
     count = table.segment.shape[0]
-    size = min(max(4, floats // max(widest[0].size, 1)), count)
-    groups = -(-count // size)
+    groups = -(-count // max(4, floats // max(widest[0].size, 1)))
+    size = -(-count // groups)  # all of one size, so that the last is hardly padded
 
     def cut(x: Shaped[Array, "chunks *rest"], fill: int = 0) -> Shaped[Array, "groups size *rest"]:
         padding = [(0, groups * size - count)] + [(0, 0)] * (x.ndim - 1)
