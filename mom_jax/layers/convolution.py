@@ -107,11 +107,11 @@ def _one_token(
     """The same for rows of one token, of which each moves its own inputs on by one."""
     table = packing.table
 
-    def by_xla() -> tuple[Float[Array, "N D"], Float[Array, "L G B W-1 D"]]:
+    def by_xla() -> tuple[Array, Array]:
         y, after = short_conv_step(x, weight, packing, states_before(states, layer, table), **options)
         return y, states_after(states, layer, table, after)
 
-    def by_kernel(device: Target) -> tuple[Float[Array, "N D"], Float[Array, "L G B W-1 D"]]:
+    def by_kernel(device: Target) -> tuple[Array, Array]:
         token, place = packing.token if x.ndim == 3 else None, state_number(layer, table)
         form = (options[name] for name in ("activate", "head", "normalise"))
         flat = x.reshape(-1, x.shape[-1])

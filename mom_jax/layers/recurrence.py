@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache, forgotten, state_number, states_after, states_before
