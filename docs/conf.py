@@ -13,7 +13,7 @@ import mom_jax  # noqa: E402
 project, author, release = "mom-jax", "The mom-jax authors", mom_jax.__version__
 copyright = "The mom-jax authors, Apache License 2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.apidoc", "sphinx_copybutton"]
-exclude_patterns = ["results/*/*.md", "results/models", "api/*/modules.rst"]
+exclude_patterns = ["results/models", "api/*/modules.rst"]
 
 html_theme = "sphinx_book_theme"
 html_title = "mom-jax"

@@ -76,7 +76,7 @@ def test_readme_tree_and_links_exist():
         path = package / line.split()[0] if inside else package
         missing += [] if path.exists() else [str(path.relative_to(ROOT))]
     for page in PAGES:
-        links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+        links = re.findall(r"(?:\]\(|src=\")(?!https?:|#)([^)#\"]+)", page.read_text(encoding="utf-8"))
         missing += [f"{page.name}: {link}" for link in links if not (page.parent / link).exists()]
     assert missing == []
 
