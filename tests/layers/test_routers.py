@@ -22,23 +22,14 @@ MASK[0, 0] = 0
 NUMBERS = np.array([[3, 3, 3, 3, 1, 1, 3], [0, 0, 0, 2, 2, 2, 2]])
 DOCUMENTS = np.asarray(count_documents(jnp.asarray(NUMBERS), jnp.asarray(MASK)).index)
 TRAINING = RouterTraining(jax.random.key(5), jnp.float32(0.7))
-CHOICE = (np.arange(TIME)[None, :, None] + np.arange(ROWS)[:, None, None] + np.arange(TOP)) % M
 # fmt: off
 CASES = {
     "one router": {"decay_spread": 3.0, "projection_rank": 1},
-    "reads apart": {"router_reads": "apart"},
     "all at once": {"router_per_head": True, "router_reads": "apart", "router_scores": "sigmoid",
                     "router_renormalise": False, "shared": False, "router_bias": True},
-    "noise": {"router_per_head": True},
-    "expert choice": {"router_expert_choice": True, "router_renormalise": False},
-    "chosen elsewhere": {"router_per_head": True},
+    "in training": {"router_expert_choice": True, "router_renormalise": False, "router_per_head": True},
 }
 # fmt: on
-GIVEN = {
-    "noise": {"training": TRAINING},
-    "expert choice": {"training": RouterTraining(TRAINING.key)},
-    "chosen elsewhere": {"memory_ids": jnp.asarray(CHOICE)},
-}
 
 
 @functools.cache
@@ -58,22 +49,19 @@ def decisions(case, x):
     layer, options = layer_of(case), CASES[case]
     kinds, heads = 1 + ("router_reads" in options), H if "router_per_head" in options else 1
     logits = np.asarray(x @ layer.router.weight[...], np.float64).reshape(ROWS, TIME, kinds, heads, M)
-    if case == "noise":
+    if case == "in training":
         draw = jax.random.gumbel(jax.random.fold_in(TRAINING.key, 1), (ROWS, TIME, heads, M))
         logits = logits + 0.7 * np.asarray(draw).reshape(logits.shape)
     sigmoid = options.get("router_scores") == "sigmoid"
     scores = 1 / (1 + np.exp(-logits)) if sigmoid else np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     bias = np.asarray(layer.router_bias[...]).reshape(kinds, heads, M) if layer.biased else 0.0
     order = np.argsort(-(scores + bias), -1, kind="stable")[..., :TOP]
-    if case == "chosen elsewhere":
-        order = np.broadcast_to(CHOICE[:, :, None, None], order.shape)
     hits = np.zeros(scores.shape)
     np.put_along_axis(hits, order, 1, -1)
-    if case == "expert choice":  # the half of a row's tokens that score highest, as each token has two of four memories
-        ranked = np.argsort(-np.where(MASK[..., None], scores[:, :, 0, 0], -1), 1, kind="stable")
-        hits = np.zeros((ROWS, TIME, M))
+    if case == "in training":  # the half of a row's tokens that score highest, as each token has two of four memories
+        ranked = np.argsort(-np.where(MASK[:, :, None, None, None], scores, -1), 1, kind="stable")
+        hits = np.zeros(scores.shape)
         np.put_along_axis(hits, ranked[:, : -(-TIME * TOP // M)], 1, 1)
-        hits = hits[:, :, None, None]
     weights = scores * hits
     if options.get("router_renormalise", True):
         weights = weights / weights.sum(-1, keepdims=True)
@@ -128,8 +116,8 @@ def check_steps(case, full):
 @pytest.mark.parametrize("case", CASES)
 def test_decisions(case):
     """Values and contributions by definition, no dependence where none may be, exactly; the same by steps."""
-    layer, x, given = layer_of(case), hidden(), GIVEN.get(case, {})
-    inputs = layer.router.inputs(given.get("training"), given.get("memory_ids"), 1, x.shape[:2])
+    layer, x = layer_of(case), hidden()
+    inputs = layer.router.inputs(TRAINING if case == "in training" else None, None, 1, x.shape[:2])
 
     def run(x):  # what memories add is carried behind the reads, so that one program gives both
         reads, router, _ = layer.read(x, jnp.asarray(MASK), jnp.asarray(NUMBERS), layer=1, inputs=inputs)
@@ -145,7 +133,7 @@ def test_decisions(case):
     may = (row[:, None, None, None] == row[:, None]) & (time[:, None, None] >= time)
     may = may & (DOCUMENTS[:, :, None, None] == DOCUMENTS) & real[:, :, None, None] & real
     assert not sizes[~may].any() and (sizes[may] > 0).mean() > 0.7
-    if CASES[case] and case not in GIVEN:
+    if case == "all at once":
         check_steps(case, values)
 
 
