@@ -1,13 +1,14 @@
 """The parts of a router, and what memories differ in, one changed at a time.
 
-    mom-jax experiment routers --scale tiny        two CPU cores, twenty minutes
+    mom-jax experiment routers --scale tiny        two CPU cores, five minutes
     mom-jax experiment routers --scale small       two CPU cores, six hours; one GPU, half an hour
     mom-jax experiment routers --scale paper       32 GPUs, ten hours a model
 
 Tiny and small: synthetic recall, as in `studies/capacity.py`. The paper's router is a softmax whose largest two are
 made to sum to 1, balanced by the auxiliary loss. With one memory for each token such weights are 1, so what is read
 does not teach the router: `top-1, weights as scored` lets it. Choices that no router makes show what its choice is
-worth: by position in the text, one memory after the other, by a hash of the token, and always the same two.
+worth: by position in the text, one memory after the other, by a hash of the token, and always the same two. Models of
+this task have one head, so a router for each head is not among them.
 """
 
 import dataclasses
@@ -39,10 +40,9 @@ MODELS = {
     "noise": changed(router_noise=1.0, router_noise_steps=400),
     "top-1": changed(topk=1),
     "top-1, weights as scored": changed(topk=1, router_renormalise=False),
-    "a router for each head": changed(router_per_head=True),
     "reads apart": changed(router_reads="apart"),
     "one projection": changed(single_kv_proj=True),
-    "projections of rank 8": changed(projection_rank=8),
+    "projections of rank 2": changed(projection_rank=2),
     "decays spread by 16": changed(decay_spread=16.0),
     "by position": chosen("position"),
     "round robin": chosen("round_robin"),
