@@ -49,19 +49,18 @@ CONSTANT = 0.05  # share by which weak scaling may differ from one device
 
 
 def plans(anew: bool, guess: bool) -> Iterator[str]:
-    """Makes the plans that the record lacks, keeping each as it is made; or only guesses them, keeping none."""
+    """Makes the plans that the record lacks, keeping each as it is made; what is only guessed is compiled next time."""
     record: dict[str, Any] = {}
     if RECORD.is_file() and not anew:
         record = json.loads(RECORD.read_text(encoding="utf-8"))
     for preset, topology in PLANS:
         name = f"{preset} {topology}"
-        if name not in record:
+        if name not in record or not (guess or record[name]["compiled"]):
             said = io.StringIO()
             with contextlib.redirect_stdout(said):
                 verb.main([preset, "--topology", topology, "--compile", str(int(not guess)), "--json"])
             record[name] = json.loads(said.getvalue())
-            if not guess:
-                RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     yield "| preset | devices | mesh | remat | compiled | GiB of | MFU, at most | tokens / s | days | device hours |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for preset, topology in sorted(PLANS, key=lambda x: x[0], reverse=True):
