@@ -20,15 +20,16 @@ def test_dry_run(tiny_run, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cache = Path(tiny_run[tiny_run.index("--data.cache-dir") + 1])
     line = ["mom-tiny", *tiny_run, "--run-dir", "runs/dry", "--optimizer.learning-rate", "0.002"]
-    before = tree(tmp_path, cache)
+    run, before = parse_train(line).run, tree(tmp_path, cache)
     assert main(["train", *line, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert tree(tmp_path, cache) == before
     (tmp_path / "run.yaml").write_text(said, encoding="utf-8")
-    assert read_config("run.yaml", TrainConfig()) == parse_train(line).run
+    assert read_config("run.yaml", TrainConfig()) == run
     assert yaml.safe_load(said)["optimizer"]["learning_rate"] == 0.002
     comments = [text for text in said.splitlines() if text.startswith("# ")]
-    assert any("512 a step, 40,960 in 80 steps" in text for text in comments)
+    step = run.data.batch_size * run.data.sequence_length
+    assert any(f"{step:,} a step, {run.steps * step:,} in {run.steps:,} steps" in text for text in comments)
     assert any("would write runs/dry/config.json" in text for text in comments)
     assert any("begins anew in runs/dry" in text for text in comments)
 
