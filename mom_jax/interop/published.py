@@ -26,8 +26,9 @@ _CONSTANT = {
     "fuse_cross_entropy": True,
 }
 _MIXTURE = ("num_memories", "topk", "shared_mem", "single_kv_proj", "aux_loss_scale")
+_OF_OUR_MEMORIES = {"projection_rank": None, "decay_spread": 1.0, "learned_initial_state": False}
 _OURS = (
-    *("memory_rule", "mixture", "reference_conv_leak", "compute_dtype", "impl", "projection_rank", "decay_spread"),
+    *("memory_rule", "mixture", "reference_conv_leak", "compute_dtype", "impl", *_OF_OUR_MEMORIES),
     *(field.name for field in dataclasses.fields(RouterConfig) if field.name != "aux_loss_scale"),
 )
 _OUR_ATTENTION = ("head_dim", "output_gate", "qk_norm", "rotary_fraction")
@@ -94,7 +95,7 @@ def to_published(fields: Fields) -> tuple[str, str, Fields]:
         if fields["router_balance"] == "loss_free":
             remedy = "the PyTorch library's router has no bias; models trained with auxiliary or none can be published"
             raise InputError("router_balance", "loss_free", remedy)
-        for name, value in {**OF_THE_REFERENCE, "projection_rank": None, "decay_spread": 1.0}.items():
+        for name, value in {**OF_THE_REFERENCE, **_OF_OUR_MEMORIES}.items():
             if fields[name] != value:
                 raise InputError(name, fields[name], f"the PyTorch library's mixtures have {value!r} only")
         if rule != "gated_deltanet" or fields["allow_neg_eigval"]:

@@ -1,12 +1,15 @@
-"""What memories differ in when a model begins: projections of low rank over a common one, and paces of forgetting."""
+"""What memories may differ in, and what a rule has to be for it: projections, paces, states to begin with, rows."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from mom_jax.errors import InputError
 from mom_jax.layers.linear import mixer_init, param
+from mom_jax.layers.router_options import RouterOptions
 from mom_jax.layers.rules.rule import MemoryRule
+from mom_jax.ops.documents import DocumentRuns
 from mom_jax.typing import Array, Float
 
 
@@ -51,3 +54,34 @@ def spread_paces(rule: MemoryRule, routed: int | None, memories: int, spread: fl
     if routed is not None and routed > 1:
         paces[:routed] = np.log(spread) * (np.arange(routed) / (routed - 1) - 0.5)
     return nnx.Param(jnp.asarray(paces), out_sharding=(None,), eager_sharding=False, decays=False)
+
+
+def check_split(options: RouterOptions, rule: MemoryRule) -> None:
+    """Raises `InputError` where a row that does not write would change memories of the rule."""
+    if options.is_split and not rule.primitive.skips:
+        option = "router_per_head" if options.router_per_head else "router_reads"
+        remedy = f"cannot be used with {type(rule).__name__}, whose memories take every token that they see in"
+        raise InputError(option, getattr(options, option), f"{remedy}; use another memory_rule, or leave it out")
+
+
+def check_whole_rows(documents: DocumentRuns | None, sequence_axis: str | None) -> None:
+    """Raises `InputError` where `initial_states` would be needed elsewhere than at the beginning of rows."""
+    other = "segment_ids" if documents is not None else None if sequence_axis is None else "mesh.sequence"
+    if other is not None:
+        remedy = f"cannot be used with {other}: states are put where rows begin; leave one of the two out"
+        raise InputError("learned_initial_state", True, remedy)
+
+
+def initial_states(rule: MemoryRule, memories: int) -> nnx.Param:
+    """What memories begin with, [G, H, ...]: 0 at first.
+
+    Raises:
+        InputError: the rule's state is not one array for each head.
+    """
+    shapes = rule.state_shapes()
+    if not isinstance(shapes, jax.ShapeDtypeStruct):
+        remedy = f"needs memories of one array, which those of {type(rule).__name__} are not; use another memory_rule"
+        raise InputError("learned_initial_state", True, remedy)
+    axes = (None, "tensor", *[None] * (len(shapes.shape) - 1))
+    states = jnp.zeros((memories, *shapes.shape))
+    return nnx.Param(states, out_sharding=axes, eager_sharding=False, decays=False)

@@ -13,7 +13,13 @@ from jax.typing import DTypeLike
 from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.devices import SEQUENCE, Devices
-from mom_jax.layers.memory_differences import share_projections, spread_paces
+from mom_jax.layers.memory_differences import (
+    check_split,
+    check_whole_rows,
+    initial_states,
+    share_projections,
+    spread_paces,
+)
 from mom_jax.layers.mixer_cache import cache_specs, forget_earlier_documents, note_tokens
 from mom_jax.layers.mixer_output import MixerOutput
 from mom_jax.layers.recurrence import recur
@@ -57,6 +63,7 @@ class MemoryMixer(nnx.Module):
         single_projection: one projection to keys, values and gates for all memories.
         projection_rank: memories' projections differ by matrices of this rank; they are each memory's own if None.
         decay_spread: how many times faster than the slowest routed memory the fastest one forgets, at first.
+        learned_initial_state: memories begin with a learned state, 0 at first; for rows of one document each.
         router_bias: the router has a bias, 0 at first, that counts for the choice alone (`mom_jax.ops.routing.route`);
             it has no gradient and is moved by `mom_jax.ops.routing.balanced_bias`.
         layers: memory layers of the model, which some rules depend on.
@@ -68,6 +75,7 @@ class MemoryMixer(nnx.Module):
     """
 
     sequence_axis: str | None = None
+    initial_state: nnx.Param | None = None
 
     def __init__(
         self,
@@ -83,6 +91,7 @@ class MemoryMixer(nnx.Module):
         single_projection: bool = False,
         projection_rank: int | None = None,
         decay_spread: float = 1.0,
+        learned_initial_state: bool = False,
         router_bias: bool = False,
         layers: int = 1,
         options: Mapping[str, Any] | None = None,
@@ -110,20 +119,16 @@ class MemoryMixer(nnx.Module):
             share_projections(self.rule, projection_rank, rngs)
         if decay_spread != 1:
             self.rule.pace = spread_paces(self.rule, num_memories, self.memories, decay_spread)
+        if learned_initial_state:
+            self.initial_state = initial_states(self.rule, self.memories)
         self.output = made.make_output(sizes, chosen, rngs)
         if num_memories is not None:
             how = RouterOptions(top_k, **router)
-            self._check_split(how)
+            check_split(how, self.rule)
             self.router = Router(hidden_size, num_memories, num_heads, how, rngs=rngs)
             if router_bias:  # no draw from rngs: with and without it, the other parameters start the same
                 zeros = jnp.zeros(self.router.routers * num_memories)
                 self.router_bias = nnx.Param(zeros, out_sharding=(None,), eager_sharding=False, decays=False)
-
-    def _check_split(self, options: RouterOptions) -> None:
-        if options.is_split and not self.rule.primitive.skips:
-            option = "router_per_head" if options.router_per_head else "router_reads"
-            remedy = f"cannot be used with {type(self.rule).__name__}, whose memories take every token that they see in"
-            raise InputError(option, getattr(options, option), f"{remedy}; use another memory_rule, or leave it out")
 
     @property
     def memories(self) -> int:
@@ -139,7 +144,11 @@ class MemoryMixer(nnx.Module):
     def empty_cache(self, layers: int, batch: int, dtype: DTypeLike) -> MemoryCache:
         """Empty memories of ``layers`` layers like this one; convolutions remember inputs of ``dtype``."""
         state, history = self.rule.state_shapes(), self.rule.conv_history()
-        return MemoryCache.zeros(layers, self.memories, batch, state, history, dtype)
+        empty = MemoryCache.zeros(layers, self.memories, batch, state, history, dtype)
+        if self.initial_state is None:
+            return empty
+        begin = jnp.expand_dims(self.initial_state[...], -1 - len(state.shape))  # [(L), G, 1, ...]
+        return dataclasses.replace(empty, recurrent=jnp.broadcast_to(begin, empty.recurrent.shape))
 
     def __call__(
         self,
@@ -198,6 +207,8 @@ class MemoryMixer(nnx.Module):
         router, assigned = self._route(x, inputs, attention_mask)
         last = None if cache is None else cache.document[layer]
         documents = documents_of_piece(count_documents(segment_ids, attention_mask, last), self.sequence_axis)
+        if self.initial_state is not None:
+            check_whole_rows(documents, self.sequence_axis)
         packing = keep(
             plan_packing(
                 assigned.memory_ids,
@@ -214,7 +225,8 @@ class MemoryMixer(nnx.Module):
         primitive, impl = self.rule.primitive, self.rule.options.impl
         if assigned.writes is not None:
             rows = primitive.scaled(rows, by_row(assigned.writes, packing))
-        o, cache = recur(primitive, rows, packing, cache, layer, scale=self.rule.scale, impl=impl)
+        initial = None if self.initial_state is None else self.initial_state[...]
+        o, cache = recur(primitive, rows, packing, cache, layer, scale=self.rule.scale, impl=impl, initial=initial)
         o = self.rule.finished(o, rest, packing).astype(x.dtype)
         if cache is not None:
             cache = note_tokens(cache, layer, attention_mask, x.shape[1])

@@ -27,6 +27,7 @@ def recur(
     *,
     scale: float | None = None,
     impl: str = "auto",
+    initial: Float[Array, "G *state"] | None = None,
 ) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
     """Runs a recurrence over packed rows; padding rows have no effect.
 
@@ -38,12 +39,16 @@ def recur(
             the devices hold that have the tokens before.
         scale: of the output, K^-0.5 if None.
         impl: of the primitive.
+        initial: what memories begin with where there is no cache, if not empty.
     """
     rows = primitive.masked(rows, packing.valid)
     if packing.piece is not None:
         return keep(_piece_by_piece(primitive, rows, packing, default_scale(rows, scale), impl)), None
     if cache is None:
-        return keep(primitive(rows, packing.table, scale=scale, impl=impl)[0]), None
+        state = None
+        if initial is not None:
+            state = jnp.repeat(initial, packing.table.num_segments // initial.shape[0], axis=0)
+        return keep(primitive(rows, packing.table, state, scale=scale, impl=impl)[0]), None
     table = packing.table
     if table.chunk_size == 1:
         o, recurrent = _one_token(primitive, rows, table, cache, layer, default_scale(rows, scale), impl)

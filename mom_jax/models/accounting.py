@@ -89,7 +89,7 @@ def _layer(name, config, kind, stack, layers, length, state) -> Cost:
             slices = 1 if path[3:] == ("common",) else slices
         parameters += size
         activated += round(size * min(1.0, rows / slices))
-        if len(shape) > 1:  # a matrix, or the taps of a convolution
+        if len(shape) > 1 and path != ("attn", "initial_state"):  # a matrix, or the taps of a convolution
             products += 2.0 * size / slices * rows
             mlp += 2.0 * size * (path[0] == "mlp")
     forward, backward = products + inner[0], BACKWARD * products + inner[1]

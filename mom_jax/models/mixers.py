@@ -29,6 +29,7 @@ def make_mixer(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> MemoryMixer | At
         single_projection=config.single_kv_proj,
         projection_rank=config.projection_rank,
         decay_spread=config.decay_spread if config.mixture else 1.0,
+        learned_initial_state=config.learned_initial_state,
         router_bias=config.has_router_bias,
         layers=config.layer_kinds.count("memory"),
         options=_named(find_rule(config.memory_rule).Options, config) | config.named_rule_options(),

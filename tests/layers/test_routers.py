@@ -27,6 +27,7 @@ CASES = {
     "one router": {"decay_spread": 3.0, "projection_rank": 1},
     "all at once": {"router_per_head": True, "router_reads": "apart", "router_scores": "sigmoid",
                     "router_renormalise": False, "shared": False, "router_bias": True},
+    "a state to begin with": {"learned_initial_state": True},
     "in training": {"router_expert_choice": True, "router_renormalise": False, "router_per_head": True},
 }
 # fmt: on
@@ -69,10 +70,13 @@ def decisions(case, x):
     return np.broadcast_to(hits[:, :, 0], shape), np.broadcast_to(weights[:, :, -1], shape)
 
 
-def memory_by_memory(case, x):
+def memory_by_memory(case, x, documents=DOCUMENTS):
     """What each memory adds to reads, [G, B, T, H, V], with a loop over rows, memories, heads and tokens."""
     layer = layer_of(case)
     writes, weights = decisions(case, x)
+    initial = np.zeros((layer.memories, H, K, K))
+    if layer.initial_state is not None:
+        initial = np.asarray(layer.initial_state[...], np.float64)
     if layer.shared:
         writes, weights = (np.concatenate([y, np.ones((ROWS, TIME, H, 1))], -1) for y in (writes, weights))
     names = ("k_proj", "v_proj", "a_proj", "b_proj", "A_log", "dt_bias")
@@ -90,10 +94,10 @@ def memory_by_memory(case, x):
             beta = 1 / (1 + np.exp(-x[b] @ p["b_proj"][m]))
             kept = np.exp(-np.exp(p["A_log"] + pace[m]) * np.log1p(np.exp(x[b] @ p["a_proj"][m] + p["dt_bias"])))
             for h in range(H):
-                state, document = np.zeros((K, K)), -1
+                state, document = initial[m, h], documents[b, 0]
                 for t in np.flatnonzero(MASK[b]):
-                    if DOCUMENTS[b, t] != document:
-                        state, document = np.zeros((K, K)), DOCUMENTS[b, t]
+                    if documents[b, t] != document:
+                        state, document = np.zeros((K, K)), documents[b, t]
                     if writes[b, t, h, m]:
                         state = kept[t, h] * state
                         state = state + beta[t, h] * np.outer(k[t, h], v[t, h] - state.T @ k[t, h])
@@ -113,7 +117,7 @@ def check_steps(case, full):
     assert_close(jnp.concatenate(got, 1), full, 2e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "a state to begin with"])
 def test_decisions(case):
     """Values and contributions by definition, no dependence where none may be, exactly; the same by steps."""
     layer, x = layer_of(case), hidden()
@@ -135,6 +139,20 @@ def test_decisions(case):
     assert not sizes[~may].any() and (sizes[may] > 0).mean() > 0.7
     if case == "all at once":
         check_steps(case, values)
+
+
+def test_a_state_to_begin_with():
+    """In a pass and in the steps from an empty cache; refused where documents begin inside of rows."""
+    layer, x = layer_of("a state to begin with"), hidden()
+    want = memory_by_memory("a state to begin with", x, np.zeros_like(DOCUMENTS)).sum(0)
+    mask = jnp.asarray(MASK)
+    assert_close(jax.jit(lambda x: layer.read(x, mask)[0])(x), want, 1e-5)
+    cache = layer.empty_cache(3, ROWS, jnp.float32)
+    first, _, _ = layer.read(x[:, 1:2], None, None, cache, 1)
+    alone = layer.read(x[1:, 1:2])[0]  # a row of one token is the step from what memories begin with
+    assert_close(first[1:], alone, 1e-6)
+    with pytest.raises(InputError, match=r"learned_initial_state=True: cannot be used with segment_ids"):
+        layer.read(x, None, jnp.asarray(NUMBERS))
 
 
 def test_the_task_teaches_every_router():
@@ -160,6 +178,7 @@ def test_how_memories_differ_at_first():
 @pytest.mark.parametrize(
     "options,message",
     [
+        ({"learned_initial_state": True, "rule": "gsa"}, r"learned_initial_state=True: needs memories of one array"),
         ({"decay_spread": 2.0, "rule": "deltanet"}, r"decay_spread=2.0: needs memories that decay, .* DeltaNet do not"),
         ({"router_per_head": True, "rule": "ttt"}, r"router_per_head=True: cannot be used with TTTLinear"),
         ({"router_reads": "apart", "rule": "mamba3"}, r"router_reads=apart: cannot be used with Mamba3"),
