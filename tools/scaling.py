@@ -1,7 +1,8 @@
-"""Writes the tables of docs/scaling.md: plans of the published sizes, and weak scaling over simulated devices.
+"""Writes the tables of docs/scaling.md: plans of the published sizes, and scaling over simulated devices.
 
-    python -m tools.scaling [weak] [plans]
+    python -m tools.scaling [rows] [weak] [plans]
 
+    rows    one long row of mom-tiny split over 1 to 8 simulated devices: bytes and FLOPs of a device fall
     weak    mom-tiny on 1 to 512 simulated devices, the same rows for each: bytes and FLOPs of a device stay
     plans   the training step of mom-340m and mom-1.3b, compiled for TPUs and GPUs that are not here
 
@@ -43,6 +44,7 @@ PLANS = (
     ("mom-340m", "h100:8"), ("mom-1.3b", "v5p:8x8x8"), ("mom-340m", "v5e:4x4"), ("mom-1.3b", "h100:64"),
     ("mom-340m", "v6e:2x4"), ("mom-1.3b", "v6e:8x8"), ("mom-340m", "v5p:2x2x2"), ("mom-1.3b", "v5e:16x16"),
 )  # fmt: skip
+PIECES, LONG = (1, 2, 4, 8), 8192  # simulated devices, and tokens of a row that is split over them
 DEVICES = (1, 8, 64, 512)
 ROWS, LENGTH = 2, 128  # of each simulated device
 CONSTANT = 0.05  # share by which weak scaling may differ from one device
@@ -78,6 +80,23 @@ def _line(preset: str, said: dict[str, Any]) -> str:
     )
 
 
+def rows() -> Iterator[str]:
+    """Compiles a step of mom-tiny for one row that ever more simulated devices share."""
+    yield "| devices | MiB of a device | of one device's | MFLOP of a device | of one device's | MiB sent |"
+    yield "|---|---|---|---|---|---|"
+    config, first = sized(get_train_preset("mom-tiny"), 1, LONG), None
+    for count in PIECES:
+        run = dataclasses.replace(config, mesh=MeshConfig(data=1, sequence=count))
+        mesh = make_mesh(run.mesh, jax.devices()[:count])
+        check_fit(run, mesh)
+        step = compile_step(Program(run, mesh))
+        first, sent = first or step, sum(x.times * x.sent for x in step.sent)
+        yield (
+            f"| {count} | {step.memory / 2**20:.1f} | {step.memory / first.memory:.3f} "
+            f"| {step.flops / 1e6:,.0f} | {step.flops / first.flops:.3f} | {sent / 2**20:.2f} |"
+        )
+
+
 def weak() -> Iterator[str]:
     """Compiles a step of mom-tiny for ever more simulated devices with the same rows each.
 
@@ -105,12 +124,12 @@ def weak() -> Iterator[str]:
 def main() -> None:
     """Makes the chosen tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("tables", nargs="*", choices=["weak", "plans", []], help="which tables; both by default")
+    parser.add_argument("tables", nargs="*", choices=["rows", "weak", "plans", []], help="which tables; all by default")
     parser.add_argument("--anew", action="store_true", help="make every plan again")
     parser.add_argument("--guess", action="store_true", help="compile nothing: guess the plans that are not there yet")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
-    tables = {"weak": weak, "plans": lambda: plans(arguments.anew, arguments.guess)}
+    tables = {"rows": rows, "weak": weak, "plans": lambda: plans(arguments.anew, arguments.guess)}
     for name in arguments.tables or tables:
         table = "\n".join(tables[name]()) + "\n"
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.layers.cache import AttentionCache, Cache, MemoryCache
-from mom_jax.layers.devices import Devices
 from mom_jax.layers.mixer_output import MixerOutput
 from mom_jax.layers.mlp import SwiGLU
 from mom_jax.layers.norm import RMSNorm
@@ -25,8 +24,7 @@ from mom_jax.typing import Array, Float, Mask
 from pallas_kernels.remat import PROJECTION, RECURRENCE
 
 REMAT_POLICIES = {
-    # all but gathered parameters, which would be those of all layers at once
-    "none": lambda primitive, *_, **__: primitive is not jax.lax.all_gather_p,
+    "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "recurrence": jax.checkpoint_policies.save_only_these_names(RECURRENCE),
@@ -153,7 +151,7 @@ def run_layers(
         out = nnx.merge(split[kind][0], params)(x, attention_mask, documents, None, layer, routing)
         return out.y, out.router
 
-    if remat != "none" or Devices.of(*x.shape[:2]) is not None:
+    if remat != "none":
         block = jax.checkpoint(block, policy=REMAT_POLICIES[remat], prevent_cse=False, static_argnums=0)
     layers = {kind: (params, jnp.arange(_layers(params))) for kind, (_, params) in split.items()}
     return plan.scan(block, x, layers)
