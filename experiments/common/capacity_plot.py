@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
@@ -41,12 +42,41 @@ _AXES = (
 
 
 def capacity_plot(records: list[Record], folder: Path) -> list[Path]:
-    """A picture for each number of pairs: a row for each rule, a column for each cost."""
+    """For each number of pairs accuracy (a row for each rule, a column for each cost), and the course of training."""
     paths = []
     for pairs in sorted({record["point"]["pairs"] for record in records}):
-        paths.append(folder / f"accuracy-{pairs}-pairs.png")
-        _of_pairs(records, pairs).savefig(paths[-1], dpi=150)
+        for name, figure in (("accuracy", _of_pairs(records, pairs)), ("course", courses_plot(records, pairs))):
+            paths.append(folder / f"{name}-{pairs}-pairs.png")
+            figure.savefig(paths[-1], dpi=150)
     return paths
+
+
+def courses_plot(records: Sequence[Record], pairs: int) -> Figure:
+    """Validation loss by step, the mean of the seeds, a panel for each rule: whether it has stopped falling."""
+    of_pairs = [record for record in records if record["point"]["pairs"] == pairs]
+    rules = [rule for rule in RULE_NAMES if any(record["point"]["rule"] == rule for record in of_pairs)]
+    figure = Figure(figsize=(4.6 * len(rules) + 0.6, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(rules), sharey=True, squeeze=False)[0]
+    dashes = ("-", "--", ":", "-.")
+    for axes, rule in zip(panels, rules, strict=True):
+        for record in of_pairs:
+            if record["point"]["rule"] == rule:
+                steps, losses = course(record)
+                number = list(NAMES).index(record["point"]["architecture"])
+                label = NAMES[record["point"]["architecture"]]
+                axes.plot(steps, losses, dashes[number % 4], color=f"C{number % 10}", label=label)
+        axes.set(title=f"{RULE_NAMES[rule]}, {pairs} pairs", xlabel="step")
+        axes.set_yscale("log")
+    panels[0].set_ylabel("validation loss (nats), mean of seeds")
+    legend_below(figure, 3)
+    return figure
+
+
+def course(record: Record) -> tuple[list[int], list[float]]:
+    """Steps, and the mean validation loss of the seeds there; as far as all of them went."""
+    each = [run["losses"] for run in record["result"]["runs"]]
+    steps = [step for step, _ in min(each, key=len)]
+    return steps, [float(np.mean([losses[i][1] for losses in each])) for i in range(len(steps))]
 
 
 def costs_plot(records: Sequence[Record]) -> Figure:

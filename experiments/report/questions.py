@@ -65,7 +65,7 @@ def _short(judged: list[Judged]) -> str:
     if word is None:
         word = "Undecided" if counts["undecided"] == len(judged) else "It depends on what it is compared with"
     told = [f"{counts[v]} {w}" for v, w in (("better", "ahead"), ("worse", "behind"), ("undecided", "undecided"))]
-    return f"{word}: of {len(judged)} comparisons {', '.join(told)}."
+    return f"{word}: of {len(judged)} comparison{'s' * (len(judged) > 1)} {', '.join(told)}."
 
 
 def _long(judged: list[Judged]) -> list[str]:

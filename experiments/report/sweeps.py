@@ -172,7 +172,7 @@ def _by_seed(result: dict[str, Any]) -> dict[str, Any]:
         flat({name: value for name, value in run.items() if not isinstance(value, list)})
         for run in result.get("runs", ())
     ]
-    return own | {name: [run.get(name) for run in runs] for name in (runs[0] if runs else ())}
+    return {name: [run.get(name) for run in runs] for name in (runs[0] if runs else ())} | own
 
 
 def _names(items: list[dict[str, Any]]) -> list[str]:

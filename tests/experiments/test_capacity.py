@@ -89,7 +89,10 @@ def test_table_and_pictures(records, tmp_path):
     heading, *rows = capacity.table(records)
     assert len(rows) == len(POINTS) and all(len(row) == len(heading) for row in rows)
     pictures = capacity.EXPERIMENT.draw(records, tmp_path)
-    assert [path.name for path in pictures] == ["accuracy-16-pairs.png", "accuracy-32-pairs.png"]
+    assert [path.name for path in pictures] == [
+        f"{name}-{pairs}-pairs.png" for pairs in (16, 32) for name in ("accuracy", "course")
+    ]
+    assert "fell by 16.7 to 16.7 %" in capacity.findings(records)[0], "from 1.2 to 1.0"
     forest(judge(capacity.contrasts(records)[:3]), "Which?").savefig(tmp_path / "forest.png")
     assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
     assert dataclasses.is_dataclass(capacity.EXPERIMENT) and capacity.EXPERIMENT.scales == ("tiny", "small")
