@@ -38,7 +38,9 @@ def planned(experiment: Experiment, points: Sequence[Point]) -> list[Cost]:
         config = experiment.training(point)
         if config is not None:
             evaluation = point.get("measure") or f"windows of {max(point.get('lengths', [0])):,}"
-            groups.setdefault((str(point["size"]), str(point.get("model", "MoM")), evaluation), []).append(config)
+            model = str(point.get("model") or point.get("architecture", "MoM"))
+            runs = len(point.get("rates", ())) + len(point.get("seeds", (0,)))  # a point of several has all of a model
+            groups.setdefault((str(point["size"]), model, evaluation), []).extend([config] * runs)
     return [
         Cost(f"{model}, {size}", configs[0], len(configs), evaluation)
         for (size, model, evaluation), configs in groups.items()

@@ -72,6 +72,7 @@ EXPERIMENTS = {
     "mqar": ("mqar", "recall at equal state and at equal parameters (not in the paper)"),
     "interference": ("interference", "an old pair after many later ones (not in the paper)"),
     "selective-copy": ("selective_copy", "items among blanks, said again in order (not in the paper)"),
+    "context": ("context", "text with context: how much what came before helps (not in the paper)"),
     "needles": ("needles", "needles in texts longer than those of the training (not in the paper)"),
     "routers": ("routers", "the parts of a router, one changed at a time (not in the paper)"),
     "throughput": ("throughput", "training speed by number of memories (not in the paper)"),

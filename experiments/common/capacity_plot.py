@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from mom_jax.drawing import legend_below
 
@@ -55,7 +55,7 @@ def courses_plot(records: Sequence[Record], pairs: int) -> Figure:
     """Validation loss by step, the mean of the seeds, a panel for each rule: whether it has stopped falling."""
     of_pairs = [record for record in records if record["point"]["pairs"] == pairs]
     rules = [rule for rule in RULE_NAMES if any(record["point"]["rule"] == rule for record in of_pairs)]
-    figure = Figure(figsize=(4.6 * len(rules) + 0.6, 4.6), layout="constrained")
+    figure = Figure(figsize=(max(8.5, 4.6 * len(rules) + 0.6), 4.8), layout="constrained")
     panels = figure.subplots(1, len(rules), sharey=True, squeeze=False)[0]
     dashes = ("-", "--", ":", "-.")
     for axes, rule in zip(panels, rules, strict=True):
@@ -67,6 +67,9 @@ def courses_plot(records: Sequence[Record], pairs: int) -> Figure:
                 axes.plot(steps, losses, dashes[number % 4], color=f"C{number % 10}", label=label)
         axes.set(title=f"{RULE_NAMES[rule]}, {pairs} pairs", xlabel="step")
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panels[0].set_ylabel("validation loss (nats), mean of seeds")
     legend_below(figure, 3)
     return figure

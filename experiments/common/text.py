@@ -3,7 +3,8 @@
 Tiny: bytes of the Python standard library's source, two layers of width 64 with one head of 32 channels, windows of
 512 bytes, 2,048 bytes a step, 200 steps. The paper's: `mom-340m` on 15B tokens of SlimPajama, `mom-1.3b` on
 100B, windows of 2,048 tokens of the Mistral tokenizer. Medium: 8 layers of width 512 with four heads of 128 channels
-(57M parameters as a mixture) on 1B tokens of the same text, 131,072 a step.
+(57M parameters as a mixture) on 1B tokens of the same text, 131,072 a step. Small: bytes of the standard library's
+source, three layers of width 128 with two heads of 32 channels, windows of 2,048 bytes, 16,384 bytes a step, 10.5 MB.
 """
 
 import dataclasses
@@ -18,14 +19,14 @@ from mom_jax.models.presets import with_rule
 from mom_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, get_train_preset
 
 TINY = "tiny"
-MEDIUM = "medium"
-SIZES = {"tiny": (TINY,), "medium": (MEDIUM,), "paper": ("mom-340m", "mom-1.3b")}  # of a scale
+SMALL, MEDIUM = "small", "medium"
+SIZES = {"tiny": (TINY,), "small": (SMALL,), "medium": (MEDIUM,), "paper": ("mom-340m", "mom-1.3b")}  # of a scale
 
 _SMALL = {"hidden_size": 64, "num_heads": 1, "head_dim": 32, "num_slots": 32, "gate_low_rank_dim": 8,
           "decay_low_rank_dim": 16, "proj_low_rank_dim": 8, "a_low_rank_dim": 16}  # fmt: skip
 _MIDDLE = {"hidden_size": 512, "num_hidden_layers": 8, "head_dim": 128}
-_MODEL = {TINY: _SMALL, MEDIUM: _MIDDLE}
-_PRESET = {TINY: "mom-tiny", MEDIUM: "mom-340m"}  # others are presets
+_MODEL = {TINY: _SMALL, SMALL: {"num_hidden_layers": 3}, MEDIUM: _MIDDLE}
+_PRESET = {TINY: "mom-tiny", SMALL: "mom-tiny", MEDIUM: "mom-340m"}  # others are presets
 _PAPER_TEXT = {"path": "hf:cerebras/SlimPajama-627B:default:train",
                "held_out_path": "hf:cerebras/SlimPajama-627B:default:validation"}  # fmt: skip
 _SCORED = 2**16  # bytes that tiny models are scored on
@@ -43,8 +44,13 @@ def recipe(size: str, rule: str, change: Callable[[MoMConfig], MoMConfig], seed:
     config = get_train_preset(_PRESET.get(size, size))
     mixture = with_rule(config.model, rule)
     model = change(dataclasses.replace(mixture, **_MODEL.get(size, {})))
-    data = dataclasses.replace(config.data, seed=seed, **({} if size == TINY else _PAPER_TEXT))
+    data = dataclasses.replace(config.data, seed=seed, **({} if size in (TINY, SMALL) else _PAPER_TEXT))
     config = dataclasses.replace(config, model=model, data=data, seed=seed)
+    if size == SMALL:
+        data = dataclasses.replace(data, sequence_length=2048, batch_size=8)
+        parts = {"data": data, "checkpoint": CheckpointConfig(every=200, keep=1)}
+        rate = OptimizerConfig(learning_rate=3e-3, warmup_steps=50)
+        return dataclasses.replace(config, **parts, optimizer=rate, steps=640, log_every=20, eval_every=320)
     if size == MEDIUM:
         rate = dataclasses.replace(config.optimizer, learning_rate=1e-3, warmup_steps=300)
         data = dataclasses.replace(config.data, batch_size=64)

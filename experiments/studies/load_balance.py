@@ -6,8 +6,9 @@
 
 The auxiliary loss (scale 1e-2), a bias of the router's choice that each step moves against the load (loss-free, arXiv
 2408.15664), and nothing. Tiny: source code, and synthetic recall. Small: recall of 16 pairs, as in
-`studies/capacity.py`. The paper shows loads of mostly 0.2 to 0.3 with four memories and the loss; whether the router
-collapses without it, it leaves open. A memory is dead when it gets less than a hundredth of an even share.
+`studies/capacity.py`, also with 8 and 16 memories, of which two are chosen. The paper shows loads of mostly 0.2 to 0.3
+with four memories and the loss; whether the router collapses without it, it leaves open. A memory is dead when it gets
+less than a hundredth of an even share.
 """
 
 import dataclasses
@@ -24,9 +25,9 @@ from ..common.text import recipe
 from ..registry import Experiment, Point, Record
 
 
-def balanced(by: RouterBalance) -> Model:
+def balanced(by: RouterBalance, **sizes: int) -> Model:
     """The mixture whose router is kept even in that way."""
-    return Model(lambda mixture: dataclasses.replace(mixture, router_balance=by))
+    return Model(lambda mixture: dataclasses.replace(mixture, router_balance=by, **sizes))
 
 
 MODELS = {
@@ -34,7 +35,21 @@ MODELS = {
     "loss-free": balanced("loss_free"),
     "nothing": balanced("none"),
 }
-_COMPARISON = Comparison(MODELS, tiny=("text", "recall"), question="router-loss")
+# of the small scale also: whether a router collapses where it has more to choose from
+MORE = {
+    f"{name}, {count} memories": balanced(by, num_memories=count)
+    for count in (8, 16)
+    for name, by in (("auxiliary loss", "auxiliary"), ("nothing", "none"))
+}
+PAIRS = (("auxiliary loss", "nothing"), ("auxiliary loss", "loss-free"))
+PAIRS += tuple((f"auxiliary loss, {count} memories", f"nothing, {count} memories") for count in (8, 16))
+_COMPARISON = Comparison(MODELS, tiny=("text", "recall"))
+_SMALL = Comparison(MODELS | MORE, tiny=(), question="router-loss", pairs=PAIRS)
+
+
+def points(scale: str) -> list[Point]:
+    """Those of the comparison."""
+    return (_SMALL if scale == "small" else _COMPARISON).points(scale)
 
 
 def run(point: Point, models: Path) -> dict[str, Any]:
@@ -43,7 +58,7 @@ def run(point: Point, models: Path) -> dict[str, Any]:
 
     from ..common.text import held_out_scores, trained
 
-    result = _COMPARISON.run(point, models)
+    result = _SMALL.run(point, models)
     if point["measure"] == "recall":
         return result
     model = MODELS[point["model"]]
@@ -130,12 +145,12 @@ def findings(records: list[Record]) -> list[str]:
 
 
 EXPERIMENT = Experiment(
-    _COMPARISON.points,
+    points,
     run,
     plot,
     table,
     findings,
-    _COMPARISON.contrasts,
+    _SMALL.contrasts,
     scales=_COMPARISON.scales,
     training=_COMPARISON.training,
 )

@@ -47,7 +47,8 @@ def test_every_point_is_shown(name, scale, tmp_path):
     assert sum(len(row[seeds].split()) for row in rows) == sum(2 if m[1] == "recall" else 1 for m in measured)
     contrasts = experiment.compared(scale, records)
     beside_first = len(groups) - len({group[:2] for group in groups})
-    expected = 2 * len({group[:2] for group in groups}) if name == "mixed-or-expanded" else beside_first
+    by_pairs = {"mixed-or-expanded": 2, "load-balance": 4 if scale == "small" else 2}
+    expected = by_pairs[name] * len({group[:2] for group in groups}) if name in by_pairs else beside_first
     assert len(contrasts) == (0 if scale == "tiny" else expected)
     assert all(path.stat().st_size > 5_000 for path in experiment.plot(records, tmp_path))
     assert experiment.table(records[:1])[1:], "a sweep that has just begun"
@@ -56,7 +57,7 @@ def test_every_point_is_shown(name, scale, tmp_path):
 
 def test_models_are_what_their_names_say():
     """Of the published size and of the tiny one, every model of every comparison can be made."""
-    for size in (*SIZES["tiny"], *SIZES["paper"]):
+    for size in (*SIZES["tiny"], *SIZES["medium"], *SIZES["paper"]):
         made = {name: recipe(size, m.rule, m.change, 0).model for name, m in recall.MODELS.items()}
         assert made["MoM"].mixture and made["MoM"].num_memories == 4 and not made["GLA"].mixture
         assert made["Transformer++"].layer_kinds == ("attention",) * made["MoM"].num_hidden_layers
@@ -67,7 +68,7 @@ def test_models_are_what_their_names_say():
             "gsa",
         ]
         mixed = recipe(size, "gated_deltanet", hybrid.hybrid, 0).model
-        assert mixed.attn.layers == ((1,) if size == "tiny" else (7, 15, 23)) and mixed.mixture
+        assert mixed.attn.layers == {"tiny": (1,), "medium": (7,)}.get(size, (7, 15, 23)) and mixed.mixture
         for pair in memories.PAIRS:
             several = recipe(size, "gated_deltanet", memories.several(*pair).change, 0).model
             assert (several.num_memories, several.topk) == pair
@@ -104,6 +105,6 @@ def test_recall_is_the_task_of_its_scale():
 
 def test_all_experiments_are_in_one_of_these_suites():
     """So that a new one gets its tests."""
-    own = {"capacity", "mqar", "interference", "selective-copy", "needles"}
+    own = {"capacity", "mqar", "interference", "selective-copy", "needles", "context"}
     own |= {"generation", "throughput", "extrapolation", "specialisation"}
     assert set(EXPERIMENTS) == own | set(COMPARISONS)
