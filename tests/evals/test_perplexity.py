@@ -14,7 +14,8 @@ from mom_jax.evals.perplexity import HeldOut, evaluate, position_buckets
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 
-CONFIG = MoMConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_heads=2, head_dim=16, intermediate_size=64)
+CONFIG = MoMConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_heads=2, head_dim=16, intermediate_size=64,
+                   memory_rule="linear_attention", use_short_conv=False)  # fmt: skip
 LENGTH = 40
 
 
@@ -50,9 +51,10 @@ def scores(model):
 def expected(model):
     """Nats [4, T] by log-softmax over all logits, whether each label counts, and router logits [L, 4, T, M]."""
     nats, counts, routers, real = [], [], [], []
+    run = jax.jit(lambda ids, mask, documents: model(ids, attention_mask=mask, segment_ids=documents))
     for batch in batches():
         mask = batch["segment_ids"] > 0
-        out = model(batch["input_ids"], attention_mask=mask.astype(jnp.int32), segment_ids=batch["segment_ids"])
+        out = run(batch["input_ids"], mask.astype(jnp.int32), batch["segment_ids"])
         log_p = jax.nn.log_softmax(out.logits)
         labels = batch["labels"]
         nats.append(-np.take_along_axis(np.asarray(log_p), np.maximum(labels, 0)[..., None], -1)[..., 0])

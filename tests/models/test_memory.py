@@ -25,8 +25,8 @@ def temporary_bytes(function, *arguments, donate=()):
 
 @pytest.mark.parametrize(
     "options, batch",
-    [({}, 1), ({}, 4), ({"attn": ATTENTION}, 1), ({"attn": ATTENTION}, 4), ({"hidden_size": 16, "head_dim": 64}, 1)],
-    ids=["memories", "memories of four rows", "hybrid", "hybrid of four rows", "states as large as parameters"],
+    [({"attn": ATTENTION}, 1), ({"attn": ATTENTION}, 4), ({"hidden_size": 16, "head_dim": 64}, 1)],
+    ids=["hybrid", "hybrid of four rows", "states as large as parameters"],
 )
 def test_a_step_of_decoding_copies_one_layer_at_a_time(options, batch):
     """Less than half of eight layers' parameters; all of them, or all states, when they are reshaped."""

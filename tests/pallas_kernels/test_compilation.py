@@ -57,7 +57,7 @@ from mom_jax.planning.step import sized, traced_step
 from mom_jax.planning.targets import abstract_mesh
 from mom_jax.training.config import get_train_preset
 from mom_jax.training.program import Program
-mesh = abstract_mesh("NVIDIA H100", "gpu", data=1, fsdp=1, tensor=1)
+mesh = abstract_mesh("NVIDIA H100", "gpu", data=1, fsdp=1, sequence=1, tensor=1)
 step = traced_step(Program(sized(get_train_preset("mom-340m"), 8, 2048), mesh))
 print(step.lower(lowering_platforms=("cuda",)).as_text().count("@triton_kernel_call"))
 """
@@ -93,10 +93,10 @@ def test_gpu_kernels_fit():
         assert made["spills"] <= allowed[name] and made["shared"] <= made["most"], made
 
 
-def kernels_by_operator(program, platform):
+def kernels_by_operator(lines, platform):
     """How many kernels each operator has, of which none is lost on the way to the machine; at least one each way."""
     found = {}
-    for line in compiling(program).splitlines():
+    for line in lines:
         operator, traced, made = line.split()
         assert int(traced) == int(made) >= 2, line
         found[operator] = int(made)
@@ -106,18 +106,14 @@ def kernels_by_operator(program, platform):
 
 def test_tpu_kernels_compile():
     """libtpu compiles the forward, state and backward kernels of every recurrence, and both of the convolution."""
-    kernels = kernels_by_operator(TPU, "tpu")
+    kernels = kernels_by_operator(compiling(TPU).splitlines(), "tpu")
     assert kernels.pop("short_conv") == 2 and set(kernels.values()) == {3}
 
 
-def test_operators_lower_for_cuda():
-    """Forward and backward, with each operator's kernels."""
-    assert kernels_by_operator(CUDA, "gpu")["delta_rule"] == 5
-
-
-def test_training_step_for_cuda():
-    """The step lowers with the delta rule's five kernels in it, some of them twice."""
-    assert int(compiling(CUDA_STEP)) >= 5
+def test_operators_and_a_step_lower_for_cuda():
+    """Forward and backward, with each operator's kernels; the step has the delta rule's five, some of them twice."""
+    *operators, step = compiling(CUDA + CUDA_STEP).splitlines()
+    assert kernels_by_operator(operators, "gpu")["delta_rule"] == 5 and int(step) >= 5
 
 
 def test_training_step_for_tpu():

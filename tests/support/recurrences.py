@@ -15,6 +15,16 @@ EXTREMES = {
 }
 
 
+def _by_head(first, second):
+    """Changes the first head's gates in one way and the second's in another: heads know nothing of each other."""
+    return lambda g: np.stack([first(g)[:, 0], second(g)[:, 1]], 1)
+
+
+# The same in half as many runs, where runs are what costs.
+_PAIRS = (("total decay", "no decay"), ("total among weak", "strong"))
+EXTREMES_BY_HEAD = {f"{a}, {b}": _by_head(EXTREMES[a], EXTREMES[b]) for a, b in _PAIRS}
+
+
 def _keys(spread, gate, strength):
     """Changes that make keys of one direction but for ``spread``, with one gate and one strength of writing."""
 

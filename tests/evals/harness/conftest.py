@@ -10,7 +10,8 @@ from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 
 CONFIG = MoMConfig(vocab_size=264, hidden_size=16, num_hidden_layers=1, num_heads=1, head_dim=8, intermediate_size=16,
-                   num_memories=2, topk=1, initializer_range=0.5, bos_token_id=256, eos_token_id=257)  # fmt: skip
+                   memory_rule="linear_attention", use_short_conv=False, num_memories=2, topk=1,
+                   initializer_range=0.5, bos_token_id=256, eos_token_id=257)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
