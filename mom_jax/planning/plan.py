@@ -122,10 +122,18 @@ def plan_run(
     report(f"tracing the model to guess what each of {len(meshes):,} meshes holds")
     guesses = guesser.ranked(meshes, remats)
     options = list(_tried(config, topology, guesser, guesses, compile_most, report))
-    best = min(options, key=lambda x: (x.memory > topology.chip.memory, x.compiled is None, x.seconds))
+    best = _best(options, topology.chip.memory)
     planned = dataclasses.replace(config, mesh=best.guess.mesh, remat=best.guess.remat)
     others = sorted((x for x in options if x is not best), key=lambda x: x.compiled is None and x.needed is None)
     return Plan(planned, topology, best, tuple(others), guesser.flops(), all_tokens)
+
+
+def _best(options: list[Option], memory: int) -> Option:
+    """The fastest of those that are compiled and fit; else the first by the guess that is not known to be too large."""
+    fitting = [x for x in options if x.compiled and x.memory <= memory]
+    if fitting:
+        return min(fitting, key=lambda x: x.seconds)
+    return next((x for x in options if x.needed is None and not x.compiled), options[0])
 
 
 def _tried(

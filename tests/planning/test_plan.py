@@ -10,8 +10,10 @@ from mom_jax.cli.main import main
 from mom_jax.models.config import MoMConfig
 from mom_jax.planning import compilers
 from mom_jax.planning.chips import CHIPS, SHAPES, find_topology
-from mom_jax.planning.compiled import _memory_that_is_missing, compile_step
-from mom_jax.planning.guess import Guesser, all_meshes
+from mom_jax.planning.compiled import Compiled, _memory_that_is_missing, compile_step
+from mom_jax.planning.guess import Guess, Guesser, all_meshes
+from mom_jax.planning.plan import Option, _best
+from mom_jax.planning.roofline import Time
 from mom_jax.planning.step import sized
 from mom_jax.planning.targets import abstract_mesh
 from mom_jax.training.config import MeshConfig, TrainConfig
@@ -78,6 +80,17 @@ def test_compiled_step():
     assert step.parameters == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.abstract.params))
     assert step.temporaries > 0 and step.moved > step.parameters and not step.kernels and not step.sent
     assert step.memory >= step.parameters + step.optimizer + step.temporaries
+
+
+def test_recommended():
+    """What is compiled and fits goes before what is only guessed, and that before what is known to be too large."""
+    guesses = [Guess(MeshConfig(), name, 1, 1, 1, 1, seconds) for name, seconds in (("full", 2.0), ("dots", 1.0))]
+    compiled = Compiled(1, 1, 1, 1, [], [], {}, 1.0)
+    large, guessed = Option(guesses[0], needed=100), Option(guesses[1])
+    fits, slower = (Option(x, compiled, Time(0, 0, x.seconds, 0)) for x in reversed(guesses))
+    assert _best([large, guessed], 50) is guessed and _best([large], 50) is large
+    assert _best([large, guessed, slower, fits], 50) is fits
+    assert _best([guessed, fits], 2) is guessed  # what was compiled does not fit
 
 
 def test_too_large():
