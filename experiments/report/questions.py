@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..common.capacity_plot import NAMES, RULE_NAMES, costs_plot
+from ..common.seeds import scores, trained
 from ..common.statistics import Judged
 from ..registry import Record
 
@@ -55,7 +56,8 @@ def _answer(name: str, records: Mapping[str, Sequence[Record]], judged: list[Jud
     if not judged:
         command = f"mom-jax experiment {experiment} --scale small"
         return Answer(name, question, [f"Not yet run at the small scale: `{command}`."], [], None)
-    return Answer(name, question, [_short(judged), *_long(judged)], judged, lambda: forest(judged, question))
+    lines = [_short(judged), *_long(judged), *_failures(records.get(experiment, ()), judged)]
+    return Answer(name, question, lines, judged, lambda: forest(judged, question))
 
 
 def _short(judged: list[Judged]) -> str:
@@ -77,11 +79,24 @@ def _long(judged: list[Judged]) -> list[str]:
     for (what, first), group in groups.items():
         parts = [
             f"{_WHERE[one.verdict]} {one.contrast.other} "
-            f"({one.difference.value:+.2f} [{one.difference.low:+.2f}, {one.difference.high:+.2f}])"
+            f"({one.difference.value:+.2f} [{one.difference.low:+.2f}, {one.difference.high:+.2f}], "
+            f"{len(one.contrast.ours)} and {len(one.contrast.theirs)} seeds)"
             for one in sorted(group, key=lambda one: -one.difference.value)
         ]
         lines.append(f"{what}: {first} is {', '.join(parts)}.")
     return lines
+
+
+def _failures(records: Sequence[Record], judged: list[Judged]) -> list[str]:
+    """Which of the models that are compared have seeds that failed to train."""
+    compared = {name for one in judged for name in (one.contrast.first, one.contrast.other)}
+    told = []
+    for record in records:
+        point, all_seeds, good = record["point"], scores(record), trained(record)
+        name = point.get("model") or NAMES.get(point["architecture"])
+        if name in compared and len(good) < len(all_seeds):
+            told.append(f"{name} {len(all_seeds) - len(good)} of {len(all_seeds)} ({point['pairs']} pairs)")
+    return [f"Failed to train, and so part of no comparison: {', '.join(told)}."] if told else []
 
 
 def _costs(records: Sequence[Record]) -> list[str]:

@@ -67,12 +67,25 @@ def test_the_questions_are_answered_from_intervals(records):
     assert total.lines[0].startswith("It depends on what it is compared with: of ")
     assert "behind one, wider keys x5 (-0.2" in total.lines[1]
     assert "ahead of one, wider values x5 (+0.2" in total.lines[1]
-    assert "undecided against one, more heads x5" in total.lines[1]
+    assert "undecided against one, more heads x5" in total.lines[1] and "4 and 4 seeds" in total.lines[1]
     assert {one.verdict for one in total.judged if "keys" in one.contrast.other} == {"worse"}
     assert by_name["router-loss"].lines == [
         "Not yet run at the small scale: `mom-jax experiment load-balance --scale small`."
     ]
     assert "times the training FLOPs" in by_name["cost"].lines[1] and by_name["cost"].judged == []
+
+
+def test_failures_to_train_are_told_with_the_answer(records):
+    """With their number, beside the comparison that is made without them."""
+    failing = []
+    for record in records:
+        name, result = record["point"]["architecture"], record["result"]
+        accuracies = [0.5, 0.01, 0.52, 0.02] if name == "parameters" else [run["accuracy"] for run in result["runs"]]
+        runs = [{**run, "accuracy": accuracy} for run, accuracy in zip(result["runs"], accuracies, strict=True)]
+        failing.append({**record, "result": {**result, "runs": runs}})
+    by_name = {answer.name: answer for answer in answers({"capacity": failing}, judge(capacity.contrasts(failing)))}
+    assert "one, MLP of equal parameters 2 of 4 (16 pairs)" in by_name["parameters"].lines[-1]
+    assert "4 and 2 seeds" in by_name["parameters"].lines[1] and "Failed" not in by_name["total-state"].lines[-1]
 
 
 def test_an_answer_is_yes_only_where_every_interval_says_so():
