@@ -41,8 +41,9 @@ def loss_and_gradients(config, remat="none"):
 
 @pytest.mark.parametrize("remat", ["full", "dots", "recurrence", "mixer"])
 def test_rematerialisation_changes_nothing(small, remat):
-    """Loss and gradients agree with keeping everything."""
-    assert_close(loss_and_gradients(small, remat), loss_and_gradients(small), 1e-5)
+    """Loss and gradients agree with keeping everything; with a rule that compiles fast."""
+    simple = dataclasses.replace(small, memory_rule="linear_attention", feature_map="elu")
+    assert_close(loss_and_gradients(simple, remat), loss_and_gradients(simple), 1e-5)
 
 
 def test_bfloat16(small):
