@@ -80,6 +80,7 @@ def main(args: Sequence[str]) -> int:
 def _dry_run(arguments: PrepareConfig) -> int:
     from mom_jax.data.amounts import describe_plan
     from mom_jax.data.plan import plan
+    from mom_jax.data.remote import with_local_copies
 
-    print(*describe_plan(plan(arguments.config), arguments.data.held_out_fraction), sep="\n")
+    print(*describe_plan(plan(with_local_copies(arguments.config)), arguments.data.held_out_fraction), sep="\n")
     return 0

@@ -7,6 +7,9 @@ import dataclasses
 import os
 from typing import Annotated, Literal, Self
 
+from mom_jax.data.mixture import Part, parse_mixture
+from mom_jax.data.remote import check_address, is_address
+from mom_jax.errors import InputError
 from mom_jax.fields import Check, Name, NotEmpty, Range, Seed, check_fields
 from mom_jax.paths import absolute, cache_folder, check_local
 
@@ -19,7 +22,8 @@ class TextConfig:
 
     path: Name = "stdlib"
     """Text, JSON, parquet or Arrow file, also compressed; a folder or glob of them; prepared shards;
-    `hf:OWNER/NAME[:config][:split]`, a Hugging Face dataset; or `stdlib`, Python's standard library."""
+    `hf:OWNER/NAME[:config][:split]`, a Hugging Face dataset; an address (gs://, s3://, hf://, https://), which is
+    copied; or `stdlib`, Python's standard library."""
     held_out_path: Name | None = None
     """Held-out text, given in the same ways as path. Without it names such as valid.jsonl or test/ decide, or else a
     share of path's text is held out."""
@@ -41,7 +45,7 @@ class TextConfig:
         check_fields(self)
         for field in ("path", "held_out_path"):
             if getattr(self, field) is not None:
-                check_local(getattr(self, field), field)
+                check_text(getattr(self, field), field)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,9 @@ class DataConfig(TextConfig):
     Text is tokenised once into shards; training and evaluation read windows of ``sequence_length`` tokens from them.
     """
 
+    mixture: Name | None = None
+    """Several texts in the place of path, each with its share of the training windows:
+    'books=0.7:books/*.jsonl,code=0.3:code'."""
     sequence_length: Annotated[int, Range(least=1, most=2**24)] = 512
     """Tokens per window, T."""
     batch_size: Annotated[int, Range(least=1, most=2**20)] = 8
@@ -63,14 +70,35 @@ class DataConfig(TextConfig):
     def __post_init__(self):
         super().__post_init__()
         check_local(self.cache_dir, "cache_dir")
+        for part in self.parts:
+            check_text(part.path, "mixture")
+        if self.mixture is not None and self.held_out_path is not None:
+            remedy = "does not go with a mixture, each part of which has its own; names in it may decide (docs/data.md)"
+            raise InputError("held_out_path", self.held_out_path, remedy)
+
+    @property
+    def parts(self) -> list[Part]:
+        """Of the mixture; none without one."""
+        return [] if self.mixture is None else parse_mixture(self.mixture)
 
     def anchored(self) -> Self:
         """The same data with paths that mean the same from every folder, which is what a run keeps."""
         places = {field: _anchor(getattr(self, field), field) for field in ("path", "held_out_path", "cache_dir")}
         is_file = self.tokenizer not in ("bytes", "mistral") and os.path.exists(os.path.expanduser(self.tokenizer))
         tokenizer = absolute(self.tokenizer, "tokenizer") if is_file else self.tokenizer
-        return dataclasses.replace(self, **places, tokenizer=tokenizer)
+        parts = [dataclasses.replace(part, path=_anchor(part.path, "mixture")) for part in self.parts]
+        mixture = ",".join(map(str, parts)) or None
+        return dataclasses.replace(self, **places, tokenizer=tokenizer, mixture=mixture)
+
+
+def check_text(place: str, field: str) -> None:
+    """Raises `InputError` where ``place`` is neither a local path nor an address that can be read from here."""
+    if is_address(place):
+        check_address(place, field)
+    else:
+        check_local(place, field)
 
 
 def _anchor(place: str | None, field: str) -> str | None:
-    return place if place in (None, "stdlib") or place.startswith("hf:") else absolute(place, field)
+    as_it_is = place in (None, "stdlib") or is_address(place) or place.startswith("hf:")
+    return place if as_it_is else absolute(place, field)

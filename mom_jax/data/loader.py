@@ -63,23 +63,23 @@ def empty_window(length: int) -> Batch:
 class TrainLoader:
     """Endless iterator over training batches whose position can be saved and restored exactly.
 
-    The windows are shuffled anew in every epoch, and epochs join without a gap. Step n of any number of processes
+    The windows are shuffled anew in every epoch, and epochs join without a gap. Those of a mixture's parts are drawn in
+    turns by their weights. Step n of any number of processes
     reads the same global batch; a process holds every ``process_count``-th row of it. A saved position may therefore
     be restored by another number of processes.
     """
 
     def __init__(self, data: PreparedData, config: DataConfig, process_index: int, process_count: int):
-        windows = TokenWindows(data.train, config.sequence_length, padded=False)
+        parts = [(part.name, part.weight, stream) for part, stream in data.parts] or [("", 1.0, data.train)]
         rows = _rows_per_process(config.batch_size, process_count)
-        if len(windows) < config.batch_size:
-            filled = f"{len(windows)} windows of {config.sequence_length} tokens"
-            remedy = f"the training text fills only {filled}; lower it or sequence_length"
-            raise InputError("batch_size", config.batch_size, remedy)
-        order = grain.MapDataset.source(windows).seed(config.seed).shuffle().repeat(None)
+        windows = [_windows(name, stream, config) for name, _, stream in parts]
+        shuffled = [grain.MapDataset.source(part).seed(config.seed).shuffle().repeat(None) for part in windows]
+        order = grain.MapDataset.mix(shuffled, [weight for _, weight, _ in parts]) if data.parts else shuffled[0]
+        self._shares = [(name, weight, len(part)) for (name, weight, _), part in zip(parts, windows, strict=True)]
         # In this process: windows are slices of a memory map, cheaper than any hand-over between threads.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         self._iterator = iter(order[process_index::process_count].batch(rows).to_iter_dataset(options))
-        self._path = config.path
+        self._path = config.mixture or config.path
         self._identity = {
             "batch_size": config.batch_size,
             "sequence_length": config.sequence_length,
@@ -93,6 +93,15 @@ class TrainLoader:
     def __next__(self) -> Batch:
         """This process's rows of the next global batch, each int32 [B / process_count, T]."""
         return next(self._iterator)
+
+    def epochs(self) -> dict[str, float]:
+        """How often the windows were read so far: ``epochs``, of a mixture ``epochs_NAME`` for each part."""
+        return self.epochs_after(self._iterator.get_state()["next_index"])
+
+    def epochs_after(self, batches: int) -> dict[str, float]:
+        """As `epochs`, after so many batches."""
+        read = batches * self._identity["batch_size"]
+        return {f"epochs_{n}" if n else "epochs": read * weight / count for n, weight, count in self._shares}
 
     def get_state(self) -> dict[str, Any]:
         """The position, and what it depends on, ready for JSON."""
@@ -115,6 +124,17 @@ class TrainLoader:
             remedy = f"the saved position was taken with {state.get(field)}; use the same to resume"
             raise InputError(field, ours, remedy)
         self._iterator.set_state({"next_index": state["next_index"]})
+
+
+def _windows(name: str, stream: TokenStream, config: DataConfig) -> TokenWindows:
+    """The windows of a text, or of the part of that name, which fill a batch at least."""
+    windows = TokenWindows(stream, config.sequence_length, padded=False)
+    if len(windows) < config.batch_size:
+        filled = f"{len(windows)} windows of {config.sequence_length} tokens"
+        of_part = f" of {name}" if name else ""
+        remedy = f"the training text{of_part} fills only {filled}; lower it or sequence_length"
+        raise InputError("batch_size", config.batch_size, remedy)
+    return windows
 
 
 def train_loader(data: PreparedData, config: DataConfig, process_index: int = 0, process_count: int = 1) -> TrainLoader:

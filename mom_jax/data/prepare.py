@@ -5,27 +5,27 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import filelock
 
 from mom_jax.data.amounts import Amount, describe_amounts, describe_data, describe_plan
 from mom_jax.data.config import DataConfig
+from mom_jax.data.destination import claim_folder, discard, index_of
 from mom_jax.data.plan import METHOD, Plan, Unit, plan
 from mom_jax.data.preparation import finished, write_unit
+from mom_jax.data.remote import with_local_copies
 from mom_jax.data.shards import (
-    FORMAT,
     SPLITS,
     VERSION,
-    Index,
     PreparedData,
     ShardInfo,
-    ShardName,
     is_prepared,
+    mixed,
     open_prepared,
     read_index,
-    token_dtype,
-    write_index,
 )
 from mom_jax.data.sources import FileSource
 from mom_jax.data.split import split
@@ -33,8 +33,7 @@ from mom_jax.data.sums import Sums, stamp
 from mom_jax.data.tokenizers import Tokenizer, load_tokenizer
 from mom_jax.data.verification import verify
 from mom_jax.data.workers import progress_bar, run, worker_count
-from mom_jax.errors import InputError
-from mom_jax.files import remove_leftovers
+from mom_jax.errors import InputError, named_as
 from mom_jax.paths import local_path
 
 
@@ -80,9 +79,10 @@ def prepare(
         raise InputError("shard", f"{part}/{parts}", "must be i/n with 0 <= i < n")
     if workers is not None and workers < 1:
         raise InputError("workers", workers, "must be at least 1")
+    config = with_local_copies(config)
     folder, tokenizer, planned = local_path(out, "out"), load_tokenizer(config.tokenizer), plan(config)
     keys = [planned.key(unit, config, tokenizer) for unit in planned.units]
-    is_new = _claim_folder(folder, _index(planned, keys, tokenizer))
+    is_new = claim_folder(folder, index_of(planned, keys, tokenizer))
     units = list(zip(planned.units, keys, strict=True))[part::parts]
     done: dict[str, ShardInfo] = {}
     try:
@@ -92,7 +92,7 @@ def prepare(
             _check_both_sides(summary, config)
     except InputError:
         if is_new and len(done) in (0, sum(len(unit.shards) for unit, _ in units)):  # nothing worth going on from
-            _discard(folder)
+            discard(folder)
         raise
     return summary
 
@@ -141,6 +141,10 @@ def prepared(config: DataConfig, *, workers: int | None = None, progress: bool =
         InputError: as `prepare` and `open_prepared`, corrupt shards, or a folder that was prepared with another
             tokenizer.
     """
+    if config.parts:
+        texts = _each(config, lambda part: prepared(part, workers=workers, progress=progress))
+        return mixed(texts, config.parts, tuple(_notes(config, texts)))
+    config = with_local_copies(config)
     folder, notes, is_given = _folder(config)
     if not is_given:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +171,12 @@ def foresee(config: DataConfig) -> Foreseen:
     Raises:
         InputError: as `prepared`, but for what only reading the text shows.
     """
+    if config.parts:
+        seen = _each(config, foresee)
+        data = [text.data for text in seen if text.data is not None]
+        whole = mixed(data, config.parts, ()) if len(data) == len(seen) else None
+        return Foreseen(seen[0].folder.parent, whole, _notes(config, seen))
+    config = with_local_copies(config)
     folder, notes, _ = _folder(config)
     if not is_prepared(folder):
         return Foreseen(folder, None, [*describe_plan(plan(config), config.held_out_fraction), *notes])
@@ -195,6 +205,20 @@ def _opened(folder: Path, config: DataConfig) -> PreparedData:
     return data
 
 
+Opened = TypeVar("Opened", PreparedData, Foreseen)
+
+
+def _each(config: DataConfig, look: Callable[[DataConfig], Opened]) -> list[Opened]:
+    """What ``look`` finds of each part of a mixture, which it is given as data of its own."""
+    with named_as("mixture", "path"):
+        return [look(dataclasses.replace(config, path=part.path, mixture=None)) for part in config.parts]
+
+
+def _notes(config: DataConfig, found: Sequence[PreparedData | Foreseen]) -> list[str]:
+    parts = zip(config.parts, found, strict=True)
+    return [f"{part.name} ({part.weight:.1%}): {note}" for part, text in parts for note in text.notes]
+
+
 def tokenizer_of_shards(config: DataConfig) -> str:
     """The tokenizer that ``config.path`` was prepared with, if it is prepared and finds its tokenizer by name.
 
@@ -203,6 +227,11 @@ def tokenizer_of_shards(config: DataConfig) -> str:
     Raises:
         InputError: a damaged index.
     """
+    if config.parts:
+        alone = (dataclasses.replace(config, path=part.path, mixture=None) for part in config.parts)
+        named = (tokenizer_of_shards(part) for part in alone)
+        return next((tokenizer for tokenizer in named if tokenizer != config.tokenizer), config.tokenizer)
+    config = with_local_copies(config)
     folder = Path(os.path.expanduser(config.path))
     if config.path == "stdlib" or not is_prepared(folder):
         return config.tokenizer
@@ -240,44 +269,6 @@ def _cache_folder(config: DataConfig) -> tuple[Path, list[str]]:
     return Path(os.path.expanduser(config.cache_dir)) / "shards" / name, sides.notes
 
 
-def _index(planned: Plan, keys: list[str], tokenizer: Tokenizer) -> Index:
-    named: dict[str, list[ShardName]] = {split: [] for split in SPLITS}
-    for unit, key in zip(planned.units, keys, strict=True):
-        for side, name in unit.shards.items():
-            named[side].append({"name": name, "key": key})
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "tokenizer": tokenizer.name,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "vocab_size": tokenizer.vocab_size,
-        "eos_id": tokenizer.eos_id,
-        "dtype": token_dtype(tokenizer.vocab_size).str,
-        "splits": named,
-        "rule": planned.split.rule,
-    }
-
-
-def _claim_folder(out: Path, index: Index) -> bool:
-    """Makes ``out`` this data's folder, or checks that it is already; tells whether it was made now."""
-    if out.exists() and not out.is_dir():
-        raise InputError("out", out, "is a file; give a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("out", out, f"cannot be created ({error.strerror}); give another folder") from error
-    remove_leftovers(out)
-    if is_prepared(out):
-        if read_index(out) != index:
-            remedy = "holds shards of other text, another tokenizer or split; delete it or give another folder"
-            raise InputError("out", out, remedy)
-        return False
-    if any(not path.name.endswith(".tmp") for path in out.iterdir()):
-        raise InputError("out", out, "is not empty and holds no shards; delete it or give another folder")
-    write_index(out, index)
-    return True
-
-
 def _summary(planned: Plan, folder: Path, done: dict[str, ShardInfo], written: int) -> PrepareSummary:
     names = [(side, name) for unit in planned.units for side, name in unit.shards.items()]
     train, held_out = (
@@ -297,10 +288,3 @@ def _check_both_sides(summary: PrepareSummary, config: DataConfig) -> None:
         place = field if getattr(config, field) is not None else "path"
         why = f"has no {side.replace('_', '-')} text{f' ({skipped})' if skipped else ''}"
         raise InputError(place, getattr(config, place), f"{why}; give more text, or held_out_path")
-
-
-def _discard(folder: Path) -> None:
-    """Removes a folder that this call made."""
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()

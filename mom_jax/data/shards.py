@@ -14,11 +14,13 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from mom_jax.data.mixture import Part
 from mom_jax.errors import InputError
 from mom_jax.files import read_json, read_record, read_sealed, write_sealed
 
@@ -209,6 +211,7 @@ class PreparedData:
     held_out: TokenStream
     rule: str  # what decided which text is held out; empty where that is not known
     notes: tuple[str, ...] = ()  # lines for the user
+    parts: tuple[tuple[Part, TokenStream], ...] = ()  # of a mixture, with their training text
 
     @property
     def shards(self) -> list[Shard]:
@@ -242,4 +245,21 @@ def open_prepared(folder: str | Path) -> PreparedData:
         streams["train"],
         streams["held_out"],
         index.get("rule", ""),
+    )
+
+
+def mixed(texts: Sequence[PreparedData], parts: Sequence[Part], notes: tuple[str, ...]) -> PreparedData:
+    """Several opened folders of one tokenizer as a mixture.
+
+    The fingerprint is that of the parts, their names and their weights.
+    """
+    identity = [(part.name, part.weight, text.fingerprint) for part, text in zip(parts, texts, strict=True)]
+    return dataclasses.replace(
+        texts[0],
+        fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
+        train=TokenStream([shard for text in texts for shard in text.train.shards]),
+        held_out=TokenStream([shard for text in texts for shard in text.held_out.shards]),
+        rule="mixture",
+        notes=notes,
+        parts=tuple(zip(parts, (text.train for text in texts), strict=True)),
     )

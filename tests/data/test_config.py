@@ -22,7 +22,8 @@ from mom_jax.errors import InputError
         ("path", "gs://bucket/texts"),
         ("held_out_path", "s3://bucket/valid.jsonl"),
         ("cache_dir", "https://host/cache"),
-        ("path", "hf://datasets/owner/name"),
+        ("path", "file:///texts"),
+        ("mixture", "books"),
     ],
 )
 def test_a_bad_value_is_refused_by_field(field, value):
