@@ -107,8 +107,8 @@ class DivergedError(ArithmeticError):
 
     def __init__(self, step: int, skipped: int, limit: int):
         super().__init__(
-            f"max_bad_steps={limit}: {skipped} steps in a row up to step {step} had a non-finite loss, gradient or "
-            "update and were skipped; lower optimizer.learning_rate or look at the data, then run again to continue "
+            f"max_bad_steps={limit}: {skipped} steps in a row up to step {step} had a loss, gradient or update that "
+            "was not finite or spiked; lower optimizer.learning_rate or look at the data, then run again to continue "
             "from the last checkpoint"
         )
         self.step, self.skipped, self.limit = step, skipped, limit

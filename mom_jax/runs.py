@@ -5,7 +5,7 @@ Imports JAX; lm-evaluation-harness only where its tasks run.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -26,22 +26,56 @@ from mom_jax.interop.published import is_published
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.paths import cache_folder, local_path, why_not_writable
 from mom_jax.reports.markdown import write_report
+from mom_jax.training import loop
 from mom_jax.training.checkpoint import NEWEST, Choice, load_run
 from mom_jax.training.config import MeshConfig, TrainConfig
 from mom_jax.training.conversion import load_published
+from mom_jax.training.extensions import Callback, Extensions, Logger, Loss, OwnTransformation
 from mom_jax.training.log import time_left
-from mom_jax.training.loop import Outcome, check_vocabulary, train
+from mom_jax.training.loop import Outcome
 from mom_jax.training.processes import is_first
 from mom_jax.training.sharding import AXES, make_mesh, shard_batch
 from mom_jax.training.sittings import now
+from mom_jax.training.text import check_vocabulary
+from mom_jax.typing import Batch
 
 _ANEW = "train it again from an older checkpoint, or with a lower learning rate"
 ANSWERS = "answers"  # folder in a run's of what the model has answered to tasks
 
 
+def train(
+    config: TrainConfig,
+    *,
+    callbacks: Sequence[Callback] = (),
+    logger: Logger | None = None,
+    optimizer: OwnTransformation | None = None,
+    loss: Loss | None = None,
+    batches: Iterator[Batch] | None = None,
+    held_out: Callable[[], Iterable[Batch]] | None = None,
+    console: Console | None = None,
+) -> Outcome:
+    """Trains (or resumes) a run, with parts of your own; docs/training.md shows each.
+
+    Args:
+        config: the run.
+        callbacks: told of steps, evaluations and checkpoints; may ask the run to stop.
+        logger: gets what the run logs, beside TensorBoard and ``metrics.jsonl``.
+        optimizer: an Optax transformation, or a function of the config's schedule that returns one.
+        loss: of (model, batch), what is minimised and scalars for the log.
+        batches: training batches in the place of the config's data.
+        held_out: makes the batches of an evaluation.
+        console: where progress is shown; the terminal unless given.
+
+    Raises:
+        InputError, DivergedError, OSError: as `mom_jax.training.loop.train`.
+    """
+    own = Extensions(callbacks, () if logger is None else (logger,), optimizer, loss, batches, held_out)
+    return loop.train(config, HeldOut(), console or Console(), own)
+
+
 def train_and_report(config: TrainConfig, out: Console) -> Outcome:
     """Trains (or resumes) a run, then writes its report."""
-    outcome = train(config, HeldOut(), out)
+    outcome = loop.train(config, HeldOut(), out)
     if not is_first():
         return outcome
     out.print(outcome.message + (f" ({time_left(outcome.seconds)})" if outcome.seconds else ""))
@@ -152,7 +186,7 @@ def score(
     windows = len(TokenWindows(data.held_out, data_config.sequence_length, padded=True))
     about = {
         "step": step,
-        "data": data_config.path,
+        "data": data_config.mixture or data_config.path,
         "text": data.fingerprint,
         "sequence_length": data_config.sequence_length,
         "windows": min(max_windows or windows, windows),

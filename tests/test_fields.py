@@ -36,6 +36,7 @@ from mom_jax.training.config import (
     get_train_preset,
 )
 from mom_jax.training.optimizers import OPTIMIZERS, OwnOptimizer
+from mom_jax.training.sections import ProfileConfig, SpikesConfig
 
 # Each configuration, and a sound one to spoil.
 SOUND = {
@@ -46,6 +47,8 @@ SOUND = {
     OwnOptimizer: {},
     MeshConfig: {},
     CheckpointConfig: {},
+    SpikesConfig: {},
+    ProfileConfig: {},
     ProcessesConfig: {"coordinator": "host:1", "count": 2, "index": 0},
     TrainConfig: {},
     TrainArguments: {},
@@ -80,7 +83,9 @@ NUMBERS = {
     2**64: names("clip_norm tolerance"),
 }
 # texts that abc does not fit, or not here
-OF_A_FORM = names("rates options shard tokens coordinator name include_path prompt_file memory_rule layer_pattern")
+OF_A_FORM = names("""
+    rates options mixture shard tokens coordinator name include_path prompt_file memory_rule layer_pattern
+""")
 NEEDED = names("hidden_ratio coordinator count index prompt")  # may be None, but not beside the other fields here
 
 

@@ -65,6 +65,12 @@ _SYNONYMS = {
     "eval_steps": "eval_every",
     "log_interval": "log_every",
     "logging_steps": "log_every",
+    "wandb": "log",
+    "report_to": "log",
+    "optim": "optimizer.name",
+    "opt": "optimizer.name",
+    "ema": "optimizer.ema_decay",
+    "finetune_from": "init_from",
     "dtype": "compute_dtype",
     "precision": "compute_dtype",
     "bf16": "compute_dtype",
@@ -105,7 +111,6 @@ _NO_OPTION = {
     ),
     ("data.cache_dir", "cache_dir"): "OUT is where shards go",
     ("seed",): "nothing is drawn at random here",
-    ("wandb", "report_to"): "metrics.jsonl and TensorBoard files are in the run's folder",
     ("verbose", "debug", "quiet", "v"): "the amount of output is fixed",
 }
 
@@ -124,7 +129,7 @@ def hint(option: str, known: Collection[str]) -> str:
 
 
 def _same(option: str, known: Collection[str]) -> list[str]:
-    return [name for name in known if name == option or (option and name.endswith("." + option))]
+    return [option] if option in known else [name for name in known if option and name.endswith("." + option)]
 
 
 def _near(option: str, known: Collection[str]) -> list[str]:

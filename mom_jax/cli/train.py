@@ -31,6 +31,8 @@ Example: mom-jax train mom-tiny --data.path 'texts/*.txt' --steps 500 --run-dir 
 
 Example: mom-jax train --config run.yaml --optimizer.learning-rate 1e-3 --dry-run
 
+Example: mom-jax train mom-tiny --init-from runs/texts --data.path 'other/*.txt' --run-dir runs/tuned
+
 Example: srun mom-jax train mom-1.3b --processes.coordinator auto --mesh.fsdp 8 --run-dir /shared/runs/large"""
 
 
@@ -132,6 +134,8 @@ def parse_train(args: Sequence[str]) -> TrainArguments:
         preset, rest = preset_first("train", args)
         default = get_train_preset(preset)
         default = default if file is None else read_config(file, default)
+    if given.get("--init-from"):
+        default = _with_model_of(given["--init-from"], default)
     if optimizer is not None:  # what other options there are depends on it
         default = dataclasses.replace(default, optimizer=with_name(default.optimizer, optimizer))
     return parse(
@@ -143,13 +147,24 @@ def parse_train(args: Sequence[str]) -> TrainArguments:
     )
 
 
+def _with_model_of(place: str, run: TrainConfig) -> TrainConfig:
+    """``run`` with the model and the tokenizer of the weights that it shall start with."""
+    from mom_jax.training.origin import find_weights  # imports JAX
+
+    source = find_weights(place).config
+    keep = {field: getattr(run.model, field) for field in ("compute_dtype", "impl")}
+    data = dataclasses.replace(run.data, tokenizer=source.data.tokenizer)
+    return dataclasses.replace(run, model=dataclasses.replace(source.model, **keep), data=data)
+
+
 def command_of(config: TrainConfig) -> tuple[str, str]:
     """The preset that a run is nearest to, and the command line that gives exactly this run."""
     fields = flat(config.to_dict())
     changes = {}
     for name in TRAIN_PRESETS:
         preset = flat(get_train_preset(name).to_dict())
-        changes[name] = {field: value for field, value in fields.items() if value != preset[field]}
+        missing = object()  # options of another optimizer
+        changes[name] = {field: value for field, value in fields.items() if value != preset.get(field, missing)}
     preset = min(changes, key=lambda name: len(changes[name]))
     options = [word for field, value in changes[preset].items() for word in _option(field, value)]
     return preset, shlex.join(["mom-jax", "train", preset, *options])

@@ -2,12 +2,26 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 _FLUSH_SECONDS = 30
+
+
+def scalars(metrics: dict[str, Any], group: str) -> dict[str, float]:
+    """Numbers by tags, those in lists one by one: ``train/load/layer_0/memory_2``."""
+    found = {}
+    for name, value in metrics.items():
+        values = np.asarray(value)
+        labels = ("layer", "memory")[: values.ndim]
+        for index in np.ndindex(values.shape):
+            places = (f"{label}_{i}" for label, i in zip(labels, index, strict=True))
+            found["/".join([group, name, *places])] = float(values[index])
+    return found
 
 
 class Board:
@@ -26,12 +40,17 @@ class Board:
         self._events.write_event(Event(step=first_step, file_version="brain.Event:2"))
         self._events.write_event(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
-    def scalar(self, tag: str, value: float, step: int) -> None:
-        """Writes one point of a curve; what was written shows within half a minute of training."""
-        self._events.write_event(Event(summary=scalar(tag, value), step=step, wall_time=time.time()))
+    def log(self, step: int, metrics: dict[str, Any], group: str) -> None:
+        """Writes a point of each curve; what was written shows within half a minute of training."""
+        for tag, value in scalars(metrics, group).items():
+            self._events.write_event(Event(summary=scalar(tag, value), step=step, wall_time=time.time()))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._events.flush()
             self._flushed = time.monotonic()
+
+    def back_to(self, step: int) -> None:
+        """What was said of later steps is void."""
+        self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def close(self) -> None:
         """Flushes and closes the file."""

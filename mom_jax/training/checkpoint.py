@@ -2,11 +2,8 @@
 
 import dataclasses
 import errno
-import logging
 import os
-import re
 import shutil
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -20,15 +17,14 @@ from mom_jax.files import read_json
 from mom_jax.locks import only_writer
 from mom_jax.models.finite import check_finite
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.paths import absolute
 from mom_jax.training import manifest, storage
 from mom_jax.training.config import TrainConfig
+from mom_jax.training.folders import checkpoint_folder, newest, set_aside, step_folders, whole_step
 from mom_jax.training.processes import is_first, together
 from mom_jax.training.program import Program
 from mom_jax.training.state import TrainState
 
 LOCK = "train"  # held by whoever writes checkpoints, see `locks.only_writer`
-_log = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -48,7 +44,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        self._proved = False
+        self._proved, self._started = False, list[int]()
         with ExitStack() as stack:
             plain = stack.enter_context(storage.plain_name(self.folder))
             self._manager = ocp.CheckpointManager(plain, options=options)
@@ -90,6 +86,7 @@ class Checkpoints:
                     data=ocp.args.JsonSave(data),
                 ),
             )
+        self._started.append(step)
         if not self._proved:
             self._prove(step, "params", "state")
 
@@ -108,6 +105,24 @@ class Checkpoints:
             )
             self._manager.save(0, args=items)
         self._prove(0, "params")
+
+    def finished(self) -> list[int]:
+        """The steps whose checkpoints have become whole since this was asked last."""
+        if not self._started or self._manager.is_saving_in_progress():
+            return []
+        done, self._started = self._started, []
+        return [step for step in done if manifest.is_committed(self.folder / str(step))]
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints that are whole, in order."""
+        self.wait()
+        return [int(path.name) for path in step_folders(self.folder) if manifest.is_committed(path)]
+
+    def forget_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
 
     def _prove(self, step: int, *items: str) -> None:
         self.wait()
@@ -133,78 +148,9 @@ class Checkpoints:
             self._manager.check_for_errors()
 
 
-def checkpoint_folder(run_dir: str | Path) -> Path:
-    """Where a run keeps its checkpoints, absolute."""
-    return Path(absolute(run_dir, "run_dir")) / "checkpoints"
-
-
-def _step_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    steps = (path for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir())
-    return sorted(steps, key=lambda path: int(path.name))
-
-
 def latest_step(folder: Path) -> int | None:
     """The newest step whose checkpoint was written to its end, unchecked; None when there is none."""
-    return max((int(path.name) for path in _step_folders(folder) if manifest.is_committed(path)), default=None)
-
-
-def newest(folder: Path, set_aside: Callable[[Path], str]) -> tuple[int | None, list[str]]:
-    """Finds the newest checkpoint that is whole, checking every byte of it.
-
-    Damaged ones that are newer are logged as warnings and given to ``set_aside``, if there is a whole one at all.
-
-    Args:
-        folder: of the checkpoints.
-        set_aside: moves a damaged checkpoint out of the way, and says in words what it did.
-
-    Returns:
-        (its step, or None when there is no checkpoint at all; what was reported about damaged ones).
-
-    Raises:
-        InputError: every checkpoint is damaged, or the newest whole one is of another format version.
-    """
-    steps = _step_folders(folder)
-    damaged: list[tuple[Path, manifest.DamagedError]] = []
-    for path in reversed(steps):
-        try:
-            manifest.verify(path)
-        except manifest.DamagedError as error:
-            damaged.append((path, error))
-            continue
-        notes = [f"{error}; {set_aside(bad)}; going on with step {path.name}" for bad, error in damaged]
-        for note in notes:
-            _log.warning(note)
-        return int(path.name), notes
-    if steps != _step_folders(folder):  # a run that goes on has written new ones and removed these
-        return newest(folder, set_aside)
-    if damaged:
-        remedy = f"{damaged[0][1].remedy}, and there is no other whole checkpoint; use another run_dir to start over"
-        raise InputError("checkpoint", damaged[0][1].value, remedy)
-    return None, []
-
-
-def _whole(folder: Path, step: int) -> int:
-    """``step``, whose checkpoint is there and whole.
-
-    Raises:
-        InputError: it is not.
-    """
-    steps = [path.name for path in _step_folders(folder)]
-    if str(step) not in steps:
-        there = f"there are {', '.join(steps)}" if steps else "there is none at all"
-        raise InputError("step", step, f"no checkpoint of this step in {folder}; {there}")
-    manifest.verify(folder / str(step))
-    return step
-
-
-def set_aside(checkpoint: Path) -> str:
-    """Renames a damaged checkpoint, so that it is in nobody's way; for the run's only writer."""
-    names = (f"damaged-{checkpoint.name}{more}" for more in ("", *(f"-{n}" for n in range(2, 1000))))
-    aside = next(path for name in names if not (path := checkpoint.with_name(name)).exists())
-    checkpoint.rename(aside)
-    return f"it was set aside as {aside.name}"
+    return max((int(path.name) for path in step_folders(folder) if manifest.is_committed(path)), default=None)
 
 
 def _set_aside_if_free(checkpoint: Path) -> str:
@@ -287,7 +233,7 @@ def load_run(run_dir: str | Path, mesh: Mesh, choice: Choice = NEWEST) -> tuple[
     folder = checkpoint_folder(run_dir)
     if not folder.parent.is_dir():
         raise InputError("run", str(run_dir), "no such folder; give the run_dir of a training run")
-    step = newest(folder, _set_aside_if_free)[0] if choice.step is None else _whole(folder, choice.step)
+    step = newest(folder, _set_aside_if_free)[0] if choice.step is None else whole_step(folder, choice.step)
     if step is None:
         raise InputError("run", str(run_dir), "holds no checkpoint; train it first, with --run-dir set to this folder")
     program = Program(read_config(folder, step), mesh)

@@ -17,8 +17,9 @@ from mom_jax.fields import Count, Name, Range, Seed, check_fields, checked, fiel
 from mom_jax.files import read_json
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.presets import PRESETS, get_preset
-from mom_jax.paths import check_kept
+from mom_jax.paths import absolute, check_kept
 from mom_jax.training.optimizers import AdamW, Optimizer, optimizer_named, with_name
+from mom_jax.training.sections import CheckpointConfig, ProfileConfig, SpikesConfig
 
 CONFIG_FILE = "config.json"  # in the run's folder
 
@@ -45,19 +46,6 @@ class MeshConfig:
         if dataclasses.astuple(self).count(-1) > 1:
             remedy = "only one of data, fsdp, tensor and sequence may be -1"
             raise InputError("mesh", dataclasses.astuple(self), remedy)
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """How often checkpoints are written and how many stay."""
-
-    every: Count = 1000
-    """Steps between checkpoints; one more is always written at the end."""
-    keep: Count = 3
-    """Number of newest checkpoints to keep."""
-
-    def __post_init__(self):
-        check_fields(self, "checkpoint.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +84,12 @@ class TrainConfig:
     optimizer: Optimizer = dataclasses.field(default_factory=AdamW)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    spikes: SpikesConfig = dataclasses.field(default_factory=SpikesConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     run_dir: Name = "runs/mom"
     """Folder of this run; when it holds a checkpoint of the same config, the run resumes."""
+    init_from: Name | None = None
+    """A run or a published model whose weights a new run starts with."""
     steps: Count = 1000
     """Optimiser steps; the learning-rate schedule spans them. May be raised when resuming."""
     seed: Seed = 0
@@ -110,11 +102,16 @@ class TrainConfig:
     """Recompute in the backward pass: nothing, each whole block, all but matrix products, all but what the recurrences
     computed, or (mixer) all but that and the projections before them."""
     max_bad_steps: Count = 10
-    """Steps in a row with a non-finite loss or gradient before the run stops."""
+    """Skipped steps in a row (a loss or gradient that is not finite, or a spike), or rewinds in a sitting, before the
+    run stops."""
+    watchdog_minutes: Annotated[float, Range(above=0, most=1e5)] | None = None
+    """End with the stack of every thread when no step was finished for so long."""
     max_minutes: Annotated[float, Range(least=0, most=1e7)] | None = None
     """Stop with a checkpoint after this many minutes; run again to continue."""
     log_every: Count = 10
     """Steps between two lines of metrics (each the mean over its steps)."""
+    log: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Where the metrics go besides metrics.jsonl and TensorBoard files."""
     eval_every: Count = 500
     """Steps between two held-out evaluations; one more is always made at the end."""
     eval_windows: Count = 64
@@ -129,10 +126,13 @@ class TrainConfig:
                 f"must divide data.batch_size ({self.data.batch_size})",
             )
         check_kept(self.run_dir, "run_dir")
+        if self.init_from is not None:
+            check_kept(self.init_from, "init_from")
 
     def anchored(self) -> Self:
         """The same run with paths of its data that mean the same from every folder."""
-        return dataclasses.replace(self, data=self.data.anchored())
+        source = None if self.init_from is None else absolute(self.init_from, "init_from")
+        return dataclasses.replace(self, data=self.data.anchored(), init_from=source)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as a JSON-ready dictionary; `from_dict` reads it back."""
@@ -201,6 +201,7 @@ _MAY_CHANGE = (
     "optimizer.rates",
     # Where the same text and tokenizer lie, and how it is found there.
     "data.path",
+    "data.mixture",
     "data.held_out_path",
     "data.held_out_fraction",
     "data.text_field",
@@ -211,6 +212,12 @@ _MAY_CHANGE = (
     "run_dir",
     "max_bad_steps",
     "max_minutes",
+    "watchdog_minutes",
+    "spikes.skip",
+    "spikes.rewind",
+    "spikes.factor",
+    "profile",
+    "log",
     "log_every",
     "eval_every",
     "eval_windows",

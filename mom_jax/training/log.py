@@ -1,15 +1,16 @@
 """What a run tells while it goes on: a progress line, ``metrics.jsonl`` and TensorBoard files."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NotRequired, Self, TypedDict
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from mom_jax.files import json_line, with_nan, write_atomically
 from mom_jax.training.board import Board
+from mom_jax.training.extensions import Logger
 from mom_jax.training.records import read_records
 
 METRICS_FILE = "metrics.jsonl"
@@ -23,7 +24,7 @@ class TrainingRecord(TypedDict):
     lm_loss: float | None
     grad_norm: float | None
     learning_rate: float | None
-    tokens_per_second: float | None
+    tokens_per_second: NotRequired[float | None]
     bad_total: float | None
     load: NotRequired[list[list[float | None]]]  # [L][M]
     routing_entropy: NotRequired[list[float | None]]  # [L]
@@ -91,15 +92,19 @@ class RunLog:
         first_step: the step the sitting starts from; later records of an earlier sitting are dropped.
         steps: the run's last step.
         console: where the progress goes.
+        loggers: get the records too; closed at the end.
     """
 
-    def __init__(self, run_dir: Path, first_step: int, steps: int, console: Console):
-        _keep_until(run_dir, first_step)
-        self._console, self._steps, self._held_out = console, steps, ""
+    def __init__(self, run_dir: Path, first_step: int, steps: int, console: Console, loggers: Sequence[Logger] = ()):
+        self._run_dir, self._console, self._steps, self._held_out = run_dir, console, steps, ""
         with ExitStack() as stack:
-            self._file = stack.enter_context((run_dir / METRICS_FILE).open("a", encoding="utf-8"))
+            for logger in loggers:
+                stack.callback(logger.close)
+            self._open_file(first_step)
+            stack.callback(lambda: self._file.close())
             self._board = Board(run_dir / "tensorboard", first_step + 1)
             stack.callback(self._board.close)
+            self._loggers = (self._board, *loggers)
             self._closing = stack.pop_all()
         self._progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
@@ -109,6 +114,17 @@ class RunLog:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=steps, completed=first_step, text="compiling ...")
+
+    def _open_file(self, step: int) -> None:
+        _keep_until(self._run_dir, step)
+        self._file = (self._run_dir / METRICS_FILE).open("a", encoding="utf-8")
+
+    def back_to(self, step: int) -> None:
+        """Drops what was recorded of later steps, which the run takes again."""
+        self._file.close()
+        self._open_file(step)
+        self._board.back_to(step)
+        self._progress.update(self._task, completed=step)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -123,9 +139,10 @@ class RunLog:
         self._write(record, "train")
         left = (self._steps - record["step"]) * record["seconds_per_step"]
         bad = f"  skipped {record['bad_total']:.0f}" if record["bad_total"] else ""
-        speed = f"{record['tokens_per_second']:,.0f} tokens/s"
+        speed = f"{record['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in record else ""
+        epochs = f"  epoch {record['epochs']:.2f}" if record.get("epochs", 0) >= 1 else ""
         dead = _warning(record.get("dead_memories", []))
-        text = f"loss {record['loss']:.4f}{self._held_out}  {speed}  {time_left(left)} left{bad}{dead}"
+        text = f"loss {record['loss']:.4f}{self._held_out}  {speed}  {time_left(left)} left{epochs}{bad}{dead}"
         self._progress.update(self._task, completed=record["step"], text=text)
         if not self._console.is_terminal:
             self._console.print(f"step {record['step']}/{self._steps}  {text}", highlight=False, soft_wrap=True)
@@ -138,10 +155,6 @@ class RunLog:
     def _write(self, record: dict[str, Any], group: str) -> None:
         self._file.write(json_line(record))
         self._file.flush()
-        for name, value in record.items():
-            values = np.asarray(value)
-            labels = ("layer", "memory")[: values.ndim]
-            for index in np.ndindex(values.shape):
-                tag = "/".join([group, name, *(f"{label}_{i}" for label, i in zip(labels, index, strict=True))])
-                if name != "step":
-                    self._board.scalar(tag, float(values[index]), record["step"])
+        metrics = {name: value for name, value in record.items() if name != "step"}
+        for logger in self._loggers:
+            logger.log(record["step"], metrics, group)

@@ -278,4 +278,3 @@ def with_name(optimizer: Optimizer, name: str) -> Optimizer:
         return optimizer
     shared = {field.name: getattr(optimizer, field.name) for field in dataclasses.fields(Optimizer)}
     return optimizer_named(name)(**{**shared, "name": name})
-

@@ -8,10 +8,10 @@ from mom_jax.data.loader import train_loader
 from mom_jax.data.prepare import Foreseen, foresee
 from mom_jax.training.checkpoint import checkpoint_folder, latest_step, read_config
 from mom_jax.training.config import CONFIG_FILE, TrainConfig, changes_between
-from mom_jax.training.loop import check_vocabulary
 from mom_jax.training.memory import check_memory, device_bytes, in_words
 from mom_jax.training.program import Program
 from mom_jax.training.sharding import check_fit, make_mesh
+from mom_jax.training.text import check_vocabulary
 
 
 def preview(config: TrainConfig) -> list[str]:
@@ -55,7 +55,8 @@ def _beginning(config: TrainConfig) -> list[str]:
     folder = checkpoint_folder(config.run_dir)
     step = latest_step(folder)
     if step is None:
-        return [f"begins anew in {config.run_dir}"]
+        weights = "" if config.init_from is None else f" with the weights of {config.init_from}"
+        return [f"begins anew in {config.run_dir}{weights}"]
     changes = changes_between(read_config(folder, step), config)
     return [f"resumes {config.run_dir} at step {step}", *([f"changed since: {', '.join(changes)}"] if changes else [])]
 

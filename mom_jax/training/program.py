@@ -12,8 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mom_jax.models.structure import ModelParts, build_model, model_parts, param_shardings
 from mom_jax.training.config import TrainConfig
+from mom_jax.training.extensions import NONE, Extensions
 from mom_jax.training.memory import check_memory
 from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mom_jax.training.spikes import first_statistics
 from mom_jax.training.state import TrainState
 
 
@@ -24,10 +26,12 @@ class Program:
     Args:
         config: of the run.
         mesh: with axes ``data``, ``fsdp``, ``sequence`` and ``tensor``; an abstract one will do for tracing.
+        own: a caller's own parts.
     """
 
     config: TrainConfig
     mesh: Mesh
+    own: Extensions = NONE
 
     @cached_property
     def parts(self) -> ModelParts:
@@ -41,8 +45,9 @@ class Program:
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """Clipping and what the config names."""
-        return make_optimizer(self.config.optimizer, self.schedule, self.parts.decays, self.parts.matrices)
+        """The caller's own, or clipping and what the config names."""
+        own = self.own.transformation(self.schedule)
+        return own or make_optimizer(self.config.optimizer, self.schedule, self.parts.decays, self.parts.matrices)
 
     @cached_property
     def abstract(self) -> TrainState:
@@ -52,7 +57,8 @@ class Program:
         placed = param_shardings(self.parts.abstract, self.mesh)
         moments = _placed_as(shapes.params, placed, shapes.opt_state, whole)
         ema = None if shapes.ema is None else placed
-        shardings = TrainState(placed, moments, whole, whole, whole, whole, ema)
+        spikes = jax.tree.map(lambda _: whole, shapes.spikes)
+        shardings = TrainState(placed, moments, whole, whole, whole, whole, ema, spikes)
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
         )
@@ -84,6 +90,7 @@ class Program:
             jnp.zeros((), jnp.int32),
             jnp.zeros((), jnp.int32),
             None if self.config.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params),
+            first_statistics(self.config.spikes),
         )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from mom_jax.training.checkpoint import Checkpoints
+from mom_jax.training.checkpoint import Checkpoints, latest_step
 from mom_jax.training.state import TrainState
 
 
@@ -31,6 +31,10 @@ class Saver:
         """
         skipped, total = map(int, jax.device_get((state.bad_steps, state.bad_total)))
         if not skipped or (ends and step - total > self._updates):
-            self._checkpoints.save(step, state, position)
+            try:
+                self._checkpoints.save(step, state, position)
+            except OSError:  # of this one, or of the one before, which was thought to be written
+                self.newest, self._updates = latest_step(self._checkpoints.folder), -1
+                raise
             self.newest, self._updates = step, step - total
         return skipped

@@ -27,6 +27,11 @@ class StopRequest:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
+    @property
+    def name(self) -> str:
+        """Of the signal that came."""
+        return "" if self.signal is None else signal.Signals(self.signal).name
+
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None:
             os._exit(128 + number)

@@ -14,8 +14,9 @@ class TrainState:
     ``params`` is a nested dictionary of float32 arrays, ``opt_state`` Optax's own; ``step`` counts
     the batches used, ``bad_steps`` the latest skipped ones in a row, ``bad_total`` all skipped ones
     (int32 scalars); ``rng`` is the raw uint32 key that any randomness inside a step folds ``step``
-    into; ``ema`` is a moving average of the parameters, or None. The same structure carries the
-    arrays' shapes and shardings.
+    into; ``ema`` is a moving average of the parameters, ``spikes`` the statistics of
+    `training.spikes`; both None where they are not asked for. The same structure carries the arrays' shapes
+    and shardings.
     """
 
     params: Any
@@ -25,3 +26,4 @@ class TrainState:
     bad_steps: Any
     bad_total: Any
     ema: Any = None
+    spikes: Any = None

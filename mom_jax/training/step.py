@@ -18,6 +18,7 @@ from mom_jax.training.balance import balance_routers
 from mom_jax.training.exploration import router_training
 from mom_jax.training.program import Program
 from mom_jax.training.sharding import BATCH_SPEC
+from mom_jax.training.spikes import judge
 from mom_jax.training.state import TrainState
 from mom_jax.typing import Batch
 
@@ -37,6 +38,10 @@ def _loss(
     params: Any, micro: Batch, total_tokens: jax.Array, program: Program, training: RouterTraining | None
 ) -> tuple[jax.Array, Metrics]:
     config, model = program.config, program.parts.merge(params)
+    if program.own.loss is not None:
+        loss, metrics = program.own.loss(model, micro)
+        share = {"loss": loss, "lm_loss": loss, **metrics}
+        return loss / config.gradient_accumulation, jax.tree.map(lambda x: x / config.gradient_accumulation, share)
     if program.mesh.size == 1:  # several devices round what they gather, and sum its gradients before
         model = model.rounded()
     hidden, router, _ = model.hidden_states(
@@ -95,7 +100,7 @@ def loss_and_gradients(
 
 
 def train_step(state: TrainState, batch: Batch, program: Program) -> tuple[TrainState, Metrics]:
-    """One update, or none when loss, gradient or update is not finite (decided on the device, without a host sync).
+    """One update, or none when loss, gradient or update is not finite or spikes, which the device decides by itself.
 
     A router's bias, where there is one, moves by the step's loads and by nothing else.
     A skipped step leaves parameters, moments and learning-rate schedule as they were and is counted.
@@ -105,7 +110,11 @@ def train_step(state: TrainState, batch: Batch, program: Program) -> tuple[Train
     grad_norm = optax.tree_utils.tree_norm(gradients)
     updates, opt_state = program.optimizer.update(gradients, state.opt_state, state.params)
     norms = jnp.stack([metrics["loss"], grad_norm, optax.tree_utils.tree_norm(updates)])
-    good = jnp.isfinite(norms).all()
+    good, spikes = jnp.isfinite(norms).all(), state.spikes
+    told: Metrics = {}
+    if spikes is not None:
+        spiked, spikes = judge(spikes, norms[:2], program.config.spikes)
+        good, told = good & ~spiked, {"spiked": spiked, "spikes": spikes["total"]}
     params = balance_routers(optax.apply_updates(state.params, updates), metrics.get("load"), program.config.model)
 
     def keep(new: Any, old: Any) -> Any:
@@ -117,6 +126,7 @@ def train_step(state: TrainState, batch: Batch, program: Program) -> tuple[Train
         state,
         params=keep(params, state.params),
         ema=keep(ema, state.ema),
+        spikes=spikes,
         opt_state=keep(opt_state, state.opt_state),
         step=state.step + 1,
         bad_steps=jnp.where(good, 0, state.bad_steps + 1),
@@ -125,8 +135,9 @@ def train_step(state: TrainState, batch: Batch, program: Program) -> tuple[Train
     chex.assert_trees_all_equal_shapes_and_dtypes(state, new)  # or every step would be compiled anew
     return new, {
         **metrics,
+        **told,
         "grad_norm": grad_norm,
-        "learning_rate": jnp.asarray(rate, jnp.float32),
+        "learning_rate": jnp.asarray(rate if program.own.optimizer is None else jnp.nan, jnp.float32),
         "bad_steps": new.bad_steps,
         "bad_total": new.bad_total,
     }

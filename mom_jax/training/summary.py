@@ -22,6 +22,7 @@ class Summary:
         self._started = self._since = started
         self._pending: list[Metrics] = []
         self._timed = 0  # steps since the clock was restarted
+        self.waited = 0.0  # seconds for batches, since the last record
 
     def __bool__(self) -> bool:
         """Whether there are steps that no record holds."""
@@ -36,13 +37,15 @@ class Summary:
         """Leaves out of the speed what went on until now: compilation, evaluation, checkpoints."""
         self._since, self._timed = time.monotonic(), 0
 
-    def record(self, step: int) -> tuple[dict[str, Any], int]:
+    def record(self, step: int) -> tuple[dict[str, Any], int, int | None]:
         """Waits for the steps since the last record, up to ``step``.
 
         Returns:
-            (their means, as `RunLog.training` takes them; the longest row of skipped steps that reached into them).
+            (their means, as `RunLog.training` takes them; the longest row of skipped steps that reached into them; the
+            first one that spiked).
         """
         records, self._pending = jax.device_get(self._pending), []
+        waited, self.waited = self.waited / len(records), 0.0
         seconds = time.monotonic() - self._since
         if self._timed:
             seconds /= self._timed
@@ -52,7 +55,13 @@ class Summary:
         means.pop("bad_steps")
         if "load" in means:
             means["dead_memories"] = dead_memories(jnp.asarray(means["load"])).sum(-1).tolist()
-        means["bad_total"] = int(records[-1]["bad_total"])
-        speed = {"seconds_per_step": seconds, "tokens_per_second": means["tokens"] / seconds}
+        first = step - len(records) + 1
+        spiked = [number for number, record in enumerate(records, first) if record.get("spiked")]
+        means.pop("spiked", None)
+        totals = {name: int(records[-1][name]) for name in ("bad_total", "spikes") if name in means}
+        speed = {"seconds_per_step": seconds, "data_wait": waited}
+        if "tokens" in means:
+            speed["tokens_per_second"] = means["tokens"] / seconds
         self.restart_clock()
-        return {"step": step, **means, **speed}, max(int(record["bad_steps"]) for record in records)
+        skipped = max(int(record["bad_steps"]) for record in records)
+        return {"step": step, **means, **totals, **speed}, skipped, spiked[0] if spiked else None

@@ -5,9 +5,11 @@ import dataclasses
 import errno
 import io
 import json
+import os
 import re
 import shutil
 import types
+from pathlib import Path
 
 import chex
 import jax
@@ -32,10 +34,12 @@ from mom_jax.training.checkpoint import (
     restore_params,
     set_aside,
 )
-from mom_jax.training.config import MeshConfig
-from mom_jax.training.loop import train
+from mom_jax.training.config import CheckpointConfig, MeshConfig
+from mom_jax.training.extensions import NONE
+from mom_jax.training.loop import _Sitting, train
 from mom_jax.training.origin import find_origin, first_state
 from mom_jax.training.program import Program
+from mom_jax.training.saver import Saver
 from mom_jax.training.sharding import make_mesh
 
 POSITION = {"next_index": 24}
@@ -252,3 +256,42 @@ def test_a_checkpoint_that_cannot_fit_is_not_begun(written, make_config, tmp_pat
         checkpoints.save(1, written[1], POSITION)
     assert error.value.errno == errno.ENOSPC
     assert list(checkpoint_folder(tmp_path).iterdir()) == []
+
+
+def test_after_a_full_disk_the_next_checkpoint_is_written(written, make_config, tmp_path, monkeypatch):
+    """Met in the background, it is told by the next save; then there is room again."""
+
+    def full(folder: Path, step: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    with Checkpoints(make_config(tmp_path)) as checkpoints:
+        checkpoints._proved = True  # the first one is waited for
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.manifest, "write_manifest", full)
+            checkpoints.save(1, written[1], POSITION)
+            saver = Saver(checkpoints, 0, written[1])
+            with pytest.raises(OSError, match="No space left"):
+                saver.save(2, written[1], POSITION, ends=False)
+        assert saver.newest is None and checkpoints.finished() == []
+        saver.save(3, written[1], POSITION, ends=False)
+        checkpoints.wait()
+        assert saver.newest == 3 == latest_step(checkpoint_folder(tmp_path))
+
+
+@pytest.mark.parametrize(("choice", "ends"), [("stop", False), ("go_on", False), ("go_on", True)])
+def test_a_full_disk_ends_the_run_or_not_as_was_chosen(choice, ends, make_config, tmp_path):
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config = make_config(tmp_path, checkpoint=CheckpointConfig(on_full_disk=choice))
+    program, out = types.SimpleNamespace(config=config, own=NONE, mesh=None), Console(file=io.StringIO(), width=200)
+    text = types.SimpleNamespace(loader=types.SimpleNamespace(get_state=dict))
+    sitting = _Sitting(program, text, None, 0.0, tmp_path, out)
+    sitting.step, sitting.state, sitting.saver = 8, None, types.SimpleNamespace(save=full, newest=4)
+    if choice == "go_on" and not ends:
+        assert sitting._save(ends=ends) == 0
+        said = "warning: no checkpoint at step 8: the disk is full; going on (the newest one is of step 4)\n"
+        assert out.file.getvalue() == said
+    else:
+        with pytest.raises(OSError, match="No space left"):
+            sitting._save(ends=ends)

@@ -46,7 +46,7 @@ def final_state(config):
 
 
 def training_records(config):
-    timing = ("seconds_per_step", "tokens_per_second")
+    timing = ("seconds_per_step", "tokens_per_second", "data_wait")
     return [
         {name: value for name, value in record.items() if name not in timing}
         for record in read_metrics(config.run_dir)

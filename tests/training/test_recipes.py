@@ -11,15 +11,21 @@ import numpy as np
 import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
+from support.tokenizers import byte_level
 
 from mom_jax.cli.main import main
+from mom_jax.cli.train import parse_train
+from mom_jax.data.loader import train_loader
+from mom_jax.data.prepare import prepared
 from mom_jax.errors import InputError
 from mom_jax.evals.results import add_evaluation, read_evaluations
 from mom_jax.runs import one_device
 from mom_jax.training.checkpoint import Choice, checkpoint_folder, load_run, restore
+from mom_jax.training.conversion import run_to_published
 from mom_jax.training.log import read_metrics
 from mom_jax.training.loop import train
 from mom_jax.training.optimizers import Muon
+from mom_jax.training.origin import find_origin, first_state
 from mom_jax.training.program import Program
 
 DECAY = 0.7
@@ -85,6 +91,44 @@ def test_a_checkpoint_and_the_average_are_chosen_by_name(trained, tmp_path, caps
     _, model, step = load_run(run, one_device(), Choice(2, ema=True))
     assert step == 2
     np.testing.assert_array_equal(weights["model.embeddings.weight"], model.embeddings[...])
+
+
+def test_a_new_run_starts_with_the_weights_of_another(trained, make_config, tmp_path):
+    """Of a run, which keeps its own model, schedule and text; and of what it was converted to."""
+    run_to_published(trained.run_dir, tmp_path / "published", one_device(), dtype="float32", max_shard_bytes=10**9)
+    for source in (trained.run_dir, str(tmp_path / "published")):
+        config = make_config(tmp_path / "tuned", init_from=source, seed=5).anchored()
+        loader = train_loader(prepared(config.data), config.data)
+        origin = find_origin(config, loader)
+        assert origin.step == 0 and "starting from the weights in" in origin.notes[-1]
+        state = first_state(Program(config, one_device()), origin)
+        chex.assert_trees_all_equal(state.params, states(trained)[-1].params)
+        assert int(state.step) == 0 and state.ema is None
+
+
+def test_the_command_takes_model_and_tokenizer_from_the_weights(trained):
+    run = parse_train(["mom-tiny", "--init-from", trained.run_dir, "--optimizer.learning-rate", "1e-4"]).run
+    assert dataclasses.replace(run.model, bos_token_id=1) == dataclasses.replace(trained.model, bos_token_id=1)
+    assert run.optimizer.learning_rate == 1e-4 and run.data.tokenizer == trained.data.tokenizer
+    with pytest.raises(InputError, match=r"^init_from=no-such-run: no such folder"):
+        parse_train(["mom-tiny", "--init-from", "no-such-run"])
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("model", {"num_memories": 8}, r"^init_from=.*another model: model\.num_memories \(4 there, 8 here\)"),
+        ("data", {"tokenizer": "TOKENIZER"}, r"^data\.tokenizer=.*: is not the tokenizer of the weights"),
+    ],
+)
+def test_weights_of_another_model_or_tokenizer_are_refused(section, changes, message, trained, make_config, tmp_path):
+    if "tokenizer" in changes:
+        byte_level().save(str(tmp_path / "tokenizer.json"))
+        changes = {"tokenizer": str(tmp_path / "tokenizer.json")}
+    config = make_config(tmp_path / "tuned", init_from=trained.run_dir)
+    config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
+    with pytest.raises(InputError, match=message):
+        find_origin(config.anchored(), None)
 
 
 @pytest.mark.parametrize("verb", [["eval"], ["generate", "--prompt", "a"], ["convert"]], ids=lambda verb: verb[0])

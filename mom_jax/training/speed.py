@@ -1,0 +1,62 @@
+"""What a device does of what it could: model FLOPs utilisation, and the memory that was in use."""
+
+from typing import Any
+
+import jax
+
+from mom_jax.models.accounting import account, total
+from mom_jax.training.config import TrainConfig
+
+# FLOPs a second of bfloat16 products without sparsity, by the names that JAX gives devices. TPUs: Google Cloud's pages
+# of each version; GPUs: NVIDIA's data sheets.
+_PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+_SLOWER = ("PCIE", "PCIe", "NVL")  # cards of the same name with other clocks
+
+
+def peak_flops(kind: str) -> float | None:
+    """The most FLOPs a second of a kind of device; None where that is not known."""
+    if any(word in kind for word in _SLOWER):
+        return None
+    if kind in _PEAKS:
+        return _PEAKS[kind]
+    card = " ".join(kind.replace("-", " ").split()[:2])  # NVIDIA H100 80GB HBM3, NVIDIA A100-SXM4-80GB
+    return _PEAKS.get(card) if card.startswith("NVIDIA") else None
+
+
+class Speed:
+    """Adds to records what is known of the devices.
+
+    Args:
+        config: of the run.
+        devices: all of its devices, of one kind.
+    """
+
+    def __init__(self, config: TrainConfig, devices: list[jax.Device]):
+        self._device, peak = devices[0], peak_flops(devices[0].device_kind)
+        self._tokens_at_peak: float | None = None  # a second
+        if peak is not None:
+            costs = total(account(config.model, config.data.sequence_length))
+            self._tokens_at_peak = peak * len(devices) / (costs.forward + costs.backward)
+
+    def of(self, record: dict[str, Any]) -> dict[str, float]:
+        """``mfu`` and ``memory_bytes``, each where it is known.
+
+        The first is the model's own FLOPs (recomputed ones do not count) as a share of the devices' peak, the second
+        the most that was in use on a device so far.
+        """
+        known = {}
+        if self._tokens_at_peak is not None and "tokens_per_second" in record:
+            known["mfu"] = record["tokens_per_second"] / self._tokens_at_peak
+        stats = self._device.memory_stats() or {}
+        if "peak_bytes_in_use" in stats:
+            known["memory_bytes"] = stats["peak_bytes_in_use"]
+        return known
