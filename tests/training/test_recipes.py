@@ -68,15 +68,6 @@ def test_a_group_with_rate_0_stays_and_the_penalty_is_logged(trained):
             assert record["loss"] == pytest.approx(record["lm_loss"] + extra, rel=1e-5)
 
 
-def test_it_continues_bit_for_bit(trained, make_config, tmp_path):
-    shutil.copytree(trained.run_dir, tmp_path / "run")
-    for step in (3, 4):
-        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
-    config = dataclasses.replace(trained, run_dir=str(tmp_path / "run"))
-    train(config, no_evaluation, Console(file=io.StringIO()))
-    chex.assert_trees_all_equal(states(config), states(trained), strict=True)
-
-
 def test_a_checkpoint_and_the_average_are_chosen_by_name(trained, tmp_path, capsys):
     run = trained.run_dir
     assert main(["eval", run, "--no-sample", "--max-windows", "8", "--out", str(tmp_path), "--step", "2", "--ema"]) == 0
