@@ -102,7 +102,8 @@ class _Sitting:
         self.started, self.summary = started, Summary(started)
         self.stop, self.asked = StopRequest(), ""  # who asked to stop, besides signals
         self.watchdog, self.profile = Watchdog(self.config.watchdog_minutes), Profile(self.config.profile, run_dir)
-        self.due: int | None = None  # the step up to which a record is to be written
+        # The step up to which a record is to be written, and how often the text was read then.
+        self.due: tuple[int, dict[str, float]] | None = None
         self.spike: int | None = None  # a step that is to be gone back behind
         self.rewinds = 0
 
@@ -123,7 +124,7 @@ class _Sitting:
                     self._observe()
             self._record_due()
             if self.summary:
-                self._record(self.step)
+                self._record(self.step, self.text.epochs())
             if self.step == self.first and not (self.stop.signal or self.asked) and jax.process_count() == 1:
                 remedy = "ended before the first step; raise it (text prepared so far stays prepared)"
                 raise InputError("max_minutes", self.config.max_minutes, remedy)
@@ -175,7 +176,7 @@ class _Sitting:
         """Logs, evaluates and saves where it is time to."""
         step, ends = self.step, self.step == self.config.steps
         if step % self.config.log_every == 0 or ends:
-            self.due = step
+            self.due = step, self.text.epochs()
         if step % self.config.eval_every == 0 or ends:
             self._evaluate()
         if step % self.config.checkpoint.every == 0 and not ends:
@@ -194,11 +195,11 @@ class _Sitting:
     def _record_due(self) -> None:
         if self.due is not None:
             due, self.due = self.due, None
-            self._record(due)
+            self._record(*due)
 
-    def _record(self, step: int) -> None:
+    def _record(self, step: int, epochs: dict[str, float]) -> None:
         record, skipped, self.spike = self.summary.record(step)
-        record |= self.text.epochs() | self.speed.of(record)
+        record |= epochs | self.speed.of(record)
         if self.log is not None:
             self.log.training(record)
         if "tokens" in record and not record["tokens"]:
