@@ -36,6 +36,17 @@ def no_evaluation(model, batches) -> dict:
 
 
 @pytest.fixture(scope="module")
+def make_config(make_config):
+    """Of a rule whose models can be published."""
+
+    def make(*arguments, **changes):
+        config = make_config(*arguments, **changes)
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, memory_rule="gated_deltanet"))
+
+    return make
+
+
+@pytest.fixture(scope="module")
 def trained(make_config, tmp_path_factory):
     """Four steps with a checkpoint after each."""
     optimizer = Muon(learning_rate=1e-2, warmup_steps=0, rates=("router=0",), ema_decay=DECAY)
