@@ -41,7 +41,8 @@ def make_config(make_config):
 
     def make(*arguments, **changes):
         config = make_config(*arguments, **changes)
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, memory_rule="gated_deltanet"))
+        plain = {"memory_rule": "gated_deltanet", "feature_map": "identity", "use_short_conv": True}
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, **plain))
 
     return make
 
