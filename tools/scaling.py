@@ -46,7 +46,7 @@ PLANS = (
 )  # fmt: skip
 PIECES, LONG = (1, 2, 4, 8), 8192  # simulated devices, and tokens of a row that is split over them
 DEVICES = (1, 8, 64, 512)
-ROWS, LENGTH = 2, 128  # of each simulated device
+ROWS, LENGTH = 8, 128  # of each simulated device
 CONSTANT = 0.05  # share by which weak scaling may differ from one device
 
 
