@@ -24,7 +24,6 @@ from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("TRITON_INTERPRET", None)
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # programs for simulated devices are read, not run
 
 from mom_jax.planning.compilers import FOLDER
 

@@ -18,8 +18,9 @@ _ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# A product's kernel cannot be timed where there is no GPU: XLA takes the one that it would begin with.
-_OPTIONS = {"gpu": {"xla_gpu_autotune_level": 0}}
+# A product's kernel cannot be timed where there is no GPU: XLA takes the one that it would begin with. A program for
+# simulated devices is read and not run.
+_OPTIONS = {"gpu": {"xla_gpu_autotune_level": 0}, "cpu": {"xla_backend_optimization_level": 0}}
 
 # From the data sheet of the SXM5 card and CUDA's device query.
 _HOPPER = """
