@@ -122,9 +122,7 @@ def opened_run(run_dir: str, mesh: Mesh, choice: Choice = NEWEST) -> Iterator[Op
 
 
 def _published(folder: Path, mesh: Mesh, choice: Choice) -> tuple[TrainConfig, MoMForCausalLM, int]:
-    for field, value in choice._asdict().items():
-        if value != Choice._field_defaults[field]:
-            raise InputError(field, value, f"is of runs; {folder} is a published model, which has its parameters alone")
+    choice.refuse(folder)
     return (*load_published(folder, mesh), 0)
 
 

@@ -69,7 +69,6 @@ class ConvertConfig:
 
 
 _OF_MIXTURES = ("num_memories", "topk", "shared_mem", "noise", "from_")
-_OF_RUNS = ("step", "ema", "dtype", "max_shard_bytes")
 
 
 def main(args: Sequence[str]) -> int:
@@ -82,10 +81,11 @@ def main(args: Sequence[str]) -> int:
     from mom_jax.training.checkpoint import Choice
     from mom_jax.training.conversion import run_to_published
 
-    out = console()
+    out, choice = console(), Choice(arguments.step, arguments.ema)
     if arguments.to is not None or is_published(Path(arguments.src).expanduser()):
-        if any(getattr(arguments, field) != getattr(ConvertConfig, field) for field in _OF_RUNS):
-            remedy = "would be a run: --step, --ema, --dtype and --max-shard-bytes are for published models"
+        choice.refuse(arguments.src)
+        if (arguments.dtype, arguments.max_shard_bytes) != (ConvertConfig.dtype, ConvertConfig.max_shard_bytes):
+            remedy = "would be a run: --dtype and --max-shard-bytes are for published models"
             raise InputError("dst", arguments.dst, remedy)
         with named_as("src", "directory"):
             line = _to_run(arguments)
@@ -95,7 +95,7 @@ def main(args: Sequence[str]) -> int:
                 arguments.src,
                 arguments.dst,
                 one_device(),
-                choice=Choice(arguments.step, arguments.ema),
+                choice=choice,
                 tokenizer=arguments.tokenizer,
                 dtype=arguments.dtype,
                 max_shard_bytes=arguments.max_shard_bytes,

@@ -217,6 +217,13 @@ class Choice(NamedTuple):
     step: int | None = None
     ema: bool = False
 
+    def refuse(self, folder: str | Path) -> None:
+        """Raises `InputError` where a choice was made: of a published model there is none."""
+        for field, value in self._asdict().items():
+            if value != self._field_defaults[field]:
+                remedy = f"is of runs; {folder} is a published model, which has its parameters alone"
+                raise InputError(field, value, remedy)
+
 
 NEWEST = Choice()
 

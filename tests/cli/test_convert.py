@@ -120,6 +120,8 @@ def test_tokenizer_files_travel(published, tmp_path):
         ("{published} s3://bucket/run", "dst=s3://bucket/run: s3:// addresses are not supported"),
         ("{run} {out} --tokenizer {missing}.json", "tokenizer={missing}.json: no such file; name"),
         ("{published} {out} --dtype float16", "dst={out}: would be a run: --dtype and --max-shard-bytes are for"),
+        ("{published} {out} --step 3", "step=3: is of runs; {published} is a published model"),
+        ("{published} {out} --ema", "ema=True: is of runs; {published} is a published model"),
         ("{run}/checkpoints {out}", "src={run}/checkpoints: holds no checkpoint"),
     ],
 )
