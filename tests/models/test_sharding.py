@@ -11,7 +11,7 @@ def checked():
     return on_eight_fake_devices(TESTS / "support/eight_devices.py").splitlines()
 
 
-RUNS = ["loss, logits, gradients", "cached pieces", "three rows", "parameters are split", "hybrid"]
+RUNS = ["loss, logits, gradients", "what is exchanged", "cached pieces", "three rows", "parameters are split", "hybrid"]
 
 
 @pytest.mark.parametrize("what", [*RUNS, *LAYERS])

@@ -15,6 +15,7 @@ from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.routing import auxiliary_loss
 from mom_jax.training.sharding import AXES, BATCH_SPEC
 from support.compare import assert_close
+from support.exchanged import check_exchanged
 from support.parameters import random_model, randomised
 
 CONFIG = MoMConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_heads=2, head_dim=8, expand_v=2.0,
@@ -28,15 +29,14 @@ LAYERS |= {"mamba3": {}, "sse": {"mixture": False}}
 
 
 def train(graph, params, ids, mask, documents):
-    """Loss, logits, and gradients of all parameters."""
+    """Loss, hidden states and router logits, and gradients of all parameters."""
 
     def loss(params):
         model = nnx.merge(graph, params)
         hidden, router, _ = model.hidden_states(ids, mask, documents)
-        weight = model.output_embedding()
         total, _ = model.cross_entropy(hidden, jnp.roll(ids, -1, 1))
         aux = auxiliary_loss(router, mask)
-        return total / ids.size + CONFIG.aux_loss_scale * aux, hidden @ weight.T
+        return total / ids.size + CONFIG.aux_loss_scale * aux, (hidden, router.logits)
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -70,9 +70,10 @@ def check_layer(mesh, rule, options, rows):
 
 
 def check_hybrid(mesh, model, ids, mask):
-    """Logits and the cache of a prefill of a model with an attention layer."""
+    """A model with an attention layer: logits and the cache of a prefill, and logits of rows that are split."""
     graph, params = nnx.split(model)
-    call, cache = jax.jit(functools.partial(read, graph)), model.init_cache(len(ids))
+    cache = model.init_cache(len(ids))
+    call = jax.jit(lambda *inputs: (read(graph, *inputs), read(graph, *inputs[:-1], None)))
     want = jax.device_get(call(params, ids, mask, cache))
     with jax.set_mesh(mesh):
         got = jax.device_get(call(split_over(mesh, params), ids, mask, cache))
@@ -99,10 +100,15 @@ def main():
     step, call = jax.jit(functools.partial(train, graph)), jax.jit(functools.partial(read, graph))
     want = jax.device_get(step(params, *batch))
     with jax.set_mesh(mesh):
-        got = jax.device_get(step(split, *(jax.device_put(x, rows) for x in batch)))
+        placed = [jax.device_put(x, rows) for x in batch]
+        made = step.lower(split, *placed).compile()
+        got = jax.device_get(made(split, *placed))
     assert_close(got[0], want[0], 1e-5)
     assert_close(got[1], want[1], 5e-5, atol=1e-7)  # gradients are sums over all tokens, here of eight parts
     print("agree: loss, logits, gradients")
+    states = 5 * 2 * 1 * 8 * 16 * 4  # of five memories of two rows: one head's keys and values in float32
+    check_exchanged(made, mesh, nnx.to_pure_dict(split), passes=1, tokens=ids.size, states=states)
+    print("agree: what is exchanged")
 
     def in_pieces(params, ids, mask, ends):
         cache, logits, begin = model.init_cache(len(ids)), [], 0

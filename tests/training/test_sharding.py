@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from support.exchanged import check_exchanged
 from support.processes import on_eight_fake_devices
 
 from mom_jax.data.loader import train_loader
@@ -37,9 +38,14 @@ def run(config: TrainConfig) -> dict:
     initial = [np.asarray(leaf).tobytes().hex()[:4096] for leaf in jax.tree.leaves(state.params)]
     loader = train_loader(prepared(config.data, progress=False), config.data)
     losses, loads, biases = [], [], [bias_of(state.params).tolist()]
+    batches = [shard_batch(next(loader), mesh) for _ in range(STEPS)]
     with jax.set_mesh(mesh):
-        for _ in range(STEPS):
-            state, metrics = step(state, shard_batch(next(loader), mesh))
+        compiled = step.lower(state, batches[0]).compile()
+        if mesh.size > 1:
+            tokens = batches[0]["labels"].size
+            check_exchanged(compiled, mesh, program.abstract.params, passes=2, tokens=tokens, states=0)
+        for batch in batches:
+            state, metrics = compiled(state, batch)
             losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
             loads.append(metrics["load"].tolist())
             biases.append(bias_of(state.params).tolist())
@@ -57,7 +63,8 @@ def config(make_config):
     """Two layers whose routers are balanced by a bias."""
     config = make_config()
     model = dataclasses.replace(config.model, num_hidden_layers=2, router_balance="loss_free", router_bias_rate=RATE)
-    return dataclasses.replace(config, model=model, optimizer=dataclasses.replace(config.optimizer, weight_decay=1.0))
+    optimizer = dataclasses.replace(config.optimizer, weight_decay=1.0)
+    return dataclasses.replace(config, model=model, optimizer=optimizer, remat="full")
 
 
 @pytest.fixture(scope="module")
