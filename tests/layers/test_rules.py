@@ -68,12 +68,28 @@ def memory_of(layer: MemoryMixer, single: MemoryMixer, memory: int) -> MemoryMix
 
 
 @functools.cache
-def full_pass(rule: str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads [B, T, H, V] of the mixture in one pass, and how much they depend on each token: [B, T, B, T]."""
+def program(rule: str):
+    """The mixture over whole rows, compiled once for all that is asked of it: (mask, numbers, cache) to reads
+    [B, T, H V], how much they depend on each token [B, T, B, T], and the new cache."""
     layer = layer_of(rule)
-    read = lambda x: layer.read(x, MASK, NUMBERS, layer=1)[0].reshape(ROWS, TIME, -1)  # noqa: E731
-    values, sizes = values_and_dependence(read, hidden())
-    return values.reshape(ROWS, TIME, layer.rule.sizes.num_heads, -1), sizes
+
+    @jax.jit
+    def run(mask, numbers, cache):
+        def read(x):
+            y, _, after = layer.read(x, mask, numbers, cache, layer=1)
+            return y.reshape(ROWS, TIME, -1), after
+
+        return values_and_dependence(read, hidden())
+
+    return run
+
+
+@functools.cache
+def full_pass(rule: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads [B, T, H, V] of the mixture in one pass, and what they depend on."""
+    layer = layer_of(rule)
+    values, sizes, _ = program(rule)(MASK, NUMBERS, layer.empty_cache(3, ROWS, jnp.float32))
+    return np.asarray(values).reshape(ROWS, TIME, layer.rule.sizes.num_heads, -1), np.asarray(sizes)
 
 
 def check_memories_one_by_one(rule):
@@ -95,18 +111,19 @@ def check_memories_one_by_one(rule):
 
 
 def check_splits(rule):
-    """Pieces and a single step from the cache give the full pass; padding reads nothing."""
-    layer, x = layer_of(rule), hidden()
-    run = jax.jit(lambda layer, *arguments: layer.read(*arguments, layer=1))
-    cache, begin, got = layer.empty_cache(3, ROWS, jnp.float32), 0, []
-    for n in (5, 1, 5):  # the single step goes on with the document without its number
-        now = slice(begin, begin + n)
-        y, _, cache = run(layer, x[:, now], MASK[:, now], None if n == 1 else NUMBERS[:, now], cache)
-        got.append(y)
-        begin += n
-    want = full_pass(rule)[0]
-    assert_close(jnp.concatenate(got, 1), want, 2e-5)
-    assert not np.asarray(want)[np.asarray(MASK) == 0].any()
+    """Five tokens, a single step from the cache and five more give the full pass; padding reads nothing."""
+    layer, want, place = layer_of(rule), full_pass(rule)[0], np.arange(TIME)
+    step = jax.jit(lambda layer, x, mask, cache: layer.read(x, mask, None, cache, layer=1))
+    cache, got = layer.empty_cache(3, ROWS, jnp.float32), np.zeros_like(want)
+    for now in (place < 5, place == 5, place > 5):
+        if now.sum() == 1:  # it goes on with the document without its number
+            y, _, cache = step(layer, hidden()[:, now], MASK[:, now], cache)
+            got[:, now] = y
+        else:
+            y, _, cache = program(rule)(MASK * now, np.where(now, NUMBERS, 5), cache)
+            got += np.asarray(y).reshape(got.shape)
+    assert_close(got, want, 2e-5)
+    assert not want[np.asarray(MASK) == 0].any()
 
 
 def check_leaks(rule):

@@ -1,6 +1,7 @@
 """Which outputs depend on which inputs, by gradients."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,25 +9,19 @@ import numpy as np
 
 
 def dependence(function: Callable, x) -> np.ndarray:
-    """`values_and_dependence` without the values."""
-    return values_and_dependence(function, x)[1]
+    """How much each output of ``function``, [B, T, D] to [B, T, D'], depends on each input: [B, T, B, T]."""
+    return np.asarray(jax.jit(lambda x: values_and_dependence(lambda x: (function(x), None), x)[1])(x))
 
 
-def values_and_dependence(function: Callable, x) -> tuple[np.ndarray, np.ndarray]:
-    """``function(x)``, [B, T, D] to [B, T, D'], and how much its output [b, t] depends on input [c, s]: [B, T, B, T].
+def values_and_dependence(function: Callable, x) -> tuple[jax.Array, jax.Array, Any]:
+    """``y`` and whatever comes with it, of ``(y, rest) = function(x)``, and how much y [b, t] depends on x [c, s].
 
     Each output is projected on a random direction, so a dependence is missed with probability 0.
     Sizes are relative to the largest gradient of the same output.
     """
     rows, time = x.shape[:2]
-
-    @jax.jit
-    def gradients(x):
-        y, pull = jax.vjp(function, x)
-        direction = jax.random.normal(jax.random.key(0), y.shape)
-        alone = jnp.eye(rows * time).reshape(rows * time, rows, time, 1) * direction
-        return y, jax.lax.map(lambda dy: jnp.abs(pull(dy)[0]).max(-1), alone)
-
-    y, sizes = gradients(x)
-    sizes = np.asarray(sizes).reshape(rows, time, rows, time)
-    return np.asarray(y), sizes / np.maximum(sizes.max((2, 3), keepdims=True), 1e-30)
+    y, pull, rest = jax.vjp(function, x, has_aux=True)
+    direction = jax.random.normal(jax.random.key(0), y.shape)
+    alone = jnp.eye(rows * time).reshape(rows * time, rows, time, 1) * direction
+    sizes = jax.lax.map(lambda dy: jnp.abs(pull(dy)[0]).max(-1), alone).reshape(rows, time, rows, time)
+    return y, sizes / jnp.maximum(sizes.max((2, 3), keepdims=True), 1e-30), rest
