@@ -1,7 +1,7 @@
 """What later writes do to earlier ones, of their own kind and of another; the paper has no such result.
 
     mom-jax experiment interference --scale tiny       two CPU cores, three minutes
-    mom-jax experiment interference --scale small      two CPU cores, a day; one GPU, half an hour
+    mom-jax experiment interference --scale small      two CPU cores, two hours; one GPU, minutes
     mom-jax experiment interference --scale paper      one GPU; spread it with --shard i/n
 
 The paper's reason for several memories is that a write to one leaves the others as they are. So what is written later
