@@ -46,7 +46,7 @@ def run(kind: str, text: str, tiny_run: list[str], folder: Path) -> None:
         if words[1] == "train":
             words = [word for word in words if word != "stdlib"]
             words.remove("--data.path")
-            words += [*tiny_run, "--steps", "2", "--eval-every", "2"]
+            words += [*tiny_run, "--steps", "2", "--eval-every", "2", "--model.memory-rule", "gated_deltanet"]
         assert main(words[1:]) == 0, line
 
 
