@@ -129,7 +129,7 @@ def forest(judged: Sequence[Judged], title: str) -> Figure:
     labels = [f"{one.contrast.first} less {one.contrast.other} ({_task(one)})" for one in judged]
     axes.set_yticks(range(len(judged)), labels, fontsize=8)
     axes.set(ylim=(len(judged) - 0.5, -0.5), xlabel="difference in accuracy with its 95 % interval (hollow: undecided)")
-    axes.set_title(title)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")  # longer than the panel is wide
     return figure
 
 
