@@ -41,6 +41,7 @@ autodoc_mock_imports = ["torch", "fla", "transformers", "triton", "jax_triton", 
 napoleon_google_docstring, napoleon_numpy_docstring, napoleon_use_ivar = True, False, True
 default_role = "py:obj"  # names in docstrings become links where there is something to link to
 python_maximum_signature_line_length = 100
+suppress_warnings = ["ref.python"]  # a name in backticks that several modules have leads to one of them
 add_module_names = False
 maximum_signature_line_length = 100
 
