@@ -100,7 +100,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
         InputError: names the first field whose value is of another type or out of its range.
     """
     for name, hint in field_types(type(config)).items():
-        object.__setattr__(config, name, checked(prefix + name, getattr(config, name), hint))
+        object.__setattr__(config, name, checked(prefix + name.rstrip("_"), getattr(config, name), hint))
 
 
 @functools.cache

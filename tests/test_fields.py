@@ -56,7 +56,7 @@ SOUND = {
     EvalConfig: {"run": "r"},
     CompareConfig: {"reference": "r"},
     PrepareConfig: {"out": "o"},
-    ConvertConfig: {"src": "s", "dst": "d"},
+    ConvertConfig: {"src": "s", "dst": "d", "to": "mom"},
     Plan: {},
     ExperimentConfig: {"name": "mqar"},
     ReportConfig: {"paths": ("p",)},
@@ -77,6 +77,7 @@ NUMBERS = {
         intermediate_size pad_token_id bos_token_id eos_token_id aux_loss_scale router_z_loss_scale seed warmup_steps
         decay_fraction min_learning_rate_ratio beta1 beta2 weight_decay max_minutes temperature new_tokens index
         correction_factor rope_fraction router_noise z_loss_scale momentum step noise rotary_fraction
+        compile rewind
     """),
     -1: names("data fsdp tensor sequence"),
     2**31: names("seed shard_bytes max_shard_bytes clip_norm tolerance rope_theta"),
@@ -118,7 +119,7 @@ def test_only_what_makes_sense(cls, field):
         except InputError as error:
             message = str(error)
             assert not sense, message
-            assert field in message.partition("=")[0] or field in ("list", "name", "coordinator"), message
+            assert field.rstrip("_") in message.partition("=")[0] or field in ("list", "name", "coordinator"), message
             assert "\n" not in message and len(message) < 1000, message
         else:
             assert sense, f"number {i} is let through"

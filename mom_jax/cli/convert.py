@@ -10,7 +10,7 @@ import tyro
 from mom_jax.cli.parsing import Place, Step, parse
 from mom_jax.data.config import TokenizerName
 from mom_jax.errors import InputError, named_as
-from mom_jax.fields import Count, Range, check_fields
+from mom_jax.fields import Count, Name, Range, check_fields
 from mom_jax.paths import check_local
 
 DESCRIPTION = """Converts between a published model (a Hugging Face folder: config.json, safetensors files, tokenizer)
@@ -40,7 +40,7 @@ class ConvertConfig:
     """Step of the checkpoint; default: the newest that is whole."""
     ema: bool = False
     """Take the moving average of the parameters, which a run with --optimizer.ema-decay keeps."""
-    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    from_: Annotated[Name | None, tyro.conf.arg(name="from")] = None
     """Model type that SRC must have, such as gated_deltanet; goes with --to."""
     to: Literal["mom"] | None = None
     """Make a mixture (mom) of a published model of single memories."""
