@@ -173,17 +173,17 @@ def _having_read(cache: Any, tokens: Any) -> Any:
     """The cache as if it had read that many tokens."""
     import jax.numpy as jnp
 
+    from mom_jax.layers.cache import AttentionCache
+
     parts = {}
-    for name in ("memory", "attention"):
-        part = getattr(cache, name)
-        if part is not None:
-            part = dataclasses.replace(part, length=jnp.full_like(part.length, tokens))
-        if name == "attention" and part is not None:
+    for name, part in cache.kinds.items():
+        part = dataclasses.replace(part, length=jnp.full_like(part.length, tokens))
+        if isinstance(part, AttentionCache):
             slot = jnp.arange(part.position.shape[-1], dtype=part.position.dtype)
             position = jnp.where(slot < tokens, slot, -1)  # -1: free for a new token
             part = dataclasses.replace(part, position=jnp.broadcast_to(position, part.position.shape))
         parts[name] = part
-    return dataclasses.replace(cache, **parts)
+    return dataclasses.replace(cache, kinds=parts)
 
 
 def table(records: list[Record]) -> list[list[str]]:

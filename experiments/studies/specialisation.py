@@ -93,7 +93,7 @@ def routed(run_dir: str) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]
             out = block(x, mask, documents, None, layer)
             assert out.router is not None
             x = out.y
-            chosen.append(np.asarray(out.router.logits).argmax(-1)[real])
+            chosen.append(np.asarray(out.router.logits[0]).argmax(-1)[real])
         ids = np.asarray(batch["input_ids"])[real]
         tokenizer = load_tokenizer(config.data.tokenizer)
         return ids, states, chosen, {int(i): tokenizer.decode([int(i)]) for i in np.unique(ids)}

@@ -41,7 +41,8 @@ class Speed:
     """
 
     def __init__(self, config: TrainConfig, devices: list[jax.Device]):
-        self._device, peak = devices[0], peak_flops(devices[0].device_kind)
+        self._device = next(x for x in devices if x.process_index == jax.process_index())  # others tell nothing here
+        peak = peak_flops(self._device.device_kind)
         self._tokens_at_peak: float | None = None  # a second
         if peak is not None:
             costs = total(account(config.model, config.data.sequence_length))

@@ -126,7 +126,7 @@ def command(config, model, monkeypatch):
     """The verb on the model above, with bytes as its standard input."""
 
     @contextlib.contextmanager
-    def opened(run, mesh):
+    def opened(run, mesh, choice):
         yield config, model, 0
 
     monkeypatch.setattr("mom_jax.runs.opened_run", opened)

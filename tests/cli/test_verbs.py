@@ -196,7 +196,7 @@ def test_damage_is_one_line(trained, tmp_path, capsys):
 
 def test_demo_goes_from_text_to_report(tiny_run, tmp_path, monkeypatch, capsys):
     """Also where its time is over before its steps are done, as on a slow machine."""
-    monkeypatch.setattr("mom_jax.training.loop._Sitting._must_stop", lambda self, step, stop: step >= 5)
+    monkeypatch.setattr("mom_jax.training.loop._Sitting._must_stop", lambda self: self.step >= 5)
     line = ["demo", *tiny_run, "--steps", "5000", "--max-minutes", "0.01", "--run-dir", str(tmp_path / "run")]
     assert main(line) == 0
     shown = capsys.readouterr().out

@@ -118,7 +118,7 @@ def test_everything_else_comes_back_too():
         ({"model_type": "transformer", "num_hidden_layers": None}, "num_hidden_layers=None: expected a whole number"),
         ({"model_type": ["mom"]}, "model_type=['mom']: expected text"),
         ({"model_type": "mom_gated_deltanet", "num_experts": []}, "num_memories=[]: expected a whole number"),
-        ({"model_type": "mom", "attn": [1]}, "attn=[1]: expected null or an object"),
+        ({"model_type": "mom", "attn": [1]}, "attn=1: expected null, an object"),
         ({"model_type": "mom", "attn": {"layers": None}}, "attn.layers=None: expected a list"),
         ({"model_type": "kda", "hidden_act": ["swish"]}, "hidden_act=['swish']: not available"),
     ],

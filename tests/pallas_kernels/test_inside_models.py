@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from support.compare import assert_close
 
-from mom_jax.layers import recurrence
+from mom_jax.layers import convolution, recurrence
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops import dispatch, grouped_matmul, mixing
@@ -32,7 +32,7 @@ def interpret_kernels(monkeypatch, platform):
         kernel = getattr(importlib.import_module(module), function)
         return lambda *arguments: kernel(*dispatch.plain(arguments), interpret=True)
 
-    for module in (dispatch, grouped_matmul, mixing, recurrence):
+    for module in (dispatch, grouped_matmul, mixing, convolution, recurrence):
         monkeypatch.setattr(module, "kernel_for", interpreted)
     monkeypatch.setattr(dispatch, "target", lambda: DEVICES[platform])
     return ran
@@ -78,4 +78,4 @@ def test_single_tokens_on_a_gpu(monkeypatch):
     want = token()
     ran = interpret_kernels(monkeypatch, "gpu")
     assert_close(token(), want, 1e-5)
-    assert "step" in ran
+    assert {"step", "short_conv_step"} <= set(ran)

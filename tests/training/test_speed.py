@@ -27,8 +27,8 @@ def test_peaks_by_the_devices_names(kind, peak):
 def test_utilisation_and_memory_where_they_are_known(make_config):
     config: TrainConfig = make_config()
     costs = total(account(config.model, config.data.sequence_length))
-    device = SimpleNamespace(device_kind="TPU v5 lite", memory_stats=lambda: {"peak_bytes_in_use": 7})
+    device = SimpleNamespace(process_index=0, device_kind="TPU v5 lite", memory_stats=lambda: {"peak_bytes_in_use": 7})
     tokens = 0.4 * 2 * 197e12 / (costs.forward + costs.backward)
     known = Speed(config, [device, device]).of({"tokens_per_second": tokens})
     assert known == {"mfu": pytest.approx(0.4), "memory_bytes": 7}
-    assert Speed(config, [SimpleNamespace(device_kind="cpu", memory_stats=lambda: None)]).of({}) == {}
+    assert Speed(config, [SimpleNamespace(process_index=0, device_kind="cpu", memory_stats=lambda: None)]).of({}) == {}
