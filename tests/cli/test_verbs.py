@@ -217,7 +217,7 @@ def test_data_prepare_feeds_training(tiny_run, tmp_path, capsys):
 
 def test_programs_are_kept_and_damaged_ones_are_compiled_anew(trained, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    environment["XDG_CACHE_HOME"] = str(tmp_path)
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, "-m", "mom_jax", "generate", str(trained), "--prompt", "a", "--max-new-tokens", "2"]
     first = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
     kept = sorted((tmp_path / "mom-jax" / "programs").glob("*/*-cache"))

@@ -39,7 +39,8 @@ def check_exchanged(compiled: Any, mesh: Mesh, params: Any, *, passes: int, toke
     assert _sizes(scattered) == collections.Counter({ways * size: n for size, n in (once + layers).items()})
     summed = [c for c in found["all-reduce"] if c.axes & SPLIT]
     assert sum(c.times * c.operands for c in summed) <= unsplit + METRICS, "gradients of small parameters"
-    assert {frozenset(c.axes) for c in found["collective-permute"]} <= {frozenset({"sequence"})}
+    passed = [c for c in found["collective-permute"] if c.operands > 4 * tokens]  # else numbers of documents
+    assert {frozenset(c.axes) for c in passed} <= {frozenset({"sequence"})}
     assert all(c.operands <= states for c in found["collective-permute"]), "states and inputs of convolutions"
 
 

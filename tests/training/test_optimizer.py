@@ -135,7 +135,8 @@ def test_every_rule_has_a_router_and_gates_and_only_products_are_matrices(rule):
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """Functions that are no optimizers, in the current folder."""
-    (tmp_path / "useless.py").write_text("def text(rate): return 'x'\ndef fails(rate): raise OSError('no luck')\n", encoding="utf-8")
+    text = "def text(rate): return 'x'\ndef fails(rate): raise OSError('no luck')\n"
+    (tmp_path / "useless.py").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 

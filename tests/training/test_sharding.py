@@ -146,7 +146,10 @@ def test_a_mesh_that_does_not_divide_the_run_is_refused(axes, message, make_conf
     [
         ({"memory_rule": "titans"}, r"must be 1 for titans: the recurrence titans linear hands no state .* are"),
         ({"memory_rule": "log_linear_gla"}, r"must be 1 for log_linear_gla: the recurrence log linear hands no state"),
-        ({"memory_rule": "gated_deltanet", "use_short_conv": True, "reference_conv_leak": True}, r"must be 1 with model\.reference_conv_leak"),
+        (
+            {"memory_rule": "gated_deltanet", "use_short_conv": True, "reference_conv_leak": True},
+            r"must be 1 with model\.reference_conv_leak",
+        ),
     ],
 )
 def test_a_rule_that_cannot_go_on_from_another_device_is_refused(model, message, make_config):
