@@ -15,6 +15,7 @@ FLOORS = {
     "mom_jax.drawing": 0,
     "mom_jax.errors": 0,
     "mom_jax.labels": 0,
+    "mom_jax.peaks": 0,
     "mom_jax.terminal": 0,
     "mom_jax.typing": 0,
     "mom_jax.fields": 1,

@@ -70,29 +70,17 @@ def convolve(
             outputs.append(leaking_short_conv(x, weights[name], packing, leaking_memories, **options))
             continue
         options |= {"bias": bias, "activate": activate}
-        if cache is None:
-            before = None if packing.piece is None else inputs_before(x, packing, weights[name].shape[1] - 1)
-            outputs.append(short_conv(x, weights[name], packing, before, impl=impl, **options))
+        if cache is not None and packing.table.chunk_size == 1:
+            y, stored[name] = _one_token(x, weights[name], packing, cache.conv[name], layer, impl, options)
+            outputs.append(y)
             continue
-        go_on = _one_token if packing.table.chunk_size == 1 else _many_tokens
-        y, stored[name] = go_on(x, weights[name], packing, cache.conv[name], layer, impl, options)
-        outputs.append(y)
+        state = None if packing.piece is None else inputs_before(x, packing, weights[name].shape[1] - 1)
+        if cache is not None:
+            layers = cache.conv[name]
+            state = layers[layer].reshape(-1, *layers.shape[3:])
+            stored[name] = layers.at[layer].set(conv_state(x, packing, state).reshape(layers.shape[1:]))
+        outputs.append(short_conv(x, weights[name], packing, state, impl=impl, **options))
     return outputs, None if cache is None else dataclasses.replace(cache, conv=stored)
-
-
-def _many_tokens(
-    x: Float[Array, "..."],
-    weight: Float[Array, "D W"],
-    packing: Packing,
-    states: Float[Array, "L G B W-1 D"],
-    layer: int | Array,
-    impl: str,
-    options: dict[str, Any],
-) -> tuple[Float[Array, "N D"], Float[Array, "L G B W-1 D"]]:
-    """Rows, and the last inputs of every memory and batch row."""
-    state = states[layer].reshape(-1, *states.shape[3:])
-    after = conv_state(x, packing, state).reshape(states.shape[1:])
-    return short_conv(x, weight, packing, state, impl=impl, **options), states.at[layer].set(after)
 
 
 def _one_token(
@@ -104,7 +92,7 @@ def _one_token(
     impl: str,
     options: dict[str, Any],
 ) -> tuple[Float[Array, "N D"], Float[Array, "L G B W-1 D"]]:
-    """The same for rows of one token, of which each moves its own inputs on by one."""
+    """Rows of one token, and the last inputs of every memory and batch row, of which each moves its own on by one."""
     table = packing.table
 
     def by_xla() -> tuple[Array, Array]:

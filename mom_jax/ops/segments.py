@@ -98,11 +98,25 @@ def plan_packing(
     if shared:
         memories = jnp.concatenate([memories, jnp.full((batch, time, 1), num_memories, memories.dtype)], -1)
     groups = num_memories + shared
-    rows = packed_length(batch, time, top_k, num_memories, shared, chunk_size, capacity)
     keep = jnp.ones((batch, time), bool) if attention_mask is None else attention_mask != 0
     if time == chunk_size == 1:
-        return _plan_one_token(memories[:, 0], groups, keep, documents)
+        packing = _plan_one_token(memories[:, 0], groups, keep, documents)
+    else:
+        rows = packed_length(batch, time, top_k, num_memories, shared, chunk_size, capacity)
+        packing = _plan_rows(memories, groups, keep, documents, rows, chunk_size)
+    return packing if axis is None else dataclasses.replace(packing, piece=_piece(packing, documents, axis))
 
+
+def _plan_rows(
+    memories: Int[Array, "B T A"],
+    groups: int,
+    keep: Bool[Array, "B T"],
+    documents: DocumentRuns | None,
+    rows: int,
+    chunk_size: int,
+) -> Packing:
+    """`plan_packing` of any number of tokens, by counting; the shared memory is among their choices."""
+    batch = keep.shape[0]
     choices = (memories[..., j, None] == jnp.arange(groups) for j in range(memories.shape[-1]))
     hits = functools.reduce(jnp.logical_or, choices) & keep[..., None]
     count = jnp.cumsum(hits, axis=1, dtype=jnp.int32)  # [B, T, G], inclusive
@@ -134,8 +148,7 @@ def plan_packing(
         num_segments=groups * batch,
     )
     group_sizes = (chunks * chunk_size).reshape(groups, batch).sum(-1)
-    packing = Packing(row, assignment, start, length, position, group_sizes, table)
-    return packing if axis is None else dataclasses.replace(packing, piece=_piece(packing, documents, axis))
+    return Packing(row, assignment, start, length, position, group_sizes, table)
 
 
 def _piece(packing: Packing, documents: DocumentRuns | None, axis: str) -> Piece:
@@ -162,7 +175,8 @@ def _plan_one_token(
     Decoding plans anew at every step, where running counts and a scatter would be a dozen launches of nothing.
     """
     (batch, slots), segments, rows = memories.shape, groups * memories.shape[0], memories.size
-    segment_of = jnp.where(keep, memories * batch + jnp.arange(batch)[:, None], segments).reshape(-1)
+    known = keep & (memories >= 0)
+    segment_of = jnp.where(known, memories * batch + jnp.arange(batch)[:, None], segments).reshape(-1)
     row = jnp.sum(segment_of < segment_of[:, None], -1, dtype=jnp.int32)
     row = jnp.where(segment_of < segments, row, rows)
     is_there = row == jnp.arange(rows)[:, None]

@@ -7,6 +7,7 @@ import dataclasses
 import math
 
 from mom_jax.errors import InputError
+from mom_jax.peaks import peak_flops
 
 GIB = 2**30
 
@@ -20,7 +21,6 @@ class Chip:
         platform: of XLA's compiler.
         kind: as JAX names the device.
         memory: bytes that a program may use.
-        flops: products of bfloat16 matrices, FLOPs a second.
         bandwidth: of its memory, bytes a second.
         link: bytes a second that it sends to neighbours: both ways around a ring of TPUs, NVLink on GPUs.
         network: the same to devices of other machines, where that is another way.
@@ -31,23 +31,29 @@ class Chip:
     platform: str
     kind: str
     memory: int
-    flops: float
     bandwidth: float
     link: float
     network: float = 0.0
     node: int = 0
 
+    @property
+    def flops(self) -> float:
+        """Products of bfloat16 matrices, FLOPs a second."""
+        peak = peak_flops(self.kind)
+        assert peak is not None, self.kind
+        return peak
 
-# TPUs: Google Cloud's pages of each version; memory as libtpu says it. GPUs: NVIDIA's data sheets of the SXM5 cards
-# (dense products), memory as CUDA's device query says it, and a network adapter of 400 Gb/s for each card.
+
+# TPUs: Google Cloud's pages of each version; memory as libtpu says it. GPUs: NVIDIA's data sheets of the SXM5 cards,
+# memory as CUDA's device query says it, and a network adapter of 400 Gb/s for each card.
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", "tpu", "TPU v5 lite", int(15.75 * GIB), 197e12, 819e9, 90e9),
-        Chip("v6e", "tpu", "TPU v6 lite", int(31.24 * GIB), 918e12, 1640e9, 180e9),
-        Chip("v5p", "tpu", "TPU v5", int(95.73 * GIB), 459e12, 2765e9, 180e9),
-        Chip("h100", "cuda", "NVIDIA H100 80GB HBM3", 84929347584, 989e12, 3352e9, 450e9, 50e9, 8),
-        Chip("h200", "cuda", "NVIDIA H200", 150754820096, 989e12, 4800e9, 450e9, 50e9, 8),
+        Chip("v5e", "tpu", "TPU v5 lite", int(15.75 * GIB), 819e9, 90e9),
+        Chip("v6e", "tpu", "TPU v6 lite", int(31.24 * GIB), 1640e9, 180e9),
+        Chip("v5p", "tpu", "TPU v5", int(95.73 * GIB), 2765e9, 180e9),
+        Chip("h100", "cuda", "NVIDIA H100 80GB HBM3", 84929347584, 3352e9, 450e9, 50e9, 8),
+        Chip("h200", "cuda", "NVIDIA H200", 150754820096, 4800e9, 450e9, 50e9, 8),
     )
 }
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

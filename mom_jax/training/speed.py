@@ -5,31 +5,8 @@ from typing import Any
 import jax
 
 from mom_jax.models.accounting import account, total
+from mom_jax.peaks import peak_flops
 from mom_jax.training.config import TrainConfig
-
-# FLOPs a second of bfloat16 products without sparsity, by the names that JAX gives devices. TPUs: Google Cloud's pages
-# of each version; GPUs: NVIDIA's data sheets.
-_PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-_SLOWER = ("PCIE", "PCIe", "NVL")  # cards of the same name with other clocks
-
-
-def peak_flops(kind: str) -> float | None:
-    """The most FLOPs a second of a kind of device; None where that is not known."""
-    if any(word in kind for word in _SLOWER):
-        return None
-    if kind in _PEAKS:
-        return _PEAKS[kind]
-    card = " ".join(kind.replace("-", " ").split()[:2])  # NVIDIA H100 80GB HBM3, NVIDIA A100-SXM4-80GB
-    return _PEAKS.get(card) if card.startswith("NVIDIA") else None
 
 
 class Speed:

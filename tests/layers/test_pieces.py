@@ -58,7 +58,7 @@ def cut(x: jax.Array) -> jax.Array:
 
 def joined(x: jax.Array) -> jax.Array:
     """The inverse of `cut`."""
-    return jnp.moveaxis(x, 0, 1).reshape(BATCH, TIME, *x.shape[3:])
+    return jnp.moveaxis(x, 0, 1).reshape(BATCH, -1, *x.shape[3:])
 
 
 def in_pieces(mixer: MemoryMixer, x: jax.Array, mask: jax.Array, documents: DocumentRuns | None):
@@ -99,9 +99,11 @@ def test_pieces_equal_the_whole(rule):
     assert_close(run(in_pieces, params, x), run(whole, params, x), 1e-5, atol=1e-6)
 
 
-def test_without_documents_a_row_goes_on():
+@pytest.mark.parametrize("time", [TIME, PIECES])
+def test_without_documents_a_row_goes_on(time):
+    """Also where each device has a single token."""
     graph, params = nnx.split(layer("gated_deltanet", {}))
-    x, mask, _ = batch()
+    x, mask = (a[:, -time:] for a in batch()[:2])
     run = jax.jit(lambda how, params: how(nnx.merge(graph, params), x, mask, None), static_argnums=0)
     assert_close(run(in_pieces, params), run(whole, params), 1e-5, atol=1e-6)
 

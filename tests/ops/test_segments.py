@@ -107,6 +107,8 @@ def routings(draw):
         memories = distinct_memories(rng, batch, time, num_memories, top_k)
     else:  # everything to the same memories; the others stay empty
         memories = np.broadcast_to(rng.permutation(num_memories)[:top_k].astype(np.int32), (batch, time, top_k))
+    if draw(st.booleans()):  # some choices are of no memory
+        memories = np.where(rng.random(memories.shape) < 0.3, np.int32(-1), memories)
     kind = draw(st.sampled_from(["none", "left", "right", "holes", "row", "all"]))
     mask, cut = np.ones((batch, time), np.int32), draw(st.integers(0, time))
     if kind == "left":

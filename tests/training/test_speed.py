@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from mom_jax.models.accounting import account, total
+from mom_jax.peaks import peak_flops
 from mom_jax.training.config import TrainConfig
-from mom_jax.training.speed import Speed, peak_flops
+from mom_jax.training.speed import Speed
 
 
 @pytest.mark.parametrize(
