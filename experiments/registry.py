@@ -42,7 +42,7 @@ class Contrast(NamedTuple):
         first, other: names of the models.
         ours, theirs: a result for each seed.
         lower: lower ones are better.
-        question: of `experiments.report.questions` that this helps to answer.
+        questions: of `experiments.report.questions` that this helps to answer.
     """
 
     what: str
@@ -51,7 +51,7 @@ class Contrast(NamedTuple):
     ours: tuple[float, ...]
     theirs: tuple[float, ...]
     lower: bool = False
-    question: str = ""
+    questions: tuple[str, ...] = ()
 
 
 # name: (module of `studies` with EXPERIMENT, what it shows)

@@ -63,7 +63,7 @@ class Comparison:
             averages that the paper's ablations report unless given.
         sizes: of the paper's scale.
         recall_layers: layers of the models that learn to recall.
-        question: of the page, which the comparison helps to answer.
+        questions: of the page, which the comparison helps to answer.
         pairs: the models that are compared; the first and each other one unless given.
     """
 
@@ -73,7 +73,7 @@ class Comparison:
     paper: str = "recall-tasks+commonsense-tasks"
     sizes: tuple[str, ...] = SIZES["paper"][:1]
     recall_layers: int = 1
-    question: str = ""
+    questions: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -150,7 +150,7 @@ class Comparison:
         name, *others = self.models
         pairs = self.pairs or [(name, other) for other in others]
         return [
-            Contrast(f"{title}, {size}", first, other, ours, theirs, lower, self.question)
+            Contrast(f"{title}, {size}", first, other, ours, theirs, lower, self.questions)
             for (size, measure), models in grouped(records).items()
             for title, _, lower in [MEASURES[measure]]
             for first, other in pairs

@@ -112,9 +112,9 @@ def rate_cell(record: Record) -> str:
 def beside_mixture(what: str, records: list[Record], test: str = "") -> list[Contrast]:
     """The mixture beside each other model, of the seeds that learnt the task."""
     models = {record["point"]["architecture"]: trained(record, test) for record in records}
-    ours, question = models.pop("mom", ()), {"equal-active": "active-state", "equal-parameters": "parameters"}
+    ours, of = models.pop("mom", ()), {"equal-active": ("active-state",), "equal-parameters": ("parameters",)}
     return [
-        Contrast(what, ARCHITECTURES["mom"][0], ARCHITECTURES[name][0], ours, theirs, question=question.get(name, ""))
+        Contrast(what, ARCHITECTURES["mom"][0], ARCHITECTURES[name][0], ours, theirs, questions=of.get(name, ()))
         for name, theirs in models.items()
         if ours and theirs
     ]

@@ -15,7 +15,7 @@ from ..registry import Record
 QUESTIONS = {
     "active-state": ("Does a mixture recall more than one memory of equal active state?", "capacity"),
     "total-state": ("Does a mixture recall more than one memory of equal total state?", "capacity"),
-    "parameters": ("Does a mixture recall more than one memory of equal parameters?", "capacity"),
+    "parameters": ("Does a mixture recall more than one memory of no more parameters?", "capacity"),
     "cost": ("What does a mixture cost?", "capacity"),
     "router-loss": ("Does the router need its loss?", "load-balance"),
 }
@@ -46,7 +46,7 @@ def answers(records: Mapping[str, Sequence[Record]], judged: Sequence[Judged]) -
         records: of the small sweeps, by experiment.
         judged: all comparisons of the page.
     """
-    return [_answer(name, records, [j for j in judged if j.contrast.question == name]) for name in QUESTIONS]
+    return [_answer(name, records, [j for j in judged if name in j.contrast.questions]) for name in QUESTIONS]
 
 
 def _answer(name: str, records: Mapping[str, Sequence[Record]], judged: list[Judged]) -> Answer:

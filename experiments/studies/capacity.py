@@ -130,11 +130,18 @@ def contrasts(records: list[Record]) -> list[Contrast]:
             named = [("one", "one-memory"), ("parameters", "parameters")] if ours == "mom 4/2/1" else []
             named += [(f"{part} x{n}", question) for question, n in rivals.items() for part in PARTS]
             made_contrasts += [
-                Contrast(what, NAMES[ours], NAMES[other], learnt[ours], learnt[other], question=question)
+                Contrast(what, NAMES[ours], NAMES[other], learnt[ours], learnt[other], questions=questions)
                 for other, question in named
                 if learnt.get(ours) and learnt.get(other)
+                for questions in [_questions(question, models[ours], models[other])]
             ]
     return made_contrasts
+
+
+def _questions(question: str, ours: Record, other: Record) -> tuple[str, ...]:
+    """A memory that is larger and has no more parameters answers that question too."""
+    is_smaller = other["result"]["parameters"] <= ours["result"]["parameters"]
+    return (question, "parameters") if question.endswith("state") and is_smaller else (question,)
 
 
 def findings(records: list[Record]) -> list[str]:

@@ -44,7 +44,7 @@ MORE = {
 PAIRS = (("auxiliary loss", "nothing"), ("auxiliary loss", "loss-free"))
 PAIRS += tuple((f"auxiliary loss, {count} memories", f"nothing, {count} memories") for count in (8, 16))
 _COMPARISON = Comparison(MODELS, tiny=("text", "recall"))
-_SMALL = Comparison(MODELS | MORE, tiny=(), question="router-loss", pairs=PAIRS)
+_SMALL = Comparison(MODELS | MORE, tiny=(), questions=("router-loss",), pairs=PAIRS)
 
 
 def points(scale: str) -> list[Point]:

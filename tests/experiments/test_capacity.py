@@ -53,7 +53,8 @@ def records():
         middle = level.get(point["architecture"].split(" ")[0], 0.7)
         accuracies = [middle + 0.002 * ((number * 7 + seed * 3) % 5) for seed in range(4)]
         result = {**tuned_result(accuracies), "state": 512 + number, "touched": 512, "flops": 1000.0 + number}
-        made.append({"point": point, "result": {**result, "parameters": 40_000}})
+        result["parameters"] = 50_000 if point["architecture"].startswith(("values", "heads")) else 40_000
+        made.append({"point": point, "result": result})
     return made
 
 
@@ -69,6 +70,8 @@ def test_the_questions_are_answered_from_intervals(records):
     assert "ahead of one, wider values x5 (+0.2" in total.lines[1]
     assert "undecided against one, more heads x5" in total.lines[1] and "4 and 4 seeds" in total.lines[1]
     assert {one.verdict for one in total.judged if "keys" in one.contrast.other} == {"worse"}
+    no_larger = {"one, MLP of equal parameters", *(f"one, wider keys x{n}" for n in (3, 5, 9))}
+    assert {one.contrast.other for one in by_name["parameters"].judged} == no_larger
     assert by_name["router-loss"].lines == [
         "Not yet run at the small scale: `mom-jax experiment load-balance --scale small`."
     ]
@@ -89,7 +92,7 @@ def test_failures_to_train_are_told_with_the_answer(records):
 
 
 def test_an_answer_is_yes_only_where_every_interval_says_so():
-    better = Contrast("recall", "MoM", "one", (0.9, 0.91, 0.92), (0.5, 0.51, 0.52), question="active-state")
+    better = Contrast("recall", "MoM", "one", (0.9, 0.91, 0.92), (0.5, 0.51, 0.52), questions=("active-state",))
     unknown = better._replace(theirs=(0.9, 0.91, 0.92))
     worse = better._replace(ours=better.theirs, theirs=better.ours)
     for contrasts, word in (([better] * 2, "Yes"), ([worse], "No"), ([unknown] * 3, "Undecided"),
