@@ -15,6 +15,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import unittest.mock
 
 import hypothesis
 import pytest
@@ -72,6 +73,13 @@ def small_groups():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunk_groups, "_CACHED_FLOATS", 1)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """A command sets variables for its own process; a test that runs one in this process passes none on."""
+    with unittest.mock.patch.dict(os.environ):
         yield
 
 
