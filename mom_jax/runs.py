@@ -34,6 +34,7 @@ from mom_jax.training.extensions import Callback, Extensions, Logger, Loss, OwnT
 from mom_jax.training.log import time_left
 from mom_jax.training.loop import Outcome
 from mom_jax.training.processes import is_first
+from mom_jax.training.run_places import written_back
 from mom_jax.training.sharding import AXES, make_mesh, shard_batch
 from mom_jax.training.sittings import now
 from mom_jax.training.text import check_vocabulary
@@ -80,7 +81,8 @@ def train_and_report(config: TrainConfig, out: Console) -> Outcome:
         return outcome
     out.print(outcome.message + (f" ({time_left(outcome.seconds)})" if outcome.seconds else ""))
     if outcome.step:  # told to stop before the first step, it has nothing to report
-        out.print(f"report: {write_report(config.run_dir)}")
+        with written_back(config.run_dir, config.folder):
+            out.print(f"report: {write_report(config.folder)}")
     return outcome
 
 

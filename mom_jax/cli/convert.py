@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mom_jax.cli.parsing import Place, Step, parse
+from mom_jax.cli.parsing import Place, Run, Step, parse
 from mom_jax.data.config import TokenizerName
 from mom_jax.errors import InputError, named_as
 from mom_jax.fields import Count, Name, Range, check_fields
 from mom_jax.paths import check_local
+from mom_jax.training.run_places import at_hand
 
 DESCRIPTION = """Converts between a published model (a Hugging Face folder: config.json, safetensors files, tokenizer)
 and a run. SRC decides the direction: a published model becomes a run for eval and generate, a run becomes a folder
@@ -32,8 +33,8 @@ mom-jax train --config runs/mixture/config.json --data.path shards --steps 1000"
 class ConvertConfig:
     """What to convert, and into what."""
 
-    src: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """A published model's folder, or a run's."""
+    src: Annotated[Run, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """A published model's folder, or a run's, or its address."""
     dst: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The folder to write; it must not exist, or be empty."""
     step: Step | None = None
@@ -61,7 +62,6 @@ class ConvertConfig:
 
     def __post_init__(self):
         check_fields(self)
-        check_local(self.src, "src")
         check_local(self.dst, "dst")
         for field in _OF_MIXTURES:
             if self.to is None and getattr(self, field) != getattr(ConvertConfig, field):
@@ -74,6 +74,11 @@ _OF_MIXTURES = ("num_memories", "topk", "shared_mem", "noise", "from_")
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, converts, says what was written."""
     arguments = parse(ConvertConfig, args, prog="mom-jax convert", description=DESCRIPTION)
+    with at_hand(arguments.src, arguments.step, "src") as source:
+        return _convert(dataclasses.replace(arguments, src=source))
+
+
+def _convert(arguments: ConvertConfig) -> int:
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.runs import console
     from mom_jax.interop.published import is_published

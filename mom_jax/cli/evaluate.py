@@ -8,10 +8,11 @@ from typing import Annotated
 import tyro
 
 from mom_jax.cli.notes import note
-from mom_jax.cli.parsing import Place, Step, parse
+from mom_jax.cli.parsing import Place, Run, Step, parse
 from mom_jax.errors import InputError, need
 from mom_jax.fields import Count, Name, Range, check_fields
 from mom_jax.paths import local_path, output_folder, why_not_writable
+from mom_jax.training.run_places import at_hand
 
 DESCRIPTION = """Scores the newest checkpoint of a run on held-out text: loss, perplexity, bits per byte,
 loss by position, load of each memory, and n-gram models of the same text beside a model of bytes. Prints tables, adds
@@ -32,8 +33,8 @@ Example: mom-jax eval /shared/runs/mom-340m --tasks recall,commonsense,longbench
 class EvalConfig:
     """What to score, and on what."""
 
-    run: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run, or of a published model."""
+    run: Annotated[Run, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run, or of a published model, or its address."""
     step: Step | None = None
     """Step of the checkpoint; default: the newest that is whole."""
     ema: bool = False
@@ -78,6 +79,11 @@ def main(args: Sequence[str]) -> int:
     arguments = parse(EvalConfig, args, prog="mom-jax eval", description=DESCRIPTION)
     if arguments.tasks is not None:
         need("lm_eval", "eval", "tasks", arguments.tasks, "lm-evaluation-harness")
+    with at_hand(arguments.run, arguments.step) as run:
+        return _score(dataclasses.replace(arguments, run=run))
+
+
+def _score(arguments: EvalConfig) -> int:
     place = _place(arguments)
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.scores import score_and_keep, score_tasks_and_keep

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from mom_jax.cli.parsing import Place, Step, parse
+from mom_jax.cli.parsing import Place, Run, Step, parse
 from mom_jax.errors import InputError
 from mom_jax.fields import Count, Name, Range, Seed, check_fields
 from mom_jax.files import read_text
+from mom_jax.training.run_places import at_hand
 
 DESCRIPTION = """Continues a prompt with a checkpoint of a run (the newest, or the one of --step), token by token on
 the terminal.
@@ -37,8 +38,8 @@ def _optional(metavar: str) -> Any:
 class GenerateConfig:
     """What to continue, and how to choose tokens."""
 
-    run: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run, or of a published model."""
+    run: Annotated[Run, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run, or of a published model, or its address."""
     step: Step | None = None
     """Step of the checkpoint; default: the newest that is whole."""
     ema: bool = False
@@ -86,7 +87,8 @@ def main(args: Sequence[str]) -> int:
 
     console()
     choices = Choices(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
-    with opened_run(arguments.run, one_device(), Choice(arguments.step, arguments.ema)) as (config, model, _):
+    choice = Choice(arguments.step, arguments.ema)
+    with at_hand(arguments.run, arguments.step) as run, opened_run(run, one_device(), choice) as (config, model, _):
         complete(
             config,
             model,

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from mom_jax.cli.parsing import Place, Step, parse
+from mom_jax.cli.parsing import Place, Run, Step, parse
 from mom_jax.errors import InputError, need
 from mom_jax.fields import Name, Range, check_fields
 from mom_jax.files import read_text, write_atomically
 from mom_jax.paths import local_path, output_folder
+from mom_jax.training.run_places import at_hand
 
 DESCRIPTION = """Shows what a checkpoint of a run does with a text, as one HTML page: the text coloured by memory,
 layer by layer; the load of each memory; how long memories keep what was written; whose keys are nearest to a query.
@@ -26,8 +27,8 @@ Example: mom-jax inspect runs/mine --file story.txt --against notes.txt --out st
 class InspectConfig:
     """What to look at."""
 
-    run: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run, or of a published model."""
+    run: Annotated[Run, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run, or of a published model, or its address."""
     step: Step | None = None
     """Step of the checkpoint; default: the newest that is whole."""
     ema: bool = False
@@ -55,6 +56,11 @@ def main(args: Sequence[str]) -> int:
     need("jinja2", "report", "run", arguments.run)
     texts = [_read(arguments.file, "file") if arguments.text is None else arguments.text]
     texts += [] if arguments.against is None else [_read(arguments.against, "against")]
+    with at_hand(arguments.run, arguments.step) as run:
+        return _inspect(dataclasses.replace(arguments, run=run), texts)
+
+
+def _inspect(arguments: InspectConfig, texts: list[str]) -> int:
     out = _page(arguments)
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.runs import console

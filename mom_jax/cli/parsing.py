@@ -20,9 +20,11 @@ from mom_jax.errors import InputError
 from mom_jax.fields import Check, NotEmpty, Range, alternatives, described, field_types
 from mom_jax.models.presets import preset_names
 from mom_jax.paths import check_kept
+from mom_jax.training.run_places import check_run
 
 Config = TypeVar("Config")
 Place = Annotated[str, NotEmpty(), Check(check_kept)]  # a local file or folder, which need not exist
+Run = Annotated[str, NotEmpty(), Check(check_run)]  # a run's folder, or its address
 Step = Annotated[int, Range(least=0, below=2**31)]  # of a checkpoint
 
 

@@ -10,10 +10,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mom_jax.cli.parsing import Place, Step, parse
+from mom_jax.cli.parsing import Place, Run, Step, parse
 from mom_jax.errors import InputError
 from mom_jax.fields import Name, check_fields
 from mom_jax.paths import local_path
+from mom_jax.training.run_places import at_hand
 
 DESCRIPTION = """Publishes a checkpoint of a run (or a published model's folder) on the Hugging Face hub: weights
 as the PyTorch library loads them, the tokenizer, and a card with configuration, text, tokens, curves and scores. Log in
@@ -36,8 +37,8 @@ def check_repo(repo: str) -> None:
 class PushConfig:
     """What to publish, and where."""
 
-    run: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run, or of a published model."""
+    run: Annotated[Run, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run, or of a published model, or its address."""
     repository: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
     """The repository on the hub; it is made if there is none."""
     step: Step | None = None
@@ -61,7 +62,11 @@ class PushConfig:
 def main(args: Sequence[str]) -> int:
     """Parses the arguments, makes the folder, uploads it."""
     arguments = parse(PushConfig, args, prog="mom-jax push", description=DESCRIPTION)
-    run = local_path(arguments.run, "run")
+    with at_hand(arguments.run, arguments.step) as run:
+        return _push(local_path(run, "run"), arguments)
+
+
+def _push(run: Path, arguments: PushConfig) -> int:
     if not run.is_dir():
         raise InputError("run", arguments.run, "no such folder")
     # JAX loads only now, after the arguments have proved sound.

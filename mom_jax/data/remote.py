@@ -32,10 +32,10 @@ def is_address(place: str | None) -> bool:
     return place is not None and _ADDRESS.fullmatch(place) is not None
 
 
-def check_address(place: str, field: str) -> None:
-    """Raises `InputError` where nothing on this machine can read from the address's file system."""
+def check_address(place: str, field: str, *, local: bool = False) -> None:
+    """Raises `InputError` where nothing here knows the address's file system, or it is local and must not be."""
     scheme = place.partition("://")[0].lower()
-    if scheme == "file":
+    if scheme == "file" and not local:
         raise InputError(field, place, f"is an address; give the path itself: {place[len('file://') :]}")
     import fsspec  # slow to import
 
@@ -47,6 +47,11 @@ def check_address(place: str, field: str) -> None:
     except ImportError as error:
         remedy = install(_EXTRAS[scheme]) if scheme in _EXTRAS else " ".join(str(error).split())[:160]
         raise InputError(field, place, f"the package for {scheme}:// addresses is missing: {remedy}") from error
+
+
+def in_a_line(error: BaseException) -> str:
+    """What went wrong, with the exception's name, as file systems choose theirs."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def local_copy(place: str, cache_dir: str, field: str) -> str:
@@ -75,8 +80,7 @@ def local_copy(place: str, cache_dir: str, field: str) -> str:
     except InputError:
         raise
     except Exception as error:  # each file system has exceptions of its own
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InputError(field, place, f"cannot be read ({why})") from error
+        raise InputError(field, place, f"cannot be read ({in_a_line(error)})") from error
     return os.path.normpath(folder / os.path.relpath(path, root))
 
 

@@ -32,11 +32,11 @@ class Checkpoints:
 
     Args:
         config: of the run; stored with each checkpoint.
-        run_dir: the run's folder while it is not yet in its place; ``config.run_dir`` otherwise.
+        run_dir: the run's folder while it is not yet in its place; ``config.folder`` otherwise.
     """
 
     def __init__(self, config: TrainConfig, run_dir: str | Path | None = None):
-        self.config, self.folder = config, checkpoint_folder(run_dir or config.run_dir)
+        self.config, self.folder = config, checkpoint_folder(run_dir or config.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.checkpoint.keep,

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from mom_jax.data.config import DataConfig
+from mom_jax.data.remote import is_address
 from mom_jax.errors import InputError
 from mom_jax.fields import Count, Name, Range, Seed, check_fields, checked, field_types
 from mom_jax.files import read_json
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.presets import PRESETS, get_preset
-from mom_jax.paths import absolute, check_kept
+from mom_jax.paths import absolute, local_path
 from mom_jax.training.optimizers import AdamW, Optimizer, optimizer_named, with_name
+from mom_jax.training.run_places import check_run, stand_in
 from mom_jax.training.sections import CheckpointConfig, ProfileConfig, SpikesConfig
 
 CONFIG_FILE = "config.json"  # in the run's folder
@@ -87,7 +89,8 @@ class TrainConfig:
     spikes: SpikesConfig = dataclasses.field(default_factory=SpikesConfig)
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     run_dir: Name = "runs/mom"
-    """Folder of this run; when it holds a checkpoint of the same config, the run resumes."""
+    """Folder of this run, or its address (gs://, s3://); when it holds a checkpoint of the same config, the run
+    resumes."""
     init_from: Name | None = None
     """A run or a published model whose weights a new run starts with."""
     steps: Count = 1000
@@ -125,13 +128,21 @@ class TrainConfig:
                 self.gradient_accumulation,
                 f"must divide data.batch_size ({self.data.batch_size})",
             )
-        check_kept(self.run_dir, "run_dir")
+        check_run(self.run_dir, "run_dir")
         if self.init_from is not None:
-            check_kept(self.init_from, "init_from")
+            check_run(self.init_from, "init_from")
+
+    @property
+    def folder(self) -> Path:
+        """Where this machine keeps the run: ``run_dir``, or what stands for an address, below ``data.cache_dir``."""
+        place = self.run_dir
+        return local_path(stand_in(place, self.data.cache_dir) if is_address(place) else place, "run_dir")
 
     def anchored(self) -> Self:
         """The same run with paths of its data that mean the same from every folder."""
-        source = None if self.init_from is None else absolute(self.init_from, "init_from")
+        source = self.init_from
+        if source is not None and not is_address(source):
+            source = absolute(source, "init_from")
         return dataclasses.replace(self, data=self.data.anchored(), init_from=source)
 
     def to_dict(self) -> dict[str, Any]:

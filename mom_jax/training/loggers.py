@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mom_jax.data.remote import is_address
 from mom_jax.errors import InputError, install
 from mom_jax.training.board import scalars
 from mom_jax.training.config import TrainConfig, flat
@@ -52,7 +53,7 @@ class WandbLogger:
         self._run = wandb.init(
             project="mom-jax",
             name=run_dir.name,
-            id=_identity(run_dir),
+            id=_identity(config.run_dir if is_address(config.run_dir) else str(run_dir)),
             resume="allow",
             dir=str(run_dir),
             config=flat(config.to_dict()),
@@ -87,5 +88,5 @@ class MlflowLogger:
 _KINDS: dict[str, Callable[[Any, TrainConfig, Path, int], Logger]] = {"wandb": WandbLogger, "mlflow": MlflowLogger}
 
 
-def _identity(run_dir: Path) -> str:
-    return hashlib.sha256(str(run_dir).encode()).hexdigest()[:16]
+def _identity(place: str) -> str:
+    return hashlib.sha256(place.encode()).hexdigest()[:16]

@@ -19,6 +19,7 @@ from mom_jax.training.config import CONFIG_FILE, TrainConfig, flat
 from mom_jax.training.extensions import NONE, Extensions
 from mom_jax.training.log import RunLog
 from mom_jax.training.loggers import check_installed, open_loggers
+from mom_jax.training.mirror import check_address_of, mirrored
 from mom_jax.training.origin import find_origin, first_state
 from mom_jax.training.processes import any_process, check_same, is_first, shared_folder, together
 from mom_jax.training.profile import Profile
@@ -27,7 +28,7 @@ from mom_jax.training.rewind import record_rewind
 from mom_jax.training.saver import Saver
 from mom_jax.training.sharding import check_fit, make_mesh, rows_of_process, shard_batch
 from mom_jax.training.signals import StopRequest
-from mom_jax.training.sittings import record_sitting
+from mom_jax.training.sittings import packages, record_sitting
 from mom_jax.training.speed import Speed
 from mom_jax.training.state import TrainState
 from mom_jax.training.step import make_train_step
@@ -68,20 +69,22 @@ def train(config: TrainConfig, evaluate: Evaluate, console: Console, own: Extens
     started = time.monotonic()
     with together():
         check_installed(config)
+        check_address_of(config)
         mesh = make_mesh(config.mesh)
         check_fit(config, mesh)
         text = open_text(config, own, rows_of_process(mesh))
+    check_same(packages(), "install the same versions for all of them")
     check_same(flat(config.to_dict()), "start them all with the same options")
     config = config.anchored()
     check_same({"data.fingerprint": text.fingerprint}, "give them all the same text")
-    with shared_folder(config.run_dir, LOCK) as run_dir:
+    with shared_folder(config.folder, LOCK) as run_dir, mirrored(config, run_dir) as (copying, fetched):
         origin = find_origin(config, text.loader)
-        for note in (*text.notes, *origin.notes):
+        for note in (*text.notes, *fetched, *origin.notes):
             console.print(note, highlight=False, soft_wrap=True, markup=False)
         if origin.step >= config.steps:
             message = f"{config.run_dir} is already trained to step {origin.step}; raise --steps to go on"
             return Outcome(origin.step, True, message, 0.0)
-        program = Program(config, mesh, own)
+        program = Program(config, mesh, dataclasses.replace(own, callbacks=(*own.callbacks, *copying)))
         state = first_state(program, origin)
         if is_first():
             write_json(run_dir / CONFIG_FILE, config.to_dict(), indent=2)

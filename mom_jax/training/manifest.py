@@ -12,9 +12,9 @@ from mom_jax.errors import InputError
 from mom_jax.files import read_json, write_json
 
 FORMAT_VERSION = 2
+NAME = "manifest.json"
 ITEMS = ("params", "ema", "state", "config", "data")
 _NEEDED = ("params", "config")  # weights alone have no more
-_NAME = "manifest.json"
 
 
 class DamagedError(InputError):
@@ -40,12 +40,12 @@ def _entries(folder: Path) -> dict[str, list[Any]]:
 
 def write_manifest(folder: Path, step: int) -> None:
     """Writes format version, step, and sizes and SHA-256 sums of every file of the checkpoint's items."""
-    write_json(folder / _NAME, {"format_version": FORMAT_VERSION, "step": step, "files": _entries(folder)})
+    write_json(folder / NAME, {"format_version": FORMAT_VERSION, "step": step, "files": _entries(folder)})
 
 
 def is_committed(folder: Path) -> bool:
     """Whether the checkpoint was written to its end."""
-    return (folder / _NAME).is_file()
+    return (folder / NAME).is_file()
 
 
 def verify(folder: Path) -> None:
@@ -56,7 +56,7 @@ def verify(folder: Path) -> None:
         InputError: another format version.
     """
     try:
-        manifest = read_json(folder / _NAME, _Manifest, "it does not say what belongs to the checkpoint", "checkpoint")
+        manifest = read_json(folder / NAME, _Manifest, "it does not say what belongs to the checkpoint", "checkpoint")
     except InputError as error:
         raise DamagedError(error.field, error.value, error.remedy) from error
     version = manifest["format_version"]
@@ -73,7 +73,7 @@ def _compare(folder: Path, listed: dict[str, list[int | str]]) -> None:
     stored = _entries(folder)
     for item in _NEEDED:
         if not any(name.startswith(f"{item}/") for name in listed):
-            raise DamagedError("checkpoint", folder / _NAME, f"lists no file of {item}")
+            raise DamagedError("checkpoint", folder / NAME, f"lists no file of {item}")
     for name in sorted(listed.keys() | stored.keys()):
         if name not in stored:
             raise DamagedError("checkpoint", folder / name, "is missing")

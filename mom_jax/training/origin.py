@@ -33,6 +33,7 @@ from mom_jax.training.folders import newest, set_aside
 from mom_jax.training.processes import broadcast_from_first, is_first, together
 from mom_jax.training.program import Program
 from mom_jax.training.rewind import position_after_rewind
+from mom_jax.training.run_places import at_hand
 from mom_jax.training.state import TrainState
 
 # What of a model's config its weights do not determine: a run that starts from weights may choose it anew.
@@ -77,7 +78,7 @@ def find_origin(config: TrainConfig, loader: TrainLoader | OwnBatches) -> Origin
     Raises:
         InputError: no checkpoint is whole, or the config or the text cannot go on from it.
     """
-    folder, step, damaged = checkpoint_folder(config.run_dir), None, []
+    folder, step, damaged = checkpoint_folder(config.folder), None, []
     with together():
         if is_first():  # it checks every byte for all
             step, damaged = newest(folder, set_aside)
@@ -110,12 +111,16 @@ def _new_run(config: TrainConfig) -> Origin:
 
 
 def find_weights(place: str) -> Weights:
-    """The parameters of a run's newest whole checkpoint, or of a published model.
+    """The parameters of a run's newest whole checkpoint, or of a published model; ``place`` may be an address.
 
     Raises:
         InputError: there are none, or every checkpoint is damaged.
     """
-    source = local_path(place, "init_from")
+    with at_hand(place, field="init_from") as folder:
+        return _weights_in(local_path(folder, "init_from"), place)
+
+
+def _weights_in(source: Path, place: str) -> Weights:
     with named_as("init_from", "directory"):
         if is_published(source):
             tokenizer = find_tokenizer(source) or DataConfig.tokenizer
@@ -158,7 +163,7 @@ def first_state(program: Program, origin: Origin) -> TrainState:
         return _with_weights(program, origin.weights)
     if not origin.step:
         return program.init_state()
-    folder = checkpoint_folder(program.config.run_dir)
+    folder = checkpoint_folder(program.config.folder)
     with together():
         state = restore(folder, origin.step, program)
     check_run_is_finite(state.params, folder / str(origin.step))

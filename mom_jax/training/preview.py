@@ -1,15 +1,16 @@
 """What a run would be, read and write, found without writing anything."""
 
-from pathlib import Path
-
 import jax
 
 from mom_jax.data.loader import train_loader
 from mom_jax.data.prepare import Foreseen, foresee
+from mom_jax.data.remote import is_address
 from mom_jax.training.checkpoint import checkpoint_folder, latest_step, read_config
 from mom_jax.training.config import CONFIG_FILE, TrainConfig, changes_between
 from mom_jax.training.memory import check_memory, device_bytes, in_words
+from mom_jax.training.mirror import check_address_of
 from mom_jax.training.program import Program
+from mom_jax.training.remote_run import RemoteRun
 from mom_jax.training.sharding import check_fit, make_mesh
 from mom_jax.training.text import check_vocabulary
 
@@ -20,6 +21,7 @@ def preview(config: TrainConfig) -> list[str]:
     Raises:
         InputError: what would end it before its first step, but for what only reading the text shows.
     """
+    check_address_of(config)
     mesh = make_mesh(config.mesh)
     check_fit(config, mesh)
     check_vocabulary(config)
@@ -52,7 +54,9 @@ def _tokens(config: TrainConfig, data: Foreseen) -> list[str]:
 
 
 def _beginning(config: TrainConfig) -> list[str]:
-    folder = checkpoint_folder(config.run_dir)
+    if is_address(config.run_dir):
+        return _beginning_there(config)
+    folder = checkpoint_folder(config.folder)
     step = latest_step(folder)
     if step is None:
         weights = "" if config.init_from is None else f" with the weights of {config.init_from}"
@@ -61,8 +65,14 @@ def _beginning(config: TrainConfig) -> list[str]:
     return [f"resumes {config.run_dir} at step {step}", *([f"changed since: {', '.join(changes)}"] if changes else [])]
 
 
+def _beginning_there(config: TrainConfig) -> list[str]:
+    steps = RemoteRun(config.run_dir, config.folder).steps()
+    begins = f"resumes {config.run_dir} at step {steps[-1]}" if steps else f"begins anew in {config.run_dir}"
+    return [begins, f"what it writes is copied there from {config.folder}"]
+
+
 def _written(program: Program, data: Foreseen) -> list[str]:
-    config, folder = program.config, Path(program.config.run_dir)
+    config, folder = program.config, program.config.folder
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.abstract))
     every, keep = config.checkpoint.every, config.checkpoint.keep
     lines = [

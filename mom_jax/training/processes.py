@@ -139,8 +139,8 @@ def broadcast_from_first(number: int) -> int:
 
 
 @contextmanager
-def shared_folder(place: str, lock: str) -> Iterator[Path]:
-    """The absolute folder that ``run_dir`` names: the first process makes it and locks it, all have to see it.
+def shared_folder(place: Path, lock: str) -> Iterator[Path]:
+    """A run's folder, absolute: the first process makes it and locks it, all have to see it.
 
     Raises:
         InputError: another command writes into it, or a process sees another folder there.

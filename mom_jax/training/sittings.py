@@ -51,10 +51,15 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that results depend on, and the kind of processor."""
-    environment = {"python": platform.python_version(), "machine": platform.machine(), "mom-jax": __version__}
+    return {"python": platform.python_version(), "machine": platform.machine(), **packages()}
+
+
+def packages() -> dict[str, str]:
+    """Versions of this package and of the libraries that results depend on."""
+    found = {"mom-jax": __version__}
     for name in _LIBRARIES:
         try:
-            environment[name] = version(name)
+            found[name] = version(name)
         except PackageNotFoundError:  # a source tree without its libraries' metadata
             continue
-    return environment
+    return found

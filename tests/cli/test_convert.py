@@ -116,7 +116,7 @@ def test_tokenizer_files_travel(published, tmp_path):
         ("{published} {out} --tokenizer {missing}.json", "tokenizer={missing}.json: no such file"),
         ("{run} {run}/config.json/x", "dst={run}/config.json/x: cannot be written to ({run}/config.json is a file)"),
         ("{missing} {out}", "src={missing}: no such folder"),
-        ("gs://bucket/model {out}", "src=gs://bucket/model: gs:// addresses are not supported"),
+        ("nonsense://bucket/model {out}", "src=nonsense://bucket/model: nonsense:// is no file system"),
         ("{published} s3://bucket/run", "dst=s3://bucket/run: s3:// addresses are not supported"),
         ("{run} {out} --tokenizer {missing}.json", "tokenizer={missing}.json: no such file; name"),
         ("{published} {out} --dtype float16", "dst={out}: would be a run: --dtype and --max-shard-bytes are for"),

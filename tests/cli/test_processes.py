@@ -17,9 +17,11 @@ from support.processes import TESTS
 
 from mom_jax.cli.main import main
 from mom_jax.errors import InputError
+from mom_jax.training import processes
 from mom_jax.training.config import ProcessesConfig
 from mom_jax.training.log import read_metrics
-from mom_jax.training.processes import join, wait_for
+from mom_jax.training.processes import check_same, join, wait_for
+from mom_jax.training.sittings import packages
 
 
 class Pair:
@@ -182,6 +184,16 @@ def test_what_is_wrong_in_one_ends_both(mistake, mistaken):
         assert status == 2 and message in complaint and complaint.count("\n") == 1
     assert besides == ["", ""]
     assert not any((place / "run" / "config.json").exists() for place in folders)
+
+
+def test_other_versions_are_refused(monkeypatch):
+    """By the first that differs, with this process's own."""
+    digests = lambda mine: np.stack([mine, mine ^ 1])  # noqa: E731
+    same = lambda mine: np.stack([mine, mine])  # noqa: E731
+    seen = iter([digests, *[same] * list(packages()).index("jax"), digests])
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", lambda mine: next(seen)(mine))
+    with pytest.raises(InputError, match=rf"^jax={packages()['jax']}: is not the same in all processes; install"):
+        check_same(packages(), "install the same versions for all of them")
 
 
 def test_no_cluster_is_one_line(mistaken):

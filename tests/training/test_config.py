@@ -149,8 +149,8 @@ def test_how_the_same_text_is_found_may_change():
     assert len(changes_between(config, other)) == len(found)
 
 
-@pytest.mark.parametrize("run_dir", ["gs://bucket/run", "", "s3://b", "https://h/run"])
-def test_a_run_lies_in_a_local_folder(run_dir):
+@pytest.mark.parametrize("run_dir", ["gs:/bucket/run", "", "\0", "s3://b\0"])
+def test_a_run_lies_in_a_folder_or_at_an_address(run_dir):
     with pytest.raises(InputError, match=r"^run_dir="):
         dataclasses.replace(get_train_preset("mom-tiny"), run_dir=run_dir)
 

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import chex
+import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,12 +24,23 @@ from mom_jax.terminal import console
 from mom_jax.training import loop, program
 from mom_jax.training.checkpoint import LOCK, checkpoint_folder, latest_step, read_config, read_position, restore
 from mom_jax.training.config import CheckpointConfig, MeshConfig, TrainConfig
+from mom_jax.training.extensions import Callback, Extensions
 from mom_jax.training.log import read_metrics
 from mom_jax.training.loop import train
 from mom_jax.training.program import Program
 from mom_jax.training.sharding import make_mesh
 from mom_jax.training.signals import StopRequest
 from mom_jax.training.sittings import read_sittings
+
+
+class StopAt(Callback):
+    """Asks the run to stop after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step(self, step, metrics):
+        return step == self.step
 
 
 def silent() -> Console:
@@ -113,6 +126,21 @@ def test_signals_that_ask_to_stop(number):
         assert stop.signal == number
     assert signal.getsignal(number) is former
     signal.signal(number, outside)
+
+
+def test_a_run_at_an_address_goes_on_on_another_machine_bit_for_bit(uninterrupted, make_config, tmp_path):
+    """Each machine has a cache of its own; the address is all that they share."""
+    first = make_config("memory://bucket/run")
+    stopped = train(first, no_evaluation, silent(), Extensions(callbacks=[StopAt(7)]))
+    assert (stopped.step, stopped.finished) == (7, False) and "saved in memory://bucket/run" in stopped.message
+    elsewhere = dataclasses.replace(first, data=dataclasses.replace(first.data, cache_dir=str(tmp_path)))
+    outcome = train(elsewhere, no_evaluation, silent())
+    assert (outcome.step, outcome.finished) == (20, True) and elsewhere.folder.is_relative_to(tmp_path)
+    assert_same_run(dataclasses.replace(elsewhere, run_dir=str(elsewhere.folder)), uninterrupted)
+    assert [sitting["step"] for sitting in read_sittings(elsewhere.folder)] == [0, 7]
+    system = fsspec.filesystem("memory")
+    there = system.glob("/bucket/run/checkpoints/*/manifest.json")
+    assert sorted(int(Path(path).parent.name) for path in there) == [5, 7, 10, 15, 20]
 
 
 def test_a_signal_saves_and_the_next_sitting_continues_bit_for_bit(uninterrupted, make_config, tmp_path):
