@@ -3,6 +3,8 @@
 A device gathers a table once for a pass; its gradient comes back as a sum of which each device gets its part.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -18,13 +20,41 @@ TABLE_AXES = ("tensor", "fsdp")
 def looked_up(
     table: Float[Array, "vocab D"], ids: Int[AnyArray, "B T"], dtype: DTypeLike
 ) -> Float[Array, "B T D"]:
-    """The rows of a table, in ``dtype``."""
+    """The rows of a table, in ``dtype``. Their gradients are summed in float32, as a token may occur ever so often."""
     devices = Devices.of(*ids.shape)
     if devices is None:
-        return table.astype(dtype)[ids]
+        return _rows(table, ids, P(), dtype)
     spec = devices.spec(table, P(*TABLE_AXES))
-    local = lambda table, ids: whole(table, spec, dtype)[ids]  # noqa: E731
+    local = lambda table, ids: _rows(table, ids, spec, dtype)  # noqa: E731
     return devices.map(local, (spec, devices.tokens), devices.tokens)(table, ids)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _rows(
+    table: Float[Array, "own_vocab own_D"], ids: Int[AnyArray, "B T"], spec: P, dtype: DTypeLike
+) -> Float[Array, "B T D"]:
+    return whole(table, spec, dtype)[ids]
+
+
+def _rows_fwd(
+    table: Float[Array, "own_vocab own_D"], ids: Int[AnyArray, "B T"], spec: P, dtype: DTypeLike
+) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "own_vocab own_D"], Int[AnyArray, "B T"]]]:
+    return _rows(table, ids, spec, dtype), (table, ids)
+
+
+def _rows_bwd(
+    spec: P,
+    dtype: DTypeLike,
+    saved: tuple[Float[Array, "own_vocab own_D"], Int[AnyArray, "B T"]],
+    drows: Float[Array, "B T D"],
+) -> tuple[Float[Array, "own_vocab own_D"], None]:
+    table, ids = saved
+    gathered, back = jax.vjp(lambda table: whole(table, spec, jnp.float32), table)  # of which the shape alone is used
+    summed = jnp.zeros(gathered.shape, jnp.float32).at[ids].add(drows.astype(jnp.float32))
+    return *back(summed), None
+
+
+_rows.defvjp(_rows_fwd, _rows_bwd)
 
 
 def cross_entropy(
