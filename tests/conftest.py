@@ -45,9 +45,10 @@ if _OWN_CACHE:
     os.environ[_CACHE] = tempfile.mkdtemp(prefix="mom-jax-tests-")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # XLA's newer emitters of fused loops take more time than the rest of compilation; support/compile.py optimises what
-# runs long all the same.
-_CHEAP = "--xla_backend_optimization_level=0 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
-os.environ.setdefault("XLA_FLAGS", _CHEAP)
+# runs long all the same. A worker has one core or few, and gains nothing from a program that is cut into parts.
+_CHEAP = ("backend_optimization_level=0", "backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+          "cpu_parallel_codegen_split_count=1")  # fmt: skip
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in _CHEAP))
 # Triton reads this when a kernel is defined: its interpreter then runs the kernel on the host. A test that compiles
 # kernels, or runs them on a GPU, does so in a process without it.
 os.environ.setdefault("TRITON_INTERPRET", "1")
