@@ -13,14 +13,16 @@ from flax import nnx
 
 from mom_jax.benchmarks.operands import delta_rule_rows, one_segment
 from mom_jax.benchmarks.timing import interleaved_seconds
+from mom_jax.layers.mixer import MemoryMixer
 from mom_jax.models.config import MEMORY_RULES, MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.delta_product import DeltaProductRows, delta_product
 from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
+from mom_jax.ops.erase_and_write import ERASE_AND_WRITE, comba_rows, gated_deltanet2_rows, kda_rows
 from mom_jax.ops.gated_slots import GatedSlotsRows, gated_slots
 from mom_jax.ops.mesa import MESA, MesaRows
 from mom_jax.ops.primitive import Primitive
-from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, comba_rows, erase_and_write_rows, kda_rows
+from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows
 from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
 from mom_jax.ops.sparse_choice import product_keys
 from mom_jax.ops.sparse_delta import SparseDeltaRows, sparse_delta
@@ -57,14 +59,14 @@ ENTRIES = {
         RANK_ONE_DECAY,
         lambda q, k, v, beta, channels, **_: RankOneDecayRows(q, k, v, channels, a=-k, b=beta[..., None] * k),
     ),
-    "kda": Entry(RANK_ONE_DECAY, lambda q, k, v, beta, channels, **_: kda_rows(q, k, v, channels, beta)),
+    "kda": Entry(ERASE_AND_WRITE, lambda q, k, v, beta, channels, **_: kda_rows(q, k, v, channels, beta)),
     "gated deltanet-2": Entry(
-        RANK_ONE_DECAY,
-        lambda q, k, v, channels, beta, **_: erase_and_write_rows(
+        ERASE_AND_WRITE,
+        lambda q, k, v, channels, beta, **_: gated_deltanet2_rows(
             q, k, v, channels, *(jnp.broadcast_to(beta[..., None], x.shape) for x in (k, v))
         ),
     ),
-    "comba": Entry(RANK_ONE_DECAY, lambda q, k, v, g, beta, **_: comba_rows(q, k, v, k, g, beta)),
+    "comba": Entry(ERASE_AND_WRITE, lambda q, k, v, g, beta, **_: comba_rows(q, k, v, k, g, beta)),
     "delta product, 2 steps": Entry(
         delta_product(2), lambda q, k, v, g, beta, **_: DeltaProductRows(q, _twice(k), _twice(v), g, _twice(beta))
     ),
@@ -130,6 +132,52 @@ def mixture_table(rules: Iterable[str] = MEMORY_RULES, rounds: int = 3) -> Itera
             calls[name] = _mixer(graph), (params, x)
         ms = {name: 1e3 * s for name, s in interleaved_seconds(calls, rounds).items()}
         yield f"| `{rule}` | {ms['one']:.0f} | {ms['MoM']:.0f} | {ms['MoM'] / ms['one']:.2f} |"
+
+
+def slots_table(counts: tuple[int, ...] = (1024, 65536), rounds: int = 3) -> Iterator[str]:
+    """Sparse delta memories of more and more slots: recurrence and layer, forward plus backward, and decoding."""
+    yield "| slots | recurrence, us a token | layer, us a token | decoding, us a token |"
+    yield "|---|---|---|---|"
+    x = jax.random.normal(jax.random.key(0), (1, TIME, 256))
+    calls = {}
+    for slots in counts:
+        recurrence = _with_gradient(_sparse_entry(slots), one_segment(TIME, slots, rows=16), "xla")
+        calls[f"{slots} recurrence"] = recurrence, (operands(64),)
+        sizes = {"hidden_size": 256, "num_heads": HEADS, "head_dim": 64, "mixture": False}
+        rule = {"memory_rule": "sparse_delta_memory", "rule_options": (f"table_slots={slots}",)}
+        mixer = make_mixer(MoMConfig.from_dict(sizes | rule), "memory", nnx.Rngs(0))
+        assert isinstance(mixer, MemoryMixer)
+        graph, params = nnx.split(mixer)
+        calls[f"{slots} layer"] = _mixer(graph), (params, x)
+        calls[f"{slots} decoding"] = _decoding(graph), (params, x, mixer.empty_cache(1, 1, x.dtype))
+    seconds = interleaved_seconds(calls, rounds)
+    for slots in counts:
+        each = (1e6 * seconds[f"{slots} {name}"] / TIME for name in ("recurrence", "layer", "decoding"))
+        yield f"| {slots:,} | {' | '.join(f'{us:.0f}' for us in each)} |"
+
+
+def _sparse_entry(slots):
+    """Random slots, sixteen to read and to write."""
+    apart = slots // 32
+    names = jax.random.randint(jax.random.key(3), (2, TIME, HEADS, 16), 0, apart) + apart * jnp.arange(16)
+    writes, reads = names[0], names[1] + 16 * apart
+    weights = jnp.full((TIME, HEADS, 16), 1 / 16)
+    return Entry(
+        sparse_delta(slots), lambda v, g, beta, **_: SparseDeltaRows(weights, weights, v, g, beta, reads, writes)
+    )
+
+
+def _decoding(graph):
+    """One token after the other in one program; the memories are those of the call before."""
+
+    def step(params, cache, x):
+        y, _, cache = nnx.merge(graph, params)(x[:, None], None, None, cache)
+        return cache, y
+
+    def run(params, x, cache):
+        return jax.lax.scan(lambda cache, x: step(params, cache, x), cache, jnp.moveaxis(x, 1, 0))[1]
+
+    return jax.jit(run)
 
 
 def _mixer(graph):

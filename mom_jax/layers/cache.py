@@ -58,17 +58,18 @@ def states_before(
 
     Indexed where it lies: were the states of all layers reshaped, XLA would copy them at every step.
     """
-    return forgotten(states.at[_place(states, layer, table)].get(mode="clip"), table)
+    return forgotten(states.at[place(states, layer, table)].get(mode="clip"), table)
 
 
 def states_after(
     states: Float[Array, "L G B *state"], layer: int | Array, table: ChunkTable, own: Float[Array, "N *state"]
 ) -> Float[Array, "L G B *state"]:
     """The states with those that rows of a single token leave; the others are not touched."""
-    return states.at[_place(states, layer, table)].set(own.astype(states.dtype), mode="drop")
+    return states.at[place(states, layer, table)].set(own.astype(states.dtype), mode="drop")
 
 
-def _place(states: Array, layer: int | Array, table: ChunkTable) -> tuple[Any, Array, Array]:
+def place(states: Array, layer: int | Array, table: ChunkTable) -> tuple[int | Array, Array, Array]:
+    """Layer, memory and row of the state of each row of a single token; there is no such memory where it has none."""
     return layer, *jnp.divmod(table.segment, states.shape[2])
 
 

@@ -10,6 +10,7 @@ from mom_jax.layers.linear import mixer_init, param
 from mom_jax.layers.router_options import RouterOptions
 from mom_jax.layers.rules.rule import MemoryRule
 from mom_jax.ops.documents import DocumentRuns
+from mom_jax.ops.primitive import Primitive
 from mom_jax.typing import Array, Float
 
 
@@ -64,12 +65,14 @@ def check_split(options: RouterOptions, rule: MemoryRule) -> None:
         raise InputError(option, getattr(options, option), f"{remedy}; use another memory_rule, or leave it out")
 
 
-def check_whole_rows(documents: DocumentRuns | None, sequence_axis: str | None) -> None:
-    """Raises `InputError` where `initial_states` would be needed elsewhere than at the beginning of rows."""
-    other = "segment_ids" if documents is not None else None if sequence_axis is None else "mesh.sequence"
-    if other is not None:
-        remedy = f"cannot be used with {other}: states are put where rows begin; leave one of the two out"
+def check_whole_rows(primitive: Primitive, documents: DocumentRuns | None, sequence_axis: str | None) -> None:
+    """Raises `InputError` where `initial_states` would be needed where they cannot be put."""
+    if sequence_axis is not None:
+        remedy = "cannot be used with mesh.sequence: states are put where rows begin; leave one of the two out"
         raise InputError("learned_initial_state", True, remedy)
+    if documents is not None and primitive.beside is None:
+        remedy = f"cannot be used with segment_ids: documents of the recurrence {primitive.name} begin with nothing"
+        raise InputError("learned_initial_state", True, f"{remedy}; leave one out, or use another memory_rule")
 
 
 def initial_states(rule: MemoryRule, memories: int) -> nnx.Param:

@@ -63,7 +63,7 @@ class MemoryMixer(nnx.Module):
         single_projection: one projection to keys, values and gates for all memories.
         projection_rank: memories' projections differ by matrices of this rank; they are each memory's own if None.
         decay_spread: how many times faster than the slowest routed memory the fastest one forgets, at first.
-        learned_initial_state: memories begin with a learned state, 0 at first; for rows of one document each.
+        learned_initial_state: memories begin documents with a learned state, 0 at first.
         router_bias: the router has a bias, 0 at first, that counts for the choice alone (`mom_jax.ops.routing.route`);
             it has no gradient and is moved by `mom_jax.ops.routing.balanced_bias`.
         layers: memory layers of the model, which some rules depend on.
@@ -207,8 +207,9 @@ class MemoryMixer(nnx.Module):
         router, assigned = self._route(x, inputs, attention_mask)
         last = None if cache is None else cache.document[layer]
         documents = documents_of_piece(count_documents(segment_ids, attention_mask, last), self.sequence_axis)
-        if self.initial_state is not None:
-            check_whole_rows(documents, self.sequence_axis)
+        initial = None if self.initial_state is None else self.initial_state[...]
+        if initial is not None:
+            check_whole_rows(self.rule.primitive, documents, self.sequence_axis)
         packing = keep(
             plan_packing(
                 assigned.memory_ids,
@@ -225,13 +226,12 @@ class MemoryMixer(nnx.Module):
         primitive, impl = self.rule.primitive, self.rule.options.impl
         if assigned.writes is not None:
             rows = primitive.scaled(rows, by_row(assigned.writes, packing))
-        initial = None if self.initial_state is None else self.initial_state[...]
         o, cache = recur(primitive, rows, packing, cache, layer, scale=self.rule.scale, impl=impl, initial=initial)
         o = self.rule.finished(o, rest, packing).astype(x.dtype)
         if cache is not None:
             cache = note_tokens(cache, layer, attention_mask, x.shape[1])
             if documents is not None:
-                cache = forget_earlier_documents(cache, layer, packing, documents)
+                cache = forget_earlier_documents(cache, layer, packing, documents, initial)
         reads = mix(o, assigned.weights, packing, impl=impl)
         if router is not None:
             router = self._summed(router._replace(energy=read_energy(o, assigned.weights, packing)))

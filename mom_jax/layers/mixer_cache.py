@@ -34,18 +34,26 @@ def note_tokens(cache: MemoryCache, layer: int | Array, attention_mask: Mask | N
 
 
 def forget_earlier_documents(
-    cache: MemoryCache, layer: int | Array, packing: Packing, documents: DocumentRuns
+    cache: MemoryCache,
+    layer: int | Array,
+    packing: Packing,
+    documents: DocumentRuns,
+    initial: Float[Array, "G *state"] | None,
 ) -> MemoryCache:
-    """Empties memories that the row's last document did not write, so that the next call finds no earlier document."""
+    """Empties memories that the row's last document did not write, so that the next call finds no earlier document.
+
+    Args:
+        initial: what memories begin with, if not empty.
+    """
     current = ends_in_last_document(packing, documents)
 
-    def kept(states: Float[Array, "L G B *rest"]) -> Float[Array, "L G B *rest"]:
+    def kept(states: Float[Array, "L G B *rest"], empty: Array | float = 0.0) -> Float[Array, "L G B *rest"]:
         mask = current.reshape(current.shape + (1,) * (states.ndim - 3))
-        return states.at[layer].set(jnp.where(mask, states[layer], 0))
+        return states.at[layer].set(jnp.where(mask, states[layer], empty))
 
     return dataclasses.replace(
         cache,
-        recurrent=jax.tree.map(kept, cache.recurrent),
+        recurrent=jax.tree.map(kept, cache.recurrent) if initial is None else kept(cache.recurrent, initial[:, None]),
         conv=jax.tree.map(kept, cache.conv),
         document=cache.document.at[layer].set(documents.number),
     )

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.errors import InputError
-from mom_jax.layers.cache import MemoryCache, forgotten, state_number, states_after, states_before
+from mom_jax.layers.cache import MemoryCache, forgotten, place, state_number, states_after, states_before
+from mom_jax.ops.beginnings import begin_with
 from mom_jax.ops.dispatch import Target, kernel_for, select
 from mom_jax.ops.handover import Affine, composed
 from mom_jax.ops.pieces import all_before
@@ -39,9 +40,12 @@ def recur(
             the devices hold that have the tokens before.
         scale: of the output, K^-0.5 if None.
         impl: of the primitive.
-        initial: what memories begin with where there is no cache, if not empty.
+        initial: what memories begin with, if not empty: documents, where the recurrence has a form for that, else
+            rows.
     """
     rows = primitive.masked(rows, packing.valid)
+    if initial is not None and primitive.beside is not None and (cache is None or packing.table.reset is not None):
+        return _from_beginnings(primitive, rows, packing, cache, layer, scale, impl, initial)
     if packing.piece is not None:
         return keep(_piece_by_piece(primitive, rows, packing, default_scale(rows, scale), impl)), None
     if cache is None:
@@ -57,6 +61,26 @@ def recur(
         o, state = primitive(rows, table, state, scale=scale, impl=impl)
         recurrent = jax.tree.map(lambda a, b: a.at[layer].set(b.reshape(a.shape[1:])), cache.recurrent, state)
     return o, dataclasses.replace(cache, recurrent=recurrent)
+
+
+def _from_beginnings(
+    primitive: Primitive,
+    rows: Rows,
+    packing: Packing,
+    cache: MemoryCache | None,
+    layer: int | Array,
+    scale: float | None,
+    impl: str,
+    initial: Float[Array, "G H K V"],
+) -> tuple[Float[Array, "N H V"], MemoryCache | None]:
+    """Every document begins with its memory's state; one that goes on from the cache has it in there."""
+    dtype, scale = rows.v.dtype, default_scale(rows, scale)
+    begun = begin_with(primitive, rows, packing.table, initial, goes_on=cache is not None)
+    o, cache = recur(primitive, begun.rows, packing, cache, layer, scale=scale, impl=impl)
+    if cache is not None:
+        left = begun.left.reshape(cache.recurrent.shape[1:])
+        cache = dataclasses.replace(cache, recurrent=cache.recurrent.at[layer].add(left))
+    return (o + scale * begun.reads).astype(dtype), cache
 
 
 def _piece_by_piece(
@@ -97,6 +121,8 @@ def _by_gather(
 ) -> tuple[Float[Array, "N H V"], State]:
     """Rows are made before: a CPU's compiler would make them anew for every element of the states that they change."""
     rows = jax.lax.optimization_barrier(rows)
+    if primitive.step_in_place is not None and table.reset is None:
+        return primitive.step_in_place(rows, cache.recurrent, place(cache.recurrent, layer, table), scale)
     state = jax.tree.map(lambda a: states_before(a, layer, table), cache.recurrent)
     o, state = primitive.step(rows, state, scale)
     return o, jax.tree.map(lambda a, own: states_after(a, layer, table, own), cache.recurrent, state)

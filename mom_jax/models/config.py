@@ -77,7 +77,7 @@ class MoMConfig(RouterConfig):
     decay_spread: Annotated[float, Range(least=1, most=1e6)] = 1.0
     """How many times faster than the slowest routed memory the fastest forgets, at first; the others lie between."""
     learned_initial_state: bool = False
-    """Memories begin with a learned state, 0 at first; for rows that hold one document each."""
+    """Memories begin every document with a learned state, 0 at first."""
     use_output_gate: bool = True
     """Gate the reads; kda, gated_deltanet2 and rwkv always have a gate of their own, hgrn2 and gsa have none."""
     use_short_conv: bool = True

@@ -134,6 +134,19 @@ def head_decays(
     )
 
 
+def before_decay(
+    between: Float[Array, "chunks H C C"], enter: Float[Array, "chunks H C"], table: ChunkTable
+) -> tuple[Float[Array, "chunks H C C"], Float[Array, "chunks H C"]]:
+    """Decays of `head_decays` between rows and from the start, for a row that reads before its own gate.
+
+    It reads what the row before reads after its gate, and that row itself.
+    """
+    inside = documents(table)
+    between = jnp.pad(between[..., :-1, :], [(0, 0)] * (between.ndim - 2) + [(1, 0), (0, 0)])
+    enter = jnp.concatenate([jnp.ones_like(enter[..., :1]), enter[..., :-1]], -1)
+    return masked(between, inside.between), masked(enter, inside.enter)
+
+
 def decayed_scores(
     left: Float[Array, "chunks H C K"], right: Float[Array, "chunks H C K"], decays: ChannelDecays, table: ChunkTable
 ) -> Float[Array, "chunks H C C"]:

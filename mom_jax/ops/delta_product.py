@@ -9,6 +9,7 @@ becomes n sub-rows, and a chunk n chunks, for whatever form of the delta rule ru
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -67,6 +68,14 @@ def _with_kernel(
     return _by_sub_rows(kernel_for(device, DELTA_RULE.kernels), rows, table, state, scale)
 
 
+def _beside(
+    rows: DeltaProductRows, read: Callable[[Float[Array, "N H K"]], Float[Array, "N H V"]]
+) -> tuple[DeltaProductRows, Float[Array, "N H V"]]:
+    kept = jnp.exp(widened(rows.g))[..., None]
+    erased = [read(kept * widened(rows.k[:, :, j])) for j in range(rows.k.shape[2])]
+    return rows._replace(v=widened(rows.v) - jnp.stack(erased, 2)), read(kept * widened(rows.q))
+
+
 @functools.cache
 def delta_product(steps: int) -> Primitive:
     """That many steps of the delta rule for each token."""
@@ -77,6 +86,7 @@ def delta_product(steps: int) -> Primitive:
         step=delta_product_step,
         chunked=functools.partial(_by_sub_rows, delta_rule_chunked),
         handover=by_columns,
+        beside=_beside,
         kernels=dict.fromkeys(DELTA_RULE.kernels, _with_kernel),
         inert=("g", "beta"),
         flops=lambda chunk, keys, values: _flops(steps, chunk, keys, values),

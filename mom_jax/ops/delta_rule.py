@@ -240,6 +240,13 @@ _FORM = ChunkForm(
 )
 
 
+def _beside(
+    rows: DeltaRuleRows, read: Callable[[Float[Array, "N H K"]], Float[Array, "N H V"]]
+) -> tuple[DeltaRuleRows, Float[Array, "N H V"]]:
+    kept = jnp.exp(widened(rows.g))[..., None]
+    return rows._replace(v=widened(rows.v) - read(kept * widened(rows.k))), read(kept * widened(rows.q))
+
+
 def _flops(chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
     state, inside = 2.0 * key_dim * value_dim, 2.0 * chunk * (key_dim + value_dim)
     forward = 3 * state + 2 * inside + (2 + 1 / 3) * 2.0 * chunk**2
@@ -254,6 +261,7 @@ DELTA_RULE = Primitive(
     step=delta_rule_step,
     transition=delta_rule_transition,
     handover=by_columns,
+    beside=_beside,
     chunked=delta_rule_chunked,
     kernels={
         "tpu": "pallas_kernels.tpu.delta_rule:delta_rule",

@@ -23,6 +23,7 @@ from mom_jax.typing import Array, Bool, Float, Shaped
 Rows = Any  # a NamedTuple of arrays [N, ...], q, k and v among them; None for what is optional
 State = Any  # an array or a tuple of them: [S, ...] of all segments, [N, ...] of rows that are segments of their own
 Form = Callable[[Rows, ChunkTable, State, float], tuple[Array, State]]
+Place = tuple[Any, ...]  # whole numbers, or arrays [N] of them: where states lie in the leading axes of many
 
 
 class Transition(NamedTuple):
@@ -55,8 +56,13 @@ class Primitive:
         kernels: by platform, ``module:function`` on plain arrays (`mom_jax.ops.dispatch`).
         shared: fields that hold one value for all rows.
         transition: one token, as the kernels take it that change states in place; None: there is no such kernel.
+        step_in_place: ``(rows, states, place, scale) -> (o, states)``: a step for N of many states [..., H, ...], where
+            it touches less than the whole of them; a ``place`` outside of the axes is of no state.
         handover: ``(primitive, rows, table, scale, impl)`` to a `mom_jax.ops.handover.Handover`, by which rows that
             are spread over devices go on from each other's states; None: they cannot.
+        beside: ``(rows, read) -> (rows, reads)``, for states that begin documents (`mom_jax.ops.beginnings`): ``read``
+            gives what a query [N, H, K] reads of a state before its row decays it. The rows come back without what
+            they erase there, and with what they read. None: there is no such form.
         skips: a row whose ``inert`` numbers are 0 leaves the state as it is anywhere, not only after a segment's end.
     """
 
@@ -70,7 +76,9 @@ class Primitive:
     kernels: Mapping[str, Kernel] = dataclasses.field(default_factory=dict)
     shared: tuple[str, ...] = ()
     transition: Callable[[Rows], Transition] | None = None
+    step_in_place: Callable[[Rows, State, Place, float], tuple[Array, State]] | None = None
     handover: Callable[["Primitive", Rows, ChunkTable, float, str], Any] | None = None
+    beside: Callable[[Rows, Callable[[Array], Array]], tuple[Rows, Array]] | None = None
     skips: bool = True
 
     def __call__(
@@ -129,7 +137,6 @@ class Primitive:
         fields = rows._asdict()
         inert = {name: fields[name] for name in self.inert if fields[name] is not None}
         return rows._replace(**{name: _zeroed(x, valid) for name, x in inert.items()})
-
 
     def scaled(self, rows: Rows, by: Float[Array, "N *heads"]) -> Rows:
         """The rows, with what they do to the state times ``by``, in [0, 1], of each row or of each of its heads."""

@@ -4,18 +4,8 @@ Per head, with a state S of shape [K, V] in float32:
 
     S_t = (diag(exp(g_t)) + b_t a_t^T) S_{t-1} + k_t v_t^T;   o_t = scale * S_t^T q_t
 
-RWKV7 (arXiv 2503.14456, section 4) takes ``a = -kk`` and ``b = kk * rate`` with normalised keys kk.
-
-Kimi delta attention (arXiv 2510.26692, section 3) decays each channel and then applies the delta
-rule, ``S' = diag(e^g) S;  S = S' + k (beta (v - S'^T k))^T``. Multiplied out, its transition is
-``diag(e^g) - beta k (e^g k)^T``: the same primitive with ``a = e^g k``, ``b = -beta k`` and values
-``beta v``. `kda_rows` builds these rows.
-
-Gated DeltaNet-2 (arXiv 2605.22791) has a strength for each key channel to erase with and one for each value channel
-to write with, ``S = (I - k (erase k)^T) diag(e^g) S + k (write v)^T``: `erase_and_write_rows`.
-
-Comba (arXiv 2506.02475) decays a head as a whole and corrects a read p of the state before that,
-``S = e^g S + beta k (v - S^T p)^T``: `comba_rows`.
+RWKV7 (arXiv 2503.14456, section 4) takes ``a = -kk`` and ``b = kk * rate`` with normalised keys kk. Where ``b = -k``,
+`mom_jax.ops.erase_and_write` does with half of the scores.
 """
 
 from collections.abc import Callable
@@ -44,44 +34,6 @@ class RankOneDecayRows(NamedTuple):
     g: Float[Array, "N H K"]  # log decay, at most 0
     a: Float[Array, "N H K"]  # reads the state before it decays
     b: Float[Array, "N H K"]
-
-
-def kda_rows(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    g: Float[Array, "N H K"],
-    beta: Float[Array, "N H"],
-) -> RankOneDecayRows:
-    """Rows of Kimi delta attention (module docstring): L2-normalised keys, log decays and write strengths."""
-    wide_k, wide_v, g, beta = map(widened, (k, v, g, beta))
-    return RankOneDecayRows(q, k, beta[..., None] * wide_v, g, a=jnp.exp(g) * wide_k, b=-beta[..., None] * wide_k)
-
-
-def erase_and_write_rows(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    g: Float[Array, "N H K"],
-    erase: Float[Array, "N H K"],
-    write: Float[Array, "N H V"],
-) -> RankOneDecayRows:
-    """Rows of Gated DeltaNet-2 (module docstring): L2-normalised keys, log decays, strengths of erasing and writing."""
-    wide_k, wide_v, g, erase, write = map(widened, (k, v, g, erase, write))
-    return RankOneDecayRows(q, k, write * wide_v, g, a=jnp.exp(g) * erase * wide_k, b=-wide_k)
-
-
-def comba_rows(
-    q: Float[Array, "N H K"],
-    k: Float[Array, "N H K"],
-    v: Float[Array, "N H V"],
-    p: Float[Array, "N H K"],
-    g: Float[Array, "N H"],
-    beta: Float[Array, "N H"],
-) -> RankOneDecayRows:
-    """Rows of Comba (module docstring): L2-normalised keys, what reads the undecayed state, and write strengths."""
-    wide_k, wide_v, p, g, beta = map(widened, (k, v, p, g, beta[..., None]))
-    return RankOneDecayRows(q, k, beta * wide_v, jnp.broadcast_to(g[..., None], k.shape), a=p, b=-beta * wide_k)
 
 
 def rank_one_decay_transition(rows: RankOneDecayRows) -> Transition:

@@ -106,6 +106,7 @@ SCALAR_DECAY = Primitive(
     step=scalar_decay_step,
     transition=scalar_decay_transition,
     handover=by_decays,
+    beside=lambda rows, read: (rows, read(scalar_decay_transition(rows).r)),
     chunked=scalar_decay_chunked,
     kernels={
         "tpu": "pallas_kernels.tpu.scalar_decay:scalar_decay",

@@ -25,6 +25,20 @@ def row_before(
     return shifted if table.reset is None else jnp.where(table.reset[:, None, None], 0, shifted)
 
 
+def row_behind(x: Float[Array, "N H F"], table: ChunkTable) -> Float[Array, "N H F"]:
+    """What the next row holds, 0 in the last row of a segment or document."""
+    begins = opens_segment(table) if table.reset is None else opens_segment(table) | table.reset
+    begins = begins.at[0].set(True)
+    return jnp.roll(jnp.where(begins[:, None, None], 0, x), -1, 0)
+
+
+def first_rows(table: ChunkTable) -> Int[Array, " S"]:
+    """The first row of each segment, N where there is none."""
+    chunks, rows = table.segment.shape[0], table.segment.shape[0] * table.chunk_size
+    segment = jnp.where(table.first, table.segment, table.num_segments)
+    return jnp.full(table.num_segments + 1, rows).at[segment].min(jnp.arange(chunks) * table.chunk_size)[:-1]
+
+
 def last_rows(valid: Bool[Array, " N"], table: ChunkTable) -> Int[Array, " S"]:
     """The last row of each segment that holds a token, -1 where there is none."""
     number = jnp.where(valid, jnp.arange(valid.shape[0]), -1)

@@ -10,7 +10,7 @@ The residual r is what the token reads of the decayed slots, ``r = sum of k_t^j 
 delta rule with sparse keys, and the gated delta rule where all slots are written. Or each slot corrects itself,
 ``r = S_t[i]`` (``local``): then a slot is a mean of what was written there.
 
-Chunks are those of `mom_jax.ops.rank_one_decay` or `mom_jax.ops.vector_decay` over the slots that they touch
+Chunks are those of `mom_jax.ops.erase_and_write` or `mom_jax.ops.vector_decay` over the slots that they touch
 (`mom_jax.ops.sparse_slots`), so their cost does not depend on M.
 """
 
@@ -20,9 +20,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mom_jax.ops.erase_and_write import erase_and_write_chunked, kda_rows
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Primitive, State
-from mom_jax.ops.rank_one_decay import kda_rows, rank_one_decay_chunked
+from mom_jax.ops.primitive import Place, Primitive, State
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.ops.sparse_slots import run_over_slots, touched
 from mom_jax.ops.vector_decay import VectorDecayRows, vector_decay_chunked
@@ -47,15 +47,23 @@ def _step(
     rows: SparseDeltaRows, state: Float[Array, "N H M V"], scale: float, residual: Residual
 ) -> tuple[Float[Array, "N H V"], Float[Array, "N H M V"]]:
     """One token for each of N independent tables. Returns outputs (``v.dtype``) and new tables."""
+    return _step_in_place(rows, state, (jnp.arange(state.shape[0]),), scale, residual)
+
+
+def _step_in_place(
+    rows: SparseDeltaRows, states: Float[Array, "*all H M V"], place: Place, scale: float, residual: Residual
+) -> tuple[Float[Array, "N H V"], Float[Array, "*all H M V"]]:
+    """The same for N of many tables, of which nothing but the slots that rows name is touched."""
     q, k, v, g, beta = map(widened, rows[:5])
-    where = jnp.ix_(*map(jnp.arange, rows.writes.shape[:2]))
-    read, written = ((where[0][..., None], where[1][..., None], slots) for slots in (rows.reads, rows.writes))
+    lead = tuple(jnp.reshape(number, (-1, 1, 1)) for number in place)
+    read, written = ((*lead, jnp.arange(q.shape[1])[:, None], slots) for slots in (rows.reads, rows.writes))
     # [N, H, W, V]
-    decayed = jnp.exp(g)[..., None, None] * state[written]
+    decayed = jnp.exp(g)[..., None, None] * states.at[written].get(mode="fill", fill_value=0)
     known = jnp.einsum("nhwv,nhw->nhv", decayed, k)[..., None, :] if residual == "aggregate" else decayed
     new = decayed + (beta[..., None] * k)[..., None] * (v[..., None, :] - known)
-    state = state.at[written].set(new)
-    return (scale * jnp.einsum("nhrv,nhr->nhv", state[read], q)).astype(rows.v.dtype), state
+    states = states.at[written].set(new.astype(states.dtype), mode="drop")
+    found = states.at[read].get(mode="fill", fill_value=0)
+    return (scale * jnp.einsum("nhrv,nhr->nhv", found, q)).astype(rows.v.dtype), states
 
 
 def _chunked(
@@ -68,12 +76,12 @@ def _chunked(
     xs = tuple(x.reshape(chunks, size, *x.shape[1:]) for x in (q, k, v, g, beta))
     reset = jnp.zeros((chunks, size)) if table.reset is None else table.reset.reshape(chunks, size).astype(q.dtype)
     places = named.place[..., :writes], named.place[..., writes:]
-    start = jnp.zeros((table.num_segments, q.shape[1], slots, v.shape[-1]), v.dtype) if state is None else state
     body = functools.partial(_body, has_documents=table.reset is not None, scale=scale, residual=residual)
     # whole numbers travel as floats, exact below 2^24, for the gradients of a chunk's arrays
     everything = (xs, tuple(place.astype(q.dtype) for place in places), reset)
-    o, final = run_over_slots(body, everything, named.slots, table, start)
-    return o.astype(rows.v.dtype), None if state is None else final
+    shape = jax.ShapeDtypeStruct((q.shape[1], slots, v.shape[-1]), v.dtype)
+    o, state = run_over_slots(body, everything, named.slots, table, state, shape)
+    return o.astype(rows.v.dtype), state
 
 
 def _body(
@@ -88,7 +96,7 @@ def _body(
     dense_q, dense_k = spread(q, read), spread(k, write)
     if residual == "aggregate":
         decays = spread(jnp.broadcast_to(g[..., None], k.shape), write)
-        o, state = rank_one_decay_chunked(kda_rows(dense_q, dense_k, v, decays, beta), table, state[None], scale)
+        o, state = erase_and_write_chunked(kda_rows(dense_q, dense_k, v, decays, beta), table, state[None], scale)
     else:
         share = beta[..., None] * k
         decays = spread(g[..., None] + jnp.log1p(-jnp.minimum(share, 1 - 1e-6)), write)
@@ -112,6 +120,7 @@ def sparse_delta(slots: int, residual: Residual = "aggregate") -> Primitive:
         rows=SparseDeltaRows,
         state=lambda heads, keys, values: jax.ShapeDtypeStruct((heads, slots, values), jnp.float32),
         step=functools.partial(_step, residual=residual),
+        step_in_place=functools.partial(_step_in_place, residual=residual),
         chunked=functools.partial(_chunked, **kept),
         inert=("g", "beta", "reads", "writes"),
         flops=lambda chunk, keys, values: _flops(chunk, min(2 * chunk * keys, slots), values),

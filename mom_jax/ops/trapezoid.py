@@ -5,10 +5,13 @@ the first R pairs of x by theta_t = theta_{t-1} + turn_t (mod 2 pi):
 
     S_t = exp(g_t) (S_{t-1} + before_t R(k_{t-1}) v_{t-1}^T) + now_t R(k_t) v_t^T;   o_t = scale * S_t^T R(q_t)
 
-So a token is two rows of scalar decay (`mom_jax.ops.scalar_decay`): the first one writes what the token before left,
-the second one decays, writes the token itself and is read. Put together with its successor's weight, a token would be
-one row, but reads would then see, if only in rounding, what follows them. A document begins with empty states, angles
-included.
+So a row of scalar decay (`mom_jax.ops.scalar_decay`) writes a token with both of its weights, its own and its
+successor's, and is read by that successor, which adds what it is itself:
+
+    M_t = exp(g_t) M_{t-1} + (now_t + before_{t+1}) R(k_t) v_t^T
+    o_t = scale * (exp(g_t) M_{t-1}^T + now_t v_t R(k_t)^T) R(q_t)
+
+No read sees what follows it, not even in rounding. A document begins with empty states, angles included.
 """
 
 import functools
@@ -22,11 +25,10 @@ from mom_jax.ops.chunks import final_states, from_chunks, initial_carry, load, s
 from mom_jax.ops.decays import documents, masked
 from mom_jax.ops.dispatch import Target, kernel_for
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Form, Primitive
+from mom_jax.ops.primitive import Form, Primitive, overlap
 from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows, scalar_decay_chunked
-from mom_jax.ops.segment_rows import last_rows, row_before
+from mom_jax.ops.segment_rows import first_rows, last_rows, row_before, row_behind
 from mom_jax.ops.segments import ChunkTable
-from mom_jax.ops.sub_rows import only_at, sub_rows, sub_table
 from mom_jax.typing import Array, Bool, Float
 
 
@@ -106,19 +108,25 @@ def _angles(
     return from_chunks(since + enter * entering[:, :, None]), final_states(stored)
 
 
-def _by_sub_rows(
+def _shifted(
     form: Form, rows: TrapezoidRows, table: ChunkTable, state: TrapezoidState | None, scale: float
 ) -> tuple[Float[Array, "N H V"], TrapezoidState | None]:
-    """The same function as a form of scalar decay over two rows for each token."""
+    """The same function as a form of scalar decay whose rows are read by their successors."""
     old = TrapezoidState(None, None, None, None) if state is None else TrapezoidState(*state)
     q, k, v, g, now, before, turn = map(widened, rows[:-1])
     theta, last_theta = _angles(turn, table, old.theta)
     q, k = turned(q, theta), turned(k, theta)
-    keys = jnp.stack([row_before(k, old.k, table), k], 2)
-    values = jnp.stack([before[..., None] * row_before(v, old.v, table), now[..., None] * v], 2)
-    both = ScalarDecayRows(only_at(q, 1, 2), sub_rows(keys), sub_rows(values), only_at(g, 1, 2))
-    o, memory = form(both, sub_table(table, 2), old.memory, scale)
-    o = o[1::2].astype(rows.v.dtype)
+    decayed = jnp.exp(g)[..., None] * q
+    weight = now + row_behind(before[..., None], table)[..., 0]
+    written = ScalarDecayRows(row_behind(decayed, table), k, weight[..., None] * v, g)
+    begin = first_read = None
+    if state is not None:
+        before, query = (x.at[first_rows(table)].get(mode="fill", fill_value=0) for x in (before, decayed))
+        begin = old.memory + _outer(before, old.k, old.v)
+        first_read = scale * jnp.einsum("shkv,shk->shv", begin, query)
+    reads, memory = form(written, table, begin, scale)
+    o = row_before(reads, first_read, table) + scale * overlap(q, k) * now[..., None] * v
+    o = o.astype(rows.v.dtype)
     if state is None:
         return o, None
     last = last_rows(rows.valid, table)
@@ -129,7 +137,7 @@ def _by_sub_rows(
 def _with_kernel(
     device: Target, rows: TrapezoidRows, table: ChunkTable, state: TrapezoidState | None, scale: float
 ) -> tuple[Float[Array, "N H V"], TrapezoidState | None]:
-    return _by_sub_rows(kernel_for(device, SCALAR_DECAY.kernels), rows, table, state, scale)
+    return _shifted(kernel_for(device, SCALAR_DECAY.kernels), rows, table, state, scale)
 
 
 @functools.cache
@@ -145,11 +153,11 @@ def trapezoid(pairs: int) -> Primitive:
         rows=TrapezoidRows,
         state=state,
         step=trapezoid_step,
-        chunked=functools.partial(_by_sub_rows, scalar_decay_chunked),
+        chunked=functools.partial(_shifted, scalar_decay_chunked),
         kernels=dict.fromkeys(SCALAR_DECAY.kernels, _with_kernel),
         skips=False,
         inert=("g", "now", "before", "turn", "valid"),
-        flops=lambda chunk, keys, values: tuple(2 * n for n in SCALAR_DECAY.flops(chunk, keys, values)),
+        flops=SCALAR_DECAY.flops,
     )
 
 

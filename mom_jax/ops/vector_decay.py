@@ -93,6 +93,7 @@ VECTOR_DECAY = Primitive(
     step=vector_decay_step,
     transition=vector_decay_transition,
     handover=by_decays,
+    beside=lambda rows, read: (rows, read(vector_decay_transition(rows).r)),
     chunked=vector_decay_chunked,
     kernels={
         "tpu": "pallas_kernels.tpu.vector_decay:vector_decay",

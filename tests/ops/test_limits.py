@@ -1,5 +1,7 @@
 """Where one recurrence is another one, and what it must not touch."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from support.compare import assert_close
 from support.packed import Layout
 from support.primitives import HEADS, PRIMITIVES, SLOTS
 
+from mom_jax.ops.beginnings import begin_with
 from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
 from mom_jax.ops.log_linear import LogLinearRows, log_linear
 from mom_jax.ops.mesa import MESA, MesaRows
@@ -58,6 +61,16 @@ def test_other_slots_stay_bit_for_bit(residual):
     np.testing.assert_array_equal(after[:, :, 3:], state[:, :, 3:])
     np.testing.assert_array_equal(after[1], state[1])
     assert np.all(np.asarray(after[0, :, :3] != state[0, :, :3]))
+
+
+@pytest.mark.parametrize("residual", ["aggregate", "local"])
+def test_no_table_of_all_slots(residual):
+    """Of arrays in the program of a pass and its gradient, one has all slots: whole numbers, one for each."""
+    slots = jnp.broadcast_to(jnp.arange(3), (LAYOUT.rows, HEADS, 3))
+    rows = SparseDeltaRows(drawn(3), drawn(3), drawn(V), gates(), gates(), slots, slots)
+    loss = lambda v: sparse_delta(65536, residual)(rows._replace(v=v), LAYOUT.table((5,)))[0].sum()  # noqa: E731
+    program = str(jax.make_jaxpr(jax.grad(loss))(rows.v))
+    assert set(re.findall(r"(\w+\[[^\]]*\b65536\b[^\]]*\])", program)) == {f"i32[{HEADS},65536]"}
 
 
 def test_product_keys_are_the_largest_sums():
@@ -132,3 +145,24 @@ def test_a_row_that_writes_nothing(name):
         np.testing.assert_array_equal(by_head[:, 1], new[:, 1])
         np.testing.assert_array_equal(scaled, new)
     np.testing.assert_array_equal(o, want)
+
+
+@pytest.mark.parametrize("name", [name for name, case in PRIMITIVES.items() if case.primitive.beside])
+def test_documents_begin_with_a_state(name):
+    """Three documents in one segment read, and leave, what they do as segments that are given the state."""
+    case, (together, apart) = PRIMITIVES[name], (Layout((11,), 8), Layout((4, 5, 2), 8))
+    example = case.example(tokens=11, segments=1)
+    state = jnp.asarray(example["state"])
+
+    @jax.jit
+    def run(rows):
+        packed = case.packed(jax.tree.map(together.pack, rows), example["shared"])
+        table = together.table((0, 4, 9))
+        begun = begin_with(case.primitive, packed, table, state, goes_on=False)
+        o, final = case.primitive(begun.rows, table, jnp.zeros_like(state), scale=0.5, impl="reference")
+        packed = case.packed(jax.tree.map(apart.pack, rows), example["shared"])
+        want, states = case.primitive(packed, apart.table(), jnp.repeat(state, 3, 0), scale=0.5, impl="reference")
+        got = (o + 0.5 * begun.reads)[together.index], (final + begun.left)[0]
+        return got, (want[apart.index], states[-1])
+
+    assert_close(*run(example["rows"]), 1e-5)

@@ -24,7 +24,6 @@ from support.recurrences import outputs as outputs_of
 from mom_jax.errors import InputError
 
 CASES = PRIMITIVES | VARIANTS
-DIFFERENT = [name for name in PRIMITIVES if name != "kda"]  # it is the recurrence of RWKV7 with other rows
 
 
 def outputs(primitive, impl, layout, resets, inputs):
@@ -111,7 +110,7 @@ def test_chunks_equal_tokens(name):
         assert_close(got, want, TOLERANCE, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("name", PRIMITIVES)
 def test_steps_calls_and_documents(name):
     """In float64: steps over four rows at once, and two calls in chunks of which the second continues the first; then
     documents in one segment, without a state, beside segments of their own with states of zeros.
@@ -185,7 +184,7 @@ def test_sizes_of_models():
     assert_close(got, want, TOLERANCE)
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("name", PRIMITIVES)
 def test_bfloat16(name):
     """bfloat16 rows: outputs in the dtype of the values, within 2^-7 of float32; states float32.
 

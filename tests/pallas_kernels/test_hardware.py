@@ -10,7 +10,7 @@ from flax import nnx
 from support.compare import assert_close
 from support.kernels import CASES, cotangents_of, example, of_tokens, program
 from support.packed import Layout
-from support.primitives import PRIMITIVES
+from support.primitives import OF_KERNELS
 from support.recurrences import DIRECTIONS, DOCUMENTS, EXTREMES, RAGGED
 
 from mom_jax.models.config import MoMConfig
@@ -28,7 +28,7 @@ NAMES = list(dict.fromkeys(name for _, name in CASES))
 @functools.cache
 def run_as(name, impl):
     """A recurrence with an implementation; without a kernel for the device it runs in XLA, as ``auto`` has it."""
-    primitive = PRIMITIVES[name].primitive
+    primitive = OF_KERNELS[name].primitive
     impl = "auto" if impl in ("gpu", "tpu") and impl not in primitive.kernels else impl
     return lambda rows, table, state, scale: primitive(rows, table, state, scale=scale, impl=impl)
 
@@ -64,7 +64,7 @@ def test_recurrences(impl, name, size, dtype):
 @pytest.mark.parametrize("impl", ON)
 def test_limits(impl, name):
     """Log gates from 0 to -1e4, and keys of one direction, in float32."""
-    layout, case = Layout(RAGGED, 16), PRIMITIVES[name]
+    layout, case = Layout(RAGGED, 16), OF_KERNELS[name]
     changes = [dict.fromkeys(case.gates, gate) for gate in EXTREMES.values() if case.gates]
     for change in (*changes, *(DIRECTIONS.values() if "beta" in case.rows else ())):
         check(impl, name, example(name, layout, (64, 64), **change), layout, DOCUMENTS)

@@ -3,7 +3,7 @@
 import numpy as np
 from support.kernels import CASES, KERNELS, PLATFORMS, compare, each, example
 from support.packed import Layout
-from support.primitives import PRIMITIVES
+from support.primitives import OF_KERNELS
 from support.recurrences import DIRECTIONS, DOCUMENTS, EXTREMES_BY_HEAD, RAGGED
 
 
@@ -14,14 +14,14 @@ def test_kernels_equal_tokens(platform, name):
 
     Gradients of gates that let nothing through are 0 in theory.
     """
-    layout, sizes, gates = Layout(RAGGED, 16), PLATFORMS[platform].smallest, PRIMITIVES[name].gates
+    layout, sizes, gates = Layout(RAGGED, 16), PLATFORMS[platform].smallest, OF_KERNELS[name].gates
     compare(platform, name, example(name, layout, sizes), layout, DOCUMENTS)
     for extreme in EXTREMES_BY_HEAD.values() if (platform, name) in KERNELS else ():
         inputs = example(name, layout, sizes, **dict.fromkeys(gates, extreme))
         compare(platform, name, inputs, layout, DOCUMENTS, atol=1e-6)
 
 
-@each([case for case in CASES if "beta" in PRIMITIVES[case[1]].rows])
+@each([case for case in CASES if "beta" in OF_KERNELS[case[1]].rows])
 def test_keys_of_one_direction(platform, name):
     """Nearly equal keys, and equal ones written with a strength of 2, which turn the state round at every token."""
     layout, sizes = Layout(RAGGED, 16), PLATFORMS[platform].smallest

@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from mom_jax.ops.dispatch import plain
 from support.compare import assert_close
 from support.compile import optimised
-from support.primitives import PRIMITIVES
+from support.primitives import OF_KERNELS
 
 
 class Platform(NamedTuple):
@@ -37,14 +37,14 @@ PLATFORMS = {
 
 def kernel_of(platform: str, name: str):
     """The kernel of a recurrence, or None; those that put others together are not called by themselves."""
-    path = PRIMITIVES[name].primitive.kernels.get(platform)
+    path = OF_KERNELS[name].primitive.kernels.get(platform)
     if not isinstance(path, str):
         return None
     module, _, function = path.partition(":")
     return getattr(importlib.import_module(module), function)
 
 
-CASES = [(platform, name) for platform in PLATFORMS for name in PRIMITIVES if kernel_of(platform, name)]
+CASES = [(platform, name) for platform in PLATFORMS for name in OF_KERNELS if kernel_of(platform, name)]
 # One for each kernel.
 KERNELS = list({kernel_of(*case): case for case in reversed(CASES)}.values())[::-1]
 
@@ -64,7 +64,7 @@ class Inputs(NamedTuple):
 
 def example(name, layout, sizes, **changes) -> Inputs:
     """Random inputs; ``changes`` map what they are made of by name."""
-    case = PRIMITIVES[name]
+    case = OF_KERNELS[name]
     inputs = case.example(sum(layout.lengths), len(layout.lengths), sizes, **changes)
     rows = case.packed(inputs["rows"], inputs["shared"])._asdict()
     rows = {n: x if x is None or n in case.primitive.shared else layout.pack(x) for n, x in rows.items()}
@@ -105,13 +105,13 @@ def expected(name, inputs, table):
     """The same by single tokens in float64."""
     with jax.enable_x64(True):
         wide, cotangents = jax.tree.map(lambda x: np.asarray(x, np.float64), (inputs, cotangents_of(inputs)))
-        return jax.device_get(program(PRIMITIVES[name].primitive.scan)(wide, cotangents, table))
+        return jax.device_get(program(OF_KERNELS[name].primitive.scan)(wide, cotangents, table))
 
 
 def of_tokens(name, layout, results):
     """Without rows that are padding or in unused chunks."""
     (o, final), (rows, dstate) = results
-    shared = PRIMITIVES[name].primitive.shared
+    shared = OF_KERNELS[name].primitive.shared
     rows = {n: x if x is None or n in shared else x[layout.index] for n, x in rows._asdict().items()}
     return (o[layout.index], final), (rows, dstate)
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from mom_jax.ops.delta_product import delta_product
 from mom_jax.ops.delta_rule import DELTA_RULE
+from mom_jax.ops.erase_and_write import ERASE_AND_WRITE, as_rank_one, comba_rows, gated_deltanet2_rows, kda_rows
 from mom_jax.ops.gated_slots import gated_slots
 from mom_jax.ops.log_linear import log_linear
 from mom_jax.ops.mesa import MESA
 from mom_jax.ops.primitive import Primitive
-from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, comba_rows, erase_and_write_rows, kda_rows
+from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows
 from mom_jax.ops.scalar_decay import SCALAR_DECAY
 from mom_jax.ops.sparse_delta import SparseDeltaRows, sparse_delta
 from mom_jax.ops.titans import titans_linear
@@ -60,6 +61,11 @@ class Case:
         packed = self.packed(rows, shared)
         packed = packed if valid is None else self.primitive.masked(packed, valid)
         return self.primitive(packed, table, _counted(state), **options)
+
+    def by(self, primitive: Primitive, convert: Callable[[Any], Any]) -> "Case":
+        """The same inputs as rows of another recurrence."""
+        made = self.made or self.primitive.rows
+        return dataclasses.replace(self, primitive=primitive, made=lambda **inputs: convert(made(**inputs)))
 
     def step(self, rows, shared, state) -> tuple[jax.Array, Any]:
         """One token for each state."""
@@ -228,9 +234,7 @@ SPARSE = {"q": weights, "k": weights, "v": normal("V"), "g": head_gate, "beta": 
 SPARSE |= {"reads": names, "writes": names}
 _TITANS = {"theta": small(0.1), "alpha": small(0.1), "eta": small(0.9), "valid": ones}
 PRIMITIVES = {
-    "delta rule": Case(
-        DELTA_RULE, QKV | {"k": unit, "g": head_gate, "beta": strength}, matrix, gates=("g",)
-    ),
+    "delta rule": Case(DELTA_RULE, QKV | {"k": unit, "g": head_gate, "beta": strength}, matrix, gates=("g",)),
     "delta product": Case(
         delta_product(3),
         {"q": normal("K"), "k": steps(unit), "v": steps(normal("V")), "g": head_gate, "beta": steps(strength)},
@@ -245,7 +249,7 @@ PRIMITIVES = {
         RANK_ONE_DECAY, QKV | {"g": channel_gate, "kk": unit, "rate": strength}, matrix, made=_rwkv7_rows, gates=("g",)
     ),
     "kda": Case(
-        RANK_ONE_DECAY, QKV | {"k": unit, "g": channel_gate, "beta": strength}, matrix, made=kda_rows, gates=("g",)
+        ERASE_AND_WRITE, QKV | {"k": unit, "g": channel_gate, "beta": strength}, matrix, made=kda_rows, gates=("g",)
     ),
     "trapezoid": Case(
         trapezoid(PAIRS),
@@ -284,17 +288,21 @@ PRIMITIVES = {
         shared=_inner_norm,
     ),
 }
+# As kernels run them: keys of one direction, which they get by rows of Kimi delta attention.
+OF_KERNELS = PRIMITIVES | {
+    "kda": PRIMITIVES["kda"].by(RANK_ONE_DECAY, as_rank_one),
+}
 # Other rows for recurrences above, for the tests of values, states and gradients alone.
 VARIANTS = {
-    "erase and write": Case(
-        RANK_ONE_DECAY,
+    "gated deltanet-2": Case(
+        ERASE_AND_WRITE,
         QKV | {"k": unit, "g": channel_gate, "erase": shares("K"), "write": shares("V")},
         matrix,
-        made=erase_and_write_rows,
+        made=gated_deltanet2_rows,
         gates=("g",),
     ),
     "comba": Case(
-        RANK_ONE_DECAY,
+        ERASE_AND_WRITE,
         QKV | {"k": unit, "p": unit, "g": head_gate, "beta": strength},
         matrix,
         made=comba_rows,

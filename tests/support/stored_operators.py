@@ -9,11 +9,12 @@ from goldens.read import load, under
 
 from mom_jax.ops.delta_product import DeltaProductRows, delta_product
 from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
+from mom_jax.ops.erase_and_write import ERASE_AND_WRITE, comba_rows, gated_deltanet2_rows, kda_rows
 from mom_jax.ops.gated_slots import GatedSlotsRows, gated_slots
 from mom_jax.ops.log_linear import LogLinearRows, log_linear
 from mom_jax.ops.mesa import MESA, MesaRows
 from mom_jax.ops.norm import layer_norm
-from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, comba_rows, erase_and_write_rows, kda_rows
+from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows
 from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
 from mom_jax.ops.titans import TitansRows, titans_linear
 from mom_jax.ops.ttt import TTTRows, ttt_linear
@@ -78,13 +79,13 @@ def delta(x, table, impl):
 def kimi(x, table, impl):
     """Decay for each channel, then the delta rule."""
     rows = kda_rows(x["q"], x["k"], x["v"], x["g"], x["beta"])
-    return RANK_ONE_DECAY(rows, table, x["initial_state"], impl=impl)
+    return ERASE_AND_WRITE(rows, table, x["initial_state"], impl=impl)
 
 
 def gated_deltanet2(x, table, impl):
     """A gate for each channel to erase with, and one to write with."""
-    rows = erase_and_write_rows(x["q"], x["k"], x["v"], x["g"], erase=x["b"], write=x["w"])
-    return RANK_ONE_DECAY(rows, table, x["initial_state"], impl=impl)
+    rows = gated_deltanet2_rows(x["q"], x["k"], x["v"], x["g"], erase=x["b"], write=x["w"])
+    return ERASE_AND_WRITE(rows, table, x["initial_state"], impl=impl)
 
 
 def gated_deltaproduct(x, table, impl):
@@ -96,7 +97,7 @@ def gated_deltaproduct(x, table, impl):
 def comba(x, table, impl):
     """p reads the state before it decays."""
     rows = comba_rows(**{name: x[name] for name in ("q", "k", "v", "p", "g", "beta")})
-    return RANK_ONE_DECAY(rows, table, x["initial_state"], impl=impl)
+    return ERASE_AND_WRITE(rows, table, x["initial_state"], impl=impl)
 
 
 def mesanet(x, table, impl):

@@ -22,11 +22,13 @@ from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.output import HeadNormOutput, Output
 from mom_jax.layers.projections import head_log_decay, log_rates, per_memory, time_step_bias
+from mom_jax.layers.rules.gated_deltanet import GATED_TENSORS
+from mom_jax.layers.rules.published import CONV, Layout, Published, Row
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes
+from mom_jax.ops.erase_and_write import ERASE_AND_WRITE, EraseAndWriteRows, comba_rows
 from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.precision import widened
-from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, comba_rows
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
@@ -39,13 +41,25 @@ class CombaOptions(ConvOptions):
     feedback_decay: bool = False  # erase with sigmoid(decay) k, where the authors' kernels erase with k
 
 
+_TENSORS = GATED_TENSORS | {"attn.rule.decay": Row("attn.decay"), "attn.rule.D": Row("attn.D")}
+
+
 class Comba(QueryKeyValueRule):
     """Decays and write strengths are those of Gated DeltaNet; the output's gate is a sigmoid."""
 
     Options = CombaOptions
     paper = Paper("2506.02475", "section 3")
     paces = True
-    primitive = RANK_ONE_DECAY
+    published = Published(
+        "comba",
+        "CombaForCausalLM",
+        Layout(_TENSORS),
+        options=("use_output_gate", *CONV),
+        rule_options=("correction_factor",),
+        defaults={"expand_v": 2.0, "num_heads": 6, "num_hidden_layers": 21},
+        only={"num_v_heads": None},
+    )
+    primitive = ERASE_AND_WRITE
     per_memory = (*QueryKeyValueRule.per_memory, "b_proj", "a_proj")
     activate = True
 
@@ -67,8 +81,8 @@ class Comba(QueryKeyValueRule):
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[RankOneDecayRows, None, MemoryCache | None]:
-        """Packed rows of diagonal plus rank one, and the cache."""
+    ) -> tuple[EraseAndWriteRows, None, MemoryCache | None]:
+        """Packed rows of a delta rule with two keys, and the cache."""
         q, k, v, (b, a), cache = self.qkv(x, packing, cache, layer, self.b_proj[...], self.a_proj[...])
         g = self.paced(head_log_decay(a, self.A_log[...], self.dt_bias[...]), packing)
         share, key = jax.nn.sigmoid(self.decay[...])[:, None], widened(k)

@@ -19,8 +19,8 @@ from mom_jax.layers.projections import per_memory
 from mom_jax.layers.rules.deltanet import DeltaNetOptions
 from mom_jax.layers.rules.kda import KDA
 from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
+from mom_jax.ops.erase_and_write import EraseAndWriteRows, gated_deltanet2_rows
 from mom_jax.ops.precision import widened
-from mom_jax.ops.rank_one_decay import RankOneDecayRows, erase_and_write_rows
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
@@ -51,11 +51,11 @@ class GatedDeltaNet2(KDA):
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[RankOneDecayRows, None, MemoryCache | None]:
-        """Packed rows of diagonal plus rank one, and the cache."""
+    ) -> tuple[EraseAndWriteRows, None, MemoryCache | None]:
+        """Packed rows of a delta rule with two keys, and the cache."""
         gates = self.b_proj[...], self.w_proj[...], self.f_down[...]
         q, k, v, (b, w, low), cache = self.qkv(x, packing, cache, layer, *gates)
         erase = heads(self.strengths(b), self.sizes.head_k_dim)
         write = heads(jax.nn.sigmoid(widened(w)), self.sizes.head_v_dim)
         g = self.log_decays(low, packing)
-        return erase_and_write_rows(q, k, v, g, erase, write), None, cache
+        return gated_deltanet2_rows(q, k, v, g, erase, write), None, cache

@@ -16,8 +16,8 @@ from mom_jax.layers.projections import log_rates, per_memory, through, time_step
 from mom_jax.layers.rules.deltanet import TENSORS, DeltaNet, DeltaNetOptions
 from mom_jax.layers.rules.published import CONV, MATRIX, Layout, Published, Row, alone
 from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
+from mom_jax.ops.erase_and_write import ERASE_AND_WRITE, EraseAndWriteRows, kda_rows
 from mom_jax.ops.precision import widened
-from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows, kda_rows
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
@@ -54,7 +54,7 @@ class KDA(DeltaNet):
         defaults={"hidden_size": 2048, "head_dim": 128, "num_heads": 16, "expand_v": 1.0},
         only={"num_v_heads": None, "safe_gate": False, "lower_bound": None},
     )
-    primitive = RANK_ONE_DECAY
+    primitive = ERASE_AND_WRITE
     per_memory = (*DeltaNet.per_memory, "f_down", "f_up")
 
     def __init__(self, sizes: RuleSizes, options: DeltaNetOptions, *, rngs: nnx.Rngs):
@@ -73,8 +73,8 @@ class KDA(DeltaNet):
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
-    ) -> tuple[RankOneDecayRows, None, MemoryCache | None]:
-        """Packed rows of diagonal plus rank one, and the cache."""
+    ) -> tuple[EraseAndWriteRows, None, MemoryCache | None]:
+        """Packed rows of a delta rule with two keys, and the cache."""
         q, k, v, (b, low), cache = self.qkv(x, packing, cache, layer, self.b_proj[...], self.f_down[...])
         g = self.log_decays(low, packing)
         return kda_rows(q, k, v, g, self.strengths(b)), None, cache
