@@ -49,7 +49,7 @@ STORED = {
     "log_linear_mamba2": "log_linear",
 }
 # the PyTorch package has no recurrence of theirs that a CPU can run
-WITHOUT_REFERENCE = ("mamba3", "log_linear_gla", "sparse_delta_memory")
+WITHOUT_REFERENCE = ("mamba3", "erase_then_delta", "log_linear_gla", "sparse_delta_memory")
 ROWS, TIME = 2, 70
 IMPLS = ("xla", "reference")
 

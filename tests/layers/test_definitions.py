@@ -85,6 +85,11 @@ def delta_rule_of(base, layer):
     layer["D"], layer["A_log"] = jnp.zeros(H), jnp.full(H, -jnp.inf)
 
 
+def nothing_erased(base, layer):
+    """A direction of length 0."""
+    layer["e_proj"] = jnp.zeros((1, D, H * K))
+
+
 LIMITS = {
     "gated_deltanet2 is kda": ("gated_deltanet2", {}, "kda", {}, kda_of),
     "gated_deltanet2 is gated_deltanet": ("gated_deltanet2", {}, "gated_deltanet", {}, gated_deltanet_of),
@@ -96,6 +101,7 @@ LIMITS = {
         one_step_of,
     ),
     "one step of two is gated_deltanet": ("gated_deltaproduct", {}, "gated_deltanet", {}, last_step_of),
+    "nothing to erase is gated_deltanet": ("erase_then_delta", {}, "gated_deltanet", {}, nothing_erased),
     "comba without decay is deltanet": ("comba", {}, "deltanet", {}, delta_rule_of),
 }
 

@@ -9,6 +9,7 @@ RULES = {
     "kda": "mom_jax.layers.rules.kda:KDA",
     "gated_deltanet2": "mom_jax.layers.rules.gated_deltanet2:GatedDeltaNet2",
     "gated_deltaproduct": "mom_jax.layers.rules.gated_deltaproduct:GatedDeltaProduct",
+    "erase_then_delta": "mom_jax.layers.rules.erase_then_delta:EraseThenDelta",
     "comba": "mom_jax.layers.rules.comba:Comba",
     "linear_attention": "mom_jax.layers.rules.linear_attention:LinearAttention",
     "retnet": "mom_jax.layers.rules.linear_attention:RetNet",
