@@ -18,7 +18,7 @@ from mom_jax.training.config import TrainConfig
 
 from ..registry import Contrast, Experiment, Point, Record
 from .architectures import mixture
-from .recall import TINY, recalled, small
+from .recall import TINY, Pairs, recalled, small
 from .seeds import rate_cell, scores, trained
 from .statistics import mean_interval
 from .text import SIZES, recipe
@@ -62,6 +62,7 @@ class Comparison:
         paper: measures of the paper's scale, one seed; joined by ``+``, since a model is trained once for all. The two
             averages that the paper's ablations report unless given.
         sizes: of the paper's scale.
+        recall_tasks: what models learn to recall, by scale.
         recall_layers: layers of the models that learn to recall.
         questions: of the page, which the comparison helps to answer.
         pairs: the models that are compared; the first and each other one unless given.
@@ -72,6 +73,7 @@ class Comparison:
     small: tuple[str, ...] = ("recall",)
     paper: str = "recall-tasks+commonsense-tasks"
     sizes: tuple[str, ...] = SIZES["paper"][:1]
+    recall_tasks: Mapping[str, Pairs] = dataclasses.field(default_factory=lambda: RECALL)
     recall_layers: int = 1
     questions: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
@@ -110,7 +112,7 @@ class Comparison:
             {"size": size, "measure": measure, "model": model, **facts}
             for size in sizes
             for measure in measures
-            for facts in ([recall_facts(size)] if measure == "recall" else
+            for facts in ([recall_facts(self.recall_tasks[size])] if measure == "recall" else
                           [{"seed": seed, **training_facts(size)} for seed in range(seeds)])
             for model in self.models
         ]  # fmt: skip
@@ -186,9 +188,8 @@ def training_facts(size: str) -> dict[str, Any]:
     return {"hidden_size": config.model.hidden_size, "steps": config.steps, "tokens_per_step": tokens}
 
 
-def recall_facts(size: str) -> dict[str, Any]:
-    """The task of a size with its rates and seeds."""
-    task = RECALL[size]
+def recall_facts(task: Pairs) -> dict[str, Any]:
+    """A task with its rates and seeds."""
     return {**dataclasses.asdict(task), "rates": list(task.rates), "seeds": list(task.seeds)}
 
 

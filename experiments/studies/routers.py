@@ -1,6 +1,6 @@
 """The parts of a router, and what memories differ in, one changed at a time.
 
-    mom-jax experiment routers --scale tiny        two CPU cores, five minutes
+    mom-jax experiment routers --scale tiny        two CPU cores, ten minutes
     mom-jax experiment routers --scale small       two CPU cores, six hours; one GPU, half an hour
     mom-jax experiment routers --scale paper       32 GPUs, ten hours a model
 
@@ -14,7 +14,8 @@ this task have one head, so a router for each head is not among them.
 import dataclasses
 from typing import Any
 
-from ..common.comparison import Comparison, Model
+from ..common.comparison import RECALL, Comparison, Model
+from ..common.recall import TINY
 
 
 def changed(**fields: Any) -> Model:
@@ -50,4 +51,7 @@ MODELS = {
     "always the same": chosen("one"),
 }
 
-EXPERIMENT = Comparison(MODELS, tiny=("recall",)).experiment
+# long enough for models to learn, so that the tiny scale has differences to show
+TASKS = RECALL | {"tiny": dataclasses.replace(TINY, steps=400, seeds=(0, 1, 2))}
+
+EXPERIMENT = Comparison(MODELS, tiny=("recall",), recall_tasks=TASKS).experiment

@@ -92,7 +92,7 @@ class _Reader:
         size = tuple(len(range(*cut.indices(n))) for cut, n in zip(index, shape[lead:], strict=True))
         values = _aligned((*shape[:lead], *size))
         for where, name, form in plan:
-            read = form.ours(self.stored.read(name, form.stored_index(index, shape[lead:])))
+            read = form.ours(self.stored.read(name, form.stored_index(index, shape[lead:])), index, shape[lead:])
             values[where] = read
             if not np.isfinite(values[where]).all():
                 self.not_finite.add(name)

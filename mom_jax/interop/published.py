@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +106,35 @@ def to_published(fields: Fields) -> tuple[str, str, Fields]:
             remedy = f"the PyTorch library's MoM has attention without biases and with a base of {_ROPE_THETA:g} only"
             raise InputError("attn", {name: attn[name] for name in ("qkv_bias", "rope_theta")}, remedy)
         constant = {"attn_mode": "chunk", "mom_backend": "gated_deltanet", "capacity": 1.0}
+        fields = _with_rule_options(fields, "mom", ())
         sizes = HEAD_SIZES.write(fields) | {"use_layer_wise_balance": True}
         return "mom", "MomForCausalLM", without(fields, *_OURS, *_rule_options()) | constant | sizes
     published = find_rule(rule).published
     if not isinstance(published, Published):
         names = (name for name, form in published_rules().items() if isinstance(form, Published))
         raise InputError("memory_rule", rule, f"published single memories are {', '.join(names)}")
+    fields = _with_rule_options(fields, published.model_type, published.rule_options)
     published.check_writable(fields)
     sizes = published.sizes.write(fields)
-    unknown = [name for name in _memory_fields() if name not in published.options]
+    unknown = [name for name in _memory_fields() if name not in (*published.options, *published.rule_options)]
     fields = renamed(without(fields, *_MIXTURE, *_OURS, *unknown), published.names)
     return published.model_type, published.architecture, fields | sizes
+
+
+def _with_rule_options(fields: Fields, model_type: str, known: tuple[str, ...]) -> Fields:
+    """The fields with those options of the rule that have no field of ours, under their own names.
+
+    Raises:
+        InputError: an option that the model type does not know is not at its default.
+    """
+    named = {name: json.loads(value) for name, _, value in (text.partition("=") for text in fields["rule_options"])}
+    options = dataclasses.fields(find_rule(fields["memory_rule"]).Options)
+    defaults = {option.name: fields.get(option.name, option.default) for option in options}
+    for name, value in named.items():
+        if name not in known and value != defaults[name]:
+            remedy = f"the PyTorch library's {model_type} has no such option; only {defaults[name]!r} can be saved"
+            raise InputError("rule_options", f"{name}={value!r}", remedy)
+    return without(fields, "rule_options") | {name: (defaults | named)[name] for name in known}
 
 
 def _plain_attention(attn: Any) -> Fields | None:

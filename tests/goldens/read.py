@@ -40,7 +40,8 @@ def ours(config: MoMConfig, entries: Arrays, shapes: dict[str, tuple[int, ...]])
     for name, shape in shapes.items():
         found[name] = np.empty(shape, np.float32)
         for where, theirs, form in pieces(config, "mom", name, shape):
-            found[name][where] = form.ours(entries[theirs])
+            own = shape[len(where) :]
+            found[name][where] = form.ours(entries[theirs], (slice(None),) * len(own), own)
     return found
 
 

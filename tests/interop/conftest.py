@@ -31,6 +31,28 @@ CONFIGS = {
     "one memory, GSA": {"mixture": False, "memory_rule": "gsa", "num_slots": 5},
     "one memory, KDA": {"mixture": False, "memory_rule": "kda", "expand_v": 2.0},
     "one memory, Mamba2": {"mixture": False, "memory_rule": "mamba2", "expand_v": 2.0, "intermediate_size": 0},
+    "one memory, DeltaProduct": {
+        "mixture": False,
+        "memory_rule": "gated_deltaproduct",
+        "expand_v": 1.5,
+        "rule_options": ("num_householder=3", "use_forget_gate=true"),
+    },
+    "one memory, DeltaProduct without decay": {
+        "mixture": False,
+        "memory_rule": "gated_deltaproduct",
+        "rule_options": ("use_forget_gate=false",),
+    },
+    "one memory, Comba": {"mixture": False, "memory_rule": "comba", "expand_v": 1.5},
+    "one memory, MesaNet": {"mixture": False, "memory_rule": "mesanet", "use_output_gate": False},
+    "one memory, Raven": {"mixture": False, "memory_rule": "raven", "num_slots": 5, "expand_v": 1.5},
+    "one memory, Raven by slots": {
+        "mixture": False,
+        "memory_rule": "raven",
+        "use_output_gate": False,
+        "rule_options": ('slot_decay="slot"', "slot_bias=false", "slot_top_k=7", 'slot_scores="softmax"'),
+    },
+    "one memory, Mamba-3": {"mixture": False, "memory_rule": "mamba3", "expand_v": 2.0, "intermediate_size": 0},
+    "one memory, log-linear": {"mixture": False, "memory_rule": "log_linear_mamba2", "intermediate_size": None},
     "transformer": {"attn": AttentionConfig(layers=(0, 1), num_heads=2, num_kv_heads=1, qkv_bias=True)},
 }
 

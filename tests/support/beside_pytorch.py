@@ -1,7 +1,7 @@
 """Run by itself where flash-linear-attention is installed: our checkpoints there, and its checkpoints here.
 
-Argument: a folder to work in. Prints a line of JSON for each kind of model. The library's Triton
-kernels run in Triton's interpreter, which must be switched on before torch loads them.
+Arguments: a folder to work in and, unless all are meant, kinds of models. Prints a line of JSON for each. The library's
+Triton kernels run in Triton's interpreter, which must be switched on before torch loads them.
 """
 
 import contextlib
@@ -45,6 +45,25 @@ CONFIGS = {
     "one memory, GSA": {**BARE, "memory_rule": "gsa", "num_slots": 8, "gate_logit_normalizer": 8},
     "one memory, KDA": {"mixture": False, "memory_rule": "kda"},
     "one memory, Mamba2": {"mixture": False, "memory_rule": "mamba2", "expand_v": 2.0, "intermediate_size": 0},
+    "one memory, DeltaProduct": {
+        "mixture": False,
+        "memory_rule": "gated_deltaproduct",
+        "allow_neg_eigval": True,
+        "expand_v": 2.0,
+        "rule_options": ("num_householder=3",),
+    },
+    "one memory, Comba": {"mixture": False, "memory_rule": "comba", "expand_v": 2.0},
+    "one memory, MesaNet": {"mixture": False, "memory_rule": "mesanet", "use_output_gate": False},
+    "one memory, Raven": {"mixture": False, "memory_rule": "raven", "num_slots": 8, "gate_logit_normalizer": 8},
+    "one memory, Raven by slots": {
+        "mixture": False,
+        "memory_rule": "raven",
+        "num_slots": 8,
+        "use_output_gate": False,
+        "rule_options": ('slot_decay="slot"', 'slot_scores="softmax"', "slot_bias=false", "slot_top_k=3"),
+    },
+    "one memory, Mamba-3": {"mixture": False, "memory_rule": "mamba3", "expand_v": 2.0, "intermediate_size": 0},
+    "one memory, log-linear": {"mixture": False, "memory_rule": "log_linear_mamba2", "intermediate_size": None},
     "one memory, hybrid": {"mixture": False, "attn": AttentionConfig((0,), num_heads=4, num_kv_heads=4, qkv_bias=True)},
     "transformer": {"attn": AttentionConfig(layers=(0, 1), num_heads=4, num_kv_heads=2, rope_theta=5000.0)},
 }
@@ -108,8 +127,8 @@ def check(place, ours, ids):
     }
 
 
-def main(folder):
-    """Each kind of model, both ways."""
+def main(folder, *chosen):
+    """Each kind of model, or those that are chosen, both ways."""
     from mom_jax.evals.reference import interpreter
 
     interpreter.enable()  # before anything below loads Triton
@@ -117,16 +136,18 @@ def main(folder):
     from transformers.utils import logging
 
     from mom_jax.evals.reference import operators
+    from support.plain_pytorch import plain_layers
 
     logging.disable_progress_bar()
     ids = np.random.default_rng(5).integers(3, 48, (1, 12))
-    for number, (name, options) in enumerate(CONFIGS.items()):
+    kinds = {name: options for name, options in CONFIGS.items() if not chosen or name in chosen}
+    for number, (name, options) in enumerate(kinds.items()):
         ours = random_model(MoMConfig(**SIZES | {"intermediate_size": 48} | options), number)
-        with interpreter.stable_sort(), operators.with_attention(), contextlib.ExitStack() as stack:
+        with interpreter.stable_sort(), operators.with_attention(), plain_layers(), contextlib.ExitStack() as stack:
             if ours.config.mixture and len(set(ours.config.layer_kinds)) == 2:
                 stack.enter_context(operators.repaired_hybrid(ours.config.num_memories))
             print(json.dumps({"model": name, **check(Path(folder) / str(number), ours, ids)}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

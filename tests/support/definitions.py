@@ -89,6 +89,25 @@ def gated_deltaproduct(p: Parameters, x, sizes: RuleSizes, steps: int = 3):
     return reads
 
 
+def erase_then_delta(p: Parameters, x, sizes: RuleSizes):
+    """Decay, erase what e holds, then the delta rule at k."""
+    q, k, v = queries_keys_values(p, x, sizes)
+    q, k, v = unit(q), unit(k)[:, :, 0], v[:, :, 0]
+    e, gamma, beta = (
+        unit((x @ p["e_proj"][0]).reshape(k.shape)),
+        *(sigmoid(x @ p[n][0]) for n in ("erase_proj", "b_proj")),
+    )
+    g, one = log_decay(p, x @ p["a_proj"][0]), np.eye(k.shape[-1])
+    reads = np.zeros_like(v)
+    for h in range(sizes.num_heads):
+        state = np.zeros((k.shape[-1], v.shape[-1]))
+        for t in range(len(x)):
+            erase, write = (one - s[t, h] * np.outer(y[t, h], y[t, h]) for s, y in ((gamma, e), (beta, k)))
+            state = write @ erase @ (np.exp(g[t, h]) * state) + beta[t, h] * np.outer(k[t, h], v[t, h])
+            reads[t, h] = state.T @ q[t, h] / np.sqrt(k.shape[-1])
+    return reads
+
+
 def comba(p: Parameters, x, sizes: RuleSizes, feedback_decay: bool = False):
     """What p reads before the decay is taken from the value."""
     q, k, v = queries_keys_values(p, x, sizes)
@@ -109,7 +128,7 @@ def mamba3(p: Parameters, x, sizes: RuleSizes, rational: bool = False):
     """Both ends of the interval between two tokens are written; pairs of channels are complex numbers that turn."""
     heads, keys = sizes.num_heads, sizes.head_k_dim
     v = (x @ p["v_proj"][0]).reshape(len(x), heads, -1)
-    rate, step, share = (x @ p["gate_proj"][0]).reshape(len(x), heads, 3).transpose(2, 0, 1)
+    step, rate, share = (x @ p["gate_proj"][0]).reshape(len(x), heads, 3).transpose(2, 0, 1)
     rate = np.where(rate >= 0, 1 + rate, 1 / (1 - np.minimum(rate, 0))) if rational else softplus(rate)
     step, share = softplus(step + p["dt_bias"]), sigmoid(share)
     turns = np.pi * np.tanh(x @ p["angle_proj"][0])[:, None] * step[..., None]
@@ -224,7 +243,7 @@ def mesanet(p: Parameters, x, sizes: RuleSizes):
     shape = len(x), sizes.num_heads, -1
     q = unit(convolved(x @ p["q_proj.weight"], p["q_conv1d"]).reshape(shape))
     k = unit(convolved(x @ p["k_proj"][0], p["k_conv1d"]).reshape(shape))
-    v, ridge = (x @ p["v_proj"][0]).reshape(shape), softplus(p["ridge"]) + 0.25
+    v, ridge = (x @ p["v_proj"][0]).reshape(shape), softplus(p["ridge"]).reshape(sizes.num_heads, -1) + 0.25
     alpha, beta = (sigmoid(x @ p[f"{name}_proj"][0] + p[f"{name}_bias"][0]) for name in "ab")
     reads = np.zeros_like(v)
     for h, t in itertools.product(range(sizes.num_heads), range(len(x))):
@@ -271,6 +290,7 @@ DEFINITIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"rule_options": ("num_householder=3", "use_forget_gate=false"), "allow_neg_eigval": True},
     ),
     "comba": (comba, {}),
+    "erase_then_delta": (erase_then_delta, {}),
     "mesanet": (mesanet, {}),
     "log_linear_mamba2": (log_linear_mamba2, {"rule_options": ("log_linear_levels=6",)}),
     "log_linear_gla": (log_linear_gla, {"rule_options": ("log_linear_levels=6",)}),

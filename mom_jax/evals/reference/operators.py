@@ -126,7 +126,7 @@ def _mlp_forward(self, x, **_: Any):
 
 
 @contextlib.contextmanager
-def _replaced(*replacements: tuple[Any, str, Callable]) -> Iterator[None]:
+def replaced(*replacements: tuple[Any, str, Callable]) -> Iterator[None]:
     """Sets attributes (owner, name, value) inside the context."""
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
     for owner, name, value in replacements:
@@ -140,7 +140,7 @@ def _replaced(*replacements: tuple[Any, str, Callable]) -> Iterator[None]:
 
 def naive_operators() -> contextlib.AbstractContextManager[None]:
     """Replaces every Triton operator of a MoM model inside the context; only rotary embeddings keep theirs."""
-    return _replaced(
+    return replaced(
         (fla_mom, "chunk_gated_delta_rule", chunked_delta_rule),
         (fla_mom, "fused_recurrent_gated_delta_rule", delta_rule),
         (ShortConvolution, "forward", _convolution_forward),
@@ -166,7 +166,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, window_size:
 
 def with_attention() -> contextlib.AbstractContextManager[None]:
     """Puts `attention` where the library wants flash-attn, which needs a GPU."""
-    return _replaced((fla_attention, "flash_attn_func", attention))
+    return replaced((fla_attention, "flash_attn_func", attention))
 
 
 def repaired_hybrid(num_memories: int) -> contextlib.AbstractContextManager[None]:
@@ -180,4 +180,4 @@ def repaired_hybrid(num_memories: int) -> contextlib.AbstractContextManager[None
     def forward(self, hidden_states, *args: Any, **kwargs: Any):
         return *original(self, hidden_states, *args, **kwargs), hidden_states.new_zeros(0, num_memories)
 
-    return _replaced((fla_attention.Attention, "forward", forward))
+    return replaced((fla_attention.Attention, "forward", forward))

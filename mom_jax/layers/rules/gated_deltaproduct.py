@@ -10,7 +10,7 @@ its own key, value, strength and decay projections; the query projection, the sh
 """
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -19,6 +19,8 @@ from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.projections import head_log_decay, log_rates, per_memory, time_step_bias
 from mom_jax.layers.rules.deltanet import DeltaNet, DeltaNetOptions
+from mom_jax.layers.rules.gated_deltanet import GATED_TENSORS
+from mom_jax.layers.rules.published import CONV, Form, Layout, Published, Row, Table, alone
 from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
 from mom_jax.ops.delta_product import DeltaProductRows, delta_product
 from mom_jax.ops.primitive import Primitive
@@ -34,12 +36,34 @@ class GatedDeltaProductOptions(DeltaNetOptions):
     use_forget_gate: bool = True  # without it, DeltaProduct
 
 
+def _tensors(config: Any) -> Table:
+    """Those of Gated DeltaNet, but that channels lie step by step there, head by head within each."""
+    steps = config.named_rule_options().get("num_householder", GatedDeltaProductOptions.num_householder)
+    order = (config.num_heads, steps)
+    own = {f"attn.rule.{x}_proj": alone(f"attn.{x}_proj.weight", Form(transposed=True, swapped=order)) for x in "kvb"}
+    taps = {f"attn.rule.{x}_conv1d": Row(f"attn.{x}_conv1d.weight", Form(taps=True, swapped=order)) for x in "kv"}
+    return GATED_TENSORS | own | taps
+
+
 class GatedDeltaProduct(DeltaNet):
     """Decays are those of Gated DeltaNet; strengths are sigmoids, up to 2 with ``allow_neg_eigval``."""
 
     Options = GatedDeltaProductOptions
     paper = Paper("2502.10297", "section 3")
-    published = None
+    published = Published(
+        "gated_deltaproduct",
+        "GatedDeltaProductForCausalLM",
+        Layout(_tensors),
+        options=("use_output_gate", *CONV, "allow_neg_eigval"),
+        rule_options=("num_householder", "use_forget_gate"),
+        defaults={
+            "expand_v": 2.0,
+            "num_heads": 6,
+            "num_hidden_layers": 21,
+            "num_householder": 1,
+            "use_forget_gate": False,
+        },
+    )
     per_memory = (*DeltaNet.per_memory, "a_proj")
 
     def __init__(self, sizes: RuleSizes, options: GatedDeltaProductOptions, *, rngs: nnx.Rngs):

@@ -25,7 +25,8 @@ from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.projections import per_memory, project
 from mom_jax.layers.rules.gla import GLA, GLAOptions
-from mom_jax.layers.rules.mamba2 import Mamba2
+from mom_jax.layers.rules.mamba2 import PUBLISHED, Mamba2, state_space_tensors
+from mom_jax.layers.rules.published import BLOCK, Form, Row, Table, alone
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
 from mom_jax.ops.log_linear import LogLinearRows, log_linear
@@ -71,9 +72,28 @@ class LogLinear(QueryKeyValueRule):
         return LogLinearRows(rows.q, rows.k, rows.v, weights, packing.valid, rows.g), rest, cache
 
 
+def _tensors(config: Any) -> Table:
+    """Those of Mamba2, with all levels of a head behind the time steps."""
+    levels = LogLinearOptions.log_linear_levels
+    first = 2 * config.value_dim + 2 * config.head_dim + config.num_heads
+    part = (first, first + levels * config.num_heads)
+    return state_space_tensors(config, levels) | {
+        "attn.rule.level_proj": alone("mixer.in_proj.weight", Form(transposed=True, part=part)),
+        "attn.rule.level_scale": Row("mixer.L"),
+        "attn_norm.weight": Row("mixer_norm.weight"),
+    }
+
+
 class LogLinearMamba2(LogLinear, Mamba2):
     """Levels over Mamba2: scalar decay."""
 
+    published = dataclasses.replace(
+        PUBLISHED,
+        model_type="log_linear_mamba2",
+        architecture="LogLinearMamba2ForCausalLM",
+        tensors=PUBLISHED.tensors._replace(memory=_tensors, block=BLOCK),
+        fixed={"intermediate_size": None, "hidden_ratio": 4},
+    )
     per_memory = (*Mamba2.per_memory, "level_proj")
 
 

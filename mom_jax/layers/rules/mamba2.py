@@ -18,7 +18,9 @@ from mom_jax.layers.linear import param
 from mom_jax.layers.output import HiddenNormOutput, Output
 from mom_jax.layers.projections import log_rates, per_memory, time_step_bias
 from mom_jax.layers.rules.published import (
+    BACKBONE,
     MATRIX,
+    STATE_SIZES,
     Fields,
     Form,
     Layout,
@@ -27,8 +29,6 @@ from mom_jax.layers.rules.published import (
     Sizes,
     Table,
     alone,
-    channels,
-    ratio,
 )
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes
@@ -38,17 +38,14 @@ from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
 _ANY_STEP = (0.0, math.inf)
-_BACKBONE: Table = {
-    "embeddings": Row("backbone.embeddings.weight"),
-    "norm.weight": Row("backbone.norm_f.weight"),
-    "lm_head": Row("lm_head.weight"),
-}
 
 
-def _tensors(config: Any) -> Table:
-    """One projection to gate, value, key, query and time step; one convolution over value, key and query."""
-    values, keys = config.value_dim, config.head_dim
-    total = 2 * values + 2 * keys + config.num_heads
+def state_space_tensors(config: Any, further: int = 0) -> Table:
+    """One projection to gate, value, key, query and time step, and to ``further`` numbers for each head; one
+    convolution over value, key and query."""
+    values, keys, heads = config.value_dim, config.head_dim, config.num_heads
+    steps = 2 * values + 2 * keys  # first row
+    total = steps + heads * (1 + further)
     convolved = {"v": 0, "k": values, "q": values + keys}  # first rows
     table: Table = {
         "attn.output.g_proj.weight": Row("mixer.in_proj.weight", Form(transposed=True, part=(0, total))),
@@ -66,21 +63,14 @@ def _tensors(config: Any) -> Table:
         part = (first, values + 2 * keys)
         table[f"attn.rule.{name}_conv1d"] = Row("mixer.conv1d.weight", Form(taps=True, part=part))
         table[f"attn.rule.{name}_conv1d_bias"] = Row("mixer.conv1d.bias", Form(part=part))
-    steps = Form(transposed=True, part=(total - config.num_heads, total))
-    return table | {"attn.rule.dt_proj": alone("mixer.in_proj.weight", steps)}
+    return table | {"attn.rule.dt_proj": alone("mixer.in_proj.weight", Form(transposed=True, part=(steps, total)))}
 
 
 def _read_sizes(fields: Fields) -> Fields:
     limit = fields.get("dt_limit", _ANY_STEP)
     if not isinstance(limit, list | tuple) or tuple(map(_number, limit)) != _ANY_STEP:
         raise InputError("dt_limit", limit, f"not available in a mamba2 model; only {_ANY_STEP} is")
-    keys, values = fields["state_size"], fields["head_dim"]
-    total = int(fields["expand"] * fields["hidden_size"])
-    if total < 1 or total % values:
-        remedy = f"times hidden_size ({fields['hidden_size']}) must divide by head_dim ({values})"
-        raise InputError("expand", fields["expand"], remedy)
-    sizes = {"num_heads": total // values, "head_dim": keys, "expand_v": values / keys}
-    return sizes | {"conv_size": fields["conv_kernel"]}
+    return STATE_SIZES.read(fields) | {"conv_size": fields["conv_kernel"]}
 
 
 def _number(value: Any) -> Any:
@@ -89,16 +79,36 @@ def _number(value: Any) -> Any:
 
 
 def _write_sizes(fields: Fields) -> Fields:
-    heads, (_, values) = fields["num_heads"], channels(fields)
-    expand = ratio((fields["hidden_size"], values))
-    return {
-        "state_size": fields["head_dim"],
-        "head_dim": values // heads,
-        "num_heads": heads,
-        "expand": int(expand) if expand == int(expand) else expand,
-        "conv_kernel": fields["conv_size"],
+    return STATE_SIZES.write(fields) | {"conv_kernel": fields["conv_size"]}
+
+
+PUBLISHED = Published(
+    "mamba2",
+    "Mamba2ForCausalLM",
+    Layout(state_space_tensors, {}, BACKBONE, "backbone.layers.{layer}."),
+    sizes=Sizes(_read_sizes, _write_sizes),
+    defaults={
+        "hidden_size": 2048,
+        "state_size": 128,
+        "head_dim": 64,
+        "expand": 2,
+        "conv_kernel": 4,
+        "norm_eps": 1e-5,
+        "num_hidden_layers": 48,
+        "pad_token_id": 0,
+    },
+    only={
         "n_groups": 1,
-    }
+        "use_bias": False,
+        "use_conv_bias": True,
+        "D_has_hdim": False,
+        "rmsnorm": True,
+        "norm_before_gate": False,
+        "attn": None,
+    },
+    fixed={"intermediate_size": 0},
+    written={"attn": None, "use_output_gate": True, "use_short_conv": True},
+)
 
 
 class Mamba2(QueryKeyValueRule):
@@ -109,33 +119,7 @@ class Mamba2(QueryKeyValueRule):
 
     paper = Paper("2405.21060", "sections 6 and 7")
     paces = True
-    published = Published(
-        "mamba2",
-        "Mamba2ForCausalLM",
-        Layout(_tensors, {}, _BACKBONE, "backbone.layers.{layer}."),
-        sizes=Sizes(_read_sizes, _write_sizes),
-        defaults={
-            "hidden_size": 2048,
-            "state_size": 128,
-            "head_dim": 64,
-            "expand": 2,
-            "conv_kernel": 4,
-            "norm_eps": 1e-5,
-            "num_hidden_layers": 48,
-            "pad_token_id": 0,
-        },
-        only={
-            "n_groups": 1,
-            "use_bias": False,
-            "use_conv_bias": True,
-            "D_has_hdim": False,
-            "rmsnorm": True,
-            "norm_before_gate": False,
-            "attn": None,
-        },
-        fixed={"intermediate_size": 0},
-        written={"attn": None, "use_output_gate": True, "use_short_conv": True},
-    )
+    published = PUBLISHED
     primitive = SCALAR_DECAY
     scale = 1.0
     per_memory = (*QueryKeyValueRule.per_memory, "dt_proj")

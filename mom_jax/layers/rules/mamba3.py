@@ -14,17 +14,32 @@ projections; the query projection, norms, biases, ``dt_bias`` and the skip ``D``
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mom_jax.errors import InputError
 from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.output import GateOutput, HeadNormOutput, Output
 from mom_jax.layers.projections import per_memory, time_step_bias
+from mom_jax.layers.rules.published import (
+    BACKBONE,
+    MATRIX,
+    STATE_SIZES,
+    TAPS,
+    Fields,
+    Form,
+    Layout,
+    Published,
+    Row,
+    Sizes,
+    Table,
+    alone,
+)
 from mom_jax.layers.rules.qkv import ProjectionOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
 from mom_jax.ops.norm import rms_norm
@@ -50,12 +65,76 @@ class Mamba3Options(ProjectionOptions):
     outproj_norm: bool = False  # normalise reads within heads before they are gated
 
 
+def _tensors(config: Any) -> Table:
+    """One projection to gate, value, key, query, then step, rate and lambda of all heads, and angles."""
+    values, keys, heads = config.value_dim, config.head_dim, config.num_heads
+    turned = config.named_rule_options().get("rope_fraction", Mamba3Options.rope_fraction)
+    parts = {
+        "attn.output.g_proj.weight": values,
+        "attn.rule.v_proj": values,
+        "attn.rule.k_proj": keys,
+        "attn.rule.q_proj.weight": keys,
+        "attn.rule.gate_proj": 3 * heads,
+        "attn.rule.angle_proj": int(keys * turned) // 2,
+    }
+    table: Table = {
+        "attn.rule.dt_bias": Row("mixer.dt_bias"),
+        "attn.rule.D": Row("mixer.D"),
+        "attn.rule.q_norm": Row("mixer.C_norm.weight"),
+        "attn.rule.k_norm": Row("mixer.B_norm.weight"),
+        "attn.rule.q_bias": Row("mixer.C_bias", TAPS),
+        "attn.rule.k_bias": Row("mixer.B_bias", TAPS),
+        "attn.output.o_proj.weight": Row("mixer.out_proj.weight", MATRIX),
+        "attn_norm.weight": Row("norm.weight"),
+    }
+    first, total = 0, sum(parts.values())
+    for name, rows in parts.items():
+        order = (heads, 3) if name == "attn.rule.gate_proj" else None
+        form = Form(transposed=True, part=(first, total), swapped=order)
+        of_all = name.endswith(".weight")
+        table[name] = Row("mixer.in_proj.weight", form) if of_all else alone("mixer.in_proj.weight", form)
+        first += rows
+    return table
+
+
+def _write_sizes(fields: Fields) -> Fields:
+    if fields["rope_fraction"] not in (0.5, 1):
+        raise InputError("rope_fraction", fields["rope_fraction"], "the PyTorch library's mamba3 has 0.5 or 1 only")
+    return STATE_SIZES.write(fields)
+
+
 class Mamba3(QueryKeyValueRule):
     """All heads share queries and keys but for their biases and angles."""
 
     Options = Mamba3Options
     paper = Paper("2603.15569", "section 3")
     paces = True
+    published = Published(
+        "mamba3",
+        "Mamba3ForCausalLM",
+        Layout(_tensors, {}, BACKBONE, "backbone.layers.{layer}."),
+        sizes=Sizes(STATE_SIZES.read, _write_sizes),
+        rule_options=("rope_fraction",),
+        defaults={
+            "hidden_size": 2048,
+            "state_size": 128,
+            "head_dim": 64,
+            "expand": 2,
+            "norm_eps": 1e-5,
+            "num_hidden_layers": 48,
+            "pad_token_id": 0,
+        },
+        only={
+            "n_groups": 1,
+            "use_bias": False,
+            "A_floor": _SLOWEST,
+            "is_outproj_norm": False,
+            "is_mimo": False,
+            "attn": None,
+        },
+        fixed={"intermediate_size": 0},
+        written={"attn": None, "use_output_gate": True},
+    )
     scale = 1.0
     per_memory = (*QueryKeyValueRule.per_memory, "gate_proj", "angle_proj")
     shared_keys = True
@@ -95,7 +174,7 @@ class Mamba3(QueryKeyValueRule):
     ) -> tuple[TrapezoidRows, Float[Array, "N H V"], MemoryCache | None]:
         """Packed rows of the trapezoidal rule, the values for the skip, and the cache."""
         q, k, v, (gates, angle), cache = self.qkv(x, packing, cache, layer, self.gate_proj[...], self.angle_proj[...])
-        rate, step, share = jnp.moveaxis(heads(widened(gates), 3), -1, 0)
+        step, rate, share = jnp.moveaxis(heads(widened(gates), 3), -1, 0)
         step, share = jax.nn.softplus(step + self.dt_bias[...]), jax.nn.sigmoid(share)
         g = self.paced(-jnp.maximum(_RATES[self.options.rate](rate), _SLOWEST) * step, packing)
         turn = math.pi * jnp.tanh(widened(angle))[:, None] * step[..., None]

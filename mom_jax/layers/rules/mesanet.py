@@ -22,6 +22,7 @@ from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.projections import add_bias, per_memory
+from mom_jax.layers.rules.published import QKV, SAME, Fields, Layout, Published, Row, Sizes, alone
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes
 from mom_jax.ops.mesa import MESA, MesaRows
@@ -39,12 +40,36 @@ class MesaNetOptions(ConvOptions):
     lambda_lower_bound: Annotated[float, Range(above=0, most=1e4)] = 0.25  # what the regulariser is at least
 
 
+_TENSORS = QKV | {
+    "attn.rule.a_proj": alone("attn.a_proj.weight"),
+    "attn.rule.a_bias": alone("attn.a_proj.bias", SAME),
+    "attn.rule.b_proj": alone("attn.b_proj.weight"),
+    "attn.rule.b_bias": alone("attn.b_proj.bias", SAME),
+    "attn.rule.ridge": Row("attn.lambda_params"),
+    "attn.output.norm": Row("attn.o_norm.weight"),
+}
+
+
+def _write_sizes(fields: Fields) -> Fields:
+    return {name: fields[name] for name in ("num_heads", "head_dim")}
+
+
 class MesaNet(QueryKeyValueRule):
     """Decays and strengths are sigmoids with biases, one of each for a head."""
 
     Options = MesaNetOptions
     paper = Paper("2506.05233", "section 3")
     paces = True
+    published = Published(
+        "mesa_net",
+        "MesaNetForCausalLM",
+        Layout(_TENSORS),
+        sizes=Sizes(lambda fields: {}, _write_sizes),
+        options=("use_output_gate", "conv_size"),
+        rule_options=("lambda_lower_bound",),
+        defaults={"num_heads": 16, "head_dim": 128, "use_output_gate": False},
+        fixed={"expand_v": 1.0, "use_short_conv": True},
+    )
     primitive = MESA
     scale = 1.0
     per_memory = (*QueryKeyValueRule.per_memory, "a_proj", "a_bias", "b_proj", "b_bias")
@@ -55,12 +80,12 @@ class MesaNet(QueryKeyValueRule):
 
     def __init__(self, sizes: RuleSizes, options: MesaNetOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
-        memories, heads, of_heads = sizes.projections, sizes.num_heads, (None, "tensor")
+        memories, of_heads = sizes.projections, (None, "tensor")
         for name in ("a", "b"):
-            setattr(self, f"{name}_proj", per_memory(rngs, memories, sizes.hidden_size, heads))
-            setattr(self, f"{name}_bias", param(rngs, jax.nn.initializers.zeros, (memories, heads), of_heads))
+            setattr(self, f"{name}_proj", per_memory(rngs, memories, sizes.hidden_size, sizes.num_heads))
+            setattr(self, f"{name}_bias", param(rngs, jax.nn.initializers.zeros, (memories, sizes.num_heads), of_heads))
         start = jax.nn.initializers.constant(_START)
-        self.ridge = param(rngs, start, (heads, sizes.head_k_dim), ("tensor", None), decays=False)
+        self.ridge = param(rngs, start, (sizes.key_dim,), ("tensor",), decays=False)
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
@@ -70,4 +95,4 @@ class MesaNet(QueryKeyValueRule):
         g = self.paced(jax.nn.log_sigmoid(add_bias(widened(a), packing, self.a_bias[...])), packing)
         beta = jax.nn.sigmoid(add_bias(widened(b), packing, self.b_bias[...]))
         ridge = jax.nn.softplus(self.ridge[...]) + self.options.lambda_lower_bound
-        return MesaRows(q, k, v, g, beta, ridge), None, cache
+        return MesaRows(q, k, v, g, beta, ridge.reshape(-1, self.sizes.head_k_dim)), None, cache

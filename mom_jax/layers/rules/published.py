@@ -6,6 +6,7 @@ layer and memory.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -45,11 +46,13 @@ class Form:
         taps: they store a convolution as [channels, 1, W], we as [channels, W].
         part: ``(first, rows)``: theirs has ``rows`` rows, several of ours on top of each other (before
             transposing), and this one begins at row ``first``.
+        swapped: ``(a, b)``: their rows (before transposing) are b times a blocks, ours a times b.
     """
 
     transposed: bool = False
     taps: bool = False
     part: tuple[int, int] | None = None
+    swapped: tuple[int, int] | None = None
 
     def stored_shape(self, shape: Shape) -> Shape:
         """The shape of their tensor for ours of ``shape``."""
@@ -57,25 +60,37 @@ class Form:
         return (rows if self.part is None else self.part[1], *([1] if self.taps else []), *rest)
 
     def stored_index(self, index: Index, shape: Shape) -> Index:
-        """Where their tensor holds ``index`` of ours, which has ``shape`` in all."""
-        bounds = [slice(*cut.indices(size)[:2]) for cut, size in zip(index, shape, strict=True)]
-        if self.transposed:
-            bounds = bounds[::-1]
+        """Where ``index`` of ours lies in theirs, which has ``shape`` in all; of swapped rows all."""
+        rows, *others = self._bounds(index, shape)
+        if self.swapped is not None:
+            rows = slice(0, shape[-1] if self.transposed else shape[0])
         before = 0 if self.part is None else self.part[0]
-        rows = slice(before + bounds[0].start, before + bounds[0].stop)
-        return (rows, *([slice(0, 1)] if self.taps else []), *bounds[1:])
+        return (slice(before + rows.start, before + rows.stop), *([slice(0, 1)] if self.taps else []), *others)
 
-    def ours(self, stored: np.ndarray) -> np.ndarray:
-        """Our view of what was read at `stored_index`."""
+    def ours(self, stored: np.ndarray, index: Index, shape: Shape) -> np.ndarray:
+        """Our ``index`` of what was read at `stored_index`."""
         if self.taps:
-            return stored[:, 0]
+            stored = stored[:, 0]
+        if self.swapped is not None:
+            stored = _swapped(stored, self.swapped[::-1])[self._bounds(index, shape)[0]]
         return stored.T if self.transposed else stored
 
     def stored(self, ours: np.ndarray) -> np.ndarray:
         """Their view of a whole matrix of ours; of a ``part``, its own rows."""
-        if self.taps:
-            return ours[:, None]
-        return ours.T if self.transposed else ours
+        ours = ours.T if self.transposed else ours
+        if self.swapped is not None:
+            ours = _swapped(ours, self.swapped)
+        return ours[:, None] if self.taps else ours
+
+    def _bounds(self, index: Index, shape: Shape) -> list[slice]:
+        """Of ours, their rows first."""
+        bounds = [slice(*cut.indices(size)[:2]) for cut, size in zip(index, shape, strict=True)]
+        return bounds[::-1] if self.transposed else bounds
+
+
+def _swapped(rows: np.ndarray, blocks: tuple[int, int]) -> np.ndarray:
+    """Rows of a times b blocks as b times a blocks."""
+    return rows.reshape(*blocks, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
 
 
 SAME = Form()
@@ -111,6 +126,12 @@ BLOCK: Table = {
     "mlp.gate_proj.weight": Row("mlp.gate_proj.weight", MATRIX),
     "mlp.up_proj.weight": Row("mlp.up_proj.weight", MATRIX),
     "mlp.down_proj.weight": Row("mlp.down_proj.weight", MATRIX),
+}
+# A model of state spaces, which is made of mixers alone.
+BACKBONE: Table = {
+    "embeddings": Row("backbone.embeddings.weight"),
+    "norm.weight": Row("backbone.norm_f.weight"),
+    "lm_head": Row("lm_head.weight"),
 }
 # What most rules have; a single memory's projections have plain names.
 QKV: Table = {
@@ -177,8 +198,30 @@ def _write_ratios(fields: Fields) -> Fields:
     return {"num_heads": fields["num_heads"], "expand_k": ratio((hidden, keys)), "expand_v": ratio((hidden, values))}
 
 
+def _read_state_sizes(fields: Fields) -> Fields:
+    keys, values = fields["state_size"], fields["head_dim"]
+    total = int(fields["expand"] * fields["hidden_size"])
+    if total < 1 or total % values:
+        remedy = f"times hidden_size ({fields['hidden_size']}) must divide by head_dim ({values})"
+        raise InputError("expand", fields["expand"], remedy)
+    return {"num_heads": total // values, "head_dim": keys, "expand_v": values / keys}
+
+
+def _write_state_sizes(fields: Fields) -> Fields:
+    heads, (_, values) = fields["num_heads"], channels(fields)
+    expand = ratio((fields["hidden_size"], values))
+    return {
+        "state_size": fields["head_dim"],
+        "head_dim": values // heads,
+        "num_heads": heads,
+        "expand": int(expand) if expand == int(expand) else expand,
+        "n_groups": 1,
+    }
+
+
 HEAD_SIZES = Sizes(lambda fields: {}, _write_head_sizes)  # as ours, but for rounding
 RATIOS = Sizes(_read_ratios, _write_ratios)  # all channels, as ratios of the hidden size
+STATE_SIZES = Sizes(_read_state_sizes, _write_state_sizes)  # K as that of a state, V as that of a head
 
 
 def check_hidden_channels(model_type: str, fields: Fields, size: int) -> None:
@@ -197,6 +240,7 @@ class Published:
         tensors: where its parameters lie.
         sizes: of heads.
         options: our optional fields that it knows.
+        rule_options: options of the rule that it knows and that are no fields of ours.
         names: its names of our fields, where they differ.
         defaults: of its own fields, where they differ from ours.
         only: its own fields that change what is computed, with the one value that this library has.
@@ -209,6 +253,7 @@ class Published:
     tensors: Layout
     sizes: Sizes = HEAD_SIZES
     options: tuple[str, ...] = ()
+    rule_options: tuple[str, ...] = ()
     names: Fields = dataclasses.field(default_factory=dict)
     defaults: Fields = dataclasses.field(default_factory=dict)
     only: Fields = dataclasses.field(default_factory=dict)
@@ -222,11 +267,14 @@ class Published:
             InputError: an option that this library does not have, or sizes that do not fit together.
         """
         fields = self.defaults | fields
-        if "num_v_heads" in self.only and fields.get("num_v_heads") == fields.get("num_heads"):
-            fields = without(fields, "num_v_heads")
+        for name in ("num_v_heads", "num_kv_heads"):
+            if name in self.only and fields.get(name) == fields.get("num_heads"):
+                fields = without(fields, name)
         check_only(fields, self.model_type, self.only)
         fields = renamed(without(fields, *self.only), {published: name for name, published in self.names.items()})
-        return fields | self.sizes.read(fields) | self.fixed
+        fields |= self.sizes.read(fields) | self.fixed
+        named = tuple(f"{name}={json.dumps(fields[name])}" for name in self.rule_options if name in fields)
+        return without(fields, *self.rule_options) | ({"rule_options": named} if named else {})
 
     def check_writable(self, fields: Fields) -> None:
         """Refuses options of ours that it does not have."""

@@ -14,7 +14,8 @@ bias and decay projections; the query projection, norms, ``A_log`` and ``dt_bias
 """
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,19 @@ from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
 from mom_jax.layers.output import HeadNormOutput, HiddenNormOutput, Output
 from mom_jax.layers.projections import add_bias, head_log_decay, log_rates, per_memory, time_step_bias
+from mom_jax.layers.rules.published import (
+    MATRIX,
+    RATIOS,
+    SAME,
+    Fields,
+    Layout,
+    Published,
+    Row,
+    Sizes,
+    Table,
+    alone,
+    ratio,
+)
 from mom_jax.layers.rules.qkv import ProjectionOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
 from mom_jax.ops.gated_slots import GatedSlotsRows, gated_slots
@@ -45,6 +59,7 @@ class RavenOptions(ProjectionOptions):
     slot_top_k: Slots | None = None  # slots that a token moves; M / 8 if None
     slot_scores: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax is not renormalised over the chosen
     slot_decay: Literal["head", "slot"] = "head"  # a; slot: log sigmoid(W_f x) / gate_logit_normalizer, for each
+    slot_bias: bool = True  # the choice of slots has a bias
     gate_logit_normalizer: Divisor = 8  # with slot_decay slot: the larger, the slower slots move
 
     def __post_init__(self):
@@ -58,12 +73,83 @@ class RavenOptions(ProjectionOptions):
         return self.slot_top_k or max(1, self.num_slots // 8)
 
 
+_DECAYS = {"Mamba2": "head", "GLA": "slot"}
+
+
+def _tensors(config: Any) -> Table:
+    """Gate and norm have other names with a gate than without."""
+    own = config.named_rule_options().get("slot_decay", RavenOptions.slot_decay)
+    return {
+        **{f"attn.rule.{x}_proj": alone(f"attn.{x}_proj.weight") for x in ("k", "v", "r")},
+        "attn.rule.q_proj.weight": Row("attn.q_proj.weight", MATRIX),
+        "attn.rule.r_bias": alone("attn.r_bias", SAME),
+        "attn.rule.decay_proj": alone("attn.a_proj.weight" if own == "head" else "attn.f_proj.weight"),
+        **{f"attn.rule.{x}": Row(f"attn.{x}") for x in ("A_log", "dt_bias")},
+        **{f"attn.rule.{x}_norm": Row(f"attn.{x}_norm.weight") for x in ("q", "k")},
+        "attn.output.g_proj.weight": Row("attn.o_gate_proj.weight", MATRIX),
+        "attn.output.norm": Row("attn.o_norm.weight" if config.use_output_gate else "attn.g_norm.weight"),
+        "attn.output.o_proj.weight": Row("attn.o_proj.weight", MATRIX),
+    }
+
+
+def _read_sizes(fields: Fields) -> Fields:
+    decay = fields["decay_type"]
+    if not isinstance(decay, str) or decay not in _DECAYS:
+        raise InputError("decay_type", decay, f"expected {' or '.join(_DECAYS)}")
+    for name in ("expand_k", "expand_v"):
+        channels = fields["hidden_size"] * fields[name]
+        if not math.isclose(channels, round(channels)):
+            raise InputError(name, fields[name], f"times hidden_size ({fields['hidden_size']}) must be a whole number")
+        fields = fields | {name: ratio((fields["hidden_size"], round(channels)))}
+    sizes = RATIOS.read(fields)
+    slots = fields["num_slots"] or sizes["head_dim"]
+    few = fields["slot_top_k"]
+    if fields["num_slots"] is None and isinstance(few, int):
+        few = min(few, slots)
+    return sizes | {"num_slots": slots, "slot_top_k": few, "slot_decay": _DECAYS[decay]}
+
+
+def _write_sizes(fields: Fields) -> Fields:
+    few = fields["slot_top_k"] or max(1, fields["num_slots"] // 8)
+    decay = next(theirs for theirs, ours in _DECAYS.items() if ours == fields["slot_decay"])
+    return RATIOS.write(fields) | {"topk": few, "decay_type": decay, "add_gumbel_noise": False}
+
+
 class Raven(QueryKeyValueRule):
     """Gated slots, moved by a sparse router inside of each memory."""
 
     Options = RavenOptions
     paper = Paper("github.com/goombalab/raven", "equation 18")
     paces = True
+    published = Published(
+        "raven",
+        "RavenForCausalLM",
+        Layout(_tensors),
+        sizes=Sizes(_read_sizes, _write_sizes),
+        options=("use_output_gate", "num_slots", "gate_logit_normalizer"),
+        rule_options=("slot_top_k", "slot_scores", "slot_decay", "slot_bias"),
+        names={"slot_top_k": "topk", "slot_scores": "router_score", "slot_bias": "bias_rmm"},
+        defaults={
+            "expand_k": 1.0,
+            "expand_v": 1.0,
+            "num_heads": 4,
+            "hidden_size": 2048,
+            "num_slots": 64,
+            "gate_logit_normalizer": 8,
+            "use_output_gate": False,
+            "topk": 32,
+            "decay_type": "Mamba2",
+            "router_score": "sigmoid",
+            "bias_rmm": False,
+        },
+        only={
+            "num_kv_heads": None,
+            "feature_map": "swish",
+            "router_type": "lin",
+            "use_rope": False,
+            "elementwise_affine": True,
+        },
+    )
     scale = 1.0
     per_memory = (*QueryKeyValueRule.per_memory, "r_proj", "r_bias", "decay_proj")
 
@@ -72,7 +158,9 @@ class Raven(QueryKeyValueRule):
         slots, ones, zeros = sizes.num_heads * options.num_slots, jax.nn.initializers.ones, jax.nn.initializers.zeros
         decays = slots if options.slot_decay == "slot" else sizes.num_heads
         self.r_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, slots)
-        self.r_bias = param(rngs, zeros, (sizes.projections, slots), (None, "tensor"), decays=False)
+        if options.slot_bias:
+            of_slots = sizes.projections, sizes.num_heads, options.num_slots
+            self.r_bias = param(rngs, zeros, of_slots, (None, "tensor", None), decays=False)
         self.decay_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, decays)
         self.q_norm = param(rngs, ones, (sizes.head_k_dim,), (None,), decays=False)
         self.k_norm = param(rngs, ones, (sizes.head_k_dim,), (None,), decays=False)
@@ -108,8 +196,11 @@ class Raven(QueryKeyValueRule):
         """How much of its decay each slot gets, 0 but for the chosen ones."""
         logits, slots, sigmoid = widened(logits), self.options.num_slots, self.options.slot_scores == "sigmoid"
         scores = jax.nn.sigmoid(heads(logits, slots)) if sigmoid else jax.nn.softmax(heads(logits, slots), -1)
-        biased = add_bias(scores.reshape(logits.shape), packing, self.r_bias[...])
-        chosen = jnp.where(among_largest(heads(biased, slots), self.options.moved), scores, 0)
+        biased = scores
+        if self.options.slot_bias:
+            bias = self.r_bias[...]
+            biased = heads(add_bias(scores.reshape(logits.shape), packing, bias.reshape(len(bias), -1)), slots)
+        chosen = jnp.where(among_largest(biased, self.options.moved), scores, 0)
         return chosen / (jnp.sum(chosen, -1, keepdims=True) + 1e-9) if sigmoid else chosen
 
     def _log_decays(self, logits: Float[Array, "N F"]) -> Float[Array, "N H M"] | Float[Array, "N H 1"]:
