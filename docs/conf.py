@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import mom_jax  # noqa: E402
+from tools import notebooks  # noqa: E402
 
 project, author, release = "mom-jax", "The mom-jax authors", mom_jax.__version__
 copyright = "The mom-jax authors, Apache License 2.0"
@@ -58,7 +59,22 @@ def plain(app: Any, what: str, name: str, value: Any, options: Any, lines: list[
         lines[number] = "".join(part if part.startswith("`") else re.sub(r"([*|])", r"\\\1", part) for part in parts)
 
 
+def write_notebooks(app: Any) -> None:
+    """Each tutorial as a notebook, for `offer_notebook` to link to."""
+    notebooks.write(Path(app.srcdir, "api/notebooks"))
+
+
+def offer_notebook(app: Any, name: str, source: list[str]) -> None:
+    """A link to itself as a notebook below the title of a tutorial."""
+    folder, _, page = name.rpartition("/")
+    if folder == "tutorials":
+        title, rest = source[0].split("\n", 1)
+        source[0] = f"{title}\n\n{{download}}`This page as a notebook </api/notebooks/{page}.ipynb>`\n{rest}"
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.connect("builder-inited", write_notebooks)
+    app.connect("source-read", offer_notebook)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon
     app.connect("autodoc-skip-member", skipped)

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import itertools
 import os
 import re
 import runpy
@@ -59,13 +58,6 @@ def test_the_table_of_memory_rules():
         assert all(float(number) < 1e-4 for number in measured)
 
 
-def test_readme_example_runs():
-    """The example runs as printed and shows the shapes it claims."""
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    out = run_python(example)
-    assert out.startswith("(2, 24, 264) ") and out.rstrip().endswith("(2, 32)")
-
-
 def test_readme_tree_and_links_exist():
     """Every folder and file in the README's tree, and every local link of the README and the guides."""
     (tree,) = re.findall(r"```\n(pallas_kernels/.*?)```", README, flags=re.DOTALL)
@@ -116,17 +108,6 @@ def test_every_command_that_is_shown_can_be_pasted(page, monkeypatch):
         if words[0] != "help" and not words[0].startswith("-"):
             with pytest.raises(Parsed):
                 dispatch(words)
-
-
-def test_readme_commands_follow_from_each_other():
-    """Each takes text that every machine has, or what one before it has written."""
-    commands, made = shown_commands(ROOT / "README.md"), {"stdlib"}
-    assert len(commands) > 6
-    for verb, *words in commands:
-        paths = [after for word, after in itertools.pairwise(words) if word == "--data.path"]
-        paths += words[:1] if verb in ("eval", "report", "generate", "convert", "inspect", "push") else []
-        assert set(paths) <= made, (verb, words)
-        made |= {after for word, after in itertools.pairwise(words) if word in ("--run-dir", "prepare")}
 
 
 def test_what_is_installed_comes_from_the_source_folder():

@@ -40,6 +40,7 @@ CPU = {
     "length": Table("cpu:length_table", "Length: MoM mixer (hidden 256, H=4, K=V=64), forward + backward", "2"),
     "decoding": Table("cpu:decode_table", "Decoding: 4 layers, hidden 512, H=4, K=V=128, batch 1", "1"),
     "compile": Table("cpu:compile_table", "Compile time of a train step, mom-340m sizes", "1"),
+    "start": Table("start:start_table", "Starts of commands: with no program kept, and again", "3"),
     "recurrences": Table("rules:rule_table", "Recurrences, forward + backward, T=2048, H=4, float32", "8"),
     "slots": Table("rules:slots_table", "Sparse delta memories by their slots, hidden 256, H=4, V=64, T=2048", "1"),
     "rules": Table("rules:mixture_table", "Mixtures of every rule against one memory, hidden 256, H=4, T=2048", "5"),
