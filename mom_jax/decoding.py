@@ -78,16 +78,16 @@ def generate(
         InputError: an option out of its range, an empty prompt, a token id outside the vocabulary, or a model
             whose logits are not finite.
     """
-    input_ids = jnp.asarray(input_ids, jnp.int32)
+    input_ids = np.asarray(input_ids, np.int32)
     steps = max_new_tokens if on_token is None else 1
     new = []
     for tokens in generate_blocks(
         model, input_ids, max_new_tokens, steps, attention_mask, temperature, top_k, top_p, rng, eos_token_id, allowed
     ):
-        new.append(tokens)
+        new.append(np.asarray(tokens))
         if on_token is not None:
-            on_token(np.asarray(tokens[:, 0]))
-    return jnp.concatenate([input_ids, *new], 1)
+            on_token(new[-1][:, 0])
+    return jnp.asarray(np.concatenate([input_ids, *new], 1))
 
 
 def generate_blocks(
@@ -110,14 +110,14 @@ def generate_blocks(
     Raises:
         InputError: as `generate`, when the first block is asked for; for logits that are not finite, with their block.
     """
-    input_ids = jnp.asarray(input_ids, jnp.int32)
+    input_ids = np.asarray(input_ids, np.int32)  # what is done to prompts on the host needs no program
     ends = _ids(eos_token_id)
     _check_prompts(model, input_ids)
     _check_options(model.config.vocab_size, max_new_tokens, temperature, top_k, top_p, rng, ends, allowed)
-    mask = jnp.ones_like(input_ids) if attention_mask is None else jnp.asarray(attention_mask, jnp.int32)
+    mask = np.ones_like(input_ids) if attention_mask is None else np.asarray(attention_mask, np.int32)
     if mask.shape != input_ids.shape:
         raise InputError("attention_mask.shape", mask.shape, f"expected {input_ids.shape}, as input_ids")
-    if not bool(mask[:, -1].all()):
+    if not mask[:, -1].all():
         raise InputError("attention_mask", "0 in the last column", "pad prompts on the left")
 
     blocks = -(-max_new_tokens // block)
@@ -127,7 +127,7 @@ def generate_blocks(
     allowed = None if allowed is None else jnp.asarray(allowed)
     rng = jax.random.key(0) if rng is None else rng
     state = _read(model, input_ids, mask, blocks * block, allowed, rng)
-    knobs = (jnp.float32(temperature), jnp.float32(1.0 if top_p is None else top_p))
+    knobs = (np.float32(temperature), np.float32(1.0 if top_p is None else top_p))
     for _ in range(blocks):
         state, tokens = _decode(graph, sampling, block, params, state, allowed, *knobs)
         if np.asarray(tokens).min() == _NO_NUMBER:
@@ -186,7 +186,7 @@ def _read(model, input_ids, mask, new_tokens, allowed, rng):
     graph, params = nnx.split(model)
     length = input_ids.shape[1]
     padded = _bucket(length) if length <= _PIECE else -(-length // _PIECE) * _PIECE
-    input_ids, mask = (jnp.pad(a, ((0, 0), (padded - length, 0))) for a in (input_ids, mask))
+    input_ids, mask = (np.pad(a, ((0, 0), (padded - length, 0))) for a in (input_ids, mask))
     capacity = _bucket(padded + new_tokens) if model.config.attention else None
     state = None
     for start in range(0, padded, _PIECE):

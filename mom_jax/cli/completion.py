@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mom_jax.data.tokenizers import StreamDecoder, Tokenizer, load_tokenizer, token_rows
@@ -77,7 +76,7 @@ def _new_ids(
 ) -> Iterator[int]:
     blocks = generate_blocks(
         model,
-        jnp.asarray(ids)[None],
+        ids[None],
         max_new_tokens,
         block=1,
         temperature=choices.temperature,
@@ -87,7 +86,7 @@ def _new_ids(
         eos_token_id=ends,
         allowed=rows,
     )
-    return itertools.takewhile(lambda token: token not in ends, (int(block[0, 0]) for block in blocks))
+    return itertools.takewhile(lambda token: token not in ends, (int(np.asarray(block)[0, 0]) for block in blocks))
 
 
 def _texts(tokenizer: Tokenizer, prompt: np.ndarray, new: Iterable[int]) -> Iterator[str]:

@@ -203,7 +203,7 @@ def restore_params(folder: Path, step: int, program: Program, *, ema: bool = Fal
     if ema and not (checkpoint / "ema").is_dir():
         remedy = "keeps no moving average of the parameters; train with --optimizer.ema-decay 0.999, or leave this out"
         raise InputError("ema", checkpoint, remedy)
-    return storage.read_leaves(checkpoint / ("ema" if ema else "params"), program.abstract.params)
+    return storage.read_leaves(checkpoint / ("ema" if ema else "params"), program.abstract_params)
 
 
 def holds_weights_alone(folder: Path, step: int) -> bool:

@@ -50,18 +50,22 @@ class Program:
         return own or make_optimizer(self.config.optimizer, self.schedule, self.parts.decays, self.parts.matrices)
 
     @cached_property
+    def abstract_params(self) -> dict[Any, Any]:
+        """Shapes, dtypes and shardings of the parameters, for which no optimizer is made."""
+        places = param_shardings(self.parts.abstract, self.mesh)
+        return _placed(nnx.to_pure_dict(self.parts.abstract), places)
+
+    @cached_property
     def abstract(self) -> TrainState:
         """Shapes, dtypes and shardings of the state: parameters by their metadata, moments like their parameters."""
-        shapes = jax.eval_shape(self.first_state)
+        shapes = jax.eval_shape(self.state_of, nnx.to_pure_dict(self.parts.abstract))
         whole = NamedSharding(self.mesh, PartitionSpec())
-        placed = param_shardings(self.parts.abstract, self.mesh)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
         moments = _placed_as(shapes.params, placed, shapes.opt_state, whole)
         ema = None if shapes.ema is None else placed
         spikes = jax.tree.map(lambda _: whole, shapes.spikes)
         shardings = TrainState(placed, moments, whole, whole, whole, whole, ema, spikes)
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
-        )
+        return _placed(shapes, shardings)
 
     @property
     def shardings(self) -> TrainState:
@@ -80,7 +84,10 @@ class Program:
 
     def first_state(self) -> TrainState:
         """What `init_state` compiles."""
-        params = nnx.to_pure_dict(nnx.split(build_model(self.config.model, self.config.seed))[1])
+        return self.state_of(nnx.to_pure_dict(nnx.split(build_model(self.config.model, self.config.seed))[1]))
+
+    def state_of(self, params: Any) -> TrainState:
+        """The state before the first step with these parameters."""
         # Every leaf gets a buffer of its own, for the step donates them all.
         return TrainState(
             params,
@@ -92,6 +99,13 @@ class Program:
             None if self.config.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params),
             first_statistics(self.config.spikes),
         )
+
+
+def _placed(shapes: Any, places: Any) -> Any:
+    def place(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, shapes, places)
 
 
 def _placed_as(params: Any, places: Any, state: Any, other: NamedSharding) -> Any:
