@@ -39,6 +39,7 @@ ELSEWHERE = {
     "mom-jax pull": "tests/cli/test_hub.py",
     "mom-jax generate runs/tiny": "of what was pulled: tests/cli/test_hub.py",
     "export XLA_FLAGS": "several devices are a process's own: tests/training/test_sharding.py",
+    "mom-jax train mom-tiny --data.path stdlib --data.batch-size 4 --steps 20": "on those devices",
     "mom-jax train mom-tiny --mesh.fsdp 2": "several processes: tests/cli/test_processes.py",
     "srun": "several processes: tests/cli/test_processes.py, tests/test_launch.py",
     "mom-jax train mom-1.3b": "eight devices: tests/training/test_sharding.py, tests/cli/test_dry_run.py",
@@ -63,6 +64,7 @@ ELSEWHERE = {
     "import optax": "tests/training/test_examples.py",
     "from mom_jax.ops.loss": "tests/training/test_examples.py",
     "import numpy as np": "tests/training/test_examples.py",
+    "mom-jax completion": "tests/test_packaging.py",
     "mom-jax convert --from": "tests/cli/test_convert.py",
     "mom-jax eval runs/mom-tiny --sequence-length": "tests/cli/test_verbs.py",
     "mom-jax generate runs/mine --prompt-file": "tests/cli/test_generate.py",
@@ -149,7 +151,7 @@ def test_where_else_is_there():
 INLINE = re.compile(r"`((?:make|pytest|python3?|tools/[\w./-]+)(?: [^`]*)?)`")
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*pages()], ids=lambda page: page.stem)
 def test_commands_inside_of_sentences(page):
     """Targets of make, files of tests and names of theirs, modules and scripts are there."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
@@ -159,7 +161,7 @@ def test_commands_inside_of_sentences(page):
             assert {word for word in words[1:] if "=" not in word} <= targets, command
             words = shlex.split(next((word[5:] for word in words if word.startswith("ARGS=")), ""))
         files = [ROOT / word for word in words if word.startswith(("tests/", "tools/", "mom_jax/"))]
-        if "-m" in words[:2]:
+        if words[1:2] == ["-m"] and words[2:3] != ["pytest"]:
             files.append(ROOT / words[2].replace(".", "/"))
         assert all(file.exists() or file.with_suffix(".py").exists() for file in files), command
         if "-k" in words and files:
