@@ -28,7 +28,7 @@ from mom_jax.training.log import read_metrics
 
 _SIZES = "--model.hidden-size 32 --model.num-hidden-layers 1 --model.head-dim 16 --model.intermediate-size 64"
 _RUN = "--data.sequence-length 64 --log-every 2 --eval-every 100000 --checkpoint.every 4 --checkpoint.keep 3"
-_BOUND = 120  # seconds in which the processes that are left have to end; JAX's heartbeat takes up to 100
+_BOUND = 120  # seconds in which the processes that are left have to end
 
 
 def command(run_dir: Path, text: Path, steps: int) -> list[str]:
@@ -38,8 +38,8 @@ def command(run_dir: Path, text: Path, steps: int) -> list[str]:
     return [sys.executable, "-m", "mom_jax", "train", "mom-tiny", *options]
 
 
-def start(line: list[str], count: int) -> list[subprocess.Popen]:
-    """The run in so many processes, each of one device."""
+def start(line: list[str], count: int, folder: Path) -> list[subprocess.Popen]:
+    """The run in so many processes, each of one device; what they complain about goes into files of the folder."""
     meet = [[]]
     if count > 1:
         with socket.socket() as free:
@@ -47,8 +47,22 @@ def start(line: list[str], count: int) -> list[subprocess.Popen]:
             address = f"127.0.0.1:{free.getsockname()[1]}"
         by = ["--processes.coordinator", address, "--processes.count", str(count), "--processes.index"]
         meet = [[*by, str(index)] for index in range(count)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return [subprocess.Popen([*line, *more], **quiet) for more in meet]
+    processes = []
+    for index, more in enumerate(meet):
+        with _complaints(folder, index).open("w", encoding="utf-8") as file:
+            processes.append(subprocess.Popen([*line, *more], stdout=subprocess.DEVNULL, stderr=file))
+    return processes
+
+
+def _complaints(folder: Path, index: int) -> Path:
+    return folder / f"complaints-{index}"
+
+
+def said_so(folder: Path, count: int) -> int:
+    """How many processes have said in one line that another one ended before them, and nothing else of their own."""
+    texts = [_complaints(folder, index).read_text(encoding="utf-8", errors="replace") for index in range(count)]
+    own = [[line for line in text.splitlines() if line.startswith("mom-jax: ")] for text in texts]
+    return sum(len(lines) == 1 and "ended before the others" in lines[0] for lines in own)
 
 
 def ended(processes: list[subprocess.Popen]) -> bool:
@@ -109,26 +123,28 @@ def main() -> int:
         folder = Path(place)
         text = folder / "text.txt"
         text.write_text(" ".join(rng.choices(["some", "words", "of", "a", "text"], k=20000)), "utf-8")
-        run_dir, parting, kills, saves = folder / "killed", 0.0, 0, 0
+        run_dir, parting, told, kills, saves = folder / "killed", 0.0, 0, 0, 0
         while kills < arguments.kills:
-            processes = start(command(run_dir, text, arguments.steps), arguments.processes)
+            processes = start(command(run_dir, text, arguments.steps), arguments.processes, folder)
             wait_for_moment(run_dir, processes, rng, inside_save=kills % 2 == 1)
             if ended(processes):
                 statuses = [process.wait(_BOUND) for process in processes]
                 print(f"ended by itself with {statuses} before kill {kills + 1}")
                 return 1
             kills, saves = kills + 1, saves + kills % 2
-            parting = max(parting, kill_one(processes, rng))
-            print(
-                f"kill {kills}: checkpoints {sorted(p.name for p in (run_dir / 'checkpoints').iterdir())}", flush=True
-            )
+            seconds = kill_one(processes, rng)
+            parting, told = max(parting, seconds), told + said_so(folder, arguments.processes)
+            checkpoints = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+            print(f"kill {kills}: the others ended after {seconds:.1f} s; checkpoints {checkpoints}", flush=True)
         for run in (run_dir, folder / "alone"):
-            if any(process.wait() for process in start(command(run, text, arguments.steps), arguments.processes)):
+            processes = start(command(run, text, arguments.steps), arguments.processes, folder)
+            if any(process.wait() for process in processes):
                 print(f"{run} cannot be trained to its end")
                 return 1
         found = differences(run_dir, folder / "alone")
     same = f"no: {', '.join(found)}" if found else "yes"
-    print(f"| {arguments.processes} | {kills} | {saves} | {parting:.0f} s | {same} |")
+    others = f"{parting:.0f} s, {told} of {kills * (arguments.processes - 1)} in one line"
+    print(f"| {arguments.processes} | {kills} | {saves} | {others if arguments.processes > 1 else '-'} | {same} |")
     return bool(found)
 
 

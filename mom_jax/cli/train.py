@@ -62,11 +62,16 @@ def main(args: Sequence[str]) -> int:
         return _give_up(error, args)
     # JAX loads only now, after the arguments have proved sound.
     from mom_jax.cli.runs import console
-    from mom_jax.runs import train_and_report
-    from mom_jax.training.processes import join
+    from mom_jax.training.processes import joined
 
-    join(arguments.processes)
-    out = console()
+    with joined(arguments.processes):
+        _train(arguments, run, console())
+    return 0
+
+
+def _train(arguments: TrainArguments, run: TrainConfig, out: "Console") -> None:
+    from mom_jax.runs import train_and_report
+
     if run != arguments.run:
         tokenizer, run_tokenizer = arguments.data.tokenizer, run.data.tokenizer
         which = f"the tokenizer {run_tokenizer}, which is used in place of {tokenizer}"
@@ -75,7 +80,6 @@ def main(args: Sequence[str]) -> int:
         _preview(run, out)
     else:
         train_and_report(run, out)
-    return 0
 
 
 def _preview(run: TrainConfig, out: "Console") -> None:

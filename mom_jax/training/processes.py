@@ -15,19 +15,37 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from mom_jax.errors import InputError
 from mom_jax.locks import only_writer
 from mom_jax.paths import absolute
+from mom_jax.training.companions import Companions
 from mom_jax.training.config import ProcessesConfig
+from mom_jax.training.meeting import Connections, meet
 
 _MEETING_SECONDS = 300  # that the first to come waits for the others
 _PARTING_SECONDS = 60  # that the first to end waits for them; the report is written meanwhile
 _BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # names another address to listen at, as behind a router; JAX reads it
 
 
-def join(config: ProcessesConfig, *, sound: bool = True) -> None:
+@contextmanager
+def joined(config: ProcessesConfig) -> Iterator[None]:
+    """`join`, and the others end soon when this process dies in the body, or this one when one of them does."""
+    companions = Companions(join(config))
+    try:
+        yield
+    except BaseException as error:
+        lost = None if isinstance(error, InputError) else companions.lost(wait=2.0)
+        if lost is not None:
+            raise lost from error  # what fails then fails for that
+        companions.leave()
+        raise
+    companions.part()
+
+
+def join(config: ProcessesConfig, *, sound: bool = True) -> Connections:
     """Meets the other processes, if there are others; call it before JAX is used for the first time.
 
     Process 0 listens at the coordinator's address and nowhere else. JAX parts from the others when this process ends. A
@@ -37,20 +55,21 @@ def join(config: ProcessesConfig, *, sound: bool = True) -> None:
         config: where they meet.
         sound: False tells the others that this process gives up, so that they need not wait for it.
 
+    Returns:
+        connections that the others close when they end.
+
     Raises:
-        InputError: ``auto`` where no cluster is found, the others cannot be reached, or one of them gives up.
+        InputError: ``auto`` where no cluster is found, others are missing, cannot be reached, or give up.
     """
     if config.coordinator is None:
-        return
-    address = None if config.coordinator == "auto" else config.coordinator
+        return {}
     patience = _MEETING_SECONDS if sound else _PARTING_SECONDS
-    if address is not None:
-        if config.index:
-            wait_for(address, patience)
-        elif _BIND not in os.environ:
-            _check_coordinator(address)
-    _connect(config, address, patience)
+    place = _place(config, patience)
+    bind = os.environ.get(_BIND, _everywhere(place[0]) if place and config.coordinator == "auto" else None)
+    others = {} if place is None else meet(*place, patience, bind)
+    _connect(config, None if config.coordinator == "auto" else config.coordinator, patience)
     _agree(sound)
+    return others
 
 
 def _connect(config: ProcessesConfig, address: str | None, patience: int) -> None:
@@ -71,36 +90,20 @@ def _connect(config: ProcessesConfig, address: str | None, patience: int) -> Non
         raise InputError("processes.coordinator", config.coordinator, remedy) from error
 
 
-def _check_coordinator(address: str) -> None:
-    """Whether this machine can listen at HOST:PORT; where it cannot, JAX would end this process with a stack trace."""
-    host, _, port = address.rpartition(":")
-    try:
-        family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(place)
-    except (OSError, OverflowError) as error:
-        remedy = f"process 0 cannot listen there ({error}); give a free port of its own machine"
-        raise InputError("processes.coordinator", address, remedy) from error
+def _place(config: ProcessesConfig, patience: int) -> tuple[str, int, int] | None:
+    """Address of process 0, number of processes, and which of them this is; None where no cluster says so."""
+    if config.coordinator != "auto":
+        return str(config.coordinator), config.count or 1, config.index or 0
+    try:  # as JAX would itself; it has no other name for this
+        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, [0], None, patience)[:3]
+    except (ValueError, RuntimeError, OSError) as error:
+        raise InputError("processes.coordinator", "auto", f"the cluster does not answer ({error})") from error
+    return None if None in found else found  # type: ignore[return-value]
 
 
-def wait_for(address: str, seconds: float) -> None:
-    """Returns when process 0 listens at HOST:PORT; JAX would end this process with a stack trace if it does not.
-
-    Raises:
-        InputError: there is no such host, or nobody listens there for so long.
-    """
-    host, _, port = address.rpartition(":")
-    last = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-            return
-        except (OSError, OverflowError) as error:
-            if isinstance(error, socket.gaierror | OverflowError) or time.monotonic() > last:
-                remedy = f"process 0 does not answer there ({error}); start it too, and make sure that its port is open"
-                raise InputError("processes.coordinator", address, remedy) from error
-        time.sleep(0.5)
+def _everywhere(address: str) -> str:
+    """Where JAX lets process 0 listen if a cluster names it, for a machine may have several names."""
+    return f"{'[::]' if socket.has_dualstack_ipv6() else '0.0.0.0'}:{address.rpartition(':')[2]}"
 
 
 def is_first() -> bool:

@@ -168,20 +168,20 @@ class RemoteRun:
         whole = _steps(names, whole=True)
         here = [path for path in step_folders(self.folder / _CHECKPOINTS) if manifest.is_committed(path)]
         for path in here[-keep:]:
-            if int(path.name) not in whole or not self._is_same(int(path.name)):
-                self._push_checkpoint(path, replaces=int(path.name) in whole)
+            try:
+                if int(path.name) not in whole or not self._is_same(int(path.name)):
+                    self._push_checkpoint(path, replaces=int(path.name) in whole)
+            except FileNotFoundError:
+                if manifest.is_committed(path):
+                    raise
+                continue  # the run has removed it meanwhile
         self._clean_up(max((int(path.name) for path in here), default=-1), keep)
 
     def _push_checkpoint(self, path: Path, *, replaces: bool) -> None:
         seal, sealed = self._at(f"{_CHECKPOINTS}/{path.name}/{manifest.NAME}"), (path / manifest.NAME).read_bytes()
         if replaces:
             self._system.rm_file(seal)
-        try:
-            self._put(file for file in path.rglob("*") if file.is_file() and file.name != manifest.NAME)
-        except FileNotFoundError:
-            if path.exists():
-                raise
-            return  # the run has removed it meanwhile
+        self._put(file for file in path.rglob("*") if file.is_file() and file.name != manifest.NAME)
         self._check_writer()
         self._system.pipe_file(seal, sealed)
 

@@ -20,7 +20,7 @@ from mom_jax.errors import InputError
 from mom_jax.training import processes
 from mom_jax.training.config import ProcessesConfig
 from mom_jax.training.log import read_metrics
-from mom_jax.training.processes import check_same, join, wait_for
+from mom_jax.training.processes import check_same, join
 from mom_jax.training.sittings import packages
 
 
@@ -215,7 +215,7 @@ def test_the_coordinator_listens_at_its_address_alone(monkeypatch):
         join(ProcessesConfig("192.0.2.1:1234", 2, 0))  # nobody's, by RFC 5737
     called = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: called.update(options))
-    join(ProcessesConfig(address, 2, 0))
+    join(ProcessesConfig(address, 1, 0))
     assert called["coordinator_bind_address"] == address
 
 
@@ -236,11 +236,3 @@ def test_a_process_that_does_not_know_its_place_is_one_line(options, message, ca
     assert main(["train", "mom-tiny", *options.split()]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-
-
-def test_a_port_where_nobody_listens():
-    with socket.socket() as closed:  # bound, but not listening
-        closed.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{closed.getsockname()[1]}"
-        with pytest.raises(InputError, match=rf"coordinator={address}: process 0 does not answer there .*refused"):
-            wait_for(address, seconds=0.1)
