@@ -1,8 +1,9 @@
 """Writes the tables of docs/scaling.md: plans of the published sizes, and scaling over simulated devices.
 
-    python -m tools.scaling [rows] [weak] [plans]
+    python -m tools.scaling [rows] [sent] [weak] [plans]
 
     rows    one long row of mom-tiny split over 1 to 8 simulated devices: bytes and FLOPs of a device fall
+    sent    mom-tiny on simulated devices along each axis: what they send each other in a step
     weak    mom-tiny on 1 to 512 simulated devices, the same rows for each: bytes and FLOPs of a device stay
     plans   the training step of mom-340m and mom-1.3b, compiled for TPUs and GPUs that are not here
 
@@ -11,10 +12,12 @@ anew unless `--anew` is given. A plan is what ``mom-jax plan PRESET --topology N
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -32,7 +35,7 @@ sys.path.append(str(FOLDER))  # before JAX looks for compilers
 import jax
 
 from mom_jax.cli import plan as verb
-from mom_jax.planning.compiled import compile_step
+from mom_jax.planning.compiled import axes_between, compile_step
 from mom_jax.planning.step import sized
 from mom_jax.training.config import MeshConfig, get_train_preset
 from mom_jax.training.program import Program
@@ -44,6 +47,7 @@ PLANS = (
     ("mom-340m", "h100:8"), ("mom-1.3b", "v5p:8x8x8"), ("mom-340m", "v5e:4x4"), ("mom-1.3b", "h100:64"),
     ("mom-340m", "v6e:2x4"), ("mom-1.3b", "v6e:8x8"), ("mom-340m", "v5p:2x2x2"), ("mom-1.3b", "v5e:16x16"),
 )  # fmt: skip
+ALONG = ({"data": 8}, {"fsdp": 8}, {"sequence": 8}, {"tensor": 2}, {"fsdp": 2, "sequence": 2, "tensor": 2})
 PIECES, LONG = (1, 2, 4, 8), 8192  # simulated devices, and tokens of a row that is split over them
 DEVICES = (1, 8, 64, 512)
 ROWS, LENGTH = 8, 128  # of each simulated device
@@ -97,6 +101,25 @@ def rows() -> Iterator[str]:
         )
 
 
+def sent() -> Iterator[str]:
+    """Compiles a step of mom-tiny for simulated devices along each axis, and counts what they send."""
+    yield "| mesh | exchange | along | times | MiB sent |"
+    yield "|---|---|---|---|---|"
+    config = get_train_preset("mom-tiny")
+    for axes in ALONG:
+        run = dataclasses.replace(config, mesh=MeshConfig(**{"data": 1, **axes}))
+        mesh = make_mesh(run.mesh, jax.devices()[: math.prod(axes.values())])
+        check_fit(run, mesh)
+        found: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0])
+        for each in compile_step(Program(run, mesh)).sent:
+            total = found[each.kind, ", ".join(axes_between(each, mesh)) or "none"]
+            total[0] += each.times
+            total[1] += each.times * each.sent
+        shown = ", ".join(f"{axis} {size}" for axis, size in axes.items())
+        for (kind, along), (times, size) in sorted(found.items(), key=lambda entry: -entry[1][1]):
+            yield f"| {shown} | {kind} | {along} | {times:,.0f} | {size / 2**20:.3f} |"
+
+
 def weak() -> Iterator[str]:
     """Compiles a step of mom-tiny for ever more simulated devices with the same rows each.
 
@@ -124,12 +147,13 @@ def weak() -> Iterator[str]:
 def main() -> None:
     """Makes the chosen tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("tables", nargs="*", choices=["rows", "weak", "plans", []], help="which tables; all by default")
+    names = ["rows", "sent", "weak", "plans"]
+    parser.add_argument("tables", nargs="*", choices=[*names, []], help="which tables; all by default")
     parser.add_argument("--anew", action="store_true", help="make every plan again")
     parser.add_argument("--guess", action="store_true", help="compile nothing: guess the plans that are not there yet")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
-    tables = {"rows": rows, "weak": weak, "plans": lambda: plans(arguments.anew, arguments.guess)}
+    tables = {"rows": rows, "sent": sent, "weak": weak, "plans": lambda: plans(arguments.anew, arguments.guess)}
     for name in arguments.tables or tables:
         table = "\n".join(tables[name]()) + "\n"
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
