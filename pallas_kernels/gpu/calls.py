@@ -51,7 +51,7 @@ class Call(NamedTuple):
         constants = {
             "SCALE": self.scale, "DOCUMENTS": self.documents, "HEADS": self.heads, "K": self.keys, "V": self.values,
             "C": self.rows, "BK": config.block_k, "BV": config.block_v,
-            "PRECISION": float32_precision(self.device, self.interpret),
+            "PRECISION": float32_precision(self.device),
         }  # fmt: skip
         constants = {name: x for name, x in constants.items() if name in kernel.arg_names}
         return launch(

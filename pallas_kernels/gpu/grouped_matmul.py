@@ -122,7 +122,7 @@ class _Call(NamedTuple):
         groups = inputs[-1].shape[0]
         return launch(
             kernel, *inputs, num_warps=config.num_warps, num_stages=config.num_stages,
-            device=self.device, interpret=self.interpret, PRECISION=float32_precision(self.device, self.interpret),
+            device=self.device, interpret=self.interpret, PRECISION=float32_precision(self.device),
             GROUPS=groups, SLOTS=triton.next_power_of_2(groups + 1), **options,
         )  # fmt: skip
 

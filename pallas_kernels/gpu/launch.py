@@ -5,7 +5,6 @@ the same code with and without a GPU. The interpreter runs the kernels of a proc
 started with ``TRITON_INTERPRET=1``; it works on NumPy arrays and needs no PyTorch.
 """
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from pallas_kernels.chunks import Unsupported
 from pallas_kernels.gpu.assembler import ptx_version
+from pallas_kernels.gpu.interpreter import as_on_a_gpu
 
 Grid = Mapping[str, int]  # programs along x, then y and z, by what they are one of
 MOST_PROGRAMS = (2**31 - 1, 2**16 - 1, 2**16 - 1)  # along x, y and z, of CUDA
@@ -82,12 +82,9 @@ def launch(
     return results if aliases else jax.lax.optimization_barrier(results)
 
 
-def float32_precision(device: str, interpret: bool) -> str:
+def float32_precision(device: str) -> str:
     """How `tl.dot` multiplies float32: three products of tf32 where there are such, else float32 as it is."""
-    return "ieee" if interpret or device.startswith("gfx") else "tf32x3"
-
-
-_ONE_AT_A_TIME = threading.Lock()  # the interpreter swaps functions of triton.language while it runs
+    return "ieee" if device.startswith("gfx") else "tf32x3"
 
 
 class _Interpreted:
@@ -108,7 +105,7 @@ class _Interpreted:
         changed = {output: read[i] for i, output in self.aliases.items()}
         written = [changed[i] if i in changed else _unwritten(x) for i, x in enumerate(self.outputs)]
         pointers = read + [x for i, x in enumerate(written) if i not in changed]
-        with _ONE_AT_A_TIME:
+        with as_on_a_gpu():
             self.kernel[self.grid](*map(_Pointer, pointers), **self.scalars)
         return written
 
