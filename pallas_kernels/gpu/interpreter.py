@@ -33,7 +33,7 @@ def as_on_a_gpu() -> Iterator[None]:
 
 
 def _functions(interpreter: Any, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """bfloat16 as a type of NumPy's that can be computed with, and each module of `triton.language` replaced once, until the end."""
+    """bfloat16 as numbers of NumPy's, and each module of `triton.language` replaced once, until the end."""
     tl, dtype_of, patch = interpreter.tl, interpreter._get_np_dtype, interpreter._patch_lang
     done = set()
 

@@ -117,9 +117,7 @@ def rank_one_decay(
         Unsupported: a size or dtype that the kernels do not take.
         ValueError: arrays do not fit each other.
     """
-    others: dict[str, Expected] = {
-        name: (x, q.shape, TPU.dtypes) for name, x in zip("kab", (k, a, b), strict=True)
-    }
+    others: dict[str, Expected] = {name: (x, q.shape, TPU.dtypes) for name, x in zip("kab", (k, a, b), strict=True)}
     chunk = check(TPU, q, v, chunks, initial_state, others | {"g": (g, q.shape, FLOAT32)})
     inputs = {name: heads_first(x) for name, x in zip("qkvgab", (q, k, v, g, a, b), strict=True)}
     keys, values = q.shape[-1], v.shape[-1]

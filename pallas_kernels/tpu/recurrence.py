@@ -205,12 +205,8 @@ def _launch(form, kernel, arrays, outputs, chunks, loaded, *, store=True, revers
 
 
 def _operands(blocks, arrays, shapes, document, loaded, store):
-    inputs: dict[str, Operand | None] = {
-        name: Operand(x, _spec(blocks, name, x)) for name, x in arrays.items()
-    }
-    outputs: dict[str, Operand | None] = {
-        name: Operand(_like(x), _spec(blocks, name, x)) for name, x in shapes.items()
-    }
+    inputs: dict[str, Operand | None] = {name: Operand(x, _spec(blocks, name, x)) for name, x in arrays.items()}
+    outputs: dict[str, Operand | None] = {name: Operand(_like(x), _spec(blocks, name, x)) for name, x in shapes.items()}
     inputs["document"] = None if document is None else Operand(document, blocks.documents())
     inputs["loaded"] = outputs["stored"] = None
     if loaded is not None:

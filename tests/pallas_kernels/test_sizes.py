@@ -1,4 +1,4 @@
-"""The kernels of every recurrence, interpreted on the host: at the sizes of models, and in bfloat16."""
+"""The kernels of every recurrence, interpreted on the host: at the sizes of models, and in half precision."""
 
 import jax
 import jax.numpy as jnp
@@ -44,16 +44,21 @@ def test_gates_in_long_chunks():
     compare("gpu", "rwkv7", example("rwkv7", layout, (16, 16), g=total), layout, (13,), atol=1e-6)
 
 
-@each(KERNELS)
-def test_bfloat16(platform, name):
+HALF = {"bfloat16": 2**-6, "float16": 2e-3}
+
+
+@pytest.mark.parametrize(
+    "platform, name, dtype", [*((*case, "bfloat16") for case in KERNELS), ("gpu", "delta rule", "float16")]
+)
+def test_half_precision(platform, name, dtype):
     """Outputs and gradients in their dtypes, float32 states, all near those of the same rows in float64.
 
     Memory that no kernel has written is NaN here: states of empty segments, scratch, unused chunks.
     """
     layout, (smallest, _, unwritten) = Layout((40, 0, 5, 0), 32), PLATFORMS[platform]
     inputs = example(name, layout, smallest)
-    half = {n: getattr(inputs.rows, n).astype(jnp.bfloat16) for n in "qkv"}
+    half = {n: getattr(inputs.rows, n).astype(dtype) for n in "qkv"}
     rounded = inputs._replace(rows=inputs.rows._replace(**half))
-    (o, final), gradients = compare(platform, name, rounded, layout, None, tolerance=2**-6, interpret=unwritten)
-    assert o.dtype == jnp.bfloat16 and final.dtype == jnp.float32
+    (o, final), gradients = compare(platform, name, rounded, layout, None, tolerance=HALF[dtype], interpret=unwritten)
+    assert o.dtype == dtype and final.dtype == jnp.float32
     assert jax.tree.map(lambda x: x.dtype, gradients) == jax.tree.map(lambda x: x.dtype, rounded)
