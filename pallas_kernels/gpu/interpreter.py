@@ -34,12 +34,12 @@ def as_on_a_gpu() -> Iterator[None]:
 
 def _functions(interpreter: Any, stack: contextlib.ExitStack) -> dict[str, Any]:
     """bfloat16 as numbers of NumPy's, and each module of `triton.language` replaced once, until the end."""
-    tl, dtype_of, patch = interpreter.tl, interpreter._get_np_dtype, interpreter._patch_lang
-    done = set()
+    dtype_of, patch = interpreter._get_np_dtype, interpreter._patch_lang
+    done, known = set(), {"bf16": BFLOAT16}  # the interpreter makes its table of dtypes anew whenever it reads one
 
     def get_np_dtype(dtype):
-        element = dtype.element_ty if isinstance(dtype, tl.block_type) else dtype
-        return BFLOAT16 if element == tl.bfloat16 else dtype_of(dtype)
+        name = dtype.scalar.name
+        return known.get(name) or known.setdefault(name, dtype_of(dtype))
 
     def patch_once(function):
         visible = {name for name in ("tl", "core") if name in function.__globals__}
