@@ -94,18 +94,19 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
 
 
 def _ends(records: list[Record], path: Path) -> Path:
+    """A row for each way: a dot for every memory of every layer and seed, a dash where an even share lies."""
     groups = grouped(records)
-    figure = Figure(figsize=(4.2 * len(groups) + 0.6, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    most = max(map(len, groups.values()))
+    figure = Figure(figsize=(4.2 * len(groups) + 2, 0.5 * most + 1.3), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, ((size, measure), models) in zip(panels, groups.items(), strict=True):
         for place, group in enumerate(models.values()):
-            shares = np.ravel(loads_of(group))
-            scatter = np.linspace(-0.25, 0.25, len(shares))
-            axes.plot(place + scatter, np.sort(shares), "o", color=f"C{place}", alpha=0.7, markersize=5)
-        axes.axhline(1 / len(loads_of(group)[0][0]), color="0.5", linewidth=1, linestyle="--")
-        axes.set(title=f"{measure}, {size}", xticks=range(len(models)), xticklabels=list(models), ylim=(-0.02, None))
-        axes.grid(axis="y", alpha=0.25)
-    panels[0].set_ylabel("share of a layer's assignments\n(dashed: even)")
+            shares = np.sort(np.ravel(loads_of(group)))
+            axes.plot(shares, place + np.linspace(0.25, -0.25, len(shares)), "o", color="C0", alpha=0.7, markersize=5)
+            axes.vlines(1 / len(loads_of(group)[0][0]), place - 0.4, place + 0.4, color="0.3", linestyle="--")
+        axes.set(title=f"{measure}, {size}", yticks=range(len(models)), yticklabels=list(models), xlim=(-0.02, None))
+        axes.set(ylim=(len(models) - 0.4, -0.6), xlabel="share of a layer's assignments (dashed: even)")
+        axes.grid(axis="x", alpha=0.25)
     figure.savefig(path, dpi=150)
     return path
 
@@ -152,5 +153,5 @@ EXPERIMENT = Experiment(
     findings,
     _SMALL.contrasts,
     scales=_COMPARISON.scales,
-    training=_COMPARISON.training,
+    training=_SMALL.training,
 )

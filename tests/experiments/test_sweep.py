@@ -185,3 +185,11 @@ def test_recall_trains_no_language_model():
     assert {cost.runs for cost in medium} == {3} and "MoM, medium" in [cost.name for cost in medium]
     (tokens,) = {c.config.steps * c.config.data.batch_size * c.config.data.sequence_length for c in medium}
     assert tokens == pytest.approx(1e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_scale_can_be_planned(name):
+    """Every point of every scale is one whose training the dry run knows."""
+    experiment = get_experiment(name)
+    for scale in experiment.scales:
+        assert isinstance(dry_run.planned(experiment, experiment.points(scale)), list)
