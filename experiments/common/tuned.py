@@ -38,26 +38,34 @@ def tuned(train: Train, grid: Sequence[float] = GRID, seeds: Sequence[int] = SEE
         seeds: of the runs that count; `TUNING_SEED` is not among them.
 
     Returns:
-        JSON-ready: ``learning_rate``, ``inside`` (whether it lies inside the grid), ``grid`` [[rate, validation loss]]
-        and ``runs``, one for each seed, in their order.
+        JSON-ready: ``learning_rate``, ``inside`` (whether it lies inside the grid), ``grid`` [[rate, validation loss]],
+        ``grid_loads`` [[rate, load [L][M]]] of mixtures, and ``runs``, one for each seed, in their order.
     """
     if len(grid) == 1:
         return {"learning_rate": grid[0], "inside": False, "grid": [], "runs": train([(grid[0], s) for s in seeds])}
-    losses = _losses(train, grid)
+    tried = _tried(train, grid)
     for _ in range(_EXTENSIONS):
-        more = _beyond(losses)
+        more = _beyond(_losses(tried))
         if not more:
             break
-        losses |= _losses(train, more)
+        tried |= _tried(train, more)
+    losses, rates = _losses(tried), sorted(tried)
     rate = _lowest(losses)
-    runs = train([(rate, seed) for seed in seeds])
-    grid_losses = [[tried, losses[tried]] for tried in sorted(losses)]
-    return {"learning_rate": rate, "inside": not _beyond(losses), "grid": grid_losses, "runs": runs}
+    return {
+        "learning_rate": rate,
+        "inside": not _beyond(losses),
+        "grid": [[each, losses[each]] for each in rates],
+        "grid_loads": [[each, tried[each]["load"]] for each in rates if "load" in tried[each]],
+        "runs": train([(rate, seed) for seed in seeds]),
+    }
 
 
-def _losses(train: Train, rates: Sequence[float]) -> dict[float, float]:
-    runs = train([(rate, TUNING_SEED) for rate in rates])
-    return {rate: run["validation_loss"] for rate, run in zip(rates, runs, strict=True)}
+def _tried(train: Train, rates: Sequence[float]) -> dict[float, Run]:
+    return dict(zip(rates, train([(rate, TUNING_SEED) for rate in rates]), strict=True))
+
+
+def _losses(tried: Mapping[float, Run]) -> dict[float, float]:
+    return {rate: run["validation_loss"] for rate, run in tried.items()}
 
 
 def _lowest(losses: Mapping[float, float]) -> float:

@@ -6,9 +6,9 @@
 
 The auxiliary loss (scale 1e-2), a bias of the router's choice that each step moves against the load (loss-free, arXiv
 2408.15664), and nothing. Tiny: source code, and synthetic recall. Small: recall of 16 pairs, as in
-`studies/capacity.py`, also with 8 and 16 memories, of which two are chosen. The paper shows loads of mostly 0.2 to 0.3
-with four memories and the loss; whether the router collapses without it, it leaves open. A memory is dead when it gets
-less than a hundredth of an even share.
+`studies/capacity.py`, with five seeds, also with 8 and 16 memories, of which two are chosen; and the load at every
+learning rate of the search. The paper shows loads of mostly 0.2 to 0.3 with four memories and the loss; whether the
+router collapses without it, it leaves open. A memory is dead when it gets less than a hundredth of an even share.
 """
 
 import dataclasses
@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
+from mom_jax.drawing import legend_below
 from mom_jax.models.router_config import RouterBalance
 
 from ..common.comparison import Comparison, Model, every, grouped
+from ..common.recall import small
 from ..common.text import recipe
 from ..registry import Experiment, Point, Record
 
@@ -44,7 +47,8 @@ MORE = {
 PAIRS = (("auxiliary loss", "nothing"), ("auxiliary loss", "loss-free"))
 PAIRS += tuple((f"auxiliary loss, {count} memories", f"nothing, {count} memories") for count in (8, 16))
 _COMPARISON = Comparison(MODELS, tiny=("text", "recall"))
-_SMALL = Comparison(MODELS | MORE, tiny=(), questions=("router-loss",), pairs=PAIRS)
+_TASK = dataclasses.replace(small(16), seeds=tuple(range(5)))
+_SMALL = Comparison(MODELS | MORE, tiny=(), recall_tasks={"small": _TASK}, questions=("router-loss",), pairs=PAIRS)
 
 
 def points(scale: str) -> list[Point]:
@@ -89,8 +93,9 @@ def table(records: list[Record]) -> list[list[str]]:
 
 
 def plot(records: list[Record], folder: Path) -> list[Path]:
-    """The share of every memory of every layer and seed at the end; and on text while it is trained."""
-    return [_ends(records, folder / "shares.png"), *_courses(records, folder / "course.png")]
+    """The share of every memory of every layer and seed at the end; the least by learning rate; on text its course."""
+    ends = _ends(records, folder / "shares.png")
+    return [ends, *_by_rate(records, folder / "rates.png"), *_courses(records, folder / "course.png")]
 
 
 def _ends(records: list[Record], path: Path) -> Path:
@@ -109,6 +114,28 @@ def _ends(records: list[Record], path: Path) -> Path:
         axes.grid(axis="x", alpha=0.25)
     figure.savefig(path, dpi=150)
     return path
+
+
+def _by_rate(records: list[Record], path: Path) -> list[Path]:
+    """The least share of a memory, in even shares, at each rate that was tried: a line for each model of recall."""
+    shown = [record for record in records if record["result"].get("grid_loads")]
+    if not shown:
+        return []
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for record, marker in zip(shown, "os^DvP*", strict=False):
+        rates, loads = zip(*record["result"]["grid_loads"], strict=True)
+        least = [np.min(load) * len(load[0]) for load in loads]
+        line = "--" if record["point"]["model"].startswith("nothing") else "-"
+        axes.plot(rates, least, marker + line, label=record["point"]["model"], alpha=0.8)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set(title="recall, one seed", xlabel="learning rate", ylim=(0, 1.03))
+    axes.set_ylabel("least share of a memory (1: even, 0: dead)")
+    axes.grid(alpha=0.25)
+    legend_below(figure, 3)
+    figure.savefig(path, dpi=150)
+    return [path]
 
 
 def _courses(records: list[Record], path: Path) -> list[Path]:
@@ -136,13 +163,27 @@ def loads_of(group: list[Record]) -> list[Any]:
 
 
 def findings(records: list[Record]) -> list[str]:
-    """How uneven loads became."""
-    uneven = []
+    """How uneven loads became, and whether a router collapsed at any learning rate."""
+    uneven = _collapses(records)
     for (size, measure), models in grouped(records).items():
         spans = {name: np.ptp(loads_of(group)) for name, group in models.items()}
         spread = ", ".join(f"{span:.3f} ({name})" for name, span in spans.items())
         uneven.append(f"{measure}, {size}: between the largest and the smallest share of a memory lie {spread}.")
     return uneven
+
+
+def _collapses(records: list[Record]) -> list[str]:
+    """Of models that nothing keeps even: dead memories at every rate that was tried."""
+    from mom_jax.ops.router_statistics import DEAD_SHARE  # imports JAX
+
+    told = []
+    for record in records:
+        if record["point"]["model"].startswith("nothing") and record["result"].get("grid_loads"):
+            rates, loads = zip(*record["result"]["grid_loads"], strict=True)
+            dead = [int((np.asarray(load) * len(load[0]) < DEAD_SHARE).sum()) for load in loads]
+            counts = ", ".join(f"{count} at {rate:g}" for rate, count in zip(rates, dead, strict=True))
+            told.append(f"{record['point']['model']}: dead memories of {np.size(loads[0])} by learning rate: {counts}.")
+    return told
 
 
 EXPERIMENT = Experiment(
