@@ -100,6 +100,14 @@ def held_out_scores(run_dir: str, size: str, length: int) -> dict[str, Any]:
     return scores | costs(TrainConfig.from_file(Path(run_dir) / "config.json").model, length)
 
 
+def ngram_scores(run_dir: str) -> dict[str, float]:
+    """Held-out bits per byte of n-gram models of the text that a run was trained on, by name."""
+    from mom_jax.data.prepare import prepared
+    from mom_jax.evals.ngram import ngram_bits_per_byte
+
+    return ngram_bits_per_byte(prepared(TrainConfig.from_file(Path(run_dir) / "config.json").data))
+
+
 def task_scores(run_dir: str, suite: str) -> dict[str, Any]:
     """Every metric of a suite's tasks, by ``task metric``; their mean is ``SUITE average``."""
     from mom_jax.evals.harness.suites import suite_means

@@ -6,7 +6,8 @@ Not in the paper. A language model that has learnt nothing but which bytes follo
 byte of a window no better than the twentieth, and then says nothing about memories. The in-context gain is what it does
 better: bits per byte at positions 16 to 31 less those at 1,024 to 2,047. Each model reads 10.5 MB of the standard
 library's source once; its learning rate is chosen as `common/tuned.py` says, by the loss on the last tenth of that
-text, which it has not seen before; then three fresh seeds are scored on held-out files, all of them the same.
+text, which it has not seen before; then three fresh seeds are scored on held-out files, all of them the same. Beside
+them stand n-gram models of the same text (`mom_jax.evals.ngram`).
 """
 
 import dataclasses
@@ -46,10 +47,10 @@ def config_of(point: Point, rate: float, seed: int) -> TrainConfig:
 
 
 def run(point: Point, models: Path) -> dict[str, Any]:
-    """The best rate; of each seed ``bits_per_byte``, ``gain`` and ``by_position``."""
+    """The best rate; of each seed ``bits_per_byte``, ``gain`` and ``by_position``; n-gram models of the same text."""
     from mom_jax.training.log import read_metrics
 
-    from ..common.text import held_out_scores, trained
+    from ..common.text import held_out_scores, ngram_scores, trained
 
     def train(asked: Sequence[tuple[float, int]]) -> list[dict[str, Any]]:
         results = []
@@ -61,7 +62,9 @@ def run(point: Point, models: Path) -> dict[str, Any]:
             results.append({"validation_loss": float(np.mean(late)), **scores, **(gained(scores) if scores else {})})
         return results
 
-    return tuned(train, point["rates"], point["seeds"])
+    result = tuned(train, point["rates"], point["seeds"])
+    first = config_of(point, result["learning_rate"], point["seeds"][0])
+    return {**result, "ngrams": ngram_scores(trained(first, models))}
 
 
 def gained(scores: dict[str, Any]) -> dict[str, float]:
@@ -84,7 +87,8 @@ def table(records: list[Record]) -> list[list[str]]:
         measured = [str(mean_interval(values(record, name))) for name in ("bits_per_byte", "gain")]
         costs = [f"{first[name]:,}" for name in ("activated", "parameters", "state")]
         rows.append([ARCHITECTURES[record["point"]["architecture"]][0], *measured, rate_cell(record), *costs])
-    return [heading, *rows]
+    ngrams = [[name, f"{bits:.4f}", *["–"] * 5] for name, bits in records[0]["result"]["ngrams"].items()]
+    return [heading, *rows, *ngrams]
 
 
 def plot(records: list[Record], folder: Path) -> list[Path]:
@@ -98,6 +102,8 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
         halves = [mean.high - mean.value if np.isfinite(mean.high) else 0 for mean in means]
         places = [max(bucket["start"], 8) for bucket in buckets[0]]
         axes.errorbar(places, [m.value for m in means], halves, fmt=f"{marker}-", color=colour, label=label, capsize=3)
+    trigram = records[0]["result"]["ngrams"]["trigram"]
+    axes.axhline(trigram, color="0.3", linestyle=":", label="trigrams of bytes")
     axes.set(title="held-out source code", xlabel="position in the window (byte)", ylabel="bits per byte")
     axes.set_xscale("log", base=2)
     legend_below(figure, 3)

@@ -41,8 +41,10 @@ def test_table_plot_and_contrasts(tmp_path):
         gains = (0.3, 0.31, 0.32) if number else (-0.01, 0.02, 0.0)
         runs = [scores(gain, 2.0 + 0.1 * number + 0.001 * i) for i, gain in enumerate(gains)]
         records.append({"point": point, "result": {"learning_rate": 2e-3, "inside": True, "grid": [], "runs": runs}})
+        records[-1]["result"]["ngrams"] = {"bigram": 3.5, "trigram": 2.5}
     heading, *rows = context.table(records)
-    assert len(rows) == len(POINTS) and all(len(row) == len(heading) for row in rows) and rows[0][0] == "MoM"
+    assert len(rows) == len(POINTS) + 2 and all(len(row) == len(heading) for row in rows)
+    assert rows[0][0] == "MoM" and rows[-1][:2] == ["trigram", "2.5000"]
     judged = judge(context.contrasts(records))
     assert [one.verdict for one in judged[:2]] == ["undecided", "better"] and len(judged) == 2 * len(POINTS) - 1
     assert {one.verdict for one in judged[len(POINTS) :]} == {"better"}, "fewer bits are better"
