@@ -112,9 +112,11 @@ def sent() -> Iterator[str]:
         check_fit(run, mesh)
         found: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0])
         for each in compile_step(Program(run, mesh)).sent:
-            total = found[each.kind, ", ".join(axes_between(each, mesh)) or "none"]
-            total[0] += each.times
-            total[1] += each.times * each.sent
+            along = ", ".join(axes_between(each, mesh))
+            if along:  # else each device is a group of its own
+                total = found[each.kind, along]
+                total[0] += each.times
+                total[1] += each.times * each.sent
         shown = ", ".join(f"{axis} {size}" for axis, size in axes.items())
         for (kind, along), (times, size) in sorted(found.items(), key=lambda entry: -entry[1][1]):
             yield f"| {shown} | {kind} | {along} | {times:,.0f} | {size / 2**20:.3f} |"

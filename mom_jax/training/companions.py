@@ -30,7 +30,11 @@ class Companions:
         self._lost, self._told = -1, False
         self._has_lost, self._parted = threading.Event(), threading.Event()
         if connections:
-            threading.Thread(target=self._listen, daemon=True).start()
+            waiting = selectors.DefaultSelector()
+            for index, connection in connections.items():
+                connection.settimeout(None)
+                waiting.register(connection, selectors.EVENT_READ, index)
+            threading.Thread(target=self._listen, args=[waiting], daemon=True).start()
 
     def part(self) -> None:
         """This process is done, as it should be: the others need not end with it."""
@@ -53,11 +57,8 @@ class Companions:
         remedy = "this process ended before the others; its own message says why. Start all again to go on from"
         return InputError("processes.index", self._lost, f"{remedy} the newest checkpoint")
 
-    def _listen(self) -> None:
-        with selectors.DefaultSelector() as waiting:
-            for index, connection in self._connections.items():
-                connection.settimeout(None)
-                waiting.register(connection, selectors.EVENT_READ, index)
+    def _listen(self, waiting: selectors.BaseSelector) -> None:
+        with waiting:
             while waiting.get_map():
                 for key, _ in waiting.select():
                     said = heard(self._connections[key.data])

@@ -28,7 +28,8 @@ def ends(*calls):
 
     def run(number):
         try:
-            meet(*calls[number])
+            for connection in meet(*calls[number]).values():
+                connection.close()
         except InputError as error:
             found[number] = str(error)
 
