@@ -289,11 +289,12 @@ def _beside(
     return rows._replace(v=widened(rows.v) - read(widened(rows.a))), read(kept * widened(rows.q))
 
 
-def _flops(chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
-    """With a decay for each channel; the cuts of decayed scores form half of them."""
-    state, values, scores = 2.0 * key_dim * value_dim, 2.0 * chunk * value_dim, 2 * 2.0 * chunk * key_dim / 2
-    forward = 3 * state + 2 * values + scores + (1 + 1 / 3) * 2.0 * chunk**2
-    backward = 7 * state + 4 * values + 3 * scores
+def erase_and_write_flops(chunk: int, key_dim: int, value_dim: int, *, by_head: bool = False) -> tuple[float, float]:
+    """As of a `Primitive`, with a decay for each channel or head: cuts of decayed scores form half of them."""
+    state, values, square = 2.0 * key_dim * value_dim, 2.0 * chunk * value_dim, 2.0 * chunk**2
+    scores, decays = (4.0 * chunk * key_dim, square) if by_head else (2.0 * chunk * key_dim, 0.0)
+    forward = 3 * state + 2 * values + scores + (1 + 1 / 3) * square + decays
+    backward = 7 * state + 4 * values + 3 * scores + 2 * decays
     return forward, backward
 
 
@@ -308,5 +309,5 @@ ERASE_AND_WRITE = Primitive(
     chunked=erase_and_write_chunked,
     kernels=dict.fromkeys(RANK_ONE_DECAY.kernels, _with_kernel),
     inert=("v", "g", "a"),
-    flops=_flops,
+    flops=erase_and_write_flops,
 )

@@ -157,8 +157,14 @@ def trapezoid(pairs: int) -> Primitive:
         kernels=dict.fromkeys(SCALAR_DECAY.kernels, _with_kernel),
         skips=False,
         inert=("g", "now", "before", "turn", "valid"),
-        flops=SCALAR_DECAY.flops,
+        flops=lambda chunk, keys, values: _flops(pairs, chunk, keys, values),
     )
+
+
+def _flops(pairs: int, chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
+    """Of scalar decay, and of sums of angles."""
+    forward, backward = SCALAR_DECAY.flops(chunk, key_dim, value_dim)
+    return forward + 2.0 * chunk * pairs, backward + 2.0 * chunk * pairs
 
 
 TRAPEZOID = trapezoid(pairs=32)

@@ -26,7 +26,7 @@ from mom_jax.layers.rules.gated_deltanet import GATED_TENSORS
 from mom_jax.layers.rules.published import CONV, Layout, Published, Row
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes
-from mom_jax.ops.erase_and_write import ERASE_AND_WRITE, EraseAndWriteRows, comba_rows
+from mom_jax.ops.erase_and_write import ERASE_AND_WRITE, EraseAndWriteRows, comba_rows, erase_and_write_flops
 from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import Packing
@@ -78,6 +78,10 @@ class Comba(QueryKeyValueRule):
         """Norm within heads and a sigmoid gate."""
         gate = {"gate": options.use_output_gate, "activation": jax.nn.sigmoid, "norm_eps": options.norm_eps}
         return HeadNormOutput(sizes.hidden_size, sizes.num_heads, sizes.head_v_dim, **gate, rngs=rngs)
+
+    def flops(self, chunk: int) -> tuple[float, float]:
+        """Of decays of heads."""
+        return erase_and_write_flops(chunk, self.sizes.head_k_dim, self.sizes.head_v_dim, by_head=True)
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
