@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from mom_jax.cli.notes import note
 from mom_jax.cli.parsing import Place, parse
 from mom_jax.errors import InputError, need
 from mom_jax.fields import check_fields
-from mom_jax.paths import why_not_writable
+from mom_jax.paths import absolute, why_not_writable
 from mom_jax.terminal import print_table
 
 from .registry import EXPERIMENTS, SCALES, Contrast, Experiment, Point, Record, check_name, get_experiment
@@ -49,6 +50,8 @@ class ExperimentConfig:
     """Do only points with these values, as in: --only model=MoM size=mom-340m."""
     dry_run: bool = False
     """Run nothing and read no data: say what the points take."""
+    recipe: Place | None = None
+    """Run nothing: write a config file for each language model and a script into this folder."""
     shard: str = "0/1"
     """Do only shard i of n, written i/n."""
     plot: bool = False
@@ -89,6 +92,9 @@ def main(args: Sequence[str]) -> int:
     points = _chosen(experiment.points(arguments.scale), arguments.only)
     if arguments.dry_run:
         _plan(experiment, points, arguments.part, out)
+        return 0
+    if arguments.recipe is not None:
+        _write_recipe(arguments, experiment, points, out)
         return 0
     if not arguments.plot:
         with _kept_programs():
@@ -133,6 +139,18 @@ def _plan(experiment: Experiment, points: list[Point], part: tuple[int, int], ou
         for row in rows(costs):
             shown.add_row(*row)
         print_table(shown, out)
+
+
+def _write_recipe(arguments: ExperimentConfig, experiment: Experiment, points: list[Point], out: Console) -> None:
+    from .recipes import write_recipe
+
+    assert arguments.recipe is not None
+    sweeps = absolute(arguments.out, "out")
+    only = ["--only", *arguments.only] if arguments.only else []
+    words = ["mom-jax", "experiment", arguments.name, "--scale", arguments.scale, *only, "--out", sweeps]
+    folder = Path(absolute(arguments.recipe, "recipe"))
+    for path in write_recipe(experiment, points, shlex.join(words), Path(sweeps), folder):
+        out.print(f"recipe: {path}", soft_wrap=True, markup=False, highlight=False)
 
 
 @contextlib.contextmanager

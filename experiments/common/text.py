@@ -80,7 +80,7 @@ def trained(config: TrainConfig, models: Path) -> str:
     from mom_jax.runs import train_and_report
     from mom_jax.training.checkpoint import checkpoint_folder, latest_step
 
-    config, out = dataclasses.replace(config, run_dir=str(models / _name(config))), console()
+    config, out = dataclasses.replace(config, run_dir=str(run_folder(config, models))), console()
     done = (latest_step(checkpoint_folder(config.run_dir)) or 0) >= config.steps
     if not done and not train_and_report(config, out).finished:
         raise KeyboardInterrupt
@@ -133,8 +133,8 @@ def costs(model: MoMConfig, length: int) -> dict[str, int]:
     return {"parameters": cost.parameters, "activated": cost.activated, "state": cost.state_bytes}
 
 
-def _name(config: TrainConfig) -> str:
-    """Changes with all that the trained model depends on."""
+def run_folder(config: TrainConfig, models: Path) -> Path:
+    """Where a recipe's run is kept; its name changes with all that the trained model depends on."""
     fields = config.to_dict()
     del fields["run_dir"], fields["data"]["cache_dir"]
-    return f"text-{hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]}"
+    return models / f"text-{hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]}"

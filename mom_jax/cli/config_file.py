@@ -1,5 +1,6 @@
 """Values of a run in a file: YAML, of which JSON is a part."""
 
+import json
 import re
 from typing import Any
 
@@ -43,3 +44,8 @@ def read_config(place: str, base: TrainConfig) -> TrainConfig:
         return with_fields(base, fields)
     except InputError as error:
         raise InputError(error.field, error.value, f"{error.remedy} (in {place})") from error
+
+
+def as_yaml(config: TrainConfig) -> str:
+    """All values of a run, as such a file."""
+    return yaml.safe_dump(json.loads(json.dumps(config.to_dict())), sort_keys=False, allow_unicode=True)

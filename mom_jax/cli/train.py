@@ -2,16 +2,13 @@
 
 import dataclasses
 import itertools
-import json
 import re
 import shlex
 import typing
 from collections.abc import Sequence
 from contextlib import suppress
 
-import yaml
-
-from mom_jax.cli.config_file import read_config
+from mom_jax.cli.config_file import as_yaml, read_config
 from mom_jax.cli.failures import complain
 from mom_jax.cli.parsing import Place, parse, preset_first, values_of
 from mom_jax.errors import InputError
@@ -87,8 +84,7 @@ def _preview(run: TrainConfig, out: "Console") -> None:
     from mom_jax.training.preview import preview
 
     lines = preview(run)  # first, so that a mistake is a line alone
-    values = yaml.safe_dump(json.loads(json.dumps(run.to_dict())), sort_keys=False, allow_unicode=True)
-    out.print(values + "".join(f"# {line}\n" for line in lines), end="", soft_wrap=True)
+    out.print(as_yaml(run) + "".join(f"# {line}\n" for line in lines), end="", soft_wrap=True)
 
 
 def with_tokenizer_of_shards(run: TrainConfig) -> TrainConfig:

@@ -1,16 +1,20 @@
 """Sweeps: nothing twice, nothing lost, shards apart; and the command around them."""
 
+import dataclasses
 import json
 import math
 
 import mom_jax.experiments.command as command
 import mom_jax.experiments.dry_run as dry_run
 import pytest
+from mom_jax.experiments.common.text import run_folder
 from mom_jax.experiments.registry import EXPERIMENTS, SCALES, Experiment, get_experiment
 from mom_jax.experiments.sweep import belonging, missing, read_records, run_sweep
 
+from mom_jax.cli.config_file import read_config
 from mom_jax.cli.main import main
 from mom_jax.errors import InputError
+from mom_jax.training.config import TrainConfig
 
 POINTS = [{"size": size, "seed": seed} for seed in range(2) for size in (1, 2, 3)]
 
@@ -193,3 +197,25 @@ def test_every_scale_can_be_planned(name):
     experiment = get_experiment(name)
     for scale in experiment.scales:
         assert isinstance(dry_run.planned(experiment, experiment.points(scale)), list)
+
+
+def test_a_recipe_puts_its_runs_where_the_sweep_looks(tmp_path, capsys):
+    """A file for each language model, which training takes as it is; one line of the script for each, and the sweep."""
+    chosen = "--only size=mom-340m model=MoM"
+    line = f"experiment recall --scale paper {chosen} --recipe {tmp_path / 'recipe'} --out {tmp_path / 'sweeps'}"
+    assert main(line.split()) == 0
+    shown = capsys.readouterr().out.split()
+    config_file, script = tmp_path / "recipe" / "mom-mom-340m-seed-0.yaml", tmp_path / "recipe" / "recipe.sh"
+    assert shown == ["recipe:", str(config_file), "recipe:", str(script)]
+    (point,) = [p for p in get_experiment("recall").points("paper") if (p["size"], p["model"]) == ("mom-340m", "MoM")]
+    wanted = get_experiment("recall").training(point)
+    config = read_config(str(config_file), TrainConfig())
+    assert config == dataclasses.replace(wanted, run_dir=str(run_folder(wanted, tmp_path / "sweeps" / "models")))
+    *_, train, sweep = script.read_text(encoding="utf-8").splitlines()
+    assert train == f"mom-jax train --config {config_file}"
+    assert sweep == f"mom-jax experiment recall --scale paper {chosen} --out {tmp_path / 'sweeps'}"
+
+
+def test_no_recipe_of_what_trains_no_language_model(tmp_path, capsys):
+    assert main(f"experiment capacity --scale small --recipe {tmp_path / 'recipe'}".split()) == 2
+    assert "recipe=" in capsys.readouterr().err and not list(tmp_path.iterdir())
