@@ -76,8 +76,8 @@ class TrainLoader:
         shuffled = [grain.MapDataset.source(part).seed(config.seed).shuffle().repeat(None) for part in windows]
         order = grain.MapDataset.mix(shuffled, [weight for _, weight, _ in parts]) if data.parts else shuffled[0]
         self._shares = [(name, weight, len(part)) for (name, weight, _), part in zip(parts, windows, strict=True)]
-        # In this process: windows are slices of a memory map, cheaper than any hand-over between threads.
-        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        # Two threads make the next batches meanwhile; windows are slices of a memory map, so no process is worth it.
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
         self._iterator = iter(order[process_index::process_count].batch(rows).to_iter_dataset(options))
         self._path = config.mixture or config.path
         self._identity = {
