@@ -46,7 +46,7 @@ Written on {machine}.
 TINY_HEAD = """# The tiny scale
 
 Proof that every experiment runs, from its points to its pictures, on two CPU cores in minutes. **It claims nothing**:
-models are trained for a few steps or on little text, learning rates are not searched, and there are two seeds.
+models are trained for a few steps or on little text, learning rates are not searched, and there are two or three seeds.
 [The results](../results.md) are those of the small scale. `make results` runs what is missing here.
 
 Written on {machine}.

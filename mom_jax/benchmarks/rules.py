@@ -141,8 +141,9 @@ def slots_table(counts: tuple[int, ...] = (1024, 65536), rounds: int = 3) -> Ite
     x = jax.random.normal(jax.random.key(0), (1, TIME, 256))
     calls = {}
     for slots in counts:
-        recurrence = _with_gradient(_sparse_entry(slots), one_segment(TIME, slots, rows=16), "xla")
-        calls[f"{slots} recurrence"] = recurrence, (operands(64),)
+        entry = Entry(sparse_delta(slots), _named_rows)
+        recurrence = _with_gradient(entry, one_segment(TIME, slots, rows=16), "xla")
+        calls[f"{slots} recurrence"] = recurrence, (operands(64) | {"names": _names(slots)},)
         sizes = {"hidden_size": 256, "num_heads": HEADS, "head_dim": 64, "mixture": False}
         rule = {"memory_rule": "sparse_delta_memory", "rule_options": (f"table_slots={slots}",)}
         mixer = make_mixer(MoMConfig.from_dict(sizes | rule), "memory", nnx.Rngs(0))
@@ -156,15 +157,18 @@ def slots_table(counts: tuple[int, ...] = (1024, 65536), rounds: int = 3) -> Ite
         yield f"| {slots:,} | {' | '.join(f'{us:.0f}' for us in each)} |"
 
 
-def _sparse_entry(slots):
-    """Random slots, sixteen to read and to write."""
+def _named_rows(v, g, beta, names, **_):
+    """Sixteen slots to write and to read, evenly."""
+    writes, reads = names.astype(jnp.int32)
+    weights = jnp.full(writes.shape, 1 / 16)
+    return SparseDeltaRows(weights, weights, v, g, beta, reads, writes)
+
+
+def _names(slots):
+    """Different slots, as floats, since operands have gradients."""
     apart = slots // 32
-    names = jax.random.randint(jax.random.key(3), (2, TIME, HEADS, 16), 0, apart) + apart * jnp.arange(16)
-    writes, reads = names[0], names[1] + 16 * apart
-    weights = jnp.full((TIME, HEADS, 16), 1 / 16)
-    return Entry(
-        sparse_delta(slots), lambda v, g, beta, **_: SparseDeltaRows(weights, weights, v, g, beta, reads, writes)
-    )
+    drawn = jax.random.randint(jax.random.key(3), (TIME, HEADS, 32), 0, apart) + apart * jnp.arange(32)
+    return jnp.moveaxis(drawn.reshape(TIME, HEADS, 2, 16), 2, 0).astype(jnp.float32)
 
 
 def _decoding(graph):
