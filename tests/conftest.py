@@ -25,6 +25,8 @@ from support.processes import compiler
 HARDWARE = ("gpu", "tpu")
 ON_DEMAND = ("fuzz", "programs")
 MARKERS = (*HARDWARE, "parity", "compilers", *ON_DEMAND)
+# Files whose tests share what takes long: a worker takes over the last tests of another, and would make it again.
+FIRST = ("cli/test_processes.py", "models/test_sharding.py", "training/test_sharding.py")
 _NOT_RUN: dict[str, list[str]] = {}
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OWN_CACHE = _CACHE not in os.environ
@@ -86,7 +88,7 @@ def environment():
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects the tests that need what is missing."""
+    """Deselects the tests that need what is missing; some files come first."""
     needs = {item: {name for name in MARKERS if item.get_closest_marker(name)} for item in items}
     absent = {name for name in set().union(*needs.values()) if not _available(name, config.option.markexpr)}
     missing = [item for item in items if needs[item] & absent]
@@ -94,6 +96,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _NOT_RUN.setdefault(min(needs[item] & absent), []).append(item.nodeid)
     items[:] = [item for item in items if item not in missing]
     config.hook.pytest_deselected(items=missing)
+    items.sort(key=lambda item: not item.path.as_posix().endswith(FIRST))
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -39,18 +39,23 @@ def loss_and_gradients(config, remat="none"):
     return jax.jit(jax.value_and_grad(lambda params: train_loss(graph, jnp.asarray(tokens()), params, remat)))(params)
 
 
+@pytest.fixture
+def simple(small):
+    """The same with a rule that compiles fast."""
+    return dataclasses.replace(small, memory_rule="linear_attention", feature_map="elu")
+
+
 @pytest.mark.parametrize("remat", ["full", "dots", "recurrence", "mixer"])
-def test_rematerialisation_changes_nothing(small, remat):
-    """Loss and gradients agree with keeping everything; with a rule that compiles fast."""
-    simple = dataclasses.replace(small, memory_rule="linear_attention", feature_map="elu")
+def test_rematerialisation_changes_nothing(simple, remat):
+    """Loss and gradients agree with keeping everything."""
     assert_close(loss_and_gradients(simple, remat), loss_and_gradients(simple), 1e-5)
 
 
-def test_bfloat16(small):
+def test_bfloat16(simple):
     """bfloat16 compute: loss within 2 %, parameters and gradients float32 and finite, gradients mostly parallel."""
-    half = dataclasses.replace(small, compute_dtype="bfloat16")
+    half = dataclasses.replace(simple, compute_dtype="bfloat16")
     loss, gradients = loss_and_gradients(half)
-    want_loss, want = loss_and_gradients(small)
+    want_loss, want = loss_and_gradients(simple)
     assert loss.dtype == jnp.float32 and abs(float(loss) - float(want_loss)) < 0.02 * float(want_loss)
     assert {p.dtype for p in jax.tree.leaves((nnx.state(MoMForCausalLM(half, rngs=nnx.Rngs(0))), gradients))} == {
         jnp.dtype(jnp.float32)

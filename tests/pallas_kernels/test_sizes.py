@@ -32,8 +32,8 @@ def test_sizes_of_models(platform, name, lengths, chunk, sizes):
 @each(KERNELS)
 def test_no_state(platform, name):
     """Without an initial state segments begin empty, and none returns; unused chunks disturb nothing; no document."""
-    layout = Layout((70, 0), 64, spare_chunks=2)
-    inputs = example(name, layout, PLATFORMS[platform].sizes)._replace(state=None)
+    layout = Layout((70, 0), 64)
+    inputs = example(name, layout, (64, 128))._replace(state=None)
     (_, final), _ = compare(platform, name, inputs, layout, None)
     assert final is None
 
@@ -55,7 +55,7 @@ def test_half_precision(platform, name, dtype):
 
     Memory that no kernel has written is NaN here: states of empty segments, scratch, unused chunks.
     """
-    layout, (smallest, _, unwritten) = Layout((40, 0, 5, 0), 32), PLATFORMS[platform]
+    layout, (smallest, unwritten) = Layout((40, 0, 5, 0), 32), PLATFORMS[platform]
     inputs = example(name, layout, smallest)
     half = {n: getattr(inputs.rows, n).astype(dtype) for n in "qkv"}
     rounded = inputs._replace(rows=inputs.rows._replace(**half))
