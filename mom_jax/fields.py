@@ -180,8 +180,19 @@ def _within(field: str, original: Any, value: Any, kind: Any, rules: tuple[Any, 
             raise InputError(field, original, f"must be {rule}")
         if isinstance(rule, Check):
             rule.function(value, field)
-        if isinstance(rule, NotEmpty) and (not value or "\0" in value):
-            raise InputError(field, original, "must not be empty" if not value else "must not hold a NUL character")
+        if isinstance(rule, NotEmpty):
+            _check_text(field, value)
     if kind is float and value and not _FLOAT32[0] <= abs(value) <= _FLOAT32[1]:
         raise InputError(field, original, "is beyond the range of float32, in which it is used")
     return value
+
+
+def _check_text(field: str, text: str) -> None:
+    if not text:
+        raise InputError(field, text, "must not be empty")
+    if "\0" in text:
+        raise InputError(field, text, "must not hold a NUL character")
+    try:
+        os.fsencode(text)  # bytes of names that are not UTF-8 stand in it as halves of pairs, but no others
+    except UnicodeEncodeError as error:
+        raise InputError(field, ascii(text), "holds half of a surrogate pair, which is no character") from error

@@ -118,7 +118,10 @@ def _keep_evaluation(run: str, folder: Path, evaluation: Evaluation, out: Consol
     add_evaluation(folder, evaluation, note)
     out.print(f"scores: {folder / EVALUATION_FILE}")
     if (local_path(run, "run") / METRICS_FILE).exists():  # a converted model was not trained here
-        out.print(f"report: {write_report(run, folder)}")
+        try:
+            out.print(f"report: {write_report(run, folder)}")
+        except InputError as error:
+            note(f"report.md was not renewed: {error}")
 
 
 def _baselines(data: PreparedData, place: Path | None) -> dict[str, float]:

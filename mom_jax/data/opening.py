@@ -43,7 +43,7 @@ def read_lines(path: Path, start: int, stop: int) -> bytes:
     with open(path, "rb") as stream:
         if start:
             stream.seek(start - 1)
-            start += len(stream.readline()) - 1
+            start += len(stream.readline(stop - start + 1)) - 1  # no farther than needed: a line may be very long
         if start >= stop:
             return b""
         blob = stream.read(stop - start)

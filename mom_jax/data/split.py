@@ -18,15 +18,17 @@ from mom_jax.errors import InputError
 
 Rule = Literal["held_out_path", "names", "files", "ends", "documents"]
 
-# The words and the signs around them are those of the library `datasets`, but capitals are the same as small letters.
+# The words of the library `datasets`, and names of held-out text that other corpora have. `datasets` looks for them
+# between "-._ 0-9"; here whatever is no letter may stand around them (split=test, valid(1).txt), capitals are the same
+# as small letters, and `set` may follow.
 _WORDS = {
-    "test": ("test", "testing", "eval", "evaluation"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "train": ("train", "training"),
+    "test": "test|testing|eval|evaluation",
+    "validation": "validation|valid|dev|val|held[-_ ]?out|hold[-_ ]?out",
+    "train": "train|training",
 }
-_SIGN = "[-._ 0-9]"
+_LETTER = r"[^\W\d_]"
 _SPLIT_NAMES = {
-    split: re.compile(rf"(?:^|{_SIGN})(?:{'|'.join(words)})(?:{_SIGN}|$)", re.IGNORECASE)
+    split: re.compile(rf"(?<!{_LETTER})(?:{words})(?:[-_ ]?set)?(?!{_LETTER})", re.IGNORECASE)
     for split, words in _WORDS.items()
 }
 # A share by whole files is taken if it is as near to the wanted one as this.

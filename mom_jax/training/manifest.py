@@ -77,6 +77,8 @@ def _compare(folder: Path, listed: dict[str, list[int | str]]) -> None:
     for name in sorted(listed.keys() | stored.keys()):
         if name not in stored:
             raise DamagedError("checkpoint", folder / name, "is missing")
+        if name not in listed and Path(name).name.startswith("."):  # a file manager's, or a network file system's
+            continue
         if name not in listed:
             raise DamagedError("checkpoint", folder / name, "is not a file of this checkpoint")
         if stored[name] != listed[name]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mom_jax.cli.config_file import as_yaml
 from mom_jax.cli.train import parse_train
 from mom_jax.errors import InputError
 from mom_jax.training.config import get_train_preset
@@ -44,10 +45,22 @@ def test_a_runs_own_config_is_such_a_file(written):
     assert parse_train(["--config", path, "--steps", "9"]).run.steps == 9
 
 
+def test_numbers_and_words_are_those_of_json(written):
+    text = "steps: 010\nrun_dir: 2026-01-01\nseed: 7\ndata: {path: no, text_field: on}"
+    run = parse_train(["mom-tiny", "--config", written(text)]).run
+    assert (run.steps, run.run_dir, run.data.path, run.data.text_field) == (10, "2026-01-01", "no", "on")
+
+
+@pytest.mark.parametrize("name", ["1e-3", "010", "1:30", "2026-01-01", "no", "null", "<<", ".5", "a: b", "# a", "1_0"])
+def test_any_name_is_written_so_that_it_comes_back(written, name):
+    run = parse_train(["mom-tiny", "--run-dir", name]).run
+    assert parse_train(["--config", written(as_yaml(run))]).run == run
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("steps: [1", r"^config=.*: is not YAML \(line 1\)"),
+        ("steps: [1", r"^config=.*: is not YAML \(line 1: "),
         ("- steps", r"^config=.*: holds no names with values"),
         ("", r"^config=.*: holds no names with values"),
         ("1: 2", r"^config=.*: holds no names with values"),
@@ -56,8 +69,34 @@ def test_a_runs_own_config_is_such_a_file(written):
         ("optimizer: 3", r"^optimizer=3: expected an object \(in "),
         ("steps: 0", r"^steps=0: .* \(in "),
         ("steps: !!python/object/apply:os.getcwd []", r"^config=.*: is not YAML"),
+        ("steps: 1\nseed: 0\nsteps: 2", r"^config=.*: is not YAML \(line 3: 'steps' occurs twice\)"),
+        ('{"optimizer": {"beta1": 0.5, "beta1": 0.6}}', r"^config=.*: is not YAML \(line 1: 'beta1' occurs twice\)"),
+        ("? [a, b]\n: 3", r"^config=.*: is not YAML"),
+        ("max_minutes: 1:30", r"^max_minutes=1:30: expected a number"),
+        ("steps: 0x10", r"^steps=0x10: expected a whole number"),
+        ("steps: " + "9" * 5000, r"^steps=inf: expected a whole number"),
+        ("seed: !!timestamp 2026-13-45", r"^config=.*: is not YAML \(month"),
+        (r'run_dir: "\ud800"', r"^run_dir='\\ud800': holds half of a surrogate pair"),
     ],
-    ids=["syntax", "a list", "empty", "numbers as names", "deep", "unknown", "no section", "range", "code"],
+    ids=[
+        "syntax",
+        "a list",
+        "empty",
+        "numbers as names",
+        "deep",
+        "unknown",
+        "no section",
+        "range",
+        "code",
+        "twice",
+        "twice in JSON",
+        "a list as a name",
+        "base 60",
+        "base 16",
+        "digits",
+        "no day",
+        "half a character",
+    ],
 )
 def test_what_is_wrong_with_a_file_is_said_in_a_line(written, text, message):
     with pytest.raises(InputError, match=message) as error:

@@ -57,6 +57,18 @@ SHARES = st.floats(0.01, 0.99)
         ("train/test/x.txt", "test"),
         ("train-test.txt", "test"),
         ("train", "train"),
+        ("split=test/part-0.parquet", "test"),
+        ("valid(1).txt", "validation"),
+        ("train@2.txt", "train"),
+        ("news.en.heldout-00000-of-00050", "validation"),
+        ("held_out.txt", "validation"),
+        ("Hold-Out/a.txt", "validation"),
+        ("devset.txt", "validation"),
+        ("test-set.jsonl", "test"),
+        ("trainSet.txt", "train"),
+        ("éval.txt", None),
+        ("testify.txt", None),
+        ("settest.txt", None),
         ("trainer.txt", None),
         ("latest.txt", None),
         ("devices/a.txt", None),
@@ -71,7 +83,7 @@ def test_what_names_say(name, said):
 
 def test_names_are_read_as_the_library_datasets_reads_them(tmp_path):
     data_files = pytest.importorskip("datasets.data_files", reason="the package datasets comes with an extra")
-    for words in split_module._WORDS.values():
+    for words in data_files.SPLIT_KEYWORDS.values():
         for word in words:
             for form in (
                 "{}.txt",
