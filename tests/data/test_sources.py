@@ -1,6 +1,7 @@
 import bz2
 import gzip
 import importlib.machinery
+import io
 import json
 import lzma
 import os
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from mom_jax.data.config import DataConfig
 from mom_jax.data.documents import Skips
+from mom_jax.data.opening import read_lines
 from mom_jax.data.sources import find_sources
 from mom_jax.errors import InputError, install
 
@@ -555,3 +557,20 @@ def test_names_that_are_not_utf8(tmp_path, suffix):
         else:
             stream.write(_packed(suffix.removeprefix(".jsonl"), _lines(["a b"])))
     assert _read(path) == _read(folder) == ["a b"]
+
+
+def test_a_long_line_is_read_by_its_own_piece_alone(tmp_path, monkeypatch):
+    """The pieces that begin within a line look for its end no farther than their own."""
+    path, size, asked = tmp_path / "a.jsonl", 100, []
+    path.write_bytes(b"a\n" + b"x" * 5000 + b"\nb\n")
+
+    class Counting(io.FileIO):
+        def readline(self, limit=-1):
+            line = super().readline(limit)
+            asked.append(len(line))
+            return line
+
+    monkeypatch.setattr("mom_jax.data.opening.open", lambda name, mode: Counting(name), raising=False)
+    pieces = [read_lines(path, start, start + size) for start in range(0, 5004, size)]
+    assert b"".join(pieces) == path.read_bytes()
+    assert sum(asked) < 2 * 5004 + size * 2

@@ -6,7 +6,9 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from mom_jax.cli import scores
 from mom_jax.evals.results import (
     EVALUATION_FILE,
     TASKS_FILE,
@@ -80,3 +82,20 @@ def test_any_json_is_read_or_left_out_in_lines(tmp_path_factory, value):
     said: list[str] = []
     assert read_evaluations(folder, said.append) == [] and not any(read_tasks(folder, said.append).values())
     assert all("\n" not in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ('{"model": {"of_tomorrow": 3}}', "model.of_tomorrow=3: unknown field"),
+        ("{}", "has no metrics yet"),
+        ("", "damag"),
+    ],
+)
+def test_scores_are_kept_where_no_report_can_be_made(tmp_path, capsys, config, says):
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    (tmp_path / "metrics.jsonl").touch()
+    scores._keep_evaluation(str(tmp_path), tmp_path, evaluation(1, 90), Console())
+    assert [e["step"] for e in read_evaluations(tmp_path, pytest.fail)] == [1]
+    said = capsys.readouterr().err
+    assert "report.md was not renewed: " in said and says in said

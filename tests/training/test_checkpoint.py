@@ -295,3 +295,18 @@ def test_a_full_disk_ends_the_run_or_not_as_was_chosen(choice, ends, make_config
     else:
         with pytest.raises(OSError, match="No space left"):
             sitting._save(ends=ends)
+
+
+def test_files_of_others_are_no_damage_where_they_are_hidden(tmp_path):
+    """File managers and network file systems leave them; whatever else a checkpoint does not list is damage."""
+    folder = tmp_path / "3"
+    for name in ("params/d/a", "config/metadata"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"data")
+    manifest.write_manifest(folder, 3)
+    for name in ("params/.DS_Store", "params/d/.nfs0001"):
+        (folder / name).write_bytes(b"theirs")
+    manifest.verify(folder)
+    (folder / "params" / "b").touch()
+    with pytest.raises(manifest.DamagedError, match="params/b: is not a file of this checkpoint"):
+        manifest.verify(folder)

@@ -162,7 +162,7 @@ class HarnessModel(TemplateLM):
         return score_pairs(self.model, pairs, self.max_length, self.batch_size, self.place, self._allowed)
 
     def _prompt(self, context: str, options: dict[str, Any]) -> tuple[Sampling, Prompt]:
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(options))
+        settings = _settings(options)
         unknown = sorted(set(settings) - _KNOWN)
         if unknown:
             remedy = f"is not available; choose among {', '.join(sorted(_KNOWN))}"
@@ -175,6 +175,20 @@ class HarnessModel(TemplateLM):
         _check_generation(temperature, settings["until"], settings["max_gen_toks"])
         ids = self.tok_encode(context) or [self.prefix_token_id]
         return sampling, Prompt(ids, tuple(settings["until"]), settings["max_gen_toks"])
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """The options in the harness's one form; numbers may be text, as 1e-1 is in its YAML."""
+    try:
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(options))
+        for name, kind in (("temperature", float), ("top_p", float), ("top_k", int)):
+            if settings.get(name) is not None:
+                settings[name] = kind(settings[name])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError("generation_kwargs", options, f"must hold numbers ({error})") from error
+    if not isinstance(settings["do_sample"], bool):
+        raise InputError("generation_kwargs", f"do_sample: {settings['do_sample']!r}", "must be true or false")
+    return settings
 
 
 def _check_generation(temperature: float, until: list[Any], max_tokens: int) -> None:

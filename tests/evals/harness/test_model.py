@@ -143,6 +143,29 @@ def test_a_batch_ends_with_its_last_answer(lm, options, monkeypatch):
     assert len(asked_for) == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"temperature": "warm"}, "must hold numbers"),
+        ({"max_gen_toks": [3]}, "must hold numbers"),
+        ({"max_gen_toks": float("inf")}, "must hold numbers"),
+        ({"do_sample": True, "top_p": "most"}, "must hold numbers"),
+        ({"do_sample": "false"}, "do_sample: 'false'.*must be true or false"),
+    ],
+)
+def test_options_of_other_types_are_named(options, says, lm):
+    with pytest.raises(InputError, match=f"^generation_kwargs=.*{says}"):
+        lm.generate_until(asked("generate_until", ("the cat", options)))
+
+
+def test_numbers_may_be_text(lm):
+    """As 1e-1 is for the harness, which reads YAML 1.1."""
+    sampling, prompt = lm._prompt(
+        "the", {"do_sample": True, "temperature": "1e-1", "top_p": "0.9", "max_gen_toks": "3"}
+    )
+    assert (sampling.temperature, sampling.top_p, prompt.max_tokens) == (0.1, 0.9, 3)
+
+
 def test_sampling_is_seeded_and_unknown_options_are_refused(lm):
     options = {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "max_gen_toks": 8}
     first, second = (lm.generate_until(asked("generate_until", ("the cat", options))) for _ in range(2))
