@@ -1,6 +1,7 @@
 """The files of a folder or glob, and what is left out with the reason for it."""
 
 import fnmatch
+import functools
 import glob
 import os
 from collections import defaultdict
@@ -12,6 +13,7 @@ from mom_jax.data.json_documents import is_record
 from mom_jax.data.opening import UNREADABLE, open_unpacked
 
 _MAGIC = "*?["
+_MADE_HERE = "of runs, models or shards"
 
 
 class LeftOut:
@@ -63,11 +65,25 @@ def _walk(folder: Path, root: Path, visited: set[str], left_out: LeftOut) -> Ite
                 left_out.add("linked twice", name)
                 continue
             visited.add(place)
+            if made_here(path):
+                left_out.add(_MADE_HERE, name)
+                continue
             yield from _walk(path, root, visited, left_out)
         elif entry.is_file():
             yield path
         else:
             left_out.add("broken links" if entry.is_symlink() else "no plain files", name)
+
+
+def made_here(folder: Path) -> bool:
+    """Whether a folder holds a run, a published model or prepared shards: its files are no text.
+
+    Text and runs often lie in one folder, where a run's report would be trained on, and its eval.json be held out.
+    """
+    names = set(os.listdir(folder))
+    suffixes = {PurePath(name).suffix for name in names}
+    is_model = "config.json" in names and bool(names & {"checkpoints", "metrics.jsonl"} or ".safetensors" in suffixes)
+    return is_model or ("index.json" in names and ".offsets" in suffixes)
 
 
 def _holds_records(path: Path, text_field: str) -> bool:
@@ -95,12 +111,14 @@ def glob_root(pattern: Path) -> Path:
 
 def glob_files(pattern: Path, left_out: LeftOut) -> Iterator[Path]:
     """The files that ``pattern`` matches, in sorted order; of a README and the like only those that it spells out."""
-    root = glob_root(pattern)
+    root, is_made_here = glob_root(pattern), functools.cache(made_here)
     for match in sorted(glob.iglob(str(pattern), recursive=True)):
         path = Path(match)
         name = path.relative_to(root).as_posix()
         if path.is_dir():
             left_out.add("folders that the pattern matches", name + "/")
+        elif any(is_made_here(root / parent) for parent in list(PurePath(name).parents)[:-1]):
+            left_out.add(_MADE_HERE, name)
         elif is_about(name) and PurePath(name).name.partition(".")[0] not in pattern.name:
             left_out.add("about the data", name)
         elif path.is_file():

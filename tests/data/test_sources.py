@@ -574,3 +574,25 @@ def test_a_long_line_is_read_by_its_own_piece_alone(tmp_path, monkeypatch):
     pieces = [read_lines(path, start, start + size) for start in range(0, 5004, size)]
     assert b"".join(pieces) == path.read_bytes()
     assert sum(asked) < 2 * 5004 + size * 2
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        ["config.json", "metrics.jsonl", "eval.json", "report.md", "checkpoints/4/config/a.json"],
+        ["config.json", "model-00001-of-00002.safetensors", "merges.txt", "eval.json"],
+        ["index.json", "train-00000.offsets", "train-00000.json", "valid.txt"],
+    ],
+    ids=["a run", "a published model", "shards"],
+)
+def test_what_was_made_here_is_no_text(tmp_path, made):
+    """A run's folder often lies within that of its text, as runs/mom-tiny does where --data.path is a dot."""
+    names = ["a.txt", "b/config.json", "b/c.txt", *(f"runs/mine/{name}" for name in made)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"text": "words"}', encoding="utf-8")
+    assert _names(tmp_path) == _names(tmp_path / "**" / "*") == ["a.txt", "b/c.txt", "b/config.json"]
+    (line,) = _found(tmp_path).left_out.lines()
+    assert line == "left out: 1 of runs, models or shards (runs/mine/)"
+    if "report.md" in made:
+        assert "report.md" in _names(tmp_path / "runs" / "mine" / "*"), "what is named is read"
