@@ -1,6 +1,7 @@
 """Generation against full passes of the model, and sampling against its definition."""
 
 import dataclasses
+import re
 
 import chex
 import jax
@@ -47,6 +48,22 @@ def test_greedy_is_the_argmax_of_full_passes(model, prompts, greedy):
     logits = np.asarray(jax.jit(lambda ids: model(ids).logits)(greedy))
     np.testing.assert_array_equal(greedy[:, 9:], logits[:, 8:-1].argmax(-1))
     assert len(set(greedy[:, 9:].ravel())) > 2  # not one token for ever
+
+
+def test_prompts_need_no_programs_of_their_own(model):
+    """Of sizes that nothing else here has: what is compiled is the prefill, the decoding and a key."""
+    names: set[str] = set()
+
+    def note(event, begin, end, fun_name="", **_):
+        names.update([fun_name] if "backend_compile" in event else [])
+
+    jax.monitoring.register_event_time_span_listener(note)
+    try:
+        out = generate(model, np.arange(15, dtype=np.int32).reshape(5, 3), 3)
+    finally:
+        jax.monitoring.unregister_event_time_span_listener(note)
+    assert out.shape == (5, 6) and {"_prefill", "_decode"} <= {name.removeprefix("jit_") for name in names}
+    assert [name for name in names if not re.search("prefill|decode|threefry|convert", name)] == []
 
 
 @pytest.mark.parametrize("padding", [2, 8])

@@ -31,9 +31,9 @@ from mom_jax.models.presets import get_preset
 cfg = get_preset("mom-tiny")
 model = MoMForCausalLM(cfg, rngs=nnx.Rngs(0))
 ids = jnp.arange(48).reshape(2, 24)
-out = model(ids)                                     # out.logits [2, 24, 264]
+out = model(ids)                              # out.logits [2, 24, 264]
 aux = load_balancing_loss(out.router_logits, cfg.topk)
-step = model(ids, cache=model.init_cache(2))         # the same logits; step.cache continues the text
+step = model(ids, cache=model.init_cache(2))  # the same logits; step.cache goes on
 print(out.logits.shape, float(aux), generate(model, ids, max_new_tokens=8).shape)
 """
 TRAIN = "train mom-tiny --data.path shards --data.batch-size 4 --steps 4 --checkpoint.every 2 --eval-windows 4"

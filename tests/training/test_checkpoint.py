@@ -88,11 +88,14 @@ def test_what_is_written_is_read_back(written, mesh):
     assert read_config(folder, 2) == config
     found, position = restore(folder, 2, Program(config, mesh)), read_position(folder, 2)
     assert position == POSITION
+    chex.assert_trees_all_equal(Program(config, mesh).abstract_params, Program(config, mesh).abstract.params)
     chex.assert_trees_all_equal(found, state, strict=True)
 
 
-def test_a_run_loads_as_a_model(written, mesh):
+def test_a_run_loads_as_a_model(written, mesh, monkeypatch):
+    """And no optimizer is made for it."""
     config, state = written
+    monkeypatch.setattr(Program, "optimizer", None)
     found, model, step = load_run(config.run_dir, mesh)
     assert (found, step) == (config, 2)
     np.testing.assert_array_equal(model.embeddings[...], state.params["embeddings"])
