@@ -110,7 +110,7 @@ class TrainConfig:
     watchdog_minutes: Annotated[float, Range(above=0, most=1e5)] | None = None
     """End with the stack of every thread when no step was finished for so long."""
     max_minutes: Annotated[float, Range(least=0, most=1e7)] | None = None
-    """Stop with a checkpoint after this many minutes; run again to continue."""
+    """Stop with a checkpoint after this many minutes and at least one step; run again to continue."""
     log_every: Count = 10
     """Steps between two lines of metrics (each the mean over its steps)."""
     log: tuple[Literal["wandb", "mlflow"], ...] = ()
