@@ -39,6 +39,7 @@ ELSEWHERE = {
     "mom-jax pull": "tests/cli/test_hub.py",
     "mom-jax generate runs/tiny": "of what was pulled: tests/cli/test_hub.py",
     "export XLA_FLAGS": "several devices are a process's own: tests/training/test_sharding.py",
+    "export JAX_COMPILATION": "sets what tests/conftest.py sets for the suite",
     "mom-jax train mom-tiny --data.path stdlib --data.batch-size 4 --steps 20": "on those devices",
     "mom-jax train mom-tiny --mesh.fsdp 2": "several processes: tests/cli/test_processes.py",
     "srun": "several processes: tests/cli/test_processes.py, tests/test_launch.py",
