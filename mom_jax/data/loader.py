@@ -8,7 +8,6 @@ A document's end token is therefore predicted, its first token is not.
 from collections.abc import Iterator
 from typing import Any, Self
 
-import grain
 import numpy as np
 
 from mom_jax.data.config import DataConfig
@@ -70,6 +69,8 @@ class TrainLoader:
     """
 
     def __init__(self, data: PreparedData, config: DataConfig, process_index: int, process_count: int):
+        import grain  # who reads a model need not wait for it
+
         parts = [(part.name, part.weight, stream) for part, stream in data.parts] or [("", 1.0, data.train)]
         rows = _rows_per_process(config.batch_size, process_count)
         windows = [_windows(name, stream, config) for name, _, stream in parts]

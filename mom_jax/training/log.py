@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from mom_jax.files import json_line, with_nan, write_atomically
-from mom_jax.training.board import Board
 from mom_jax.training.extensions import Logger
 from mom_jax.training.records import read_records
 
@@ -96,6 +95,8 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, first_step: int, steps: int, console: Console, loggers: Sequence[Logger] = ()):
+        from mom_jax.training.board import Board  # TensorBoard's files: who reads a model need not wait for them
+
         self._run_dir, self._console, self._steps, self._held_out = run_dir, console, steps, ""
         with ExitStack() as stack:
             for logger in loggers:
