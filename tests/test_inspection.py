@@ -15,7 +15,7 @@ from mom_jax.data.tokenizers import load_tokenizer
 from mom_jax.errors import InputError
 from mom_jax.inspection import Inspection, LayerView, distance
 from mom_jax.models.config import AttentionConfig
-from mom_jax.reports.inspection import inspection_page, inspection_table, token_texts
+from mom_jax.reports.inspection import _tokens, inspection_page, inspection_table, token_texts
 
 TEXT = "<b>to be</b> or\nnot to be: das ist hier die Frage, schön"
 IDS = load_tokenizer("bytes").encode(TEXT)
@@ -106,6 +106,13 @@ def test_the_page(mixture):
     assert "distance 0.00" in page and "prefers-color-scheme: dark" in page
     table = inspection_table(found, found)
     assert [row[0] for row in table.rows] == ["0", "2"] and table.rows[0][3] == "0.00"
+
+
+@pytest.mark.parametrize("after,shown", [(0.86, "0.86"), (9.96, "10"), (99.7, "100"), (2345.6, "2346"), (np.inf, ">52")])
+def test_half_lives_are_numbers_of_tokens(mixture, after, shown):
+    """Without an exponent, whatever their size."""
+    layer = dataclasses.replace(mixture[1].layers[0], kept_after=np.array([52]))
+    assert _tokens(after, layer) == shown
 
 
 def test_distance_of_routings():

@@ -127,7 +127,9 @@ def _marks(longest: int) -> list[tuple[float, str]]:
 def _tokens(half_life: float, layer: LayerView) -> str:
     if math.isnan(half_life):
         return "–"
-    return f">{layer.kept_after[-1]}" if math.isinf(half_life) else f"{half_life:.2g}"
+    if math.isinf(half_life):
+        return f">{layer.kept_after[-1]}"
+    return f"{half_life:.0f}" if half_life >= 10 else f"{half_life:.2g}"
 
 
 def _answer(layer: LayerView, memory: int, texts: Sequence[str]) -> tuple[Snippet, list[tuple[Snippet, float]]] | None:
