@@ -39,7 +39,7 @@ print(out.logits.shape, float(aux), generate(model, ids, max_new_tokens=8).shape
 TRAIN = "train mom-tiny --data.path shards --data.batch-size 4 --steps 4 --checkpoint.every 2 --eval-windows 4"
 # name: arguments of mom-jax, or a program; the run's last checkpoint is taken away before train starts again.
 STARTS = {
-    "train": f"{TRAIN} --run-dir run".split(),
+    "train, which goes on": f"{TRAIN} --run-dir run".split(),
     "train, in another folder": f"{TRAIN} --run-dir other".split(),
     "eval": ["eval", "run", "--max-windows", "4"],
     "generate": ["generate", "run", "--prompt", "def main(", "--max-new-tokens", "16"],
