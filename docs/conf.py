@@ -18,7 +18,13 @@ exclude_patterns = ["results/models", "api/*/modules.rst"]
 
 html_theme = "sphinx_book_theme"
 html_title = "mom-jax"
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "use_download_button": False}
+html_theme_options = {
+    "show_toc_level": 2,
+    "home_page_in_toc": True,
+    "use_download_button": False,
+    "navbar_persistent": [],  # one field for searching is enough
+}
+html_static_path, html_css_files = ["site.css"], ["site.css"]
 html_show_sourcelink = False
 copybutton_exclude = ".linenos, .gp"
 
