@@ -226,12 +226,12 @@ def _advanced(chunk: _Chunk, state: Float[Array, "H K V"], u: Float[Array, "H C 
 
 
 def _resume(
-    rows: _Rows,
+    reads: _Reads,
     table: ChunkTable,
     kept: tuple[Float[Array, "chunks H C C"], Float[Array, "chunks H C V"]],
     do: Float[Array, "chunks H C V"],
 ) -> tuple[_Backward, Callable[..., _Rows]]:
-    (reads, _), (inverse, u) = rows, kept
+    inverse, u = kept
     chunk, pull = jax.vjp(lambda reads: _chunk(reads, table), reads)
     return _Backward(chunk, inverse, u, do, transpose(chunk.qk) @ do), lambda *x: _pull(pull, *x)
 
@@ -267,7 +267,7 @@ def _pull(
 
 
 _FORM = ChunkForm(
-    saved=lambda rows: rows,
+    saved=lambda rows: rows[0],
     prepare=_prepare,
     forward=_forward,
     resume=_resume,
