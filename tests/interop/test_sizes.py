@@ -123,6 +123,9 @@ def test_everything_else_comes_back_too():
         ({"model_type": "mom", "attn": [1]}, "attn=1: expected null, an object"),
         ({"model_type": "mom", "attn": {"layers": None}}, "attn.layers=None: expected a list"),
         ({"model_type": "kda", "hidden_act": ["swish"]}, "hidden_act=['swish']: not available"),
+        ({"model_type": "raven", "decay_type": ["GLA"]}, "decay_type=['GLA']: expected Mamba2 or GLA"),
+        ({"model_type": "raven", "expand_k": 0.3}, "expand_k=0.3: times hidden_size (2048) must be a whole number"),
+        ({"model_type": "mamba3", "is_mimo": True}, "is_mimo=True: not available in a mamba3 model; only False is"),
     ],
 )
 def test_bad_published_numbers(fields, message):
@@ -132,13 +135,32 @@ def test_bad_published_numbers(fields, message):
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
-TYPES = "mom mom_gated_deltanet gated_deltanet delta_net linear_attn retnet gla hgrn2 gsa kda mamba2 transformer"
+@pytest.mark.parametrize(
+    ("rule", "fields", "message"),
+    [
+        ("comba", {"rule_options": ("feedback_decay=true",)}, "rule_options=feedback_decay=True: .*comba has no such"),
+        ("gated_deltanet", {"rule_options": ("norm_eps=1e-3",)}, r"rule_options=norm_eps=0\.001: .*only 1e-06 can be"),
+        ("mixture", {"rule_options": ("norm_eps=1e-3",)}, r"rule_options=norm_eps=0\.001: .*'s mom has no such option"),
+        ("mamba3", {"rule_options": ("rope_fraction=0.25",)}, r"rope_fraction=0\.25: .*mamba3 has 0\.5 or 1 only"),
+        ("mesanet", {"expand_v": 2.0}, r"expand_v=2\.0: the PyTorch library's mesa_net has 1\.0 only"),
+        ("mesanet", {"use_short_conv": False}, "use_short_conv=False: the PyTorch library's mesa_net has True only"),
+    ],
+)
+def test_what_cannot_be_saved(rule, fields, message):
+    """Options that the PyTorch library would leave out, and so compute something else."""
+    with pytest.raises(InputError, match=message):
+        published_fields(config_of(rule, **fields), "float32")
+
+
+TYPES = """mom mom_gated_deltanet gated_deltanet delta_net linear_attn retnet gla hgrn2 gsa kda mamba2 transformer
+gated_deltaproduct comba mesa_net raven mamba3 log_linear_mamba2"""
 VALUES = [None, True, -1, 0, 2**64, 1e308, float("nan"), float("inf"), "", "abc", [], {}, [[1]], {"a": {"b": 1}}, 0.5]
 NAMES = """hidden_size num_hidden_layers num_heads head_dim state_size conv_kernel expand_ratio num_slots expand
-expand_k expand_v attn dt_limit feature_map num_experts num_kv_heads num_v_heads hidden_ratio norm_eps eos_token_id"""
+expand_k expand_v topk decay_type router_score num_householder rope_fraction lambda_lower_bound attn dt_limit
+feature_map num_experts num_kv_heads num_v_heads hidden_ratio norm_eps eos_token_id"""
 
 
-@pytest.mark.parametrize("model_type", TYPES.split(" "))
+@pytest.mark.parametrize("model_type", TYPES.split())
 def test_a_damaged_published_file(model_type):
     """Every field that a translation looks at, with values of every kind: a config or one line."""
     for name, value in itertools.product(NAMES.split(), VALUES):
