@@ -12,6 +12,7 @@ from typing import TypeVar
 import filelock
 
 from mom_jax.data.amounts import Amount, describe_amounts, describe_data, describe_plan
+from mom_jax.data.apart import check_apart
 from mom_jax.data.config import DataConfig
 from mom_jax.data.destination import claim_folder, discard, index_of
 from mom_jax.data.plan import METHOD, Plan, Unit, plan
@@ -211,6 +212,7 @@ Opened = TypeVar("Opened", PreparedData, Foreseen)
 def _each(config: DataConfig, look: Callable[[DataConfig], Opened]) -> list[Opened]:
     """What ``look`` finds of each part of a mixture, which it is given as data of its own."""
     with named_as("mixture", "path"):
+        check_apart(config)
         return [look(dataclasses.replace(config, path=part.path, mixture=None)) for part in config.parts]
 
 

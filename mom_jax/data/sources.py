@@ -39,6 +39,11 @@ class FileSource:
 Source = FileSource | HubSource
 
 
+def place_of(source: Source) -> str:
+    """What tells two sources apart, whichever way they were named."""
+    return source.name if isinstance(source, HubSource) else os.path.realpath(source.path)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sources:
     """What a specification leads to."""

@@ -1,7 +1,6 @@
 """Which text is held out: what names say, else a share of the text, chosen by hashes: the same on every machine."""
 
 import dataclasses
-import os
 import re
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -10,10 +9,9 @@ from typing import Literal
 from mom_jax.data.config import DataConfig
 from mom_jax.data.documents import error_handler
 from mom_jax.data.file_kinds import kind
-from mom_jax.data.hub import HubSource
 from mom_jax.data.passages import Passage
 from mom_jax.data.shares import HashRange, TooFewItems, choose_range, fixed_range, stable_hash
-from mom_jax.data.sources import FileSource, Source, Sources, find_sources
+from mom_jax.data.sources import FileSource, Source, Sources, find_sources, place_of
 from mom_jax.errors import InputError
 
 Rule = Literal["held_out_path", "names", "files", "ends", "documents"]
@@ -90,18 +88,14 @@ def _by_path(config: DataConfig, source_list: Sources) -> Split:
     other = find_sources(config, "held_out_path")
     named = _grouped_by_name(other)
     held_out = (named["validation"] or named["test"] if named["train"] else []) or other.sources
-    places = {_place(source) for source in held_out}
-    if any(_place(source) in places for source in sides["train"]):
+    places = {place_of(source) for source in held_out}
+    if any(place_of(source) in places for source in sides["train"]):
         remedy = "overlaps path: held-out text must not be trained on"
         raise InputError("held_out_path", config.held_out_path, remedy)
     for source in sides["held_out"]:
-        if _place(source) not in places:
+        if place_of(source) not in places:
             source_list.left_out.add("held-out text beside held_out_path", source.name)
     return Split("held_out_path", sides["train"], held_out, source_list.left_out.lines() + other.left_out.lines())
-
-
-def _place(source: Source) -> str:
-    return source.name if isinstance(source, HubSource) else os.path.realpath(source.path)
 
 
 def _grouped_by_name(source_list: Sources) -> dict[str | None, list[Source]]:

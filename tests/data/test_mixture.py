@@ -94,6 +94,9 @@ def test_it_is_kept_by_paths_that_mean_the_same_elsewhere(config, monkeypatch, t
         ("a=1:", "expected NAME=WEIGHT:PATH"),
         ("a=1:gs://b/x", "mixture=gs://b/x: the package for gs:// addresses is missing"),
         ("a=1:no-such.txt", "mixture=no-such.txt: no such file or folder"),
+        ("a=1:books,b=1:books/1.txt", "mixture=.*books/1.txt: is text of a and of b, and what one holds out the other"),
+        ("a=1:books/[01].txt,b=1:books/[12].txt", "mixture=.*books/1.txt: is text of a and of b"),
+        ("a=1:code.txt,b=2:code.txt", "mixture=.*code.txt: is text of a and of b"),
         ("a=1:code.txt,b=1:short.txt", "the training text of b fills only"),
     ],
 )
