@@ -46,6 +46,9 @@ ELSEWHERE = {
     "mom-jax train mom-1.3b": "eight devices: tests/training/test_sharding.py, tests/cli/test_dry_run.py",
     "mom-jax plan mom-1.3b --topology": "tests/planning/test_plan.py; minutes of compilation",
     "mom-jax plan mom-340m --topology": "tests/planning/test_plan.py",
+    "mom-jax plan mom-340m --global-batch": "tests/planning/test_plan.py",
+    "mom-jax train mom-tiny --run-dir gs://": "no bucket: tests/training/test_remote_run.py",
+    "mom-jax eval gs://": "no bucket: tests/training/test_remote_run.py",
     "mom-jax data prepare /shared": "another machine's disk: tests/data/test_prepare.py",
     "mom-jax eval /shared": "another machine's disk: tests/cli/test_verbs.py",
     # what has programs of its own, compiled once in the suite
