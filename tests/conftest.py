@@ -107,6 +107,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Hands a worker's list to the controller; the process that made the folder of programs removes it."""
+    gc.unfreeze()  # for the last collection, by which bindings find what leaks
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["not_run"] = _NOT_RUN

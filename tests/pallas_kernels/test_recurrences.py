@@ -4,7 +4,7 @@ import numpy as np
 from support.kernels import CASES, KERNELS, PLATFORMS, compare, each, example
 from support.packed import Layout
 from support.primitives import OF_KERNELS
-from support.recurrences import DIRECTIONS, DOCUMENTS, EXTREMES_BY_HEAD, RAGGED
+from support.recurrences import DIRECTIONS, EXTREMES_BY_HEAD, FEW_CHUNKS, FEW_DOCUMENTS
 
 
 @each(CASES)
@@ -14,26 +14,26 @@ def test_kernels_equal_tokens(platform, name):
 
     Gradients of gates that let nothing through are 0 in theory.
     """
-    layout, sizes, gates = Layout(RAGGED, 16), PLATFORMS[platform].smallest, OF_KERNELS[name].gates
-    compare(platform, name, example(name, layout, sizes), layout, DOCUMENTS)
+    layout, sizes, gates = Layout(FEW_CHUNKS, 16), PLATFORMS[platform].smallest, OF_KERNELS[name].gates
+    compare(platform, name, example(name, layout, sizes), layout, FEW_DOCUMENTS)
     for extreme in EXTREMES_BY_HEAD.values() if (platform, name) in KERNELS else ():
         inputs = example(name, layout, sizes, **dict.fromkeys(gates, extreme))
-        compare(platform, name, inputs, layout, DOCUMENTS, atol=1e-6)
+        compare(platform, name, inputs, layout, FEW_DOCUMENTS, atol=1e-6)
 
 
 @each([case for case in CASES if "beta" in OF_KERNELS[case[1]].rows])
 def test_keys_of_one_direction(platform, name):
     """Nearly equal keys, and equal ones written with a strength of 2, which turn the state round at every token."""
-    layout, sizes = Layout(RAGGED, 16), PLATFORMS[platform].smallest
+    layout, sizes = Layout(FEW_CHUNKS, 16), PLATFORMS[platform].smallest
     for direction, change in DIRECTIONS.items():
         # what the equations of a chunk with a gate for each channel lose in float32 where the state turns round: 2e-5
         tolerance = 5e-5 if (name, direction) == ("kda", "equal, strength 2") else 1e-5
-        compare(platform, name, example(name, layout, sizes, **change), layout, DOCUMENTS, tolerance=tolerance)
+        compare(platform, name, example(name, layout, sizes, **change), layout, FEW_DOCUMENTS, tolerance=tolerance)
 
 
 @each(KERNELS)
 def test_nothing_but_unused_chunks(platform, name):
     """Segments without rows keep their states and pass their gradients on; as many as in the first test."""
-    layout = Layout((0,) * len(RAGGED), 16, spare_chunks=Layout(RAGGED, 16).rows // 16)
+    layout = Layout((0,) * len(FEW_CHUNKS), 16, spare_chunks=Layout(FEW_CHUNKS, 16).rows // 16)
     (o, _), _ = compare(platform, name, example(name, layout, PLATFORMS[platform].smallest), layout, ())
     assert not np.any(o)
