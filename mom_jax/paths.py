@@ -61,7 +61,10 @@ def _remedy(scheme: str, rest: str) -> str:
 
 def cache_folder() -> Path:
     """This user's folder for what can be made again: ``$XDG_CACHE_HOME/mom-jax``, or ``~/.cache/mom-jax``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mom-jax"
+    home = os.path.expanduser("~")
+    if home == "~":  # an account without a name or a home, as in containers
+        home = os.path.join(tempfile.gettempdir(), f"home-{os.getuid()}")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(home, ".cache")) / "mom-jax"
 
 
 def absolute(place: str | os.PathLike[str], field: str) -> str:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from mom_jax.cli.main import main
 from mom_jax.errors import InputError
-from mom_jax.paths import absolute, check_local, local_path
+from mom_jax.paths import absolute, cache_folder, check_local, local_path
+from mom_jax.reports.markdown import write_report
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,34 @@ def test_home_and_where_we_are(tmp_path, monkeypatch):
     assert absolute("~/a", "out") == absolute("a", "out") == str(tmp_path / "a")
     assert absolute("./link/../b", "out") == str(tmp_path / "b")
     assert absolute("link/a", "out") == str(tmp_path / "link" / "a")
+
+
+def test_homes_that_are_not_there(tmp_path, monkeypatch):
+    """Those of other people, and of an account without one, which a container may run as."""
+    monkeypatch.chdir(tmp_path)
+    assert local_path("~no-such-user/a", "out") == Path("~no-such-user/a")
+    assert absolute("~no-such-user/a", "out") == str(tmp_path / "~no-such-user/a")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda place: place)
+    assert cache_folder().is_absolute() and cache_folder().name == "mom-jax"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generate runs/a --prompt-file ~no-such-user/a",
+        "inspect runs/a --file ~no-such-user/a",
+        "convert ~no-such-user/a out",
+    ],
+)
+def test_homes_of_nobody_in_commands(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    assert main(line.split()) == 2
+    assert "~no-such-user/a: " in capsys.readouterr().err
+
+
+def test_a_run_whose_name_begins_like_a_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"run_dir=~no-such-user: holds no config.json"):
+        write_report("~no-such-user")

@@ -11,7 +11,7 @@ from mom_jax.errors import InputError, need
 from mom_jax.evals.reference.install import RELEASE, choose_kernels, installed_versions
 from mom_jax.fields import Count, Name, Range, Seed, check_fields
 from mom_jax.files import finite, write_json
-from mom_jax.paths import output_folder
+from mom_jax.paths import local_path, output_folder
 
 DESCRIPTION = """Runs a checkpoint in the PyTorch reference (flash-linear-attention) and here, on the same tokens, and
 prints by how much they differ: hidden states, router logits and memory choices by layer, logits, losses, the gradient
@@ -83,7 +83,7 @@ def main(args: Sequence[str]) -> int:
     from mom_jax.terminal import print_table
 
     out = console()
-    config, layout = read_config(Path(arguments.reference).expanduser())
+    config, layout = read_config(local_path(arguments.reference, "reference"))
     if layout != "mom":
         remedy = "the reference reads only mom; load_pretrained and save_pretrained make one of this folder"
         raise InputError("model_type", layout, remedy)
@@ -126,7 +126,7 @@ def _run(arguments: CompareConfig, config: Any, draw: Callable[[int], Any]) -> t
 
     kernels = choose_kernels(arguments.kernels, gpu_available())
     about = {**dataclasses.asdict(arguments), "kernels": kernels}
-    folder = Path(arguments.reference).expanduser()
+    folder = local_path(arguments.reference, "reference")
     model = load_pretrained(folder)
     with running(kernels, config.num_memories):
         if arguments.dtype == "bfloat16":

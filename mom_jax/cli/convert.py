@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -11,7 +10,7 @@ from mom_jax.cli.parsing import Place, Run, Step, parse
 from mom_jax.data.config import TokenizerName
 from mom_jax.errors import InputError, named_as
 from mom_jax.fields import Count, Name, Range, check_fields
-from mom_jax.paths import check_local
+from mom_jax.paths import check_local, local_path
 from mom_jax.training.run_places import at_hand
 
 DESCRIPTION = """Converts between a published model (a Hugging Face folder: config.json, safetensors files, tokenizer)
@@ -87,7 +86,7 @@ def _convert(arguments: ConvertConfig) -> int:
     from mom_jax.training.conversion import run_to_published
 
     out, choice = console(), Choice(arguments.step, arguments.ema)
-    if arguments.to is not None or is_published(Path(arguments.src).expanduser()):
+    if arguments.to is not None or is_published(local_path(arguments.src, "src")):
         choice.refuse(arguments.src)
         if (arguments.dtype, arguments.max_shard_bytes) != (ConvertConfig.dtype, ConvertConfig.max_shard_bytes):
             remedy = "would be a run: --dtype and --max-shard-bytes are for published models"

@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -12,6 +11,7 @@ from mom_jax.cli.parsing import Place, Run, Step, parse
 from mom_jax.errors import InputError
 from mom_jax.fields import Count, Name, Range, Seed, check_fields
 from mom_jax.files import read_text
+from mom_jax.paths import local_path
 from mom_jax.training.run_places import at_hand
 
 DESCRIPTION = """Continues a prompt with a checkpoint of a run (the newest, or the one of --step), token by token on
@@ -111,7 +111,7 @@ def read_prompt(arguments: GenerateConfig) -> str:
     """
     if arguments.prompt_file is not None:
         field, place = "prompt_file", arguments.prompt_file
-        text = read_text(Path(place).expanduser(), "give a file of UTF-8 text", field)
+        text = read_text(local_path(place, field), "give a file of UTF-8 text", field)
     elif arguments.prompt == _STDIN:
         field, place, text = "prompt", "- (standard input)", _standard_input()
     else:

@@ -91,7 +91,7 @@ def _inspect(arguments: InspectConfig, texts: list[str]) -> int:
 
 
 def _read(place: str | None, field: str) -> str:
-    return read_text(Path(place or "").expanduser(), "give a file of UTF-8 text", field)
+    return read_text(local_path(place or "", field), "give a file of UTF-8 text", field)
 
 
 def _page(arguments: InspectConfig) -> Path:

@@ -6,6 +6,7 @@ from typing import TypedDict
 
 from mom_jax.errors import InputError
 from mom_jax.files import read_json, write_atomically, write_json
+from mom_jax.paths import local_path
 
 _BYTES = "bytes"
 _NAMED = (_BYTES, "mistral")  # need no file, even if one of that name lies around
@@ -37,7 +38,7 @@ def files_of(tokenizer: str) -> Path | None:
     Raises:
         InputError: nothing is there, but what was given cannot be a name.
     """
-    path = Path(tokenizer).expanduser()
+    path = local_path(tokenizer, "tokenizer")
     if tokenizer in _NAMED or path.exists():
         return None if tokenizer in _NAMED else path
     if path.is_absolute() or path.suffix in (".json", ".model") or tokenizer.startswith("."):

@@ -8,6 +8,7 @@ import numpy as np
 from mom_jax.errors import install, is_installed
 from mom_jax.evals.results import Evaluation, read_evaluations
 from mom_jax.files import write_atomically
+from mom_jax.paths import local_path
 from mom_jax.reports.records import Records, nothing_logged, read_records
 from mom_jax.reports.tables import Table, evaluation_tables, in_words
 from mom_jax.reports.words import TWO_LOSSES, describe_model, last_held_out, sample_of
@@ -27,7 +28,7 @@ def write_report(run_dir: str | Path, out: Path | None = None) -> Path:
     Raises:
         InputError: no run there, or nothing was logged yet.
     """
-    run_dir = Path(run_dir).expanduser()
+    run_dir = local_path(run_dir, "run_dir")
     out, left_out = out or run_dir, list[str]()
     config = TrainConfig.from_file(run_dir / CONFIG_FILE)
     records = read_records(run_dir, left_out.append)

@@ -18,6 +18,7 @@ from mom_jax.interop.tokenizer_files import files_of, find_tokenizer, put_tokeni
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.models.upcycling import MixtureOptions, mixture_of
+from mom_jax.paths import local_path
 from mom_jax.training.checkpoint import NEWEST, Checkpoints, Choice, load_run
 from mom_jax.training.config import CONFIG_FILE, TrainConfig
 
@@ -37,7 +38,7 @@ def load_published(
     Raises:
         InputError: no tokenizer, or one of another vocabulary; or as `load_pretrained`.
     """
-    folder = Path(directory).expanduser()
+    folder = local_path(directory, "directory")
     config = _train_config(read_config(folder)[0], folder, tokenizer)
     with jax.set_mesh(mesh):
         return config, load_pretrained(folder)
@@ -63,7 +64,7 @@ def published_to_run(source: str | Path, destination: str | Path, mesh: Mesh, to
         InputError: ``destination`` is not empty, or as `load_published`.
         OSError: the disk is full.
     """
-    folder = Path(destination).expanduser().absolute()
+    folder = local_path(destination, "destination").absolute()
     check_empty(folder, "dst")
     config, model = load_published(source, mesh, tokenizer)
     _write_run(config, model, folder)
@@ -83,9 +84,9 @@ def single_to_mixture(
     Raises:
         InputError: the model is of another type than ``model_type``, or as `published_to_run` and `mixture_of`.
     """
-    folder = Path(destination).expanduser().absolute()
+    folder = local_path(destination, "destination").absolute()
     check_empty(folder, "dst")
-    found = read_config(Path(source).expanduser())[1]
+    found = read_config(local_path(source, "directory"))[1]
     if model_type not in (None, found):
         raise InputError("from", model_type, f"{source} holds a {found}; name that, or leave --from out")
     config, model = load_published(source, mesh, tokenizer)
@@ -123,7 +124,7 @@ def run_to_published(
     Raises:
         InputError: as `load_run` and `save_pretrained`, or a tokenizer of more tokens than the model has rows.
     """
-    folder = Path(destination).expanduser().absolute()
+    folder = local_path(destination, "destination").absolute()
     check_empty(folder, "dst")
     config, model, _ = load_run(source, mesh, choice)
     named, tokenizer = tokenizer is not None, tokenizer or config.data.tokenizer

@@ -1,12 +1,11 @@
 """The tokens that both sides read."""
 
-from pathlib import Path
-
 import numpy as np
 
 from mom_jax.data.tokenizers import check_rows, load_tokenizer
 from mom_jax.errors import InputError
 from mom_jax.models.config import MoMConfig
+from mom_jax.paths import local_path
 
 
 def random_tokens(config: MoMConfig, batch: int, length: int, seed: int) -> np.ndarray:
@@ -25,7 +24,7 @@ def text_tokens(path: str, tokenizer: str, config: MoMConfig, batch: int, length
         InputError: the file cannot be read or is too short, or the tokenizer is not the model's.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = local_path(path, "text").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError("text", path, f"cannot be read as UTF-8 text ({error})") from error
     loaded = load_tokenizer(tokenizer)
