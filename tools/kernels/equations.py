@@ -10,17 +10,18 @@ import jax.extend.core
 
 def calls(primitive: str, function: Callable, *arguments: Any) -> Iterator[Any]:
     """The equations of a primitive in the program of ``function``, in order."""
-    return _equations(primitive, jax.make_jaxpr(function)(*arguments).jaxpr)
+    return equations(primitive, jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _equations(primitive: str, jaxpr: Any) -> Iterator[Any]:
+def equations(primitive: str, jaxpr: Any) -> Iterator[Any]:
+    """The same in a program that is traced already."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == primitive:
             yield equation
             continue
         for part in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr):
             if _is_jaxpr(part):
-                yield from _equations(primitive, getattr(part, "jaxpr", part))
+                yield from equations(primitive, getattr(part, "jaxpr", part))
 
 
 def _is_jaxpr(x: Any) -> bool:
