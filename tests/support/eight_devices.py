@@ -55,6 +55,14 @@ def split_over(mesh, params):
     )  # fmt: skip
 
 
+def on_mesh(sizes, step, params, batch):
+    """What ``step`` makes of parameters and [B, T] arrays on a mesh of these sizes."""
+    mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(x, NamedSharding(mesh, BATCH_SPEC)) for x in batch]
+        return jax.device_get(step(split_over(mesh, params), *placed))
+
+
 def check_layer(mesh, rule, options, rows):
     """A memory layer's output and cache, its heads split over two devices."""
     config = dataclasses.replace(CONFIG, memory_rule=rule, **options)
