@@ -1,5 +1,6 @@
 """Tokenizers behind one small interface: bytes, sentencepiece files, and `tokenizers` files or hub names."""
 
+import difflib
 import importlib.util
 import os
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from mom_jax.data.tokenizer_kinds import ByteTokenizer, JsonTokenizer, SentenceP
 from mom_jax.errors import InputError, need
 from mom_jax.files import read_json
 
+_NAMED = ("bytes", "mistral")
 _BROKEN = "\ufffd"  # stands for bytes that are no character, or not yet
 
 
@@ -159,6 +161,9 @@ def load_tokenizer(spec: str) -> Tokenizer:
         return _from_json(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
     if path.suffix in (".json", ".model") or path.is_absolute() or spec.startswith((".", "~")):
         raise InputError("tokenizer", spec, "no such file")
+    meant = difflib.get_close_matches(spec.lower(), _NAMED, n=1, cutoff=0.8)
+    if meant:  # without a network the hub would be asked for half a minute
+        raise InputError("tokenizer", spec, f"is none; did you mean {meant[0]}?")
     return _from_hub(spec)
 
 

@@ -217,6 +217,12 @@ def test_mistral_without_its_package(monkeypatch):
         load_tokenizer("mistral")
 
 
+@pytest.mark.parametrize(("name", "meant"), [("Bytes", "bytes"), ("byte", "bytes"), ("mistal", "mistral")])
+def test_a_misspelt_name_is_not_sought_on_the_hub(name, meant):
+    with pytest.raises(InputError, match=f"tokenizer={name}: is none; did you mean {meant}"):
+        load_tokenizer(name)
+
+
 @pytest.mark.parametrize("name", ["absent.model", "absent.json", "./absent", "/absent/file"])
 def test_a_missing_file_is_not_sought_on_the_hub(name):
     with pytest.raises(InputError, match="no such file"):
