@@ -142,9 +142,16 @@ def _check_names(args: Sequence[str], types_by_option: dict[str, Any]) -> None:
         field = _field(option)
         if not re.match(r"--?[A-Za-z]", option) or option == "-h":
             continue
-        if option.startswith("--") and (field in known or re.sub(r"(^|\.)no_", r"\1", field) in known):
+        switch = re.sub(r"(^|\.)no_", r"\1", field)
+        is_off = switch != field and bool in [kind for kind, _ in alternatives(types_by_option.get(switch))]
+        section, _, name = switch.rpartition(".")
+        off = f"{section}.no_{name}" if section else f"no_{name}"  # where tyro has it
+        if option.startswith("--") and (field in known or (is_off and field == off)):
             continue
-        remedy = f"unknown; {habits.hint(field.lower(), list(types_by_option))}"
+        meant = (
+            f"did you mean --{off.replace('_', '-')}?" if is_off else habits.hint(switch.lower(), list(types_by_option))
+        )
+        remedy = f"unknown; {meant}"
         raise InputError("option", option.partition("=")[0], remedy)
 
 

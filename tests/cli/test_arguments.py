@@ -9,6 +9,7 @@ import pytest
 
 from mom_jax.cli.main import VERBS, main
 from mom_jax.cli.train import parse_train, with_tokenizer_of_shards
+from mom_jax.errors import InputError
 
 LONG = 128 * "ä"  # 256 bytes
 BAD = [
@@ -281,3 +282,18 @@ def test_usage_names_every_verb(capsys):
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "mom_jax", "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("mom-jax ")
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--no-model.shared-mem", "--model.no-shared-mem"),
+        ("--no-steps", "--steps"),
+        ("--optimizer.no-learning-rate", "--optimizer.learning-rate"),
+    ],
+)
+def test_what_is_no_switch_is_named_alone(option, meant):
+    with pytest.raises(InputError, match=rf"^option={option}: unknown; did you mean {meant}\?") as error:
+        parse_train(["mom-tiny", option])
+    assert "arguments=" not in str(error.value)
+    assert not parse_train(["mom-tiny", "--model.no-shared-mem"]).model.shared_mem
