@@ -40,13 +40,16 @@ OPTIONS = {
     # more than half of the slots, so that every token reads something of every other one
     "sparse_delta_memory": {"rule_options": ("table_slots=9", "slot_writes=5", "slot_reads=5")},
 }
+# Of their base class, which runs them in the same way for all: these are its options, and as it is by default.
+CONVOLVED = ("gated_deltanet", "hgrn2", "mamba2", "mesanet", "retnet")
 
 
 @functools.cache
 def layer_of(rule: str, mixture: bool = True) -> MemoryMixer:
     """A layer of the rule with parameters that make every part matter; a mixture's are the same at every call."""
     sizes = {"hidden_size": D, "num_heads": 2, "head_dim": 8, "expand_v": 1.5, "num_hidden_layers": 3}
-    config = MoMConfig(**sizes | OPTIONS.get(rule, {}), memory_rule=rule, mixture=mixture)
+    sizes |= {"memory_rule": rule, "mixture": mixture, "use_short_conv": rule in CONVOLVED}
+    config = MoMConfig(**sizes | OPTIONS.get(rule, {}))
     layer = randomised(nnx.eval_shape(lambda: make_mixer(config, "memory", nnx.Rngs(0))), 0.4)
     assert isinstance(layer, MemoryMixer)
     return layer
