@@ -1,6 +1,8 @@
 # `make` lists the targets. PYTHON=/path/to/python3 overrides the interpreter that tools/find-python picks.
 PYTHON ?=
 export PYTHON
+# Where this is set, every process that a test starts would compile all of its imports, five seconds' worth.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Arguments handed to pytest, e.g. make test ARGS="-k packing -x"
 ARGS ?=
