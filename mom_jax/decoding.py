@@ -126,7 +126,7 @@ def generate_blocks(
     sampling = _Sampling(temperature < _NORMAL.tiny, top_k, top_p is not None, ends)
     allowed = None if allowed is None else jnp.asarray(allowed)
     rng = jax.random.key(0) if rng is None else rng
-    state = _read(model, input_ids, mask, blocks * block, allowed, rng)
+    state = _read(model, *_padded(input_ids, mask), blocks * block, allowed, rng)
     knobs = (np.float32(temperature), np.float32(1.0 if top_p is None else top_p))
     for _ in range(blocks):
         state, tokens = _decode(graph, sampling, block, params, state, allowed, *knobs)
@@ -181,12 +181,17 @@ def _bucket(length: int) -> int:
     return max(16, 1 << (length - 1).bit_length())
 
 
-def _read(model, input_ids, mask, new_tokens, allowed, rng):
-    """What decoding begins with after the prompts, read piece by piece."""
-    graph, params = nnx.split(model)
-    length = input_ids.shape[1]
+def _padded(*prompts: np.ndarray) -> list[np.ndarray]:
+    """Prompts [B, T] and their masks, padded on the left to one of few lengths, each of which needs a program."""
+    length = prompts[0].shape[1]
     padded = _bucket(length) if length <= _PIECE else -(-length // _PIECE) * _PIECE
-    input_ids, mask = (np.pad(a, ((0, 0), (padded - length, 0))) for a in (input_ids, mask))
+    return [np.pad(a, ((0, 0), (padded - length, 0))) for a in prompts]
+
+
+def _read(model, input_ids, mask, new_tokens, allowed, rng):
+    """What decoding begins with after padded prompts, read piece by piece."""
+    graph, params = nnx.split(model)
+    padded = input_ids.shape[1]
     capacity = _bucket(padded + new_tokens) if model.config.attention else None
     state = None
     for start in range(0, padded, _PIECE):

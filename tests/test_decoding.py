@@ -184,6 +184,7 @@ def test_a_prefill_that_changes_its_state_is_refused(model, monkeypatch):
         return out._replace(cache=jax.tree.map(lambda a: a.astype(jnp.float16), out.cache))
 
     monkeypatch.setattr(MoMForCausalLM, "hidden_states", narrower)
+    decoding._prefill.clear_cache()
     with pytest.raises(AssertionError, match="dtype"):
         generate(model, np.ones((5, 3), np.int32), 1)
 
