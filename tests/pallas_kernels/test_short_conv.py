@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.compare import assert_close
-from support.compile import optimised
 from support.kernels import PLATFORMS
 
 from mom_jax.ops import dispatch
@@ -107,7 +106,7 @@ def program(case: Case, impl):
         y, pull = jax.vjp(lambda *a: short_conv(a[0], a[1], packing, *a[2:], **options), x, weight, state, bias)
         return y, pull(cotangent.astype(y.dtype))
 
-    return optimised(run)
+    return jax.jit(run)
 
 
 def measured(case: Case, packing: Packing, inputs, impl):

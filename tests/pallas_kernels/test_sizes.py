@@ -8,9 +8,9 @@ from support.packed import Layout
 from support.recurrences import EXTREMES
 
 SIZES = [
-    ("tpu", "delta rule", (200,), 128, (64, 128)),
+    ("tpu", "delta rule", (140,), 128, (64, 128)),
     ("tpu", "delta rule", (20,), 32, (256, 512)),
-    ("tpu", "no decay", (70,), 64, (256, 512)),
+    ("tpu", "no decay", (20,), 32, (256, 512)),
     ("tpu", "vector decay", (20,), 32, (128, 64)),
     ("tpu", "rwkv7", (20,), 32, (128, 64)),
     ("gpu", "delta rule", (20,), 32, (256, 128)),

@@ -14,7 +14,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 from mom_jax.ops.dispatch import plain
 from support.compare import assert_close
-from support.compile import optimised
 from support.primitives import OF_KERNELS
 
 
@@ -83,7 +82,7 @@ def program(run):
         outputs, pull = jax.vjp(lambda x: run(x.rows, table, x.state, scale), inputs)
         return outputs, pull(jax.tree.map(lambda y, d: d.astype(y.dtype), outputs, cotangents))[0]
 
-    return optimised(both)
+    return jax.jit(both)
 
 
 @functools.cache
