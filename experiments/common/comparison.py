@@ -152,7 +152,7 @@ class Comparison:
         name, *others = self.models
         pairs = self.pairs or [(name, other) for other in others]
         return [
-            Contrast(f"{title}, {size}", first, other, ours, theirs, lower, self.questions)
+            Contrast(_what(title, measure, models), first, other, ours, theirs, lower, self.questions)
             for (size, measure), models in grouped(records).items()
             for title, _, lower in [MEASURES[measure]]
             for first, other in pairs
@@ -219,6 +219,12 @@ def every(measure: str, group: list[Record]) -> tuple[float, ...]:
 def good(measure: str, group: list[Record]) -> tuple[float, ...]:
     """The same of the seeds that learnt the task; none of no records."""
     return () if not group else trained(group[0]) if measure == "recall" else every(measure, group)
+
+
+def _what(title: str, measure: str, models: dict[str, list[Record]]) -> str:
+    """What is compared, and of which size."""
+    point = next(iter(models.values()))[0]["point"]
+    return f"recall of {point['pairs']} pairs, accuracy" if measure == "recall" else f"{title}, {point['size']}"
 
 
 def costs_of(record: Record) -> dict[str, Any]:

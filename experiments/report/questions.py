@@ -117,7 +117,7 @@ def _costs(records: Sequence[Record]) -> list[str]:
 
 def forest(judged: Sequence[Judged], title: str) -> Figure:
     """Differences with their intervals, a row each; filled where the verdict stands, hollow where it is undecided."""
-    figure = Figure(figsize=(9.0, 0.27 * len(judged) + 1.4), layout="constrained")
+    figure = Figure(figsize=(9.0, 0.27 * len(judged) + 1.6), layout="constrained")
     axes = figure.subplots()
     for place, one in enumerate(judged):
         value, low, high = one.difference
@@ -128,7 +128,7 @@ def forest(judged: Sequence[Judged], title: str) -> Figure:
     axes.axvline(0, color="0.5", linewidth=1)
     labels = [f"{one.contrast.first} less {one.contrast.other} ({_task(one)})" for one in judged]
     axes.set_yticks(range(len(judged)), labels, fontsize=8)
-    axes.set(ylim=(len(judged) - 0.5, -0.5), xlabel="difference in accuracy with its 95 % interval (hollow: undecided)")
+    axes.set(ylim=(len(judged) - 0.5, -0.5), xlabel="difference in accuracy, 95 % interval\n(hollow: undecided)")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")  # longer than the panel is wide
     return figure
 

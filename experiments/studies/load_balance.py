@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 
 from mom_jax.drawing import legend_below
 from mom_jax.models.router_config import RouterBalance
@@ -129,7 +128,8 @@ def _by_rate(records: list[Record], path: Path) -> list[Path]:
         line = "--" if record["point"]["model"].startswith("nothing") else "-"
         axes.plot(rates, least, marker + line, label=record["point"]["model"], alpha=0.8)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    tried = sorted({rate for record in shown for rate, _ in record["result"]["grid_loads"]})
+    axes.set_xticks(tried, [f"{rate:g}" for rate in tried], minor=False)
     axes.set(title="recall, one seed", xlabel="learning rate", ylim=(0, 1.03))
     axes.set_ylabel("least share of a memory (1: even, 0: dead)")
     axes.grid(alpha=0.25)
