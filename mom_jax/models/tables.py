@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from mom_jax.layers.devices import Devices, whole
 from mom_jax.ops.loss import chunked_token_scores, penalised_cross_entropy
+from mom_jax.ops.precision import widened
 from mom_jax.typing import AnyArray, Array, Float, Int
 
 TABLE_AXES = ("tensor", "fsdp")
@@ -20,7 +21,7 @@ TABLE_AXES = ("tensor", "fsdp")
 def looked_up(
     table: Float[Array, "vocab D"], ids: Int[AnyArray, "B T"], dtype: DTypeLike
 ) -> Float[Array, "B T D"]:
-    """The rows of a table, in ``dtype``. Their gradients are summed in float32, as a token may occur ever so often."""
+    """The rows of a table, in ``dtype``. Gradients are summed in float32 or wider, for a token may occur often."""
     devices = Devices.of(*ids.shape)
     if devices is None:
         return _rows(table, ids, P(), dtype)
@@ -49,8 +50,9 @@ def _rows_bwd(
     drows: Float[Array, "B T D"],
 ) -> tuple[Float[Array, "own_vocab own_D"], None]:
     table, ids = saved
-    gathered, back = jax.vjp(lambda table: whole(table, spec, jnp.float32), table)  # of which the shape alone is used
-    summed = jnp.zeros(gathered.shape, jnp.float32).at[ids].add(drows.astype(jnp.float32))
+    drows = widened(drows)
+    gathered, back = jax.vjp(lambda table: whole(table, spec, drows.dtype), table)  # of which the shape alone is used
+    summed = jnp.zeros(gathered.shape, drows.dtype).at[ids].add(drows)
     return *back(summed), None
 
 

@@ -87,9 +87,8 @@ def _methods(interpreter: Any) -> dict[str, Any]:
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A product of half precision or float32, summed in float32; of float64 in that."""
-    least = np.float64 if a.dtype == np.float64 else np.float32
-    return np.matmul(a.astype(least, copy=False), b.astype(least, copy=False))
+    """A product of half precision or float32, summed in float32."""
+    return np.matmul(a.astype(np.float32, copy=False), b.astype(np.float32, copy=False))
 
 
 def _three_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -15,3 +15,13 @@ def test_gradients_of_a_token_that_occurs_often_lose_nothing(dtype):
     found = jax.grad(lambda table: looked_up(table, ids, "bfloat16").astype(jnp.float32).sum())(table)
     assert found.dtype == table.dtype
     np.testing.assert_array_equal(found.astype(jnp.float32), [[4096, 4096], [0, 0], [1, 1]])
+
+
+def test_gradients_in_float64():
+    """What float32 would round away."""
+    with jax.enable_x64(True):
+        table, ids = jnp.ones((2, 1), jnp.float64), jnp.array([[0, 0, 1]])
+        found = jax.grad(lambda table: (looked_up(table, ids, "float64")[..., 0] * jnp.array([1, 2**-40, 1])).sum())(
+            table
+        )
+    np.testing.assert_array_equal(found, [[1 + 2**-40], [1]])
