@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mom_jax.decoding import generate
+    from mom_jax.decoding import generate, generate_many
     from mom_jax.inspection import inspect
     from mom_jax.interop.pretrained import load_pretrained, save_pretrained
     from mom_jax.layers.mixer import MemoryMixer
@@ -22,6 +22,7 @@ _HOME = {
     "MoMConfig": "mom_jax.models.config",
     "MoMForCausalLM": "mom_jax.models.lm",
     "generate": "mom_jax.decoding",
+    "generate_many": "mom_jax.decoding",
     "inspect": "mom_jax.inspection",
     "load_balancing_loss": "mom_jax.ops.routing",
     "load_pretrained": "mom_jax.interop.pretrained",
@@ -34,6 +35,7 @@ __all__ = [
     "MoMForCausalLM",
     "__version__",
     "generate",
+    "generate_many",
     "inspect",
     "load_balancing_loss",
     "load_pretrained",

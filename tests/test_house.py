@@ -173,9 +173,8 @@ LEVEL = {
 
 def plant(root: Path, name: str, text: str) -> None:
     """A small tree with one package per floor and the file under test."""
-    for package in ("ops", "layers", "models", "data", "training", "evals", "cli"):
+    for package in ("ops", "layers", "models", "data", "decoding", "training", "evals", "cli"):
         (root / "mom_jax" / package).mkdir(parents=True)
-    (root / "mom_jax/decoding.py").touch()
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_text(text, encoding="utf-8")
 

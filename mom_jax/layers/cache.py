@@ -50,6 +50,19 @@ class MemoryCache:
             length=jnp.zeros((layers, batch), jnp.int32),
         )
 
+    def with_rows(self, rows: Int[Array, " J"], other: Self) -> Self:
+        """The same, with all that ``other``, a cache of J rows, holds in the places of ``rows``."""
+
+        def put(states: Float[Array, "L G B *rest"], new: Float[Array, "L G J *rest"]) -> Float[Array, "L G B *rest"]:
+            return states.at[:, :, rows].set(new)
+
+        return type(self)(
+            recurrent=jax.tree.map(put, self.recurrent, other.recurrent),
+            conv=jax.tree.map(put, self.conv, other.conv),
+            document=self.document.at[:, rows].set(other.document),
+            length=self.length.at[:, rows].set(other.length),
+        )
+
 
 def states_before(
     states: Float[Array, "L G B *state"], layer: int | Array, table: ChunkTable
@@ -113,6 +126,10 @@ class AttentionCache:
             length=jnp.zeros((layers, batch), jnp.int32),
         )
 
+    def with_rows(self, rows: Int[Array, " J"], other: Self) -> Self:
+        """The same, with all that ``other``, a cache of J rows, holds in the places of ``rows``."""
+        return jax.tree.map(lambda own, new: own.at[:, rows].set(new), self, other)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +152,12 @@ class Cache:
     def with_kind(self, kind: str, cache: MemoryCache | AttentionCache) -> Self:
         """The same with another state of one kind of layers."""
         return dataclasses.replace(self, kinds=self.kinds | {kind: cache})
+
+    def with_rows(self, rows: Int[Array, " J"], other: Self) -> Self:
+        """The same, with all that ``other``, a cache of J rows, holds in the places of ``rows``; the others stay."""
+        kinds = {kind: cache.with_rows(rows, other.kinds[kind]) for kind, cache in self.kinds.items()}  # type: ignore[arg-type]
+        place = None if self.place is None else self.place.at[rows].set(other.place)
+        return type(self)(kinds, place)
 
     @property
     def document(self) -> Int[Array, " B"]:

@@ -92,7 +92,7 @@ def test_a_stop_text_ends_the_decoding(config, model, tokenizer, greedy):
 
 
 def test_samples_differ_and_are_told_apart(config, model):
-    choices = Choices(temperature=1.0, seed=5)
+    choices = Choices(temperature=1.0, seed=2)
     text = written(config, model, choices=choices, samples=3)
     parts = text.split("--- sample ")[1:]
     assert [part[:11] for part in parts] == [f"{i} of 3 ---\n"[:11] for i in (1, 2, 3)]

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mom_jax import decoding
+from mom_jax.decoding import slots
+from mom_jax.decoding.sampling import sampling
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.models.presets import get_preset
@@ -111,17 +112,18 @@ def decodings(sizes: Sizes) -> Iterator[Program]:
     start = _parameters(f"{sizes.preset} parameters", lambda: build_model(config, 0))
     yield start
     graph, params = nnx.split(nnx.eval_shape(lambda: build_model(config, 0)))
-    greedy = decoding._Sampling(True, None, False, ())
+    greedy, knobs = sampling(0.0, None, None, config.vocab_size)
+    form = slots.form_for(nnx.merge(graph, params), sizes.prompt + sizes.decoded)
 
     def read(params, ids):
-        model, mask = nnx.merge(graph, params), jnp.ones_like(ids)
-        state = decoding._read(model, ids, mask, sizes.decoded, None, jax.random.key(0))
+        numbers = jnp.arange(ids.shape[0])
+        state = slots._read(graph, form, params, ids, jnp.ones_like(ids), None, jax.random.key(0), numbers)
         return {"state": state._replace(rng=jax.random.key_data(state.rng))}
 
     def decode(state, params):
-        knobs = jnp.float32(0), jnp.float32(1)
         state = state._replace(rng=jax.random.wrap_key_data(state.rng))
-        state, tokens = decoding._decode(graph, greedy, sizes.decoded, params, state, None, *knobs)
+        taken = jnp.ones(state.logits.shape[0], bool)
+        state, tokens = slots._decode(graph, greedy, sizes.decoded, params, state, taken, None, knobs)
         return {"state": state._replace(rng=jax.random.key_data(state.rng)), "tokens": tokens}
 
     given = outputs_of(start.name, params)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from mom_jax import decoding
+from mom_jax.decoding import slots
+from mom_jax.decoding.sampling import sampling
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.models.presets import get_preset
@@ -66,14 +67,15 @@ def decode(mesh: Mesh, batch: int) -> Any:
     graph, params = nnx.split(nnx.eval_shape(lambda: build_model(published(), 0).rounded()))
     cache = jax.eval_shape(lambda: nnx.merge(graph, params).init_cache(batch))
     logits: Any = jax.ShapeDtypeStruct((batch, published().vocab_size), jnp.float32)
-    finished: Any = jax.ShapeDtypeStruct((batch,), bool)
-    state = decoding._Decoding(cache, logits, finished, jax.eval_shape(lambda: jax.random.key(0)))
+    taken: Any = jax.ShapeDtypeStruct((batch,), bool)
+    state = slots._Decoding(cache, logits, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)))
+    greedy = sampling(0.0, None, None, published().vocab_size)
 
-    def run(params, state):
-        greedy = decoding._Sampling(True, None, False, ())
-        return decoding._decode(graph, greedy, TOKENS, params, state, None, jnp.float32(0), jnp.float32(1))
+    def run(params, state, taken):
+        how, knobs = greedy
+        return slots._decode(graph, how, TOKENS, params, state, taken, None, knobs)
 
-    return compiled(mesh, run, params, state, donate=(1,))
+    return compiled(mesh, run, params, state, taken, donate=(1,))
 
 
 def training_step(mesh: Mesh) -> Any:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mom_jax import decoding
-from mom_jax.decoding import _sample, _Sampling, generate
+from mom_jax.decoding import generate, slots
+from mom_jax.decoding.sampling import drawn, sampling
 from mom_jax.errors import InputError
 from mom_jax.models.config import AttentionConfig, MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
@@ -133,7 +133,7 @@ def test_long_prompts_are_read_in_pieces(monkeypatch):
     model = MoMForCausalLM(dataclasses.replace(CONFIG, num_hidden_layers=2, attn=attn), rngs=nnx.Rngs(0))
     prompt = np.random.default_rng(1).integers(0, 32, (1, 60)).astype(np.int32)
     whole = np.asarray(generate(model, prompt, NEW))
-    monkeypatch.setattr(decoding, "_PIECE", 16)
+    monkeypatch.setattr(slots, "_PIECE", 16)
     np.testing.assert_array_equal(generate(model, prompt, NEW), whole)
 
 
@@ -169,8 +169,8 @@ def test_prompts_of_a_kind_compile_once(model, monkeypatch):
     chex.clear_trace_counter()
     for name in ("_prefill", "_decode"):
         static = {"_prefill": (0, 1), "_decode": (0, 1, 2)}[name]
-        body = chex.assert_max_traces(getattr(decoding, name).__wrapped__, n=1)
-        monkeypatch.setattr(decoding, name, jax.jit(body, static_argnums=static))
+        body = chex.assert_max_traces(getattr(slots, name).__wrapped__, n=1)
+        monkeypatch.setattr(slots, name, jax.jit(body, static_argnums=static))
     for length in (2, 9, 16):
         generate(model, np.ones((1, length), np.int32), 3, on_token=lambda token: None)
 
@@ -184,7 +184,7 @@ def test_a_prefill_that_changes_its_state_is_refused(model, monkeypatch):
         return out._replace(cache=jax.tree.map(lambda a: a.astype(jnp.float16), out.cache))
 
     monkeypatch.setattr(MoMForCausalLM, "hidden_states", narrower)
-    decoding._prefill.clear_cache()
+    slots._prefill.clear_cache()
     with pytest.raises(AssertionError, match="dtype"):
         generate(model, np.ones((5, 3), np.int32), 1)
 
@@ -216,8 +216,8 @@ def test_sampling_frequencies(temperature, top_k, top_p, kept):
     p = np.array([0.06, 0.5, 0.15, 0.04, 0.25])
     draws = 20_000
     logits = jnp.tile(jnp.log(jnp.asarray(p, jnp.float32)), (draws, 1))
-    sampling = _Sampling(False, top_k, top_p is not None, ())
-    tokens = np.asarray(_sample(logits, sampling, temperature, 1.0 if top_p is None else top_p, jax.random.key(3)))
+    keys = jax.random.split(jax.random.key(3), draws)
+    tokens = np.asarray(drawn(logits, *sampling(temperature, top_k, top_p, 5), keys)[0])
     want = np.zeros(5)
     want[kept] = p[kept] ** (1 / temperature)
     want /= want.sum()
