@@ -81,24 +81,25 @@ def console(stream: typing.Any = None, quiet: bool = False, *, outlives_reader: 
 
 
 @contextmanager
-def counting(what: str, total: int, quiet: bool = False) -> Iterator[Callable[[], None]]:
+def counting(what: str, total: int, quiet: bool = False) -> Iterator[Callable[..., None]]:
     """Tells on stderr how many of ``total`` things are done: a bar on a terminal, a line for every tenth elsewhere.
 
     Yields:
-        What to call after each of them.
+        What to call after each of them, with a note such as a rate or without one.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     out, numbers = console(sys.stderr, quiet), itertools.count(1)
-    columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    note_column = TextColumn("{task.fields[note]}", markup=False)
+    columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note_column)
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(what, total=total, note="")
 
-        def advance() -> None:
+        def advance(note: str = "") -> None:
             done = next(numbers)
-            bar.advance(task)
+            bar.update(task, advance=1, note=note)
             if not out.is_terminal and done * 10 // total > (done - 1) * 10 // total:
-                out.print(f"{what}: {done:,} of {total:,}")
+                out.print(f"{what}: {done:,} of {total:,}{note and f', {note}'}")
 
         yield advance
 

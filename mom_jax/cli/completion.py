@@ -17,12 +17,13 @@ from mom_jax.training.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """How tokens are chosen, as `mom_jax.generate` has it; each sample of a seed is another."""
+    """How tokens are chosen and memories kept, as `mom_jax.generate` has it; each sample of a seed is another."""
 
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
+    state_dtype: str = "float32"
 
 
 def complete(
@@ -49,17 +50,17 @@ def complete(
     ids = tokenizer.encode(prompt)
     if len(ids) == 0:
         raise InputError("prompt", repr(prompt[:40]), "contains no token")
-    ends = _ends(tokenizer, config.model)
+    ends = end_ids_of(tokenizer, config.model)
     for sample in range(samples):
         new = _new_ids(model, ids, max_new_tokens, choices, sample, ends, rows)
-        texts = _until_stop(_texts(tokenizer, ids, new), stops)
+        texts = until_stop(texts_of(tokenizer, ids, new), stops)
         first = next(texts, "")  # here all that may be wrong with the options shows
         header = f"--- sample {sample + 1} of {samples} ---\n" if samples > 1 else ""
         for text in itertools.chain(["\n" if sample else "", header, prompt, first], texts):
             write(text)
 
 
-def _ends(tokenizer: Tokenizer, config: MoMConfig) -> list[int]:
+def end_ids_of(tokenizer: Tokenizer, config: MoMConfig) -> list[int]:
     """The tokenizer's end token, and those of a published configuration that lists several."""
     listed = config.eos_token_id if isinstance(config.eos_token_id, tuple) else ()
     return [tokenizer.eos_id, *listed]
@@ -82,21 +83,28 @@ def _new_ids(
         temperature=choices.temperature,
         top_k=choices.top_k,
         top_p=choices.top_p,
-        rng=jax.random.fold_in(jax.random.key(choices.seed), sample),
+        rng=sample_key(choices.seed, sample),
         eos_token_id=ends,
         allowed=rows,
+        state_dtype=choices.state_dtype,
     )
     return itertools.takewhile(lambda token: token not in ends, (int(np.asarray(block)[0, 0]) for block in blocks))
 
 
-def _texts(tokenizer: Tokenizer, prompt: np.ndarray, new: Iterable[int]) -> Iterator[str]:
+def sample_key(seed: int, sample: int) -> jax.Array:
+    """The key of one sample of a seed."""
+    return jax.random.fold_in(jax.random.key(seed), sample)
+
+
+def texts_of(tokenizer: Tokenizer, prompt: np.ndarray, new: Iterable[int]) -> Iterator[str]:
+    """The text of new ids, in the pieces in which it becomes certain."""
     decoder = StreamDecoder(tokenizer, prompt)
     for token in new:
         yield decoder.feed(token)
     yield decoder.flush()
 
 
-def _until_stop(texts: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+def until_stop(texts: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     """``texts`` up to the first of ``stops``; what may be the beginning of one waits."""
     waiting = ""
     for text in texts:

@@ -23,8 +23,9 @@ def generate(
     top_p: float | None = None,
     rng: Array | None = None,
     eos_token_id: int | Sequence[int] | None = None,
-    allowed: Bool[Array, " vocab"] | None = None,
+    allowed: Bool[AnyArray, " vocab"] | None = None,
     on_token: Callable[[np.ndarray], None] | None = None,
+    state_dtype: str = "float32",
 ) -> Int[Array, "B T+max_new_tokens"]:
     """Continues prompts token by token.
 
@@ -45,6 +46,8 @@ def generate(
             each row. A row's tokens depend on its own key alone.
         eos_token_id: a row that produced it is filled up with it; of several, any ends a row and the first fills it.
         allowed: False marks ids that are never chosen, such as rows of the embedding without a token.
+        state_dtype: what memories are kept in from token to token: float32, or bfloat16, which is half as much to move
+            and drifts (docs/benchmarks.md).
         on_token: called with each step's tokens [B] as soon as they exist, for streaming.
 
     Returns:
@@ -57,9 +60,8 @@ def generate(
     prompts = np.asarray(input_ids, np.int32)
     steps = max_new_tokens if on_token is None else 1
     new = []
-    for tokens in generate_blocks(
-        model, prompts, max_new_tokens, steps, attention_mask, temperature, top_k, top_p, rng, eos_token_id, allowed
-    ):
+    how = (temperature, top_k, top_p, rng, eos_token_id, allowed, state_dtype)
+    for tokens in generate_blocks(model, prompts, max_new_tokens, steps, attention_mask, *how):
         new.append(np.asarray(tokens))
         if on_token is not None:
             on_token(new[-1][:, 0])
@@ -77,7 +79,8 @@ def generate_blocks(
     top_p: float | None = None,
     rng: Array | None = None,
     eos_token_id: int | Sequence[int] | None = None,
-    allowed: Bool[Array, " vocab"] | None = None,
+    allowed: Bool[AnyArray, " vocab"] | None = None,
+    state_dtype: str = "float32",
 ) -> Iterator[Int[np.ndarray, "B block"]]:
     """The new tokens of `generate`, ``block`` steps at a time; who has seen enough of them stops asking.
 
@@ -103,7 +106,7 @@ def generate_blocks(
         raise InputError("attention_mask", "0 in the last column", "pad prompts on the left")
 
     blocks = -(-max_new_tokens // block)
-    slots = Slots(model, batch, padded_length(time) + blocks * block, how, knobs, allowed)
+    slots = Slots(model, batch, padded_length(time) + blocks * block, how, knobs, allowed, state_dtype)
     slots.join(range(batch), ids, mask, rng, np.arange(batch))
     for _ in range(blocks):
         tokens = _filled_up(slots.decode(block), slots.taken, ends)

@@ -12,7 +12,7 @@ from mom_jax.decoding.sampling import check_keys, sampling
 from mom_jax.decoding.slots import Slots, padded_length
 from mom_jax.errors import InputError
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.typing import Array, Bool, Int
+from mom_jax.typing import AnyArray, Array, Bool, Int
 
 
 class Continuation(NamedTuple):
@@ -52,8 +52,9 @@ def generate_many(
     top_p: float | None = None,
     rng: Array | None = None,
     eos_token_id: int | Sequence[int] | None = None,
-    allowed: Bool[Array, " vocab"] | None = None,
+    allowed: Bool[AnyArray, " vocab"] | None = None,
     ended: Callable[[int, np.ndarray], bool] | None = None,
+    state_dtype: str = "float32",
 ) -> Iterator[Continuation]:
     """Continues any number of prompts, ``slots`` at a time (continuous batching); yields each as soon as it is done.
 
@@ -68,7 +69,7 @@ def generate_many(
         max_new_tokens: tokens to add at most, of all prompts or of each.
         slots: rows of the batch.
         block: steps between two looks at which rows have ended.
-        temperature, top_k, top_p, eos_token_id, allowed: as in `generate`.
+        temperature, top_k, top_p, eos_token_id, allowed, state_dtype: as in `generate`.
         rng: one key, into which a prompt's number is folded, or one for each prompt.
         ended: called with a prompt's number and all its new tokens after each block; True ends the row.
 
@@ -93,7 +94,7 @@ def generate_many(
     if not rows:
         return
     longest = max(padded_length(len(row)) + -(-new // block) * block for row, new in zip(rows, most, strict=True))
-    batch, seated = Slots(model, slots, longest, how, knobs, allowed), {}
+    batch, seated = Slots(model, slots, longest, how, knobs, allowed, state_dtype), {}
     waiting = collections.deque(range(len(rows)))
     while waiting or seated:
         for slot in np.flatnonzero(~batch.taken)[: len(waiting)]:

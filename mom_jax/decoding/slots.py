@@ -35,7 +35,7 @@ class _Form(NamedTuple):
     """What the empty state is made of, and programs are specialised on."""
 
     capacity: int | None  # tokens that attention keeps; None: there is none
-    state_dtype: str = "float32"
+    state_dtype: str
 
 
 class Slots:
@@ -50,6 +50,7 @@ class Slots:
         longest: tokens that a row may come to, prompt and continuation together.
         how, knobs: how tokens are chosen.
         allowed: False marks ids that are never chosen.
+        state_dtype: of the memories, as `MoMForCausalLM.init_cache` has it.
     """
 
     def __init__(
@@ -59,10 +60,11 @@ class Slots:
         longest: int,
         how: Sampling,
         knobs: Knobs,
-        allowed: Bool[Array, " vocab"] | None = None,
+        allowed: Bool[AnyArray, " vocab"] | None = None,
+        state_dtype: str = "float32",
     ):
         self._graph, self._params = nnx.split(model.rounded())
-        self._form = form_for(model, longest)
+        self._form = form_for(model, longest, state_dtype)
         self._how, self._knobs = how, knobs
         self._allowed = None if allowed is None else jnp.asarray(allowed)
         self._state: _Decoding | None = None
@@ -131,9 +133,9 @@ def _padded(*prompts: np.ndarray) -> list[np.ndarray]:
     return [np.pad(a, ((0, 0), (padded_length(length) - length, 0))) for a in prompts]
 
 
-def form_for(model: MoMForCausalLM, longest: int) -> _Form:
+def form_for(model: MoMForCausalLM, longest: int, state_dtype: str = "float32") -> _Form:
     """The form of a state for rows of ``longest`` tokens."""
-    return _Form(_bucket(longest) if model.config.attention else None)
+    return _Form(_bucket(longest) if model.config.attention else None, state_dtype)
 
 
 def _read(graph, form, params, input_ids, mask, allowed, rng, numbers):
@@ -148,7 +150,7 @@ def _read(graph, form, params, input_ids, mask, allowed, rng, numbers):
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _prefill(graph, form, params, cache, input_ids, mask, allowed, rng, numbers):
     model = nnx.merge(graph, params)
-    before = model.init_cache(input_ids.shape[0], form.capacity) if cache is None else cache
+    before = model.init_cache(input_ids.shape[0], *form) if cache is None else cache
     hidden, _, cache = model.hidden_states(input_ids, mask, cache=before)
     chex.assert_trees_all_equal_shapes_and_dtypes(before, cache)  # the state never grows
     return _Decoding(cache, _last_logits(model, hidden, allowed), row_keys(rng, numbers))
@@ -157,7 +159,7 @@ def _prefill(graph, form, params, cache, input_ids, mask, allowed, rng, numbers)
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _empty(graph, form, rows, params, like):
     """The state of slots in which nobody sits yet; logits and keys as those of some row."""
-    cache = nnx.merge(graph, params).init_cache(rows, form.capacity)
+    cache = nnx.merge(graph, params).init_cache(rows, *form)
     return _Decoding(cache, jnp.zeros((rows, like.logits.shape[1]), like.logits.dtype), jnp.repeat(like.rng[:1], rows))
 
 

@@ -1,12 +1,15 @@
 """The state that decoding carries from call to call."""
 
 import dataclasses
+import typing
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from mom_jax.errors import InputError
+from mom_jax.fields import StateDtype
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Float, Int
 
@@ -20,7 +23,7 @@ class MemoryCache:
     touches only the memories that it writes.
     """
 
-    recurrent: Any  # float32 [L, G, B, *state] in the rule's own shape or shapes, e.g. [L, G, B, H, K, V]
+    recurrent: Any  # [L, G, B, *state] in the rule's own shape or shapes, e.g. [L, G, B, H, K, V]; see `zeros`
     conv: dict[str, Float[Array, "L G B _ _"]]  # [..., W-1, channels]: last inputs of each convolution, oldest first
     document: Int[Array, "L B"]  # segment id of each row's last token; memories hold its document only
     length: Int[Array, "L B"]  # tokens read so far, of each row
@@ -34,6 +37,7 @@ class MemoryCache:
         state: Any,
         conv: dict[str, tuple[int, int]],
         dtype: DTypeLike,
+        state_dtype: str = "float32",
     ) -> Self:
         """Empty memories.
 
@@ -41,10 +45,22 @@ class MemoryCache:
             state: one `jax.ShapeDtypeStruct` or a tuple of them: the state of one memory of one row.
             conv: (W-1, channels) of each short convolution.
             dtype: of the convolution inputs.
+            state_dtype: ``bfloat16`` keeps matrices [H, K, V] of states in it: they are computed with in float32, and
+                rounded where a call leaves them. What else a rule keeps (angles, counts, last rows) stays as it is.
+
+        Raises:
+            InputError: a dtype that states are not kept in.
         """
         lead = (layers, memories, batch)
+        if state_dtype not in typing.get_args(StateDtype):
+            raise InputError("state_dtype", state_dtype, f"choose one of {', '.join(typing.get_args(StateDtype))}")
+
+        def empty(shape: jax.ShapeDtypeStruct) -> Array:
+            narrow = state_dtype == "bfloat16" and len(shape.shape) >= 3
+            return jnp.zeros((*lead, *shape.shape), jnp.bfloat16 if narrow else shape.dtype)
+
         return cls(
-            recurrent=jax.tree.map(lambda s: jnp.zeros((*lead, *s.shape), s.dtype), state),
+            recurrent=jax.tree.map(empty, state),
             conv={name: jnp.zeros((*lead, *shape), dtype) for name, shape in conv.items()},
             document=jnp.zeros((layers, batch), jnp.int32),
             length=jnp.zeros((layers, batch), jnp.int32),

@@ -141,14 +141,15 @@ class MemoryMixer(nnx.Module):
         routers = 1 if self.num_memories is None else self.router.routers
         return min(self.num_memories or 1, routers * self.top_k) + self.shared
 
-    def empty_cache(self, layers: int, batch: int, dtype: DTypeLike) -> MemoryCache:
-        """Empty memories of ``layers`` layers like this one; convolutions remember inputs of ``dtype``."""
+    def empty_cache(self, layers: int, batch: int, dtype: DTypeLike, state_dtype: str = "float32") -> MemoryCache:
+        """Empty memories of ``layers`` layers like this one; dtypes as in `MemoryCache.zeros`."""
         state, history = self.rule.state_shapes(), self.rule.conv_history()
-        empty = MemoryCache.zeros(layers, self.memories, batch, state, history, dtype)
+        empty = MemoryCache.zeros(layers, self.memories, batch, state, history, dtype, state_dtype)
         if self.initial_state is None:
             return empty
         begin = jnp.expand_dims(self.initial_state[...], -1 - len(state.shape))  # [(L), G, 1, ...]
-        return dataclasses.replace(empty, recurrent=jnp.broadcast_to(begin, empty.recurrent.shape))
+        begun = jnp.broadcast_to(begin, empty.recurrent.shape).astype(empty.recurrent.dtype)
+        return dataclasses.replace(empty, recurrent=begun)
 
     def __call__(
         self,

@@ -49,7 +49,7 @@ def forget_earlier_documents(
 
     def kept(states: Float[Array, "L G B *rest"], empty: Array | float = 0.0) -> Float[Array, "L G B *rest"]:
         mask = current.reshape(current.shape + (1,) * (states.ndim - 3))
-        return states.at[layer].set(jnp.where(mask, states[layer], empty))
+        return states.at[layer].set(jnp.where(mask, states[layer], empty).astype(states.dtype))
 
     return dataclasses.replace(
         cache,

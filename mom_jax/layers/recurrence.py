@@ -11,6 +11,7 @@ from mom_jax.ops.beginnings import begin_with
 from mom_jax.ops.dispatch import Target, kernel_for, select
 from mom_jax.ops.handover import Affine, composed
 from mom_jax.ops.pieces import all_before
+from mom_jax.ops.precision import widened
 from mom_jax.ops.primitive import Primitive, Rows, State, default_scale
 from mom_jax.ops.primitives import PRIMITIVES
 from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
@@ -57,9 +58,10 @@ def recur(
     if table.chunk_size == 1:
         o, recurrent = _one_token(primitive, rows, table, cache, layer, default_scale(rows, scale), impl)
     else:
-        state = jax.tree.map(lambda a: a[layer].reshape(-1, *a.shape[3:]), cache.recurrent)
+        state = jax.tree.map(lambda a: widened(a[layer].reshape(-1, *a.shape[3:])), cache.recurrent)
         o, state = primitive(rows, table, state, scale=scale, impl=impl)
-        recurrent = jax.tree.map(lambda a, b: a.at[layer].set(b.reshape(a.shape[1:])), cache.recurrent, state)
+        put = lambda a, b: a.at[layer].set(b.reshape(a.shape[1:]).astype(a.dtype))  # noqa: E731
+        recurrent = jax.tree.map(put, cache.recurrent, state)
     return o, dataclasses.replace(cache, recurrent=recurrent)
 
 
@@ -78,8 +80,9 @@ def _from_beginnings(
     begun = begin_with(primitive, rows, packing.table, initial, goes_on=cache is not None)
     o, cache = recur(primitive, begun.rows, packing, cache, layer, scale=scale, impl=impl)
     if cache is not None:
-        left = begun.left.reshape(cache.recurrent.shape[1:])
-        cache = dataclasses.replace(cache, recurrent=cache.recurrent.at[layer].add(left))
+        left = cache.recurrent[layer] + begun.left.reshape(cache.recurrent.shape[1:])
+        recurrent = cache.recurrent.at[layer].set(left.astype(cache.recurrent.dtype))
+        cache = dataclasses.replace(cache, recurrent=recurrent)
     return (o + scale * begun.reads).astype(dtype), cache
 
 
@@ -123,7 +126,7 @@ def _by_gather(
     rows = jax.lax.optimization_barrier(rows)
     if primitive.step_in_place is not None and table.reset is None:
         return primitive.step_in_place(rows, cache.recurrent, place(cache.recurrent, layer, table), scale)
-    state = jax.tree.map(lambda a: states_before(a, layer, table), cache.recurrent)
+    state = jax.tree.map(lambda a: widened(states_before(a, layer, table)), cache.recurrent)
     o, state = primitive.step(rows, state, scale)
     return o, jax.tree.map(lambda a, own: states_after(a, layer, table, own), cache.recurrent, state)
 

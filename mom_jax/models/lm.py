@@ -192,17 +192,20 @@ class MoMForCausalLM(nnx.Module):
         """All blocks of a kind of `MoMConfig.layer_kinds`, stacked along a leading axis."""
         return getattr(self, stack_name(kind))
 
-    def init_cache(self, batch_size: int, max_length: int | None = None) -> Cache:
+    def init_cache(self, batch_size: int, max_length: int | None = None, state_dtype: str = "float32") -> Cache:
         """Empty state for ``batch_size`` rows.
 
         The size of memories never changes. Attention layers, where the model has any, keep the
         keys and values of their window, or of ``max_length`` tokens without one; that is
-        ``max_position_embeddings`` unless given.
+        ``max_position_embeddings`` unless given. ``state_dtype`` is what matrices of memories are kept in, float32 or
+        bfloat16 (half the bytes; `mom_jax.layers.cache.MemoryCache.zeros`).
         """
         layers, dtype = self.config.layer_kinds, jnp.dtype(self.config.compute_dtype)
         kinds: dict[str, Any] = {}
         if "memory" in layers:
-            kinds["memory"] = self.blocks("memory").attn.empty_cache(layers.count("memory"), batch_size, dtype)
+            kinds["memory"] = self.blocks("memory").attn.empty_cache(
+                layers.count("memory"), batch_size, dtype, state_dtype
+            )
         for kind, attn in self.config.attention.items():
             capacity = attn.window_size or max_length or self.config.max_position_embeddings
             kinds[kind] = self.blocks(kind).attn.empty_cache(layers.count(kind), batch_size, capacity, dtype)

@@ -1,11 +1,12 @@
 """One token for each of N rows, from states where they lie and back: a Triton kernel for decoding.
 
-Per row and head, with a state S of shape [K, V] in float32:
+Per row and head, with a state S of shape [K, V], in float32 while it is here:
 
     u = S^T a;   o = scale * (S^T r + (q.b) u + (q.k) v);   S' = diag(kept) S + b u^T + k v^T
 
 What every recurrence on matrices comes to, one step at a time. Decoding is bound by the bytes of its states: here each
-is read once and written once, in place, where a gather, products and a scatter pass over it five times.
+is read once and written once, in place, where a gather, products and a scatter pass over it five times. Kept in
+bfloat16 they are half of that, and rounded once for each token.
 """
 
 import functools
@@ -38,7 +39,7 @@ def step_kernel(
     place = tl.load(p_place + row // HEADS).to(tl.int64)
     known = place + tl.zeros((K, BV), tl.int64) >= 0  # a block, for the interpreter takes no scalar as a mask
     p_state = p_states + ((place * HEADS + head) * K + k)[:, None] * V + v[None, :]
-    b_state = tl.load(p_state, mask=known, other=0.0)
+    b_state = tl.load(p_state, mask=known, other=0.0).to(tl.float32)
     b_o = tl.sum(b_state * tl.load(p_r + row * K + k)[:, None], 0) + tl.sum(b_q * b_k, 0) * b_v
     b_next = b_state * tl.load(p_kept + row * K + k)[:, None] + b_k[:, None] * b_v[None, :]
     if RANK_ONE:
@@ -47,7 +48,7 @@ def step_kernel(
         b_o += tl.sum(b_q * b_b, 0) * b_u
         b_next += b_b[:, None] * b_u[None, :]
     tl.store(p_o + row * V + v, (SCALE * b_o).to(p_o.dtype.element_ty))
-    tl.store(p_state, b_next, mask=known)
+    tl.store(p_state, b_next.to(p_states.dtype.element_ty), mask=known)
 
 
 def step(
@@ -72,7 +73,7 @@ def step(
         r, q, k, kept, a, b: [N, H, K] float32; a and b None: nothing is of rank one.
         v: [N, H, V] float32.
         place: [N] int32, which state each row reads and writes, all different; negative: 0, and none is written.
-        states: [.., H, K, V] float32.
+        states: [.., H, K, V], float32 or bfloat16.
         scale: of the output.
         dtype: of the output; sums are in float32.
         device: the generation to compile for, among those of `pallas_kernels.arguments.GPU`.
@@ -92,14 +93,14 @@ def step(
 def _step(token, place, states, scale, dtype, device, interpret):
     r, q, k, v, kept, a, b = token
     (rows, heads, keys), values, rank_one = k.shape, v.shape[-1], a is not None
-    config = find(CONFIGS["step"], device, 4, max(keys, values))
+    config = find(CONFIGS["step"], device, states.dtype.itemsize, max(keys, values))
     block = min(config.block_v or values, values)
     o, after = launch(
         step_kernel, r, q, k, v, kept, a if rank_one else k, b if rank_one else k, place, states,
         grid={"rows and heads": rows * heads, "blocks": values // block},
         outputs=[jax.ShapeDtypeStruct(v.shape, dtype), like(states)], aliases={8: 1},
         interpret=interpret, device=device,
-        moved=8 * rows * heads * keys * values,  # states in and out; the rest is small
+        moved=2 * states.dtype.itemsize * rows * heads * keys * values,  # states in and out; the rest is small
         num_warps=config.num_warps, num_stages=config.num_stages, flops=8 * rows * heads * keys * values,
         SCALE=scale, HEADS=heads, K=keys, V=values, BV=block, RANK_ONE=rank_one,
     )  # fmt: skip
@@ -126,10 +127,11 @@ def _plain(token, states, place, scale, dtype):
     flat = states.reshape(-1, *states.shape[-3:])
     place = jnp.where(place < 0, flat.shape[0], place)
     state = flat.at[place].get(mode="fill", fill_value=0)
+    state = state.astype(jnp.promote_types(state.dtype, jnp.float32))
     reads = lambda x: jnp.einsum("nhk,nhkv->nhv", x, state)  # noqa: E731
     o = reads(r) + jnp.sum(q * k, -1, keepdims=True) * v
     after = kept[..., None] * state + k[..., None] * v[..., None, :]
     if a is not None:
         u = reads(a)
         o, after = o + jnp.sum(q * b, -1, keepdims=True) * u, after + b[..., None] * u[..., None, :]
-    return (scale * o).astype(dtype), flat.at[place].set(after, mode="drop").reshape(states.shape)
+    return (scale * o).astype(dtype), flat.at[place].set(after.astype(flat.dtype), mode="drop").reshape(states.shape)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from flax import nnx
 from support.tokenizers import llama
 
 from mom_jax import generate
-from mom_jax.cli.completion import Choices, _until_stop, complete
+from mom_jax.cli.completion import Choices, complete, until_stop
+from mom_jax.cli.generate import GenerateConfig
 from mom_jax.cli.main import main
+from mom_jax.cli.prompts import read_prompts
 from mom_jax.data.config import DataConfig
 from mom_jax.data.tokenizers import load_tokenizer
 from mom_jax.errors import InputError
@@ -81,7 +84,7 @@ def test_a_stop_text_ends_the_stream_wherever_it_is_cut(stops, cuts):
     text = "hello world!"
     parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     want = text[: min([text.find(stop) for stop in stops if stop in text], default=len(text))]
-    assert "".join(_until_stop(parts, stops)) == want
+    assert "".join(until_stop(parts, stops)) == want
 
 
 def test_a_stop_text_ends_the_decoding(config, model, tokenizer, greedy):
@@ -133,9 +136,129 @@ def command(config, model, monkeypatch):
 
     def run(*args, stdin=b""):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        return main(["generate", "run", *args, "--max-new-tokens", str(NEW), "--temperature", "0"])
+        greedily = [] if "--temperature" in args else ["--temperature", "0"]
+        return main(["generate", "run", *args, "--max-new-tokens", str(NEW), *greedily])
 
     return run
+
+
+LINES = [PROMPT, "a", "the fox " * 3, "fox", PROMPT]
+OBJECTS = [
+    {"prompt": PROMPT, "id": "first"},
+    {"prompt": "a", "max_new_tokens": 3},
+    {"prompt": "the fox " * 3, "seed": 4},
+    {"prompt": PROMPT, "stop": "no such text"},
+]
+
+
+def records(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(config, model):
+    """The text of a prompt by itself, without the prompt."""
+
+    def continuation(prompt, seed=0, sample=0, **options):
+        parts = []
+        choices = Choices(temperature=1.0, seed=seed)
+        complete(config, model, prompt, NEW, parts.append, choices, samples=sample + 1, **options)
+        text = "".join(parts)
+        return text.split(f"--- sample {sample + 1} of {sample + 1} ---\n")[-1][len(prompt) :]
+
+    return continuation
+
+
+def test_many_prompts_get_the_texts_that_they_get_alone(command, alone, capsys, tmp_path):
+    """From a file of lines or from standard input, drawn, in any number of slots; to the screen or to a file."""
+    path, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    path.write_text("\n".join([*LINES, "", ""]), encoding="utf-8")
+    drawn = ("--temperature", "1", "--num-samples", "2")
+    assert command("--prompts", str(path), "--slots", "3", "--out", str(out), *drawn) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "" and "continuations: 10 of 10" in shown.err and "tokens/s" in shown.err
+    found = {(x["line"], x["sample"]): x for x in records(out.read_text(encoding="utf-8"))}
+    assert sorted(found) == [(line, sample) for line in range(1, 6) for sample in (0, 1)]
+    for (line, sample), record in found.items():
+        assert record["prompt"] == LINES[line - 1] and record["finish_reason"] in ("length", "stop")
+        assert line > 2 or record["completion"] == alone(LINES[line - 1], sample=sample)
+    assert command("--prompts", "-", "--slots", "3", *drawn, stdin=path.read_bytes()) == 0
+    again = records(capsys.readouterr().out)
+    assert sorted(again, key=str) == sorted(found.values(), key=str)
+
+
+def test_lines_have_limits_stops_and_seeds_of_their_own(command, alone, capsys, tmp_path):
+    """And what else an object holds stands in its record."""
+    text = alone("the fox " * 3, seed=4)
+    ended = {**OBJECTS[2], "stop": ["no such text", text[4:6]]}
+    lines = "\n".join(map(json.dumps, [*OBJECTS[:2], ended, OBJECTS[3]]))
+    assert command("--prompts", "-", "--slots", "3", "--temperature", "1", stdin=lines.encode()) == 0
+    found = {x["line"]: x for x in records(capsys.readouterr().out)}
+    assert found[1]["id"] == "first" and "id" not in found[2]
+    assert alone("a").startswith(found[2]["completion"]) and len(found[2]["completion"]) < len(alone("a"))
+    assert found[3]["completion"] == text[: text.find(text[4:6])]
+    assert [found[i]["finish_reason"] for i in (1, 2, 3, 4)] == ["length", "length", "stop", "length"]
+
+
+def test_a_file_of_continuations_is_gone_on_with(command, capsys, tmp_path):
+    """What it holds is not made again, and half a line does not count; of other prompts it is refused and kept."""
+    path, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    path.write_text("\n".join(LINES), encoding="utf-8")
+    args = ("--prompts", str(path), "--slots", "3", "--out", str(out))
+    assert command(*args) == 0
+    whole = out.read_bytes()
+    kept = b"".join(whole.splitlines(keepends=True)[:2])
+    out.write_bytes(kept + b'{"line": 3, "sam')
+    assert command(*args) == 0
+    assert out.read_bytes().startswith(kept)
+    assert sorted(out.read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert command(*args) == 0 and len(out.read_bytes()) == len(whole)
+    path.write_text("other\n" * 5, encoding="utf-8")
+    capsys.readouterr()
+    assert command(*args) == 2
+    assert "holds continuations of other prompts (of line" in capsys.readouterr().err
+    assert len(out.read_bytes()) == len(whole)
+
+
+@pytest.mark.parametrize(
+    "lines,message",
+    [
+        ("", "contains no prompt"),
+        (" \n\n", "contains no prompt"),
+        ('{"prompt": "a"}\n{"prompt": 3}', ":2: is no object with text in the field 'prompt' (['prompt'] is a whole"),
+        ('{"prompt": "a"}\n\nplain', ":3: is no object with text in the field 'prompt' (Expecting value"),
+        ('{"text": "a"}', ":1: is no object with text in the field 'prompt' (the object has no 'prompt')"),
+        ('{"prompt": "a", "max_new_tokens": 0}', ":1: max_new_tokens=0: must be"),
+        ('{"prompt": "a", "stop": ["b", ""]}', ":1: stop"),
+        ('{"prompt": "a", "seed": -1}', ":1: seed=-1: must be"),
+        ('{"prompt": ""}', ":1: prompt='': contains no text"),
+        ('{"prompt": "\\ud800"}', ":1: is no object with text"),
+    ],
+)
+def test_a_bad_line_is_named(lines, message):
+    with pytest.raises(InputError) as caught:
+        read_prompts(lines, "prompts.jsonl", GenerateConfig("run", prompts="x"))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "args,message",
+    [
+        (["--prompts", "PLACE/none"], "prompts="),
+        (["--prompts", "PLACE", "--prompt", "a"], "give either this or --prompt, not both"),
+        (["--prompt", "a", "--out", "PLACE"], "is for many continuations; give --prompts FILE"),
+        (["--prompts", "PLACE", "--out", "PLACE/none/out"], "out="),
+        (["--prompts", "PLACE", "--out", "PLACE"], "out="),
+        (["--prompts", "PLACE", "--slots", "0"], "slots=0: must be at least 1"),
+    ],
+)
+def test_many_prompts_that_cannot_be_are_one_line(command, args, message, tmp_path, capsys):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a\n", encoding="utf-8")
+    assert command(*(arg.replace("PLACE", str(path)) for arg in args)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and err.count("\n") == 1
+    assert path.read_text(encoding="utf-8") == "a\n"
 
 
 @pytest.mark.parametrize("source", ["argument", "file", "stdin"])

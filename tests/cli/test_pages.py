@@ -72,6 +72,7 @@ ELSEWHERE = {
     "mom-jax convert --from": "tests/cli/test_convert.py",
     "mom-jax eval runs/mom-tiny --sequence-length": "tests/cli/test_verbs.py",
     "mom-jax generate runs/mine --prompt-file": "tests/cli/test_generate.py",
+    "mom-jax generate runs/mine --prompts": "tests/cli/test_generate.py",
     "printf 'Once' | mom-jax generate": "tests/cli/test_generate.py",
     "mom-jax report runs/mom-340m runs/": "tests/experiments/test_report.py",
     "mom-jax report runs/experiments": "tests/experiments/test_report.py",

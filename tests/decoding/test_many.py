@@ -58,17 +58,18 @@ def test_greedy_equals_every_prompt_alone(model, greedy):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "changes,options",
     [
-        {"memory_rule": "gated_deltanet", "use_short_conv": True, "compute_dtype": "bfloat16", **ATTENTION},
-        {"memory_rule": "rwkv6", "mixture": False, "num_heads": 1, "head_dim": 16},
-        {"memory_rule": "titans"},
+        ({"memory_rule": "gated_deltanet", "use_short_conv": True, "compute_dtype": "bfloat16", **ATTENTION}, {}),
+        ({"memory_rule": "rwkv6", "mixture": False, "num_heads": 1, "head_dim": 16}, {}),
+        ({"memory_rule": "titans"}, {"state_dtype": "bfloat16"}),
     ],
-    ids=["hybrid in bfloat16", "single memory with token shift", "counts in states"],
+    ids=["hybrid in bfloat16", "single memory with token shift", "counts in states, memories in bfloat16"],
 )
-def test_drawn_tokens_equal_a_prompt_alone(changes):
+def test_drawn_tokens_equal_a_prompt_alone(changes, options):
     """Of memories, convolutions, token shift, attention and its places: nothing of another row is seen."""
-    model, options, short = model_of(**changes), {"temperature": 1.0, "top_k": 20}, [0, 2, 3, 4, 5]
+    model, short = model_of(**changes), [0, 2, 3, 4, 5]
+    options = {"temperature": 1.0, "top_k": 20, **options}
     together = continued(model, short, **options, rng=KEYS[np.array(short)])
     for number in (2, 4):
         (row,) = continued(model, [number], **options, rng=KEYS[number : number + 1]).values()
@@ -107,9 +108,25 @@ def test_programs_are_few(model, greedy, monkeypatch):
     assert [program._cache_size() for program in (slots._prefill, slots._decode, slots._seated)] == before
 
 
+def test_memories_in_bfloat16(model):
+    """They are rounded, and nothing else is: hidden states follow within a rounding for each token."""
+    run = jax.jit(lambda ids, cache: model.hidden_states(ids, cache=cache)[::2])
+    ids, found = np.stack([PROMPTS[5], PROMPTS[1][:16]]), []
+    for dtype in ("float32", "bfloat16"):
+        hidden, cache = run(ids, model.init_cache(2, state_dtype=dtype))
+        assert cache.memory.recurrent.dtype == dtype
+        found.append((hidden, *run(ids[:, :1], cache)))
+    (whole, step, exact), (same, near, rounded) = found
+    np.testing.assert_array_equal(whole, same)  # a prefill rounds what it leaves
+    assert 0 < np.abs(near - step).max() < 2**-7 * np.abs(step).max()
+    exact, rounded = (np.asarray(cache.memory.recurrent, np.float32) for cache in (exact, rounded))
+    assert 0 < np.abs(rounded - exact).max() < 2**-7 * np.abs(exact).max()
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [
+        ({"state_dtype": "float16"}, "state_dtype=float16: choose one of float32, bfloat16"),
         ({"prompts": [[1], []]}, r"prompts\[1\]=\[\]: contains no token"),
         ({"prompts": [[1], [2, 32]]}, r"prompts\[1\]=32: token ids must lie in \[0, 32\)"),
         ({"max_new_tokens": [3, 0]}, "max_new_tokens=0: must be at least 1"),

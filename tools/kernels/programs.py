@@ -8,6 +8,7 @@ All in bfloat16 with float32 parameters. ``counts.json`` holds what was counted 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,10 +63,10 @@ def layer(mesh: Mesh, backward: bool) -> Any:
     return compiled(mesh, both, params, x, x) if backward else compiled(mesh, forward, params, x)
 
 
-def decode(mesh: Mesh, batch: int) -> Any:
+def decode(mesh: Mesh, batch: int, state_dtype: str = "float32") -> Any:
     """`TOKENS` tokens for each of ``batch`` rows."""
     graph, params = nnx.split(nnx.eval_shape(lambda: build_model(published(), 0).rounded()))
-    cache = jax.eval_shape(lambda: nnx.merge(graph, params).init_cache(batch))
+    cache = jax.eval_shape(lambda: nnx.merge(graph, params).init_cache(batch, None, state_dtype))
     logits: Any = jax.ShapeDtypeStruct((batch, published().vocab_size), jnp.float32)
     taken: Any = jax.ShapeDtypeStruct((batch,), bool)
     state = slots._Decoding(cache, logits, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)))
@@ -97,6 +98,13 @@ PROGRAMS = {
     "layer, forward and backward": Whole(lambda mesh: layer(mesh, backward=True)),
     "decoding, batch 1": Whole(lambda mesh: decode(mesh, 1), TOKENS),
     "decoding, batch 32": Whole(lambda mesh: decode(mesh, 32), TOKENS),
+    "decoding, batch 256": Whole(lambda mesh: decode(mesh, 256), TOKENS, ("H100",)),
+    **{
+        f"decoding, batch {batch}, bfloat16 states": Whole(
+            functools.partial(decode, batch=batch, state_dtype="bfloat16"), TOKENS, ("H100",)
+        )
+        for batch in (1, 32, 256)
+    },
     "training step": Whole(training_step, devices=("H100",)),  # of v5e, one does not hold it
 }
 

@@ -38,6 +38,18 @@ def test_equals_the_step(name):
     assert_close(run(token, states), tuple(want), 1e-6)
 
 
+@pytest.mark.parametrize("name", ["delta rule", "scalar decay"])
+def test_states_in_bfloat16(name):
+    """They are computed with in float32 and rounded once: as float32 states of the same numbers, rounded after."""
+    token, states, *_ = example(name)
+    narrow = states.astype(jnp.bfloat16)
+    o, after = run(token, narrow)
+    want = run(token, narrow.astype(jnp.float32))
+    assert after.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(o, want[0])
+    np.testing.assert_array_equal(after, want[1].astype(jnp.bfloat16))
+
+
 @pytest.mark.parametrize("name", ["delta rule", "vector decay"])
 def test_gradients(name):
     """Of rows and states, as the step's own."""
