@@ -23,6 +23,7 @@ FLOORS = {
     "mom_jax.importing": 1,
     "mom_jax.compilation_cache": 2,
     "mom_jax.locks": 2,
+    "mom_jax.trace_cache": 2,
     "mom_jax.paths": 1,
     "mom_jax.ops": 1,
     "mom_jax.layers": 2,

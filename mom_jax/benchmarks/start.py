@@ -113,7 +113,8 @@ def main() -> int:
 
     monitoring.register_event_time_span_listener(note)
     words = sys.argv[1:]
-    status = exec(words[1], {}) or 0 if words[0] == "-c" else command(words)
+    sys.argv = ["mom-jax", *words]
+    status = exec(words[1], {}) or 0 if words[0] == "-c" else command()
     tracing = covered([span for event in _TRACING for span in spans[event]])
     told = {"programs": len(spans[_COMPILING]), "tracing": tracing, "compiling": covered(spans[_COMPILING])}
     Path(os.environ[_TOLD]).write_text(json.dumps(told), encoding="utf-8")

@@ -10,6 +10,7 @@ from mom_jax.cli.parsing import Place, Run, Step, parse
 from mom_jax.data.config import TokenizerName
 from mom_jax.errors import InputError, named_as
 from mom_jax.fields import Count, Name, Range, check_fields
+from mom_jax.importing import loading
 from mom_jax.paths import check_local, local_path
 from mom_jax.training.run_places import at_hand
 
@@ -79,11 +80,12 @@ def main(args: Sequence[str]) -> int:
 
 def _convert(arguments: ConvertConfig) -> int:
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import console
-    from mom_jax.interop.published import is_published
-    from mom_jax.runs import one_device
-    from mom_jax.training.checkpoint import Choice
-    from mom_jax.training.conversion import run_to_published
+    with loading():
+        from mom_jax.cli.runs import console
+        from mom_jax.interop.published import is_published
+        from mom_jax.runs import one_device
+        from mom_jax.training.checkpoint import Choice
+        from mom_jax.training.conversion import run_to_published
 
     out, choice = console(), Choice(arguments.step, arguments.ema)
     if arguments.to is not None or is_published(local_path(arguments.src, "src")):

@@ -7,6 +7,7 @@ import tyro
 
 from mom_jax.cli.parsing import parse
 from mom_jax.data.config import DataConfig
+from mom_jax.importing import loading
 from mom_jax.training.config import TrainConfig, get_train_preset
 
 DESCRIPTION = """Trains mom-tiny on the Python standard library's source, for at most two and a half minutes on any
@@ -36,11 +37,12 @@ def main(args: Sequence[str]) -> int:
     """Parses the arguments and runs the demonstration."""
     config = parse(DemoConfig, args, prog="mom-jax demo", description=DESCRIPTION, default=_run())
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import console
-    from mom_jax.cli.scores import score_and_keep
-    from mom_jax.data.prepare import prepared
-    from mom_jax.paths import local_path
-    from mom_jax.runs import train_and_report
+    with loading():
+        from mom_jax.cli.runs import console
+        from mom_jax.cli.scores import score_and_keep
+        from mom_jax.data.prepare import prepared
+        from mom_jax.paths import local_path
+        from mom_jax.runs import train_and_report
 
     out, limit = console(), config.max_minutes
     time = "" if limit is None else f" or {limit:g} minutes, whichever comes first"

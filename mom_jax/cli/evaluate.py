@@ -11,6 +11,7 @@ from mom_jax.cli.notes import note
 from mom_jax.cli.parsing import Place, Run, Step, parse
 from mom_jax.errors import InputError, need
 from mom_jax.fields import Count, Name, Range, check_fields
+from mom_jax.importing import loading
 from mom_jax.paths import local_path, output_folder, why_not_writable
 from mom_jax.training.run_places import at_hand
 
@@ -86,8 +87,9 @@ def main(args: Sequence[str]) -> int:
 def _score(arguments: EvalConfig) -> int:
     place = _place(arguments)
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.scores import score_and_keep, score_tasks_and_keep
-    from mom_jax.training.checkpoint import Choice
+    with loading():
+        from mom_jax.cli.scores import score_and_keep, score_tasks_and_keep
+        from mom_jax.training.checkpoint import Choice
 
     options = {name: value for name in _PASSED_ON if (value := getattr(arguments, name)) is not None}
     choice = Choice(arguments.step, arguments.ema)

@@ -15,6 +15,7 @@ from mom_jax.cli.prompts import Prompt, appending, continued, read_prompts
 from mom_jax.errors import InputError
 from mom_jax.fields import Count, Name, Range, Seed, StateDtype, check_fields
 from mom_jax.files import json_line, read_text
+from mom_jax.importing import loading
 from mom_jax.paths import local_path
 from mom_jax.training.run_places import at_hand
 
@@ -112,10 +113,11 @@ def main(args: Sequence[str]) -> int:
         done = set() if out is None else continued(out, prompts)
         go_on = functools.partial(_complete_all, arguments, prompts, out, done)
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.completion import Choices
-    from mom_jax.cli.runs import console
-    from mom_jax.runs import one_device, opened_run
-    from mom_jax.training.checkpoint import Choice
+    with loading():
+        from mom_jax.cli.completion import Choices
+        from mom_jax.cli.runs import console
+        from mom_jax.runs import one_device, opened_run
+        from mom_jax.training.checkpoint import Choice
 
     console()
     how = (arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed, arguments.state_dtype)

@@ -11,6 +11,7 @@ from mom_jax.cli.parsing import Place, Run, Step, parse
 from mom_jax.errors import InputError, need
 from mom_jax.fields import Name, Range, check_fields
 from mom_jax.files import read_text, write_atomically
+from mom_jax.importing import loading
 from mom_jax.paths import local_path, output_folder
 from mom_jax.training.run_places import at_hand
 
@@ -63,13 +64,14 @@ def main(args: Sequence[str]) -> int:
 def _inspect(arguments: InspectConfig, texts: list[str]) -> int:
     out = _page(arguments)
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import console
-    from mom_jax.cli.tables import print_results
-    from mom_jax.data.tokenizers import check_rows, load_tokenizer
-    from mom_jax.inspection import inspect
-    from mom_jax.reports.inspection import inspection_page, inspection_table, token_texts
-    from mom_jax.runs import one_device, opened_run
-    from mom_jax.training.checkpoint import Choice
+    with loading():
+        from mom_jax.cli.runs import console
+        from mom_jax.cli.tables import print_results
+        from mom_jax.data.tokenizers import check_rows, load_tokenizer
+        from mom_jax.inspection import inspect
+        from mom_jax.reports.inspection import inspection_page, inspection_table, token_texts
+        from mom_jax.runs import one_device, opened_run
+        from mom_jax.training.checkpoint import Choice
 
     terminal = console()
     with opened_run(arguments.run, one_device(), Choice(arguments.step, arguments.ema)) as (config, model, step):

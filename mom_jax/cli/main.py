@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from mom_jax import __version__
+from mom_jax import __version__, importing
 from mom_jax.cli.failures import complain
 from mom_jax.compilation_cache import OFF, keep_programs
 from mom_jax.errors import InputError
@@ -64,7 +64,9 @@ def dispatch(args: Sequence[str]) -> int:
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS) or list(VERBS)
         raise InputError("verb", verb or "''", f"unknown; did you mean {' or '.join(close)}?")
-    return importlib.import_module(VERBS[verb][0]).main(rest)
+    with importing.loading():
+        module = importlib.import_module(VERBS[verb][0])
+    return module.main(rest)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -75,6 +77,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     prepare_streams()
     logging.basicConfig(format="mom-jax: %(message)s")  # of warnings, on stderr
+    importing.in_command = args is None
     try:
         status = _run(sys.argv[1:] if args is None else args)
         sys.stdout.flush()

@@ -13,6 +13,7 @@ import tyro
 from mom_jax.cli.parsing import parse, preset_first, values_of
 from mom_jax.errors import InputError
 from mom_jax.fields import Count, Name, Range, check_fields
+from mom_jax.importing import loading
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.presets import get_preset, preset_names
 from mom_jax.planning.chips import Topology, find_topology, known
@@ -96,10 +97,11 @@ def _given(option: str, args: Sequence[str]) -> bool:
 
 def _costs(name: str, arguments: Plan) -> int:
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.tables import print_costs, print_totals
-    from mom_jax.models.accounting import account, total
-    from mom_jax.models.baselines import get_baseline
-    from mom_jax.terminal import console
+    with loading():
+        from mom_jax.cli.tables import print_costs, print_totals
+        from mom_jax.models.accounting import account, total
+        from mom_jax.models.baselines import get_baseline
+        from mom_jax.terminal import console
 
     out = console()
     beside = {other: get_baseline(other, arguments.model) for other in arguments.beside}

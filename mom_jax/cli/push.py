@@ -13,6 +13,7 @@ import tyro
 from mom_jax.cli.parsing import Place, Run, Step, parse
 from mom_jax.errors import InputError
 from mom_jax.fields import Name, check_fields
+from mom_jax.importing import loading
 from mom_jax.paths import local_path
 from mom_jax.training.run_places import at_hand
 
@@ -70,8 +71,9 @@ def _push(run: Path, arguments: PushConfig) -> int:
     if not run.is_dir():
         raise InputError("run", arguments.run, "no such folder")
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import console
-    from mom_jax.interop.hub import prepare_upload, upload
+    with loading():
+        from mom_jax.cli.runs import console
+        from mom_jax.interop.hub import prepare_upload, upload
 
     out = console()
     if arguments.out is not None:

@@ -12,6 +12,7 @@ from mom_jax.cli.config_file import as_yaml, read_config
 from mom_jax.cli.failures import complain
 from mom_jax.cli.parsing import Place, parse, preset_first, values_of
 from mom_jax.errors import InputError
+from mom_jax.importing import loading
 from mom_jax.models.presets import preset_names
 from mom_jax.training.config import TRAIN_PRESETS, ProcessesConfig, TrainConfig, flat, get_train_preset
 from mom_jax.training.optimizers import with_name
@@ -58,8 +59,9 @@ def main(args: Sequence[str]) -> int:
     except InputError as error:
         return _give_up(error, args)
     # JAX loads only now, after the arguments have proved sound.
-    from mom_jax.cli.runs import console
-    from mom_jax.training.processes import joined
+    with loading():
+        from mom_jax.cli.runs import console
+        from mom_jax.training.processes import joined
 
     with joined(arguments.processes):
         _train(arguments, run, console())
@@ -67,7 +69,8 @@ def main(args: Sequence[str]) -> int:
 
 
 def _train(arguments: TrainArguments, run: TrainConfig, out: "Console") -> None:
-    from mom_jax.runs import train_and_report
+    with loading():
+        from mom_jax.runs import train_and_report
 
     if run != arguments.run:
         tokenizer, run_tokenizer = arguments.data.tokenizer, run.data.tokenizer

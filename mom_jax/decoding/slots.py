@@ -4,7 +4,7 @@ A batch of prompts at once is the case in which all join before the first token.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -17,6 +17,7 @@ from mom_jax.decoding.sampling import Knobs, Sampling, drawn, row_keys
 from mom_jax.errors import InputError
 from mom_jax.layers.cache import Cache
 from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.trace_cache import kept
 from mom_jax.typing import AnyArray, Array, Bool, Float, Int
 
 _PIECE = 2048  # tokens of a prompt that are read at once, so that its length does not decide the memory
@@ -68,6 +69,7 @@ class Slots:
         self._how, self._knobs = how, knobs
         self._allowed = None if allowed is None else jnp.asarray(allowed)
         self._state: _Decoding | None = None
+        self._programs: dict[int, Callable[..., Any]] = {}  # by the number of steps
         self.taken = np.zeros(rows, bool)
 
     def join(
@@ -103,9 +105,12 @@ class Slots:
             InputError: logits that are not finite.
         """
         assert self._state is not None, "nobody has joined"
-        self._state, tokens = _decode(
-            self._graph, self._how, steps, self._params, self._state, self.taken, self._allowed, self._knobs
-        )
+        arguments = self._params, self._state, self.taken, self._allowed, self._knobs
+        if steps not in self._programs:
+            static = self._graph, self._how, steps
+            program = functools.partial(_decode, *static)
+            self._programs[steps] = kept(program, ("decode", static), arguments, donate=(1,))
+        self._state, tokens = self._programs[steps](*arguments)
         tokens = np.asarray(tokens)
         if (tokens[self.taken] == _NO_NUMBER).any():
             raise not_finite("logits")
@@ -143,7 +148,9 @@ def _read(graph, form, params, input_ids, mask, allowed, rng, numbers):
     state: Any = None
     for start in range(0, input_ids.shape[1], _PIECE):
         piece = input_ids[:, start : start + _PIECE], mask[:, start : start + _PIECE]
-        state = _prefill(graph, form, params, state and state.cache, *piece, allowed, rng, numbers)
+        arguments = params, state and state.cache, *piece, allowed, rng, numbers
+        program = functools.partial(_prefill, graph, form)
+        state = kept(program, ("prefill", graph, form), arguments, donate=(1,))(*arguments)
     return state
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 from mom_jax.labels import IGNORE
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.router_statistics import chosen_sets, router_statistics, routing_churn
+from mom_jax.trace_cache import kept
 from mom_jax.typing import Batch
 
 _ROUTING = ("load", "routing_entropy", "contribution")
@@ -27,9 +28,9 @@ def position_buckets(length: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(
-    graphdef: Any, params: Any, batch: Batch, routes: bool
+    graphdef: Any, routes: bool, params: Any, batch: Batch
 ) -> tuple[dict[str, jax.Array], jax.Array | None]:
     """Sums over one batch: ``nats`` and ``tokens`` per position bucket; load and entropy weighted by ``inputs``.
 
@@ -75,9 +76,11 @@ def evaluate(
     totals: dict[str, np.ndarray] = {}
     length = 0
     graphdef, params = nnx.split(model.without_conv_leak())
+    static, score = (graphdef, routes is not None), None
     for batch in batches:
         length = batch["labels"].shape[1]
-        sums, sets = _score(graphdef, params, batch, routes is not None)
+        score = score or kept(functools.partial(_score, *static), ("score", static), (params, batch))
+        sums, sets = score(params, batch)
         if routes is not None and sets is not None:
             routes.append(sets)
         for name, value in sums.items():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mom_jax.errors import InputError
 from mom_jax.models.structure import dotted
+from mom_jax.trace_cache import kept
 
 
 @jax.jit
@@ -27,6 +28,8 @@ def check_finite(params: Any, field: str, place: object, remedy: str) -> None:
         InputError: names the first such parameter.
     """
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(params), strict=True)
-    for path, finite in zip(paths, jax.device_get(_all_finite(list(leaves))), strict=True):
+    leaves = list(leaves)
+    all_finite = kept(_all_finite, "all finite", (leaves,))
+    for path, finite in zip(paths, jax.device_get(all_finite(leaves)), strict=True):
         if not finite:
             raise InputError(field, place, f"its parameter {dotted(path)} holds NaN or infinity; {remedy}")

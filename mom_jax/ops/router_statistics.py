@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.routing import RouterOutput, Scores, chosen_memories, probabilities
-from mom_jax.typing import Array, Bool, Float, Int
+from mom_jax.typing import AnyArray, Array, Bool, Float, Int
 
 DEAD_SHARE = 0.01  # of the load of a balanced memory: below it a memory counts as dead
 
@@ -44,7 +44,7 @@ def router_statistics(
     return statistics | {"contribution": energy / jnp.maximum(energy.sum(-1, keepdims=True), 1e-30)}
 
 
-def dead_memories(load: Float[Array, "L M"]) -> Bool[Array, "L M"]:
+def dead_memories(load: Float[AnyArray, "L M"]) -> Bool[AnyArray, "L M"]:
     """Which memories got less than `DEAD_SHARE` of a balanced load; ``load`` as of `router_statistics`."""
     return load < DEAD_SHARE / load.shape[-1]
 

@@ -31,7 +31,7 @@ from mom_jax.training.signals import StopRequest
 from mom_jax.training.sittings import packages, record_sitting
 from mom_jax.training.speed import Speed
 from mom_jax.training.state import TrainState
-from mom_jax.training.step import make_train_step
+from mom_jax.training.step import kept_train_step
 from mom_jax.training.summary import Summary
 from mom_jax.training.text import Text, open_text
 from mom_jax.training.watchdog import Watchdog
@@ -112,7 +112,7 @@ class _Sitting:
 
     def run(self, state: TrainState, step: int) -> Outcome:
         self.first, self.step, self.state = step, step, state
-        self.train_step, self.speed = make_train_step(self.program), Speed(self.config, jax.devices())
+        self.speed = Speed(self.config, jax.devices())
         with (
             jax.set_mesh(self.mesh),
             Checkpoints(self.config) as self.checkpoints,
@@ -121,6 +121,7 @@ class _Sitting:
             self.watchdog.watching(),
             closing(self.profile),
         ):
+            self.train_step = kept_train_step(self.program)
             self.saver = Saver(self.checkpoints, step, state)
             while self._goes_on():
                 if self._train():

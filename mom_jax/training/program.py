@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mom_jax.models.structure import ModelParts, build_model, model_parts, param_shardings
+from mom_jax.trace_cache import kept
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.extensions import NONE, Extensions
 from mom_jax.training.memory import check_memory
@@ -80,11 +81,17 @@ class Program:
         """
         check_memory(self.config, self.abstract, self.mesh)
         with jax.set_mesh(self.mesh):
-            return jax.jit(self.first_state, out_shardings=self.shardings)()
+            first_state = jax.jit(self.first_state, out_shardings=self.shardings)
+            return kept(first_state, ("first state", self.about), (), out_shardings=self.shardings)()
 
     def first_state(self) -> TrainState:
         """What `init_state` compiles."""
         return self.state_of(nnx.to_pure_dict(nnx.split(build_model(self.config.model, self.config.seed))[1]))
+
+    @property
+    def about(self) -> tuple[Any, ...]:
+        """What steps and first state follow from, and nothing else, for `kept`."""
+        return dataclasses.replace(self.config, run_dir="run"), self.parts.graphdef, self.own.optimizer, self.own.loss
 
     def state_of(self, params: Any) -> TrainState:
         """The state before the first step with these parameters."""

@@ -14,6 +14,7 @@ from mom_jax.labels import IGNORE
 from mom_jax.layers.router import RouterTraining
 from mom_jax.ops.router_statistics import router_statistics
 from mom_jax.ops.routing import auxiliary_loss, router_z_loss
+from mom_jax.trace_cache import kept
 from mom_jax.training.balance import balance_routers
 from mom_jax.training.exploration import router_training
 from mom_jax.training.program import Program
@@ -151,10 +152,18 @@ def _moved(ema: Any, params: Any, updates: jax.Array, program: Program) -> Any:
 
 def make_train_step(program: Program) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step` compiled for the program's mesh, to be set when it is called; the state is donated."""
+    return jax.jit(lambda state, batch: train_step(state, batch, program), donate_argnums=0, **_places(program))
+
+
+def kept_train_step(program: Program) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """As `make_train_step`, perhaps not traced anew (`kept`); the mesh has to be set."""
+    data = program.config.data
+    row = jax.ShapeDtypeStruct((data.batch_size, data.sequence_length), jnp.int32)
+    arguments = program.abstract, dict.fromkeys(("input_ids", "labels", "segment_ids"), row)
+    about = "train step", program.about
+    return kept(make_train_step(program), about, arguments, donate=(0,), **_places(program))
+
+
+def _places(program: Program) -> dict[str, Any]:
     rows, whole = NamedSharding(program.mesh, BATCH_SPEC), NamedSharding(program.mesh, PartitionSpec())
-    return jax.jit(
-        lambda state, batch: train_step(state, batch, program),
-        donate_argnums=0,
-        in_shardings=(program.shardings, rows),
-        out_shardings=(program.shardings, whole),
-    )
+    return {"in_shardings": (program.shardings, rows), "out_shardings": (program.shardings, whole)}

@@ -1,7 +1,6 @@
 """Orbax, which writes and reads arrays: called by names that it can take, its failures told in one line."""
 
 import errno
-import functools
 import os
 import re
 import shutil
@@ -14,9 +13,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
 
 from mom_jax.errors import InputError
 from mom_jax.models.structure import dotted
+
+Keys = tuple[Any, ...]  # on the way to an array
 
 # Files are filled in memory before they are written; small ones bound what a large model takes besides itself.
 SMALL_FILE_BYTES = 2**23
@@ -77,24 +79,47 @@ def read_tree(item: Path, target: Any) -> Any:
 
 
 def read_leaves(item: Path, target: Any) -> Any:
-    """As `read_tree`, array by array: what is in the air besides them then never adds to the whole model.
+    """As `read_tree`, a few arrays at a time: what is in the air besides them then never adds to the whole model.
+
+    Args:
+        item: of a checkpoint.
+        target: a nested dictionary.
 
     Raises:
         InputError: an array is not there.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(target)
-    restored: dict[int, jax.Array] = {}
+    restored: dict[Keys, jax.Array] = {}
     with _opened(item) as folder:
         handler = ocp.PyTreeCheckpointHandler()
-        for i, (path, leaf) in sorted(enumerate(leaves), key=lambda entry: -entry[1][1].size):  # large ones first
-            part = functools.reduce(lambda inner, key: {key.key: inner}, reversed(path), leaf)
+        for group in _groups(leaves):
+            part = traverse_util.unflatten_dict(group)
             arguments = ocp.checkpoint_utils.construct_restore_args(part)
             request = ocp.args.PyTreeRestore(part, restore_args=arguments, partial_restore=True)
-            (restored[i],) = jax.tree.leaves(handler.restore(folder, args=request))
-            if not isinstance(restored[i], jax.Array):  # what is not stored comes back as it was asked for
-                remedy = "lacks a parameter of the model; use the version of mom-jax that wrote it"
-                raise InputError("checkpoint", item.parent, f"{remedy}: {dotted(path)}")
-    return jax.tree.unflatten(tree, [restored[i] for i in range(len(leaves))])
+            restored |= traverse_util.flatten_dict(handler.restore(folder, args=request))
+    for path, _ in leaves:
+        if not isinstance(restored[_keys(path)], jax.Array):  # what is not stored comes back as it was asked for
+            remedy = "lacks a parameter of the model; use the version of mom-jax that wrote it"
+            raise InputError("checkpoint", item.parent, f"{remedy}: {dotted(path)}")
+    return jax.tree.unflatten(tree, [restored[_keys(path)] for path, _ in leaves])
+
+
+def _groups(leaves: list[tuple[Any, Any]]) -> Iterator[dict[Keys, Any]]:
+    """The leaves by their keys, large ones first, and as many together as are not larger than the largest."""
+    leaves = sorted(leaves, key=lambda leaf: -leaf[1].size)
+    group, room = {}, 0
+    for path, leaf in leaves:
+        if leaf.size > room:
+            if group:
+                yield group
+            group, room = {}, leaves[0][1].size
+        group[_keys(path)] = leaf
+        room -= leaf.size
+    yield group
+
+
+def _keys(path: tuple[Any, ...]) -> Keys:
+    return tuple(key.key for key in path)
 
 
 def check_readable(item: Path) -> None:

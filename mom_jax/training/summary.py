@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mom_jax.ops.router_statistics import dead_memories
@@ -54,7 +53,7 @@ class Summary:
         means = {name: np.mean([record[name] for record in records], axis=0).tolist() for name in records[0]}
         means.pop("bad_steps")
         if "load" in means:
-            means["dead_memories"] = dead_memories(jnp.asarray(means["load"])).sum(-1).tolist()
+            means["dead_memories"] = dead_memories(np.asarray(means["load"], np.float32)).sum(-1).tolist()
         first = step - len(records) + 1
         spiked = [number for number, record in enumerate(records, first) if record.get("spiked")]
         means.pop("spiked", None)
