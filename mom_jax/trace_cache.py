@@ -9,6 +9,7 @@ Only the command does this, in a process of its own that uses a single device an
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -128,7 +129,7 @@ def _program(path: Path, function: Any, arguments: Any, donate: tuple[int, ...],
         except Exception:  # noqa: BLE001 (what cannot be exported is called as it is, and then says what is wrong with it)
             return function
         _write(path, content)
-    traced, tree = entry
+    traced, tree = _without_lapack(entry[0]), entry[1]
     form = _form(arguments)
 
     def program(*arguments: Any) -> Any:
@@ -137,6 +138,16 @@ def _program(path: Path, function: Any, arguments: Any, donate: tuple[int, ...],
         return jax.tree.unflatten(tree, traced.call(*jax.tree.leaves(arguments)))
 
     return jax.jit(program, donate_argnums=donate, **places)
+
+
+def _without_lapack(program: export.Exported) -> export.Exported:
+    """The program, whose call on a CPU imports SciPy for LAPACK only if it uses that, and not always."""
+    if program.platforms != ("cpu",) or b"lapack" in program.mlir_module_serialized:
+        return program
+    # The check is ours: an entry is found on the platform alone that it was traced for.
+    return dataclasses.replace(
+        program, platforms=("",), disabled_safety_checks=(export.DisabledSafetyCheck.platform(),)
+    )
 
 
 def _traced(function: Callable[..., Any], arguments: Any) -> tuple[export.Exported, Any]:

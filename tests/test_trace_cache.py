@@ -163,6 +163,17 @@ def test_what_cannot_be_exported_is_called_as_it_is(folder):
     np.testing.assert_array_equal(program(X), np.sin(X))
 
 
+@pytest.mark.parametrize(("function", "platforms"), [(jnp.linalg.cholesky, ("cpu",)), (jnp.sum, ("",))])
+def test_scipy_is_imported_for_programs_that_need_it_alone(folder, monkeypatch, function, platforms):
+    matrix = 4 * np.eye(2, dtype=np.float32)
+    run = kept(jax.jit(function), function.__name__, (matrix,))
+    np.testing.assert_array_equal(run(matrix), function(matrix))
+    (path,) = folder.iterdir()
+    program, _ = trace_cache._read(path)
+    assert program.platforms == ("cpu",)
+    assert trace_cache._without_lapack(program).platforms == platforms
+
+
 def test_other_arguments_than_announced_are_traced(folder):
     run = kept(jax.jit(lambda x: 2 * x), "double", (X,))
     np.testing.assert_array_equal(run(X), 2 * X)
