@@ -27,6 +27,8 @@ ON_DEMAND = ("fuzz", "programs")
 MARKERS = (*HARDWARE, "parity", "compilers", *ON_DEMAND)
 # Files whose tests share what takes long: a worker takes over the last tests of another, and would make it again.
 FIRST = ("cli/test_processes.py", "models/test_sharding.py", "training/test_sharding.py")
+# Folders whose programs others compile again: other tests, and the processes which they start.
+SHARED = ("cli", "training")
 _NOT_RUN: dict[str, list[str]] = {}
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OWN_CACHE = _CACHE not in os.environ
@@ -77,6 +79,18 @@ def small_groups():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunk_groups, "_CACHED_FLOATS", 1)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(request):
+    """Programs that nobody compiles again are not kept: to write one takes a quarter of the time to compile it."""
+    import jax
+
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, before if request.path.parent.name in SHARED else 1e9)
+    yield
+    jax.config.update(name, before)
 
 
 @pytest.fixture(autouse=True)
