@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mom_jax.errors import InputError
@@ -42,12 +43,34 @@ def make_mesh(config: MeshConfig, over: Sequence[Any] | None = None) -> Mesh:
     """A mesh with axes ``data``, ``fsdp``, ``sequence`` and ``tensor`` over all devices, or those given.
 
     Raises:
-        InputError: the axis sizes do not multiply to the number of devices.
+        InputError: the axis sizes do not multiply to the number of devices, or those of a slice do not stay together.
     """
     over = jax.devices() if over is None else over
     sizes = mesh_sizes(config, len(over))
-    axis_types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes[axis] for axis in AXES), AXES, devices=over, axis_types=axis_types)
+    grid = device_grid(tuple(sizes[axis] for axis in AXES), over)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def device_grid(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices in the form of a mesh, those that exchange most beside each other.
+
+    Slices (of a multislice TPU, or nodes with GPUs), between which the network is slow, lie along the first axes, ``data``
+    before ``fsdp``. Inside a slice any sizes do, also those that cut across the torus of a TPU's chips.
+
+    Raises:
+        InputError: the slices are not as many as factors of the first axes.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    between, left = [], slices
+    for size in sizes:
+        between.append(math.gcd(size, left))
+        left //= between[-1]
+    inside = [size // over for size, over in zip(sizes, between, strict=True)]
+    if left > 1:
+        raise InputError("mesh.data", sizes[0], f"must be a multiple of the number of slices or nodes ({slices})")
+    if slices == 1:
+        return mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(inside, between, devices, allow_split_physical_axes=True)
 
 
 def check_fit(config: TrainConfig, mesh: Mesh) -> None:

@@ -1,6 +1,7 @@
 """One device and eight agree, on the bias of routers to the bit; meshes that do not fit are refused."""
 
 import dataclasses
+import itertools
 import json
 import sys
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from mom_jax.data.prepare import prepared
 from mom_jax.errors import InputError
 from mom_jax.training.config import MeshConfig, TrainConfig
 from mom_jax.training.program import Program
-from mom_jax.training.sharding import AXES, check_fit, make_mesh, rows_of_process, shard_batch
+from mom_jax.training.sharding import AXES, check_fit, device_grid, make_mesh, rows_of_process, shard_batch
 from mom_jax.training.step import make_train_step
 
 MESH = (2, 2, 2)
@@ -118,6 +119,47 @@ def test_a_mesh_larger_than_the_devices_is_refused():
     message = r"data 1 x fsdp 2 x tensor 1 x sequence 1: must multiply to the number of devices \(1\)"
     with pytest.raises(InputError, match=message):
         make_mesh(MeshConfig(data=1, fsdp=2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX asks of a device to find its place."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, ...]
+    platform: str
+    device_kind: str
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def test_any_sizes_lie_on_a_torus():
+    """Sizes that are no products of the torus's own: every chip has one place."""
+    places = itertools.product(range(4), repeat=3)
+    chips = [Chip(i, 0, place, "tpu", "TPU v5") for i, place in enumerate(places)]
+    grid = device_grid((32, 1, 1, 2), chips)
+    assert grid.shape == (32, 1, 1, 2) and {chip.id for chip in grid.flat} == set(range(64))
+
+
+def nodes(count: int, each: int) -> list[Chip]:
+    """GPUs, in an order of no meaning."""
+    return [Chip(i, i % count, (), "gpu", "NVIDIA H100") for i in reversed(range(count * each))]
+
+
+@pytest.mark.parametrize("sizes", [(2, 4, 1, 1), (4, 1, 1, 2), (1, 4, 1, 2)])
+def test_a_node_keeps_together_what_exchanges_most(sizes):
+    """Two nodes: rows of the batch (or else parameters) lie across, all else within one of them."""
+    grid = device_grid(sizes, nodes(2, 4))
+    by_slice = np.vectorize(lambda chip: chip.slice_index)(grid)
+    across = 0 if sizes[0] > 1 else 1
+    halves = np.split(by_slice, 2, across)
+    assert [set(half.flat) for half in halves] == [{0}, {1}]
+
+
+def test_a_mesh_that_tears_nodes_apart_is_refused():
+    with pytest.raises(InputError, match=r"mesh.data=1: must be a multiple of the number of slices or nodes \(3\)"):
+        device_grid((1, 2, 1, 3), nodes(3, 2))
 
 
 def mesh_of(**axes: int) -> Any:
