@@ -43,7 +43,7 @@ def make_mesh(config: MeshConfig, over: Sequence[Any] | None = None) -> Mesh:
     """A mesh with axes ``data``, ``fsdp``, ``sequence`` and ``tensor`` over all devices, or those given.
 
     Raises:
-        InputError: the axis sizes do not multiply to the number of devices, or those of a slice do not stay together.
+        InputError: the axis sizes do not multiply to the number of devices.
     """
     over = jax.devices() if over is None else over
     sizes = mesh_sizes(config, len(over))
@@ -54,11 +54,8 @@ def make_mesh(config: MeshConfig, over: Sequence[Any] | None = None) -> Mesh:
 def device_grid(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     """The devices in the form of a mesh, those that exchange most beside each other.
 
-    Slices (of a multislice TPU, or nodes with GPUs), between which the network is slow, lie along the first axes, ``data``
-    before ``fsdp``. Inside a slice any sizes do, also those that cut across the torus of a TPU's chips.
-
-    Raises:
-        InputError: the slices are not as many as factors of the first axes.
+    Slices (of a multislice TPU, or nodes with GPUs), between which the network is slow, lie along the first axes that
+    they divide. Inside a slice any sizes do, also those that cut across the torus of a TPU's chips.
     """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     between, left = [], slices
@@ -66,8 +63,6 @@ def device_grid(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
         between.append(math.gcd(size, left))
         left //= between[-1]
     inside = [size // over for size, over in zip(sizes, between, strict=True)]
-    if left > 1:
-        raise InputError("mesh.data", sizes[0], f"must be a multiple of the number of slices or nodes ({slices})")
     if slices == 1:
         return mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
     return mesh_utils.create_hybrid_device_mesh(inside, between, devices, allow_split_physical_axes=True)
