@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
@@ -83,7 +84,7 @@ def _new_ids(
         temperature=choices.temperature,
         top_k=choices.top_k,
         top_p=choices.top_p,
-        rng=sample_key(choices.seed, sample),
+        rng=sample_key(choices.seed, sample, ids),
         eos_token_id=ends,
         allowed=rows,
         state_dtype=choices.state_dtype,
@@ -91,9 +92,10 @@ def _new_ids(
     return itertools.takewhile(lambda token: token not in ends, (int(np.asarray(block)[0, 0]) for block in blocks))
 
 
-def sample_key(seed: int, sample: int) -> jax.Array:
-    """The key of one sample of a seed."""
-    return jax.random.fold_in(jax.random.key(seed), sample)
+def sample_key(seed: int, sample: int, prompt: np.ndarray) -> jax.Array:
+    """The key of one sample of a seed after the ids of a prompt: each prompt has draws of its own, wherever it stands."""
+    key = jax.random.fold_in(jax.random.key(seed), sample)
+    return jax.random.fold_in(key, np.uint32(zlib.crc32(prompt.astype("<i4").tobytes())))
 
 
 def texts_of(tokenizer: Tokenizer, prompt: np.ndarray, new: Iterable[int]) -> Iterator[str]:

@@ -104,5 +104,5 @@ class _Answer:
 
 def _keys(answers: Sequence[_Answer]) -> jax.Array:
     """What `complete` gives to a prompt of such a seed and sample, the only row of its batch."""
-    keys = (jax.random.fold_in(sample_key(answer.prompt.seed, answer.sample), 0) for answer in answers)
+    keys = (jax.random.fold_in(sample_key(answer.prompt.seed, answer.sample, answer.ids), 0) for answer in answers)
     return jax.random.wrap_key_data(np.stack([np.asarray(jax.random.key_data(key)) for key in keys]))
