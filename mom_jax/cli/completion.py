@@ -93,7 +93,7 @@ def _new_ids(
 
 
 def sample_key(seed: int, sample: int, prompt: np.ndarray) -> jax.Array:
-    """The key of one sample of a seed after the ids of a prompt: each prompt has draws of its own, wherever it stands."""
+    """The key of one sample of a seed after a prompt's ids: each prompt has draws of its own, wherever it stands."""
     key = jax.random.fold_in(jax.random.key(seed), sample)
     return jax.random.fold_in(key, np.uint32(zlib.crc32(prompt.astype("<i4").tobytes())))
 

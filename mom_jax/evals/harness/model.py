@@ -149,7 +149,6 @@ class HarnessModel(TemplateLM):
                     sampling,
                     max_length=self.max_length,
                     batch_size=self.batch_size,
-                    place=self.place,
                     allowed=self._allowed,
                 )
                 for number, text in answers:

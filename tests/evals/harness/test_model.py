@@ -8,9 +8,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM, TemplateLM
 from tokenizers import Tokenizer, models
 
-import mom_jax.evals.harness.answers as answers
 from mom_jax import generate
 from mom_jax.data.tokenizer_kinds import JsonTokenizer
+from mom_jax.decoding.slots import Slots
 from mom_jax.errors import InputError
 from mom_jax.evals.harness.evaluate import fingerprint
 from mom_jax.evals.harness.likelihood import Pair, padded_length, score_pairs
@@ -134,11 +134,8 @@ def cut(tokenizer, ids, wanted):
 
 def test_a_batch_ends_with_its_last_answer(lm, options, monkeypatch):
     """No block is decoded after every row has met its stop."""
-    asked_for = []
-    blocks = answers.generate_blocks
-    monkeypatch.setattr(
-        answers, "generate_blocks", lambda *a, **k: (asked_for.append(0) or block for block in blocks(*a, **k))
-    )
+    asked_for, decode = [], Slots.decode
+    monkeypatch.setattr(Slots, "decode", lambda *args: (asked_for.append(0), decode(*args))[1])
     lm.generate_until(asked("generate_until", (PROMPTS[0], {**options[0], "max_gen_toks": 40})))
     assert len(asked_for) == 1
 
