@@ -5,7 +5,7 @@ gives, as `jax.export` writes it, is found by all that it follows from: the code
 libraries, JAX's settings, the device, and a description of what the program is called with. What cannot be described
 by its fields, or by names of things in those packages, is traced in every process.
 
-Only the command does this, in a process of its own that uses a single device and no code of a user's own.
+Only the command does this, in a process of its own that uses a single device, no GPU, and no code of a user's own.
 """
 
 import contextlib
@@ -65,7 +65,8 @@ def _folder() -> Path | None:
     place = jax.config.jax_compilation_cache_dir
     if not importing.in_command or not place or "://" in place or not jax.config.jax_enable_compilation_cache:
         return None
-    return Path(place) / "traced" if jax.process_count() == 1 else None
+    # `jax.export` refuses Triton's kernels, which it does not know to stay the same.
+    return Path(place) / "traced" if jax.process_count() == 1 and jax.default_backend() != "gpu" else None
 
 
 def _on_one_device(leaf: Any) -> bool:

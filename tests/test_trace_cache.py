@@ -70,6 +70,11 @@ def test_another_program_is_another_entry(start, change):
     np.testing.assert_array_equal(result, change.get("factor", 2.0) * change.get("x", X))
 
 
+def test_programs_for_a_gpu_are_traced(start, folder, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert start()[1] == 1 and not folder.exists()
+
+
 def test_it_depends_on_settings_code_versions_and_device(start, monkeypatch):
     start()
     with jax.default_matmul_precision("highest"):
