@@ -1,6 +1,6 @@
 """Decoding with a constant-size state: a batch of prompts at once (`generate`), or many that come and go."""
 
-from mom_jax.decoding.generate import generate, generate_blocks
+from mom_jax.decoding.batch import generate, generate_blocks
 from mom_jax.decoding.many import Continuation, generate_many
 from mom_jax.decoding.slots import not_finite
 
