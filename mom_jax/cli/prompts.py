@@ -3,11 +3,12 @@
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, named_as
 from mom_jax.fields import checked, field_types
 from mom_jax.files import json_line, parse_json, read_json_lines
 
@@ -44,7 +45,9 @@ class Prompt:
 
 
 def read_prompts(text: str, place: str, common: Any) -> list[Prompt]:
-    """The prompts of a file: JSON lines if its first line is an object, else a prompt in each line that is not empty.
+    """The prompts of a file: a prompt in each line that is not empty, or JSON lines.
+
+    They are JSON lines if the file is called so, or if its first line is an object.
 
     Args:
         text: the file's.
@@ -57,7 +60,7 @@ def read_prompts(text: str, place: str, common: Any) -> list[Prompt]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise InputError("prompts", place, "contains no prompt")
-    are_objects, prompts = _is_object(lines[0][1]), []
+    are_objects, prompts = place.endswith((".json", ".jsonl")) or _is_object(lines[0][1]), []
     for number, line in lines:
         try:
             fields: Any = parse_json(line, _Line) if are_objects else {"prompt": line.removesuffix("\r")}  # type: ignore[arg-type]
@@ -65,7 +68,7 @@ def read_prompts(text: str, place: str, common: Any) -> list[Prompt]:
         except InputError as error:
             raise InputError("prompts", f"{place}:{number}", f"{error.field}={error.value}: {error.remedy}") from error
         except ValueError as error:
-            remedy = f"is no object with text in the field 'prompt' ({error})"
+            remedy = f"is no prompt ({error}); expected an object with the text in 'prompt'"
             raise InputError("prompts", f"{place}:{number}", remedy) from error
     return prompts
 
@@ -98,9 +101,10 @@ def continued(path: Path, prompts: Sequence[Prompt]) -> set[tuple[int, int]]:
     Raises:
         InputError: it holds anything else.
     """
-    if not path.exists():
+    if not path.is_file():
         return set()
-    records, complaints = read_json_lines(path, Record)
+    with named_as("out", "path"):
+        records, complaints = read_json_lines(path, Record)
     remedy = "name a file that is not there, or one that this command has begun"
     if complaints:
         raise InputError("out", path, f"{complaints[0]}; {remedy}")
@@ -119,12 +123,12 @@ def appending(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
         InputError: the file cannot be written.
     """
     try:
-        stream = open(path, "a+b")  # noqa: SIM115 (below)
+        if path.is_file():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        stream = open(path, "ab")  # noqa: SIM115 (below)
     except OSError as error:
         raise InputError("out", path, f"cannot be written ({error.strerror})") from error
     with stream:
-        stream.seek(0)
-        stream.truncate(stream.read().rfind(b"\n") + 1)
 
         def write(record: dict[str, Any]) -> None:
             stream.write(json_line(record).encode())

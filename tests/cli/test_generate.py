@@ -225,14 +225,16 @@ def test_a_file_of_continuations_is_gone_on_with(command, capsys, tmp_path):
     [
         ("", "contains no prompt"),
         (" \n\n", "contains no prompt"),
-        ('{"prompt": "a"}\n{"prompt": 3}', ":2: is no object with text in the field 'prompt' (['prompt'] is a whole"),
-        ('{"prompt": "a"}\n\nplain', ":3: is no object with text in the field 'prompt' (Expecting value"),
-        ('{"text": "a"}', ":1: is no object with text in the field 'prompt' (the object has no 'prompt')"),
+        ('{"prompt": "a"}\n{"prompt": 3}', ":2: is no prompt (['prompt'] is a whole"),
+        ('{"prompt": "a"}\n\nplain', ":3: is no prompt (Expecting value"),
+        ('{"text": "a"}', ":1: is no prompt (the object has no 'prompt')"),
         ('{"prompt": "a", "max_new_tokens": 0}', ":1: max_new_tokens=0: must be"),
         ('{"prompt": "a", "stop": ["b", ""]}', ":1: stop"),
         ('{"prompt": "a", "seed": -1}', ":1: seed=-1: must be"),
         ('{"prompt": ""}', ":1: prompt='': contains no text"),
-        ('{"prompt": "\\ud800"}', ":1: is no object with text"),
+        ('{"prompt": "\\ud800"}', ":1: is no prompt ("),
+        ("plain", ":1: is no prompt (Expecting value"),
+        ('[\n{"prompt": "a"}\n]', ":1: is no prompt (Expecting value"),
     ],
 )
 def test_a_bad_line_is_named(lines, message):
@@ -249,6 +251,7 @@ def test_a_bad_line_is_named(lines, message):
         (["--prompt", "a", "--out", "PLACE"], "is for many continuations; give --prompts FILE"),
         (["--prompts", "PLACE", "--out", "PLACE/none/out"], "out="),
         (["--prompts", "PLACE", "--out", "PLACE"], "out="),
+        (["--prompts", "PLACE", "--out", "/"], "out=/: cannot be written (Is a directory)"),
         (["--prompts", "PLACE", "--slots", "0"], "slots=0: must be at least 1"),
     ],
 )

@@ -66,10 +66,20 @@ def test_prompts(trials: Trials, copy: Copy, rng: random.Random):
         file.write_bytes(text)
         trials.refused(["generate", run, "--prompt-file", file], "prompt_file=")
         trials.refused(["generate", run, "--prompt", "-"], "prompt=", stdin=text)
+        trials.refused(["generate", run, "--prompts", file], "prompts=")
+        trials.refused(["generate", run, "--prompts", "-"], "prompts=", stdin=text)
         if text:
             trials.refused(["generate", run, "--prompt", os.fsdecode(text).replace("\0", "")], "prompt=")
     for place in ("nowhere", "self", run, "prompt/x", "", "/proc/self/mem", "gs://b/prompt", "a" * 300):
         trials.refused(["generate", run, "--prompt-file", place], "prompt_file=")
+        trials.refused(["generate", run, "--prompts", place], "prompts=")
+    file.write_text("a\n", encoding="utf-8")
+    for place in (run, "nowhere/x", "", "a" * 300, run / "metrics.jsonl", file):
+        trials.refused(["generate", run, "--prompts", file, "--out", place], "out=")
+    lines = ['{"prompt": 1}', '{"prompt": "a", "seed": 1.5}', '{"prompt": "a", "stop": [1]}', '{"prompt": "a"} x', "[]"]
+    lines += ['{"prompt": "a", "max_new_tokens": null}', '{"prompt": "a", "prompt": "b"}', "[" * 9000, "{", "a"]
+    for line in lines:
+        trials.refused(["generate", run, "--prompts", "-"], "prompts=-:2", stdin=('{"prompt": "a"}\n' + line).encode())
     for more in (["--stop", ""], ["--stop"], ["--top-k", "265"], ["--num-samples", "2", "--temperature", "0"],
                  ["--prompt-file", file], ["--prompt="], ["--prompt"], ["--temperature", "1e-60"]):  # fmt: skip
         trials.refused(["generate", run, "--prompt", "a", *more])
