@@ -1,6 +1,8 @@
 """Projections that each memory has for itself, and the parameters of gates."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +24,21 @@ def per_memory(rngs: nnx.Rngs, memories: int, inputs: int, outputs: int, split: 
 
 
 def project(
-    x: Float[Array, "B T D"], packing: Packing, weights: tuple[Float[Array, "#G D _"], ...], impl: str
-) -> tuple[Float[Array, "N _"], ...]:
-    """Packed rows of ``x`` through each memory's own weights, in ``x.dtype``; G = 1 is one projection for all."""
+    x: Float[Array, "B T D"],
+    packing: Packing,
+    weights: tuple[Float[Array, "#G D _"], ...],
+    impl: str,
+    then: Callable[..., Any] = lambda *products: products,
+) -> Any:
+    """Packed rows of ``x`` through each memory's own weights, in ``x.dtype``; G = 1 is one projection for all.
+
+    ``then`` makes of a token's products what is wanted of it, a pytree: before they are packed where that is possible.
+    """
     weights = tuple(w.astype(x.dtype) for w in weights)
     if weights[0].shape[0] == 1:
-        return tuple(pack(keep(product(x, w[0]), PROJECTION), packing) for w in weights)
-    return keep(token_matmul(x, weights, packing, impl=impl), PROJECTION)
+        wanted = then(*(keep(product(x, w[0]), PROJECTION) for w in weights))
+        return jax.tree.map(lambda y: pack(y, packing), wanted)
+    return then(*keep(token_matmul(x, weights, packing, impl=impl), PROJECTION))
 
 
 def through(

@@ -23,8 +23,29 @@ def product(
         y = _row(x, weight)
     else:
         wide = jnp.float32 if bias is not None or x.size == x.shape[-1] else x.dtype
-        y = jnp.dot(x, weight.astype(x.dtype), preferred_element_type=wide)
+        weight = weight.astype(x.dtype)
+        y = _dot(x, weight) if wide == x.dtype else jnp.dot(x, weight, preferred_element_type=wide)
     return (y if bias is None else y + bias).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _dot(x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"]) -> Float[Array, "*batch outputs"]:
+    """``x @ weight``, whose gradient in the weight is a product too: JAX's own is one that is transposed, for which XLA
+    copies the gradient of all rows on a CPU."""
+    return jnp.dot(x, weight)
+
+
+def _dot_fwd(x, weight):
+    return jnp.dot(x, weight), (x, weight)
+
+
+def _dot_bwd(residuals, dy):
+    x, weight = residuals
+    rows = tuple(range(x.ndim - 1))
+    return jnp.dot(dy, weight.T), jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+
+
+_dot.defvjp(_dot_fwd, _dot_bwd)
 
 
 def _row(x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"]) -> Float[Array, "*batch outputs"]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mom_jax.ops.documents import DocumentRuns
 from mom_jax.ops.pieces import Piece
-from mom_jax.typing import Array, Bool, Float, Int
+from mom_jax.typing import Array, Bool, Float, Int, Shaped
 
 
 @jax.tree_util.register_dataclass
@@ -199,7 +199,7 @@ def _plan_one_token(
 
 
 @jax.custom_vjp
-def pack(x: Float[Array, "B T *rest"], packing: Packing) -> Float[Array, "N *rest"]:
+def pack(x: Shaped[Array, "B T *rest"], packing: Packing) -> Shaped[Array, "N *rest"]:
     """Gathers token values into packed rows; padding rows are 0.
 
     The gradient gathers through the inverse permutation; there is no scatter.
@@ -208,7 +208,7 @@ def pack(x: Float[Array, "B T *rest"], packing: Packing) -> Float[Array, "N *res
     return tokens.at[packing.token].get(mode="fill", fill_value=0)
 
 
-def _pack_fwd(x: Float[Array, "B T *rest"], packing: Packing) -> tuple[Float[Array, "N *rest"], Packing]:
+def _pack_fwd(x: Shaped[Array, "B T *rest"], packing: Packing) -> tuple[Shaped[Array, "N *rest"], Packing]:
     return pack(x, packing), packing
 
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mom_jax.typing import Array, Bool, Float, Int
 
@@ -20,12 +21,24 @@ def product_keys(
     """The ``count`` of n * n slots with the largest logits, and a softmax over these.
 
     The logit of slot ``i n + j`` is that of i among the first n plus that of j among the last n (product keys, arXiv
-    1907.05242, section 3.2), so only the largest of each half are looked at.
+    1907.05242, section 3.2), so only the largest of each half are looked at, and of their sums those that may be among
+    the largest.
     """
     size = logits.shape[-1] // 2
     most = min(count, size)
-    (first, i), (second, j) = (jax.lax.top_k(half, most) for half in (logits[..., :size], logits[..., size:]))
-    sums = (first[..., :, None] + second[..., None, :]).reshape(*logits.shape[:-1], -1)
-    values, place = jax.lax.top_k(sums, count)
-    i, j = (jnp.take_along_axis(half, at, -1) for half, at in ((i, place // most), (j, place % most)))
-    return i * size + j, jax.nn.softmax(values, -1)
+    halves = jax.lax.top_k(logits.reshape(-1, size), most)  # of two axes, or else XLA sorts whole rows on a CPU
+    largest, places = (y.reshape(*logits.shape[:-1], 2, most) for y in halves)
+    sums = (largest[..., 0, :, None] + largest[..., 1, None, :]).reshape(*logits.shape[:-1], -1)
+    able = _able(most, count)
+    pair = able[jax.lax.top_k(jax.lax.stop_gradient(sums)[..., able], count)[1]]
+    i, j = (jnp.take_along_axis(places[..., half, :], at, -1) for half, at in ((0, pair // most), (1, pair % most)))
+    return i * size + j, jax.nn.softmax(jnp.take_along_axis(sums, pair, -1), -1)
+
+
+def _able(most: int, count: int) -> Int[Array, " pairs"]:
+    """Of the sums of two sorted rows, [most * most], those that may be among the ``count`` largest.
+
+    Of the others ``(a + 1) (b + 1) - 1`` are no smaller than that of a and b, and come before it where they are equal.
+    """
+    a, b = np.divmod(np.arange(most * most), most)
+    return jnp.asarray(np.flatnonzero((a + 1) * (b + 1) <= count), jnp.int32)

@@ -73,13 +73,19 @@ def test_no_table_of_all_slots(residual):
     assert set(re.findall(r"(\w+\[[^\]]*\b65536\b[^\]]*\])", program)) == {f"i32[{HEADS},65536]"}
 
 
-def test_product_keys_are_the_largest_sums():
-    """Slots and weights of a softmax over the largest of all sums, for more slots than a half has."""
-    logits = np.random.default_rng(0).normal(size=(5, 2, 8)).astype(np.float32)
-    slots, weights = product_keys(jnp.asarray(logits), 6)
-    sums = (logits[..., :4, None] + logits[..., None, 4:]).reshape(5, 2, 16)
-    order = np.argsort(-sums, -1)[..., :6]
-    np.testing.assert_array_equal(slots, order)
+@pytest.mark.parametrize("half,count", [(4, 6), (4, 16), (32, 16)])
+@pytest.mark.parametrize("step", [0.0, 0.5], ids=["apart", "ties"])
+def test_product_keys_are_the_largest_sums(half, count, step):
+    """Slots, in order, and weights of a softmax over the largest of all sums; among equals the first pair of halves."""
+    logits = np.random.default_rng(0).normal(size=(5, 2, 2, half)).astype(np.float32)
+    logits = np.round(logits / step) * step + 0.0 if step else logits
+    slots, weights = product_keys(jnp.asarray(logits.reshape(5, 2, -1)), count)
+    places = np.argsort(-logits, -1, kind="stable")
+    first, second = np.moveaxis(np.take_along_axis(logits, places, -1), 2, 0)
+    sums = (first[..., :, None] + second[..., None, :]).reshape(5, 2, -1)
+    order = np.argsort(-sums, -1, kind="stable")[..., :count]
+    i, j = (np.take_along_axis(places[:, :, n], at, -1) for n, at in enumerate((order // half, order % half)))
+    np.testing.assert_array_equal(slots, i * half + j)
     chosen = np.exp(np.take_along_axis(sums, order, -1))
     assert_close(weights, chosen / chosen.sum(-1, keepdims=True), 1e-6)
 

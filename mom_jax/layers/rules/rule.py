@@ -193,6 +193,6 @@ def named_options(rule: type[MemoryRule], values: Mapping[str, Any]) -> RuleOpti
     return rule.Options(**values)
 
 
-def heads(y: Float[Array, "N F"], size: int) -> Float[Array, "N H {size}"]:
+def heads(y: Float[Array, "*rows F"], size: int) -> Float[Array, "*rows H {size}"]:
     """Channels of a row, cut into heads of ``size`` channels."""
-    return y.reshape(y.shape[0], -1, size)
+    return y.reshape(*y.shape[:-1], -1, size)

@@ -24,15 +24,16 @@ from flax import nnx
 from mom_jax.errors import InputError
 from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
-from mom_jax.layers.projections import head_log_decay, log_rates, per_memory, time_step_bias
+from mom_jax.layers.projections import head_log_decay, log_rates, per_memory, project, time_step_bias
 from mom_jax.layers.rules.qkv import ProjectionOptions, QueryKeyValueRule
-from mom_jax.layers.rules.rule import Paper, RuleSizes
+from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
 from mom_jax.ops.precision import widened
 from mom_jax.ops.primitive import Primitive
-from mom_jax.ops.segments import Packing
+from mom_jax.ops.segments import Packing, pack
 from mom_jax.ops.sparse_choice import product_keys
 from mom_jax.ops.sparse_delta import Residual, SparseDeltaRows, sparse_delta
-from mom_jax.typing import Array, Float
+from mom_jax.typing import Array, Float, Int
+from pallas_kernels.remat import PROJECTION, keep
 
 _CHUNK = 16  # rows of a chunk at most: with each, a chunk touches more slots
 
@@ -96,8 +97,20 @@ class SparseDeltaMemory(QueryKeyValueRule):
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
     ) -> tuple[SparseDeltaRows, Any, MemoryCache | None]:
         """Packed rows of the sparse delta rule, and the cache."""
-        q, k, v, (b, a), cache = self.qkv(x, packing, cache, layer, self.b_proj[...], self.a_proj[...])
+        weights = (self.k_proj[...], self.v_proj[...], self.b_proj[...], self.a_proj[...])
+
+        def then(k, v, b, a):
+            return self._slots("k", k), v, b, a
+
+        (writes, k), v, b, a = project(x, packing, weights, self.options.impl, then)
+        reads, q = (pack(y, packing) for y in self._slots("q", keep(self.q_proj(x), PROJECTION)))
         g = self.paced(head_log_decay(a, self.A_log[...], self.dt_bias[...]), packing)
-        reads, q = product_keys(widened(q), self.options.slot_reads)
-        writes, k = product_keys(widened(k), self.options.slot_writes)
+        v = heads(v, self.sizes.head_v_dim)
         return SparseDeltaRows(q, k, v, g, jax.nn.sigmoid(widened(b)), reads, writes), None, cache
+
+    def _slots(
+        self, name: str, logits: Float[Array, "*tokens _"]
+    ) -> tuple[Int[Array, "*tokens H few"], Float[Array, "*tokens H few"]]:
+        """Slots of each head to read (q) or to write (k), and their weights."""
+        count = self.options.slot_reads if name == "q" else self.options.slot_writes
+        return product_keys(widened(heads(logits, self.head_channels[name])), count)
