@@ -23,9 +23,9 @@ def changed(**fields: Any) -> Model:
     return Model(lambda mixture: dataclasses.replace(mixture, **fields))
 
 
-def chosen(by: str) -> Model:
+def chosen(by: str, **fields: Any) -> Model:
     """The mixture whose memories no router chooses."""
-    return changed(router_choice=by, router_balance="none", router_block=8)
+    return changed(router_choice=by, router_balance="none", **fields)
 
 
 MODELS = {
@@ -45,7 +45,7 @@ MODELS = {
     "one projection": changed(single_kv_proj=True),
     "projections of rank 2": changed(projection_rank=2),
     "decays spread by 16": changed(decay_spread=16.0),
-    "by position": chosen("position"),
+    "by position": chosen("position", router_block=8),
     "round robin": chosen("round_robin"),
     "by hash": chosen("hash"),
     "always the same": chosen("one"),

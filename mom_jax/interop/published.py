@@ -133,6 +133,8 @@ def _with_rule_options(fields: Fields, model_type: str, known: tuple[str, ...]) 
     for name, value in named.items():
         if name not in known and value != defaults[name]:
             remedy = f"the PyTorch library's {model_type} has no such option; only {defaults[name]!r} can be saved"
+            if name == "norm_eps":  # `mom_jax.models.upcycling` sets it
+                remedy += "; make the mixture with convert --to mom --no-shared-mem, which leaves it as it is"
             raise InputError("rule_options", f"{name}={value!r}", remedy)
     return without(fields, "rule_options") | {name: (defaults | named)[name] for name in known}
 

@@ -1,14 +1,16 @@
 """The models that a mixture is compared with, derived from its configuration."""
 
 import dataclasses
+from typing import Any
 
 from mom_jax.errors import InputError
 from mom_jax.models.config import AttentionConfig, MoMConfig
+from mom_jax.models.router_config import OF_MIXTURES
 
 
 def single(config: MoMConfig) -> MoMConfig:
     """The same rule as one memory of the same size."""
-    return dataclasses.replace(config, mixture=False)
+    return _alone(config)
 
 
 def expanded(config: MoMConfig) -> MoMConfig:
@@ -27,8 +29,14 @@ def equal_active(config: MoMConfig) -> MoMConfig:
 
 def _larger(config: MoMConfig, times: int) -> MoMConfig:
     if config.memory_rule == "ttt":
-        return dataclasses.replace(config, mixture=False, num_heads=config.num_heads * times)
-    return dataclasses.replace(config, mixture=False, expand_v=config.expand_v * times)
+        return _alone(config, num_heads=config.num_heads * times)
+    return _alone(config, expand_v=config.expand_v * times)
+
+
+def _alone(config: MoMConfig, **sizes: Any) -> MoMConfig:
+    """One memory, without what mixtures alone can do."""
+    defaults = {f.name: f.default for f in dataclasses.fields(MoMConfig) if f.name in OF_MIXTURES}
+    return dataclasses.replace(config, mixture=False, **defaults, **sizes)
 
 
 def transformer(config: MoMConfig) -> MoMConfig:

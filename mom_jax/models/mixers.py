@@ -28,7 +28,7 @@ def make_mixer(config: MoMConfig, kind: str, rngs: nnx.Rngs) -> MemoryMixer | At
         shared=config.shared_mem,
         single_projection=config.single_kv_proj,
         projection_rank=config.projection_rank,
-        decay_spread=config.decay_spread if config.mixture else 1.0,
+        decay_spread=config.decay_spread,
         learned_initial_state=config.learned_initial_state,
         router_bias=config.has_router_bias,
         layers=config.layer_kinds.count("memory"),

@@ -1,7 +1,7 @@
 """The router's part of a model's configuration. Importing this module does not import JAX."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from mom_jax.errors import InputError
 from mom_jax.fields import Range
@@ -44,18 +44,13 @@ class RouterConfig:
     """Which memories a token reads: those that it is written to, or, apart, those that a second router chooses."""
 
     def _check_router(self) -> None:
-        if self.router_choice == "scores":
-            return
-        fixed = f"router_choice={self.router_choice}"
-        if self.router_balance != "none":
-            remedy = f"has nothing to balance beside {fixed}, which no router decides; set router_balance none"
-            raise InputError("router_balance", self.router_balance, remedy)
-        if self.router_noise:
-            remedy = f"has no choice to vary beside {fixed}, which no router decides; leave one of the two out"
-            raise InputError("router_noise", self.router_noise, remedy)
-        if self.router_reads == "apart":
-            remedy = f"would be the same memories as those written beside {fixed}; leave one of the two out"
-            raise InputError("router_reads", self.router_reads, remedy)
+        """Refuses options that would have no effect beside others."""
+        for pair in _PAIRS:
+            value, other = getattr(self, pair.option), getattr(self, pair.other)
+            works = other != _default(self, pair.other) if pair.works is None else other in pair.works
+            if not works and value not in (pair.idle or (_default(self, pair.option),)):
+                remedy = f"set {pair.option} {pair.idle[0]}" if pair.idle else "leave one of the two out"
+                raise InputError(pair.option, value, f"{pair.problem} beside {pair.other}={other}; {remedy}")
 
     @property
     def router_expert_choice(self) -> bool:
@@ -66,6 +61,38 @@ class RouterConfig:
     def auxiliary_weight(self) -> float:
         """What the auxiliary loss counts in training."""
         return self.aux_loss_scale if self.router_balance == "auxiliary" else 0.0
+
+
+class _Pair(NamedTuple):
+    """An option that works with some values of another one alone, and else has to ask for nothing."""
+
+    option: str
+    other: str
+    works: tuple[Any, ...] | None  # with these values of the other; None: with all but its default
+    problem: str
+    idle: tuple[Any, ...] = ()  # values that ask nothing; the default if there are none
+
+
+OF_MIXTURES = (
+    *(field.name for field in dataclasses.fields(RouterConfig)),
+    *("single_kv_proj", "decay_spread"),
+)
+"""Options that a single memory has no use for."""
+_BY_SCORES = ("router_choice", ("scores",))
+_PAIRS = (
+    _Pair("router_balance", *_BY_SCORES, "has nothing to balance", idle=("none",)),
+    _Pair("router_noise", *_BY_SCORES, "has no choice to vary"),
+    _Pair("router_reads", *_BY_SCORES, "would be the same memories as those written"),
+    _Pair("router_noise_steps", "router_noise", None, "has no noise to lower"),
+    _Pair("router_bias_rate", "router_balance", ("loss_free",), "has no bias to move"),
+    _Pair("router_block", "router_choice", ("position",), "has no blocks to measure"),
+    _Pair("aux_loss_scale", "router_balance", ("auxiliary",), "has no loss to weigh", idle=(0.0, 0.01)),
+    *(_Pair(option, "mixture", (True,), "has nothing to do with one memory") for option in OF_MIXTURES),
+)
+
+
+def _default(config: Any, option: str) -> Any:
+    return type(config).__dataclass_fields__[option].default
 
 
 # What a router of the PyTorch library does, by the names of options that say something else.

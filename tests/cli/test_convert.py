@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -172,6 +173,10 @@ def test_a_mixture_begins_as_its_model(single, tmp_path, capsys):
         got, mixture = logits_of(tmp_path / name)
         np.testing.assert_allclose(got, want, atol=1e-4)
         assert mixture.config.mixture and not np.asarray(mixture.layers.attn.router.weight[...]).any()
+    assert main(["convert", str(tmp_path / "routed"), str(tmp_path / "again")]) == 0
+    np.testing.assert_array_equal(logits_of(tmp_path / "again")[0], got)
+    assert main(["convert", str(tmp_path / "shared"), str(tmp_path / "no")]) == 2
+    assert re.search(r"rule_options=norm_eps=.*--to mom --no-shared-mem", capsys.readouterr().err)
     assert main(["convert", *how, str(tmp_path / "noisy")]) == 0
     assert "train it on with mom-jax train --config" in capsys.readouterr().out
     noisy = load_run(tmp_path / "noisy", one_device())[1]

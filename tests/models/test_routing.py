@@ -12,6 +12,7 @@ from support.parameters import random_model
 
 from mom_jax.errors import InputError
 from mom_jax.layers.router import RouterTraining
+from mom_jax.models.baselines import single
 from mom_jax.models.config import MoMConfig
 from mom_jax.ops.documents import count_documents, places_in_documents
 from mom_jax.ops.fixed_routing import fixed_choice, hashed
@@ -86,7 +87,7 @@ def test_by_place(small):
 )
 def test_other_choices(small, choice, want):
     """Blocks of positions, always the first memories, a hash of the token."""
-    model = chosen_by(small, choice, router_block=3)
+    model = chosen_by(small, choice, **({"router_block": 3} if choice == "position" else {}))
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 32, (1, TIME)))
     want = np.asarray(hashed(ids))[0] if want is None else want
     routing = jax.eval_shape(lambda: model.hidden_states(ids))  # traces all of it
@@ -114,12 +115,24 @@ def test_other_choices(small, choice, want):
             {"router_choice": "position", "router_balance": "none", "router_reads": "apart"},
             r"router_reads=apart: would be the same memories as those written beside router_choice=position",
         ),
+        ({"router_noise_steps": 9}, r"router_noise_steps=9: has no noise to lower beside router_noise=0.0; leave one"),
+        ({"router_bias_rate": 0.1}, r"router_bias_rate=0.1: has no bias to move beside router_balance=auxiliary"),
+        ({"router_block": 8}, r"router_block=8: has no blocks to measure beside router_choice=scores"),
+        ({"aux_loss_scale": 0.1, "router_balance": "none"}, r"aux_loss_scale=0.1: has no loss .* router_balance=none"),
+        ({"mixture": False, "router_scores": "sigmoid"}, r"router_scores=sigmoid: .* one memory beside mixture=False"),
+        ({"mixture": False, "decay_spread": 2.0}, r"decay_spread=2.0: has nothing to do .* beside mixture=False"),
     ],
 )
 def test_what_excludes_each_other(options, message):
     """Both options and the reason, in one line."""
     with pytest.raises(InputError, match=message):
         MoMConfig(**options)
+
+
+def test_a_single_memory_is_asked_for_nothing_of_mixtures(small):
+    """Baselines of a mixture leave out its router's options, as the configuration asks."""
+    mixture = dataclasses.replace(small, router_scores="sigmoid", router_noise=0.5, router_noise_steps=3)
+    assert single(mixture) == dataclasses.replace(small, mixture=False)
 
 
 def test_expert_choice_does_not_decode(small):
