@@ -93,7 +93,7 @@ results: ## run what is missing of every experiment's tiny scale, and write the 
 
 docs: ## the guides as a site with the API reference, in build/site; a broken link is an error
 	@tools/make-venv .venv docs
-	.venv/bin/python -m sphinx -b html -j auto -q -W --keep-going docs build/site
+	.venv/bin/python -m sphinx -E -a -b html -j auto -q -W --keep-going docs build/site
 	@echo "build/site/index.html"
 
 package: ## wheel and source archive into dist, each tried in an empty environment
