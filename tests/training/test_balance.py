@@ -27,7 +27,8 @@ RATE = 0.02
 
 def with_balance(config: TrainConfig, balance: str) -> TrainConfig:
     """The run with two layers and another way to balance."""
-    model = dataclasses.replace(config.model, num_hidden_layers=2, router_balance=balance, router_bias_rate=RATE)
+    rate = {"router_bias_rate": RATE} if balance == "loss_free" else {}
+    model = dataclasses.replace(config.model, num_hidden_layers=2, router_balance=balance, **rate)
     optimizer = dataclasses.replace(config.optimizer, weight_decay=1.0)
     return dataclasses.replace(config, model=model, optimizer=optimizer)
 
