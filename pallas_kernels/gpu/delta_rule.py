@@ -6,14 +6,16 @@ Per head, with a state S of shape [K, V] in float32:
 
 and chunk by chunk (section 3.3 there), with incoming state S and G the running sum of g inside the chunk:
 
-    A_ti = beta_t e^(G_t - G_i) k_t.k_i  (i < t);    R = V - e^G (K S);    U = (I + A)^-1 (beta R)
+    A_ti = e^(G_t - G_i) k_t.k_i beta_i  (i < t);    R = V - e^G (K S);    E = (I + A)^-1 R;    U = beta E
     O = scale e^G (Q S) + P U;    P_ti = scale e^(G_t - G_i) q_t.k_i  (i <= t);    S' = e^(G_C) S + (e^(G_C - G) K)^T U
 
-One kernel writes the inverse, P and the decays of all chunks; a second one keeps a block of the state in registers and
-runs through the chunks of a segment. The backward pass keeps the inputs and what the first kernel wrote: 2 C more
-channels for each row and head. It recomputes the states at chunk borders together with R, runs through the chunks in
-reverse for the gradients of those states, and then takes every chunk's gradients at once. Nothing is accumulated in
-memory, so results do not depend on the order in which programs run.
+E is what a row finds missing when its turn comes. It is kept instead of U because it also gives the gradient of a beta
+of 0. One kernel writes the inverse, P and the decays of all chunks; a second one keeps a block of the state in
+registers and runs through the chunks of a segment. The backward pass keeps the inputs and what the first kernel wrote:
+2 C more channels for each row and head. It recomputes E, and the state at every second border of chunks; runs through
+the chunks in reverse for dv = (I + A)^-T (beta dU) and the gradients of those states; and then takes every chunk's
+gradients at once: with E and dv known, two chunks are a longer one of linear attention, in which q reads for dO and k
+for -dv. Nothing is accumulated in memory, so results do not depend on the order in which programs run.
 """
 
 import functools
@@ -31,12 +33,14 @@ from pallas_kernels.gpu.delta_rule_kernels import borders_kernel, forward_kernel
 from pallas_kernels.remat import keep
 
 # Of the kernels that keep a block of the state and run through the chunks of a segment. At K = V = 256 and C = 64 no
-# kernel of half-precision rows spills registers, and all fit in shared memory. Float32 ones spill on NVIDIA whatever
-# the blocks: tf32 parts of operands fill registers.
+# kernel of half-precision rows spills registers on sm_90, and all fit in shared memory. Half the blocks of values make
+# half the programs that read the same q and k. Float32 kernels spill on NVIDIA whatever the blocks: tf32 parts of
+# operands fill registers.
 _ALONG = [
     Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=2), NVIDIA, itemsize=4),
     Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=1), AMD, itemsize=4),
-    Entry(Config(block_k=256, block_v=32, num_warps=4, num_stages=2), HOPPER, itemsize=2),
+    Entry(Config(block_k=256, block_v=64, num_warps=8, num_stages=2), ("sm_90",), itemsize=2),
+    Entry(Config(block_k=256, block_v=32, num_warps=4, num_stages=2), ("sm_100",), itemsize=2),
     Entry(Config(block_k=256, block_v=32, num_warps=4, num_stages=1), AMD, itemsize=2),
 ]
 CONFIGS = {
@@ -71,7 +75,7 @@ _PRODUCTS = {
     "forward": (3, 0, 2),
     "borders": (2, 0, 1),
     "reverse": (3, 0, 2),
-    "gradients": (3, 4, 3),
+    "gradients": (3, 6, 4),
 }
 
 
@@ -128,10 +132,10 @@ def _forward(q, k, v, g, beta, chunks, initial_state, call):
 def _backward(call, saved, cotangents):
     q, k, v, g, beta, prepared, chunks, initial_state = saved
     do, dfinal = cotangents
-    border, residual = _borders(k, v, beta, prepared, chunks, initial_state, call)
-    dborder, dwritten, dinitial = _reverse(q, k, beta, prepared, chunks, do, dfinal, call)
-    gradients = _gradients(q, k, g, beta, prepared, chunks, border, residual, do, dborder, dwritten, call)
-    return *gradients, None, dinitial
+    border, error, place = _borders(k, v, beta, prepared, chunks, initial_state, call)
+    dborder, dv, dinitial = _reverse(q, k, beta, prepared, chunks, do, dfinal, call)
+    dq, dk, dg, dbeta = _gradients(q, k, g, beta, prepared, chunks, place, border, error, do, dborder, dv, call)
+    return dq, dk, dv, dg, dbeta, None, dinitial
 
 
 _delta_rule.defvjp(_forward, _backward)
@@ -140,8 +144,8 @@ _delta_rule.defvjp(_forward, _backward)
 class _Prepared(NamedTuple):
     """The part of all chunks that does not depend on the state."""
 
-    inverse: jax.Array  # [N, H, C] in the dtype of the rows
-    scores: jax.Array  # [N, H, C] in the dtype of the rows
+    inverse: jax.Array  # (I + A)^-1, [N, H, C] in the dtype of the rows
+    scores: jax.Array  # P, [N, H, C] in the dtype of the rows
     enter: jax.Array  # [N, H] float32: decay from the chunk's start to a row
     leave: jax.Array  # [N, H] float32: decay from a row to the chunk's end
 
@@ -161,27 +165,32 @@ def _outputs(q, k, v, beta, prepared, chunks, initial_state, call):
 
 
 def _borders(k, v, beta, prepared, chunks, initial_state, call):
-    """The states that enter the chunks, and the residuals."""
+    """The states that enter the pairs of chunks, the errors, and each chunk's number in its segment."""
     decays = (prepared.inverse, prepared.enter, prepared.leave)
     inputs = (k, v, beta, *decays, chunks.runs, _or(initial_state, beta))
-    outputs = (_like_borders(k, call), like(v))
+    outputs = (_like_borders(k, chunks, call), like(v), like(chunks.segment))
     return _along("borders", borders_kernel, inputs, outputs, initial_state, chunks, call)
 
 
 def _reverse(q, k, beta, prepared, chunks, do, dfinal, call):
-    """Gradients of the states that leave the chunks, of what rows write, and of the initial states."""
-    outputs = (_like_borders(k, call), like(do), _like_states(dfinal))
+    """Gradients of the states that leave the pairs of chunks, of values, and of the initial states.
+
+    That of values is 0 in unused chunks, for which the kernel has no program.
+    """
+    outputs = (_like_borders(k, chunks, call), like(do), _like_states(dfinal))
     inputs = (q, k, beta, *prepared, chunks.runs, do, _or(dfinal, beta))
-    *borders, dinitial = _along("reverse", reverse_kernel, inputs, outputs, dfinal, chunks, call)
-    return *borders, None if dfinal is None else dinitial
+    dborder, dv, dinitial = _along("reverse", reverse_kernel, inputs, outputs, dfinal, chunks, call, tail=1)
+    return dborder, dv, None if dfinal is None else dinitial
 
 
-def _gradients(q, k, g, beta, prepared, chunks, border, residual, do, dborder, dwritten, call):
-    """Gradients of q, k, v, g and beta."""
+def _gradients(q, k, g, beta, prepared, chunks, place, border, error, do, dborder, dv, call):
+    """Gradients of q, k, g and beta."""
     document = chunks.segment if chunks.document is None else chunks.document
-    inputs = (q, k, g, beta, document, *prepared, chunks.segment, border, residual, do, dborder, dwritten)
-    outputs, segments = [like(x) for x in (q, k, do, g, beta)], chunks.runs.shape[0] - 1
-    return _each("gradients", gradients_kernel, inputs, outputs, call, segments=segments)
+    inputs = (q, k, g, beta, document, *prepared[1:], chunks.segment, place, border, error, do, dborder, dv)
+    outputs = [*(like(x) for x in (q, k, g, beta)), jax.ShapeDtypeStruct((call.chunks, call.heads), jnp.float32)]
+    segments = chunks.runs.shape[0] - 1
+    dq, dk, dg, dbeta, beyond = _each("gradients", gradients_kernel, inputs, outputs, call, segments=segments)
+    return dq, dk, dg + jnp.repeat(beyond, call.rows, axis=0), dbeta
 
 
 def _each(name, kernel, inputs, outputs, call, **scalars):
@@ -203,8 +212,9 @@ def _flops(name, call):
     return 2 * call.chunks * C * call.heads * (inside * K * V + scores * C * K + values * C * V)
 
 
-def _like_borders(k, call):
-    return jax.ShapeDtypeStruct((call.chunks, call.heads, call.keys, call.values), k.dtype)
+def _like_borders(k, chunks, call):
+    pairs = (call.chunks + chunks.runs.shape[0] - 1) // 2
+    return jax.ShapeDtypeStruct((pairs, call.heads, call.keys, call.values), k.dtype)
 
 
 def _like_states(states):

@@ -17,6 +17,16 @@ from pallas_kernels.gpu.triangular import unit_lower_inverse
 
 
 @triton.jit
+def pair_of(segment, chunk, n):
+    """The number of a pair of chunks: the n-th chunk of a segment that begins at ``chunk``, and the one beside it.
+
+    Pairs begin with their segment, whose last may be one chunk alone. No two have one number, all of which are less
+    than half of chunks and segments together.
+    """
+    return (chunk + segment) // 2 + n // 2
+
+
+@triton.jit
 def prepare_kernel(
     p_q, p_k, p_g, p_beta, p_document, p_inverse, p_scores, p_enter, p_leave,
     SCALE: tl.constexpr, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
@@ -43,7 +53,7 @@ def prepare_kernel(
     t = tl.arange(0, C)[:, None]
     i = tl.arange(0, C)[None, :]
     b_beta = tl.load(per_row(p_beta, row, head, HEADS, C))
-    strict = tl.where(t > i, b_beta[:, None] * between * gram, 0.0)
+    strict = tl.where(t > i, between * gram * b_beta[None, :], 0.0)
 
     enter = tl.exp(tl.where(b_document == 0, tl.cumsum(b_g, axis=0), float("-inf")))
     leave = tl.sum(tl.where(t == C - 1, between, 0.0), axis=0)
@@ -52,12 +62,6 @@ def prepare_kernel(
     tl.store(per_row(p_leave, row, head, HEADS, C), leave)
     tl.store(tile(p_scores, row, head, 0, HEADS, C, C, C), (SCALE * between * products).to(dtype))
     tl.store(tile(p_inverse, row, head, 0, HEADS, C, C, C), unit_lower_inverse(strict, PRECISION, C).to(dtype))
-
-
-@triton.jit
-def written_by(residual, strength, triangle, PRECISION: tl.constexpr):
-    """What rows write, each after the rows before it, [C, BV]; ``residual`` is what a row finds missing on entry."""
-    return tl.dot(triangle, (strength[:, None] * residual).to(triangle.dtype), input_precision=PRECISION)
 
 
 @triton.jit
@@ -84,9 +88,9 @@ def forward_kernel(
         b_v = tl.load(tile(p_v, row, head, column, HEADS, V, C, BV)).to(tl.float32)
         b_enter = tl.load(per_row(p_enter, row, head, HEADS, C))
         residual = b_v - b_enter[:, None] * read(b_k, state, PRECISION, BLOCKS)
-        b_beta = tl.load(per_row(p_beta, row, head, HEADS, C))
         b_inverse = tl.load(tile(p_inverse, row, head, 0, HEADS, C, C, C))
-        update = written_by(residual, b_beta, b_inverse, PRECISION)
+        error = tl.dot(b_inverse, residual.to(b_inverse.dtype), input_precision=PRECISION)
+        update = tl.load(per_row(p_beta, row, head, HEADS, C))[:, None] * error
 
         b_q = load_rows(p_q, row, head, HEADS, C, BK, BLOCKS)
         b_scores = tl.load(tile(p_scores, row, head, 0, HEADS, C, C, C))
@@ -103,11 +107,14 @@ def forward_kernel(
 
 @triton.jit
 def borders_kernel(
-    p_k, p_v, p_beta, p_inverse, p_enter, p_leave, p_runs, p_initial, p_border, p_residual,
+    p_k, p_v, p_beta, p_inverse, p_enter, p_leave, p_runs, p_initial, p_border, p_error, p_place,
     STATE: tl.constexpr, PRECISION: tl.constexpr,
     HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """States that enter the chunks [chunks, HEADS, K, V], residuals [N, HEADS, V]; no program for unused chunks."""
+    """States that enter the pairs of chunks (`pair_of`), errors [N, HEADS, V], and each chunk's number inside its run.
+
+    No program for unused chunks.
+    """
     BLOCKS: tl.constexpr = K // BK
     column = tl.program_id(0) * BV
     head = tl.program_id(1)
@@ -116,39 +123,47 @@ def borders_kernel(
     state = load_state(p_initial, slot, column, STATE, K, V, BK, BV)
     for n in range(chunks):
         row = (chunk + n) * C
-        store_state(p_border, state, (chunk + n) * HEADS + head, column, K, V, BK, BV)
+        tl.store(p_place + chunk + n, n, mask=(column == 0) & (head == 0))
+        pair = pair_of(segment, chunk, n) * HEADS + head
+        store_state(p_border, state, pair, column, K, V, BK, BV, n % 2 == 0)
         b_k = load_rows(p_k, row, head, HEADS, C, BK, BLOCKS)
         b_v = tl.load(tile(p_v, row, head, column, HEADS, V, C, BV)).to(tl.float32)
         b_enter = tl.load(per_row(p_enter, row, head, HEADS, C))
         residual = b_v - b_enter[:, None] * read(b_k, state, PRECISION, BLOCKS)
-        tl.store(tile(p_residual, row, head, column, HEADS, V, C, BV), residual.to(p_residual.dtype.element_ty))
+        b_inverse = tl.load(tile(p_inverse, row, head, 0, HEADS, C, C, C))
+        error = tl.dot(b_inverse, residual.to(b_inverse.dtype), input_precision=PRECISION)
+        tl.store(tile(p_error, row, head, column, HEADS, V, C, BV), error.to(p_error.dtype.element_ty))
 
         b_beta = tl.load(per_row(p_beta, row, head, HEADS, C))
-        b_inverse = tl.load(tile(p_inverse, row, head, 0, HEADS, C, C, C))
         b_leave = tl.load(per_row(p_leave, row, head, HEADS, C))
         across = tl.load(p_enter + (row + C - 1) * HEADS + head)
-        update = written_by(residual, b_beta, b_inverse, PRECISION)
-        state = write(b_k, b_leave[:, None] * update, across, state, PRECISION, BLOCKS)
+        state = write(b_k, (b_leave * b_beta)[:, None] * error, across, state, PRECISION, BLOCKS)
 
 
 @triton.jit
 def reverse_kernel(
     p_q, p_k, p_beta, p_inverse, p_scores, p_enter, p_leave, p_runs, p_do, p_dfinal,
-    p_dborder, p_dwritten, p_dinitial,
+    p_dborder, p_dv, p_dinitial,
     STATE: tl.constexpr, SCALE: tl.constexpr, PRECISION: tl.constexpr,
     HEADS: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the states that leave the chunks, of what rows write, and of initial states; as `borders_kernel`."""
+    """Gradients of the states that leave the pairs of chunks, of values, and of initial states; as `borders_kernel`."""
     BLOCKS: tl.constexpr = K // BK
     column = tl.program_id(0) * BV
     head = tl.program_id(1)
     segment, chunk, chunks = load_run(p_runs, tl.program_id(2))
+    if tl.program_id(2) == tl.num_programs(2) - 1:
+        for n in range(chunks):
+            tl.store(tile(p_dv, (chunk + n) * C, head, column, HEADS, V, C, BV), tl.zeros((C, BV), p_dv.dtype.element_ty))
+        return
+
     slot = segment.to(tl.int64) * HEADS + head
     dstate = load_state(p_dfinal, slot, column, STATE, K, V, BK, BV)
-    for n in range(chunks):
-        current = chunk + chunks - 1 - n
-        row = current * C
-        store_state(p_dborder, dstate, current * HEADS + head, column, K, V, BK, BV)
+    for passed in range(chunks):
+        n = chunks - 1 - passed
+        row = (chunk + n) * C
+        pair = pair_of(segment, chunk, n) * HEADS + head
+        store_state(p_dborder, dstate, pair, column, K, V, BK, BV, (n % 2 == 1) | (n == chunks - 1))
         b_k = load_rows(p_k, row, head, HEADS, C, BK, BLOCKS)
         b_do = tl.load(tile(p_do, row, head, column, HEADS, V, C, BV))
         b_scores = tl.load(tile(p_scores, row, head, 0, HEADS, C, C, C))
@@ -156,14 +171,14 @@ def reverse_kernel(
         dupdate = b_leave[:, None] * read(b_k, dstate, PRECISION, BLOCKS)
         dupdate = tl.dot(tl.trans(b_scores), b_do, dupdate, input_precision=PRECISION)
         b_inverse = tl.load(tile(p_inverse, row, head, 0, HEADS, C, C, C))
-        written = tl.dot(tl.trans(b_inverse), dupdate.to(b_inverse.dtype), input_precision=PRECISION)
-        tl.store(tile(p_dwritten, row, head, column, HEADS, V, C, BV), written.to(p_dwritten.dtype.element_ty))
+        derror = tl.load(per_row(p_beta, row, head, HEADS, C))[:, None] * dupdate
+        dv = tl.dot(tl.trans(b_inverse), derror.to(b_inverse.dtype), input_precision=PRECISION)
+        tl.store(tile(p_dv, row, head, column, HEADS, V, C, BV), dv.to(p_dv.dtype.element_ty))
 
-        b_beta = tl.load(per_row(p_beta, row, head, HEADS, C))
         b_enter = tl.load(per_row(p_enter, row, head, HEADS, C))
         across = tl.load(p_enter + (row + C - 1) * HEADS + head)
         b_q = load_rows(p_q, row, head, HEADS, C, BK, BLOCKS)
         dstate = write(b_q, SCALE * b_enter[:, None] * b_do, across, dstate, PRECISION, BLOCKS)
-        dstate = write(b_k, (-b_enter * b_beta)[:, None] * written, 1.0, dstate, PRECISION, BLOCKS)
+        dstate = write(b_k, -b_enter[:, None] * dv, 1.0, dstate, PRECISION, BLOCKS)
     if STATE:
         store_state(p_dinitial, dstate, slot, column, K, V, BK, BV)

@@ -82,7 +82,11 @@ def _methods(interpreter: Any) -> dict[str, Any]:
         multiply = _three_products if in_parts and a.data.dtype == np.float32 else _product
         return handle(multiply(a.data, b.data) + d.data, d.dtype.scalar)
 
-    loads = {"create_masked_load": load, "create_masked_store": store, "create_dot": dot}
+    def splat(self, block, scalar):  # what compares scalars has their dtype otherwise
+        dtype = block.scalar
+        return handle(np.full(block.shape, scalar.data, interpreter._get_np_dtype(dtype)), dtype)
+
+    loads = {"create_masked_load": load, "create_masked_store": store, "create_dot": dot, "create_splat": splat}
     return {**loads, "cast_impl": cast_impl, "create_fp_to_fp": fp_to_fp}
 
 

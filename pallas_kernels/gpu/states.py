@@ -33,12 +33,12 @@ def load_state(
 @triton.jit
 def store_state(
     p_x, state, slot, column,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, there=True,
 ):  # fmt: skip
-    """Writes what `load_state` reads."""
+    """Writes what `load_state` reads, if ``there``."""
     for b in tl.static_range(K // BK):
         p_block = tile(p_x, slot * K + b * BK, 0, column, 1, V, BK, BV)
-        tl.store(p_block, state[b].to(p_x.dtype.element_ty))
+        tl.store(p_block, state[b].to(p_x.dtype.element_ty), mask=there)
 
 
 @triton.jit
