@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.arguments import FLOAT32, Expected
 from pallas_kernels.chunks import Chunks
-from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry
+from pallas_kernels.configs import AMD, NVIDIA, Config, Entry
 from pallas_kernels.gpu.calls import checked_call, like
 from pallas_kernels.gpu.delta_rule_gradients import gradients_kernel
 from pallas_kernels.gpu.delta_rule_kernels import borders_kernel, forward_kernel, prepare_kernel, reverse_kernel
@@ -64,8 +64,9 @@ CONFIGS = {
     "gradients": [
         Entry(Config(block_k=32, block_v=32, num_warps=8, num_stages=1), NVIDIA, itemsize=4),
         Entry(Config(block_k=32, block_v=32, num_warps=4, num_stages=1), AMD, itemsize=4),
-        Entry(Config(block_k=32, block_v=32, num_warps=8, num_stages=2), ("sm_80",), itemsize=2),
-        Entry(Config(block_k=64, block_v=32, num_warps=8, num_stages=2), HOPPER, itemsize=2),
+        Entry(Config(block_k=16, block_v=16, num_warps=8, num_stages=2), ("sm_80",), itemsize=2),
+        Entry(Config(block_k=64, block_v=32, num_warps=8, num_stages=2), ("sm_90",), itemsize=2),
+        Entry(Config(block_k=32, block_v=32, num_warps=8, num_stages=2), ("sm_100",), itemsize=2),
         Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=1), AMD, itemsize=2),
     ],
 }

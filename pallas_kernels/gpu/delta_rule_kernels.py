@@ -154,7 +154,9 @@ def reverse_kernel(
     segment, chunk, chunks = load_run(p_runs, tl.program_id(2))
     if tl.program_id(2) == tl.num_programs(2) - 1:
         for n in range(chunks):
-            tl.store(tile(p_dv, (chunk + n) * C, head, column, HEADS, V, C, BV), tl.zeros((C, BV), p_dv.dtype.element_ty))
+            tl.store(
+                tile(p_dv, (chunk + n) * C, head, column, HEADS, V, C, BV), tl.zeros((C, BV), p_dv.dtype.element_ty)
+            )
         return
 
     slot = segment.to(tl.int64) * HEADS + head

@@ -22,7 +22,7 @@ from mom_jax.benchmarks.kernel_passes import CHUNK, HEADS, OPERATORS, Case, trai
 from pallas_kernels.gpu import launch
 
 RECORD = Path(__file__).parent / "traffic.json"
-CHUNKS = 4  # an even number: the delta rule's gradients go by pairs
+CHUNKS = 2  # the delta rule's gradients go by pairs
 Traffic = dict[str, dict[str, float]]  # bytes by kernel, then by "HBM" and "L2"
 
 
