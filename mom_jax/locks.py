@@ -15,6 +15,7 @@ import filelock
 
 from mom_jax.errors import InputError
 from mom_jax.files import read_json, write_json
+from mom_jax.paths import check_folder_name
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +40,10 @@ def only_writer(folder: Path, what: str, field: str = "run_dir", *, wait: float 
         wait: seconds to wait for another writer's end.
 
     Raises:
-        InputError: the folder cannot be created, or somebody else is in it; names process, host and command.
+        InputError: the folder cannot be created or has a file's name, or somebody else is in it; names process, host
+            and command.
     """
+    check_folder_name(folder, field)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

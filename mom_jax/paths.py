@@ -87,13 +87,29 @@ def why_not_writable(folder: Path) -> str | None:
         return f"{existing}: {error.strerror}"
 
 
+def check_folder_name(place: str | os.PathLike[str], field: str) -> None:
+    """Raises `InputError` where a folder would be made with the name of a file, such as results.pdf."""
+    ending = Path(place).suffix
+    if _OF_FILES.fullmatch(ending) and not os.path.lexists(place):
+        raise InputError(field, place, f"would be a folder, and ends in {ending} as files do; give a folder's name")
+
+
+# Of what people want written, or have: a folder may well be called mom-1.5b or run.2.
+_OF_FILES = re.compile(
+    r"\.(bin|bz2|csv|docx?|gz|html?|ipynb|jpe?g|jsonl?|log|md|np[yz]|parquet|pdf|pkl|png|pth?|py|safetensors|svg|tar|tex|"
+    r"tgz|toml|tsv|txt|xlsx?|xml|xz|ya?ml|zip|zst)",
+    re.IGNORECASE,
+)
+
+
 def output_folder(place: str | os.PathLike[str], field: str = "out") -> Path:
     """A folder for results, made if need be, before the work begins that they come from.
 
     Raises:
-        InputError: it cannot be created, or nothing can be written there; names the cause.
+        InputError: it cannot be created, has a file's name, or nothing can be written there; names the cause.
     """
     folder = local_path(place, field)
+    check_folder_name(folder, field)
     why = why_not_writable(folder)
     if why is None:
         try:

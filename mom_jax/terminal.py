@@ -53,17 +53,25 @@ def console(stream: typing.Any = None, quiet: bool = False, *, outlives_reader: 
     Args:
         stream: stdout unless given.
         quiet: print nothing.
-        outlives_reader: go on without a reader of the output that leaves, where the work matters more than what is
-            printed of it; else that raises BrokenPipeError.
+        outlives_reader: go on where the reader of the output leaves or its disk is full, and the work matters more
+            than what is printed of it; else that raises OSError.
     """
     from rich.console import Console  # not needed for help and mistakes
 
     class Plain(Console):
         def on_broken_pipe(self) -> None:
-            if not outlives_reader:
-                raise  # what the caller is handling; Rich would end the program with status 1
-            let_go(self.file)
-            _log.warning("nobody reads the output any more; going on without it")
+            raise  # what the caller is handling; Rich would end the program with status 1
+
+        def print(self, *args: typing.Any, **options: typing.Any) -> None:
+            try:
+                super().print(*args, **options)
+            except OSError as error:
+                if not outlives_reader:
+                    raise
+                let_go(self.file)
+                left = isinstance(error, BrokenPipeError)
+                why = "nobody reads the output any more" if left else f"the output cannot be written ({error.strerror})"
+                _log.warning("%s; going on without it", why)
 
     stream = sys.stdout if stream is None else stream
     live = is_live(stream)

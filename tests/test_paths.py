@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from mom_jax.cli.main import main
+from mom_jax.data.destination import claim_folder
 from mom_jax.errors import InputError
-from mom_jax.paths import absolute, cache_folder, check_local, local_path
+from mom_jax.interop.folders import check_empty
+from mom_jax.paths import absolute, cache_folder, check_local, local_path, output_folder
 from mom_jax.reports.markdown import write_report
 
 
@@ -74,3 +76,17 @@ def test_a_run_whose_name_begins_like_a_home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"run_dir=~no-such-user: holds no config.json"):
         write_report("~no-such-user")
+
+
+@pytest.mark.parametrize("name", ["page.pdf", "scores.JSON", "deep/model.safetensors"])
+def test_a_folder_is_not_given_the_name_of_a_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for claim in (output_folder, lambda place: check_empty(Path(place)), lambda place: claim_folder(Path(place), {})):
+        with pytest.raises(InputError, match=rf"={name}: would be a folder, and ends in \{Path(name).suffix} "):
+            claim(name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_may_have_dots_and_be_there_before(tmp_path):
+    (tmp_path / "old.txt").mkdir()
+    assert [output_folder(tmp_path / name).is_dir() for name in ("old.txt", "mom-1.5b", "run.2")] == [True] * 3

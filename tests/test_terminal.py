@@ -149,6 +149,20 @@ def test_a_reader_that_left_is_noticed():
         stream.flush()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is always full")
+def test_work_outlives_a_disk_that_is_full(caplog):
+    with open("/dev/full", "w", encoding="utf-8") as stream:
+        out = terminal.console(stream, outlives_reader=True)
+        out.print("scores")
+        out.print("more")
+    with open("/dev/full", "w", encoding="utf-8") as stream, pytest.raises(OSError, match="No space left"):
+        try:
+            terminal.console(stream).print("scores")
+        finally:
+            terminal.let_go(stream)
+    assert caplog.messages == ["the output cannot be written (No space left on device); going on without it"]
+
+
 @pytest.mark.parametrize("text", ["a\nb\tc", "a b c", "a  b c "])
 def test_one_line(text):
     assert terminal.printable(text) == "a b c"

@@ -67,10 +67,19 @@ def read_config(place: str, base: TrainConfig) -> TrainConfig:
         raise InputError("config", place, f"is nested too deeply; {_REMEDY}") from error
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise InputError("config", place, f"holds no names with values; {_REMEDY}")
+    _check_nesting(place, fields)
     try:
         return with_fields(base, fields)
     except InputError as error:
         raise InputError(error.field, error.value, f"{error.remedy} (in {place})") from error
+
+
+def _check_nesting(place: str, fields: dict[str, Any]) -> None:
+    """Raises `InputError` for names as on a command line, such as ``optimizer.learning-rate``."""
+    for name, value in fields.items():
+        if "." in name:
+            nested = name.replace("-", "_").replace(".", ": {") + f": {json.dumps(value)}" + "}" * name.count(".")
+            raise InputError("config", name, f"is the form of an option; in a file write {nested} (in {place})")
 
 
 def as_yaml(config: TrainConfig) -> str:

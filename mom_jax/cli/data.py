@@ -81,6 +81,8 @@ def _dry_run(arguments: PrepareConfig) -> int:
     from mom_jax.data.amounts import describe_plan
     from mom_jax.data.plan import plan
     from mom_jax.data.remote import with_local_copies
+    from mom_jax.data.tokenizers import load_tokenizer
 
+    load_tokenizer(arguments.config.tokenizer)  # or the work would end where it begins
     print(*describe_plan(plan(with_local_copies(arguments.config)), arguments.data.held_out_fraction), sep="\n")
     return 0

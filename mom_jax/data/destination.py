@@ -17,6 +17,7 @@ from mom_jax.data.shards import (
 from mom_jax.data.tokenizers import Tokenizer
 from mom_jax.errors import InputError
 from mom_jax.files import remove_leftovers
+from mom_jax.paths import check_folder_name
 
 
 def index_of(planned: Plan, keys: list[str], tokenizer: Tokenizer) -> Index:
@@ -42,6 +43,7 @@ def claim_folder(out: Path, index: Index) -> bool:
     """Makes ``out`` this data's folder, or checks that it is already; tells whether it was made now."""
     if out.exists() and not out.is_dir():
         raise InputError("out", out, "is a file; give a folder")
+    check_folder_name(out, "out")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

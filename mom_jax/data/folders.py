@@ -4,6 +4,7 @@ import fnmatch
 import functools
 import glob
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -129,6 +130,11 @@ def glob_files(pattern: Path, left_out: LeftOut) -> Iterator[Path]:
 
 def matches(name: str, pattern: str) -> bool:
     """Whether a pattern matches the name, a folder above it, or the last part of either."""
-    path, pattern = PurePath(name), pattern.removeprefix("**/").rstrip("/")
+    path, pattern = PurePath(composed(name)), composed(pattern).removeprefix("**/").rstrip("/")
     places = [path, *path.parents][:-1]
     return any(fnmatch.fnmatchcase(form, pattern) for place in places for form in (place.as_posix(), place.name))
+
+
+def composed(name: str) -> str:
+    """A name in the form that is the same on every file system: letters with their accents (Unicode's NFC)."""
+    return unicodedata.normalize("NFC", name)

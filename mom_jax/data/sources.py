@@ -10,7 +10,7 @@ from pathlib import Path
 from mom_jax.data.config import DataConfig
 from mom_jax.data.documents import read_documents, stop
 from mom_jax.data.file_kinds import is_data
-from mom_jax.data.folders import LeftOut, folder_files, glob_files, glob_root, is_glob, matches
+from mom_jax.data.folders import LeftOut, composed, folder_files, glob_files, glob_root, is_glob, matches
 from mom_jax.data.hub import HubSource, hub_sources
 from mom_jax.data.json_documents import OnError
 from mom_jax.data.opening import check_packages
@@ -23,7 +23,10 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """One file, or a part of it. ``name`` is its path relative to the root: the same on every machine."""
+    """One file, or a part of it. ``name`` is its path relative to the root: the same on every machine.
+
+    Some file systems hold an accent apart from its letter, so names are in Unicode's composed form (NFC).
+    """
 
     name: str
     path: str
@@ -98,7 +101,7 @@ def _checked(paths: Iterable[Path], root: Path, config: DataConfig, field: str, 
     sources: dict[str, Source] = {}
     unused = set(config.exclude)
     for path in paths:
-        name = path.relative_to(root).as_posix()
+        name = composed(path.relative_to(root).as_posix())
         if not path.is_file():
             raise InputError(field, path, "is neither a file nor a folder")
         place, size = os.path.realpath(path), path.stat().st_size

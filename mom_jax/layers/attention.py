@@ -159,7 +159,7 @@ def _remember(cache: AttentionCache, layer: int | Array, new: _Keys) -> tuple[At
     going_on = None if new.document is None else jnp.zeros_like(cache.position[layer])
     old = _Keys(cache.keys[layer], cache.values[layer], cache.position[layer], going_on)
     stays = new.position >= 0
-    length = cache.length[layer] + jnp.sum(stays, 1)
+    length = cache.length[layer] + jnp.sum(stays, 1, dtype=jnp.int32)
     if new.document is not None:  # no key stays of a document that ends in this call
         last = new.document[:, -1:]
         stays &= new.document == last
@@ -185,6 +185,8 @@ def _attend(
     window: int | None = None,
 ) -> Float[Array, "B T H K"]:
     """Attention in the dtype of q; cuDNN's flash kernel where it can run, otherwise XLA."""
+    if q.dtype == jnp.float64:  # JAX's own takes every softmax in float32
+        return _attend_in_float64(q, k, v, mask, window)
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     implementation = "cudnn" if half and mask is None and jax.default_backend() == "gpu" else "xla"
     return jax.nn.dot_product_attention(
@@ -196,3 +198,20 @@ def _attend(
         local_window_size=None if window is None else (window - 1, 0),
         implementation=implementation,
     )
+
+
+def _attend_in_float64(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S heads K"],
+    v: Float[Array, "B S heads K"],
+    mask: Bool[Array, "B T S"] | None,
+    window: int | None,
+) -> Float[Array, "B T H K"]:
+    """`_attend`, for gradients that are checked by differences."""
+    if mask is None:
+        distance = jnp.arange(q.shape[1])[:, None] - jnp.arange(k.shape[1])
+        mask = ((distance >= 0) & (distance < (window or k.shape[1])))[None]
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
+    scores = jnp.einsum("bthgk,bshk->bhgts", grouped, k) * q.shape[3] ** -0.5
+    shares = jax.nn.softmax(jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min), -1)
+    return jnp.einsum("bhgts,bshk->bthgk", shares, v).reshape(q.shape)

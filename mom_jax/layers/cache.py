@@ -44,7 +44,7 @@ class MemoryCache:
         Args:
             state: one `jax.ShapeDtypeStruct` or a tuple of them: the state of one memory of one row.
             conv: (W-1, channels) of each short convolution.
-            dtype: of the convolution inputs.
+            dtype: of the convolution inputs; states are wider where it is.
             state_dtype: ``bfloat16`` keeps matrices [H, K, V] of states in it: they are computed with in float32, and
                 rounded where a call leaves them. What else a rule keeps (angles, counts, last rows) stays as it is.
 
@@ -57,7 +57,7 @@ class MemoryCache:
 
         def empty(shape: jax.ShapeDtypeStruct) -> Array:
             narrow = state_dtype == "bfloat16" and len(shape.shape) >= 3
-            return jnp.zeros((*lead, *shape.shape), jnp.bfloat16 if narrow else shape.dtype)
+            return jnp.zeros((*lead, *shape.shape), jnp.bfloat16 if narrow else jnp.promote_types(shape.dtype, dtype))
 
         return cls(
             recurrent=jax.tree.map(empty, state),

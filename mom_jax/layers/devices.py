@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from mom_jax.errors import InputError
+from mom_jax.ops.precision import widened
 from mom_jax.typing import Array, Float
 
 ROWS, TENSOR, SEQUENCE = ("data", "fsdp"), "tensor", "sequence"
@@ -167,7 +168,7 @@ def _gathered_fwd(x: Float[Array, "..."], *options: Any) -> tuple[Float[Array, "
 def _gathered_bwd(
     axes: tuple[str, ...], dimension: int, dtype: DTypeLike, source: DTypeLike, _: None, dx: Float[Array, "..."]
 ) -> tuple[Float[Array, "..."]]:
-    dx = dx.astype(jnp.promote_types(dx.dtype, jnp.float32))
+    dx = widened(dx)
     return (jax.lax.psum_scatter(dx, axes, scatter_dimension=dimension, tiled=True).astype(source),)
 
 

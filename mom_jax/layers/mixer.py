@@ -31,6 +31,7 @@ from mom_jax.ops.assignment import Assignment, by_row, read_energy
 from mom_jax.ops.documents import DocumentRuns, count_documents
 from mom_jax.ops.mixing import mix
 from mom_jax.ops.pieces import documents_of_piece
+from mom_jax.ops.precision import wide
 from mom_jax.ops.routing import RouterOutput
 from mom_jax.ops.segments import plan_packing
 from mom_jax.typing import AnyArray, Array, Float, Int, Mask, Shaped
@@ -165,7 +166,7 @@ class MemoryMixer(nnx.Module):
         """Mixes along time.
 
         Args:
-            x: hidden states, float32 or bfloat16.
+            x: hidden states, float32 or bfloat16; float64 where parameters are.
             attention_mask: 0 marks padding, anywhere in the row: it goes to no memory and its
                 output is exactly 0.
             segment_ids: document numbers, or what `count_documents` made of them. Memories, convolutions and
@@ -253,7 +254,7 @@ class MemoryMixer(nnx.Module):
         """The routers' decisions and the rows of tokens; without a router, every token goes to the only memory."""
         if self.num_memories is None:
             shape = (*x.shape[:2], 1)
-            return None, Assignment(jnp.zeros(shape, jnp.int32), jnp.ones(shape, jnp.float32), None)
+            return None, Assignment(jnp.zeros(shape, jnp.int32), jnp.ones(shape, wide(x.dtype)), None)
         bias = self.router_bias[...] if self.biased else None
         router, assigned = keep(self.router.decide(x, bias, inputs, attention_mask))
         return router, jax.tree.map(self._own_heads, assigned)

@@ -21,6 +21,8 @@ from mom_jax.models.config import MoMConfig
 from mom_jax.models.tables import TABLE_AXES, cross_entropy, looked_up, token_nats
 from mom_jax.ops.documents import DocumentRuns, count_documents, places_in_documents
 from mom_jax.ops.fixed_routing import fixed_choice, hashed
+from mom_jax.ops.loss import logits_of
+from mom_jax.ops.precision import wide
 from mom_jax.ops.routing import RouterOutput
 from mom_jax.typing import AnyArray, Array, Bool, Float, Int, Mask
 
@@ -33,8 +35,8 @@ def stack_name(kind: str) -> str:
 class CausalLMOutput(NamedTuple):
     """What a forward pass returns."""
 
-    logits: Float[Array, "B T vocab"]  # float32
-    router_logits: tuple[Float[Array, "B T M"], ...]  # float32, one for each router, layer by layer
+    logits: Float[Array, "B T vocab"]  # float32 or wider
+    router_logits: tuple[Float[Array, "B T M"], ...]  # float32 or wider, one for each router, layer by layer
     cache: Cache | None
     router: RouterOutput | None = None  # what all routers decided, stacked; None without one
 
@@ -114,8 +116,7 @@ class MoMForCausalLM(nnx.Module):
                 outside of ``jit``), or a mask of another shape.
         """
         out = self.hidden_states(input_ids, attention_mask, segment_ids, cache)
-        weight = self.output_embedding().astype(out.hidden.dtype)
-        logits = jnp.einsum("btd,vd->btv", out.hidden, weight, preferred_element_type=jnp.float32)
+        logits = logits_of(out.hidden, self.output_embedding())
         return CausalLMOutput(logits, () if out.router is None else tuple(out.router.logits), out.cache, out.router)
 
     def hidden_states(
@@ -154,6 +155,12 @@ class MoMForCausalLM(nnx.Module):
             x, router, cache = decode_layers(self.plan, stacks, x, attention_mask, documents, cache, routing)
         return HiddenStates(self.norm(x), router, cache)
 
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """Type of activations: the configuration's, or float64 in the place of float32 where parameters are float64."""
+        dtype = jnp.dtype(self.config.compute_dtype)
+        return wide(self.embeddings.dtype) if dtype == jnp.float32 else dtype
+
     def without_conv_leak(self) -> Self:
         """This model, with clean convolutions if ``reference_conv_leak`` is on: as the reference evaluates."""
         if not self.config.reference_conv_leak:
@@ -167,7 +174,7 @@ class MoMForCausalLM(nnx.Module):
 
         Decoding reads every parameter for each token: in bfloat16 half the bytes. Gradients flow through it.
         """
-        return rounded(self, self.config.compute_dtype)
+        return rounded(self, self.compute_dtype)
 
     def cross_entropy(
         self, hidden: Float[Array, "B T D"], labels: Int[AnyArray, "B T"], z_scale: float = 0.0
@@ -200,7 +207,7 @@ class MoMForCausalLM(nnx.Module):
         ``max_position_embeddings`` unless given. ``state_dtype`` is what matrices of memories are kept in, float32 or
         bfloat16 (half the bytes; `mom_jax.layers.cache.MemoryCache.zeros`).
         """
-        layers, dtype = self.config.layer_kinds, jnp.dtype(self.config.compute_dtype)
+        layers, dtype = self.config.layer_kinds, self.compute_dtype
         kinds: dict[str, Any] = {}
         if "memory" in layers:
             kinds["memory"] = self.blocks("memory").attn.empty_cache(
@@ -248,7 +255,7 @@ class MoMForCausalLM(nnx.Module):
             wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
             if wrong.size:
                 raise InputError("input_ids", int(wrong[0]), f"token ids must lie in [0, {self.config.vocab_size})")
-        return looked_up(self.embeddings[...], input_ids, self.config.compute_dtype)
+        return looked_up(self.embeddings[...], input_ids, self.compute_dtype)
 
 
 def _current_columns(mask: Int[AnyArray, "B S"] | Bool[AnyArray, "B S"] | None, shape: tuple[int, int]) -> Mask | None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 
 from mom_jax.ops.dispatch import Target, kernel_for, select, target
-from mom_jax.ops.precision import widened
+from mom_jax.ops.precision import wide, widened
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float, Int
 
@@ -34,7 +34,7 @@ def grouped_matmul(
         impl: ``auto``, or ``gpu`` for the kernel; every other name is XLA.
 
     Returns:
-        A product for each weight, in ``x.dtype``; sums in float32.
+        A product for each weight, in ``x.dtype``; sums in float32 or wider.
 
     Raises:
         InputError: ``gpu`` cannot run here.
@@ -66,8 +66,7 @@ def _row_by_row(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array
     chosen = (w.at[group].get(mode="clip").astype(x.dtype) for w in weights)
     if target().platform == "gpu":  # one launch that reads a weight once, where a product would copy it first
         return tuple(jnp.sum(widened(x)[..., None] * widened(w), 1).astype(x.dtype) for w in chosen)
-    wide = {"preferred_element_type": widened(x).dtype}
-    return tuple(jnp.einsum("nd,ndf->nf", x, w, **wide).astype(x.dtype) for w in chosen)
+    return tuple(jnp.einsum("nd,ndf->nf", x, w, preferred_element_type=wide(x.dtype)).astype(x.dtype) for w in chosen)
 
 
 def _by_xla(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"], tile: int) -> Products:
@@ -107,7 +106,7 @@ def _gradients(
 
 def _ragged(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"]) -> Products:
     return tuple(
-        jax.lax.ragged_dot(x, w, group_sizes, preferred_element_type=jnp.float32).astype(x.dtype) for w in weights
+        jax.lax.ragged_dot(x, w, group_sizes, preferred_element_type=wide(x.dtype)).astype(x.dtype) for w in weights
     )
 
 
@@ -153,7 +152,7 @@ def _tiled(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G
 
     def body(group, first, _, ys):
         x_tile = jax.lax.dynamic_slice_in_dim(padded, first, tile)
-        products = (jnp.dot(x_tile, w[group], preferred_element_type=jnp.float32) for w in weights)
+        products = (jnp.dot(x_tile, w[group], preferred_element_type=wide(x.dtype)) for w in weights)
         return tuple(_put(y, product, first) for y, product in zip(ys, products, strict=True))
 
     init = tuple(jnp.zeros((rows + tile, w.shape[2]), x.dtype) for w in weights)
@@ -173,11 +172,11 @@ def _tiled_gradients(
         x_tile = jnp.where((jnp.arange(tile) < left)[:, None], x_tile, 0)
         dy_tiles = [jax.lax.dynamic_slice_in_dim(dy, first, tile) for dy in padded_dys]
         pairs = list(zip(dy_tiles, weights, strict=True))
-        dx_tile = sum(jnp.dot(dy, w[group].T, preferred_element_type=jnp.float32) for dy, w in pairs)
-        outer = (jnp.dot(x_tile.T, dy, preferred_element_type=jnp.float32) for dy in dy_tiles)
+        dx_tile = sum(jnp.dot(dy, w[group].T, preferred_element_type=wide(x.dtype)) for dy, w in pairs)
+        outer = (jnp.dot(x_tile.T, dy, preferred_element_type=wide(x.dtype)) for dy in dy_tiles)
         dweights = tuple(dw.at[group].add(product) for dw, product in zip(dweights, outer, strict=True))
         return _put(dx, dx_tile, first), dweights
 
-    init = _pad_rows(jnp.zeros_like(x), tile), tuple(jnp.zeros(w.shape, jnp.float32) for w in weights)
+    init = _pad_rows(jnp.zeros_like(x), tile), tuple(jnp.zeros(w.shape, wide(x.dtype)) for w in weights)
     dx, dweights = _each_tile(group_sizes, tile, body, init)
     return dx[:rows], tuple(dw.astype(w.dtype) for dw, w in zip(dweights, weights, strict=True))

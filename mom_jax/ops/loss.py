@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.labels import IGNORE
+from mom_jax.ops.precision import wide, widened
 from mom_jax.typing import Array, Bool, Float, Int, Shaped
 
 _MAX_LOGITS = 2**25  # logits held at a time: 128 MiB in float32
 
 
 def token_cross_entropy(logits: Float[Array, "*batch V"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Nats of each label, in float32; 0 where the label is `IGNORE`."""
-    logits = logits.astype(jnp.float32)
+    """Nats of each label, in float32 or wider; 0 where the label is `IGNORE`."""
+    logits = widened(logits)
     nats = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], -1)[..., 0]
     return jnp.where(labels == IGNORE, 0.0, nats)
 
@@ -27,9 +28,9 @@ def chunked_cross_entropy(
     from each piece's logits while they are there, with the forward pass: nothing is computed again.
 
     Returns:
-        The sum in nats and the number of labels that are not `IGNORE`, both float32 scalars.
+        The sum in nats and the number of labels that are not `IGNORE`; scalars in float32 or wider.
     """
-    return penalised_cross_entropy(hidden, weight, labels, 0.0)[1], (labels != IGNORE).sum().astype(jnp.float32)
+    return penalised_cross_entropy(hidden, weight, labels, 0.0)[1], (labels != IGNORE).sum().astype(wide(hidden.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -41,19 +42,19 @@ def penalised_cross_entropy(
     It is ``z_scale * logsumexp(logits)^2`` of each label, the z-loss of PaLM (arXiv 2204.02311, section 5; 1e-4 there).
 
     Returns:
-        (nats and penalties, nats alone), summed; float32 scalars. Gradients are those of the first: the second is to be
-        looked at where there is a penalty.
+        (nats and penalties, nats alone), summed; scalars in float32 or wider. Gradients are those of the first: the
+        second is to be looked at where there is a penalty.
     """
 
     def piece(sums, xs):
         x, y = xs
-        return jax.tree.map(jnp.add, sums, _scores(_logits(x, weight), y, z_scale)), None
+        return jax.tree.map(jnp.add, sums, _scores(logits_of(x, weight), y, z_scale)), None
 
-    return jax.lax.scan(piece, _zeros(), _pieces(hidden, labels, weight.shape[0]))[0]
+    return jax.lax.scan(piece, _zeros(hidden), _pieces(hidden, labels, weight.shape[0]))[0]
 
 
-def _zeros() -> tuple[Float[Array, ""], Float[Array, ""]]:
-    return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+def _zeros(hidden: Float[Array, "B T D"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    return jnp.zeros((), wide(hidden.dtype)), jnp.zeros((), wide(hidden.dtype))
 
 
 def _scores(
@@ -75,7 +76,7 @@ def _summed_nats_fwd(
     def piece(carry, xs):
         sums, dweight = carry
         x, y = xs
-        logits = _logits(x, narrow)
+        logits = logits_of(x, narrow)
         shares = jax.nn.softmax(logits, -1)
         surplus = shares - jax.nn.one_hot(y, weight.shape[0], dtype=logits.dtype)
         if z_scale:
@@ -85,7 +86,7 @@ def _summed_nats_fwd(
         dweight += jnp.einsum("btv,btd->vd", dlogits, x, preferred_element_type=dweight.dtype)
         return (jax.tree.map(jnp.add, sums, _scores(logits, y, z_scale)), dweight), dx
 
-    init = _zeros(), jnp.zeros(weight.shape, jnp.float32)
+    init = _zeros(hidden), jnp.zeros(weight.shape, wide(hidden.dtype))
     (sums, dweight), dhidden = jax.lax.scan(piece, init, _pieces(hidden, labels, weight.shape[0]))
     return sums, (_join_time(dhidden, labels.shape[1]), dweight.astype(weight.dtype))
 
@@ -109,14 +110,14 @@ def chunked_token_scores(
     labels: Int[Array, "B T"],
     candidates: Bool[Array, " vocab"] | None = None,
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """Nats of each label (0 at `IGNORE`), float32, and whether it is the likeliest token; memory as above.
+    """Nats of each label (0 at `IGNORE`), float32 or wider, and whether it is the likeliest token; memory as above.
 
     Nats are of all rows of ``weight``; the likeliest is sought among ``candidates`` where they are given.
     """
 
     def piece(_, xs):
         x, y = xs
-        logits = _logits(x, weight)
+        logits = logits_of(x, weight)
         choices = logits if candidates is None else jnp.where(candidates, logits, -jnp.inf)
         return None, (token_cross_entropy(logits, y), jnp.argmax(choices, -1) == y)
 
@@ -125,8 +126,9 @@ def chunked_token_scores(
     return nats, likeliest
 
 
-def _logits(hidden: Float[Array, "B T D"], weight: Float[Array, "vocab D"]) -> Float[Array, "B T vocab"]:
-    return jnp.einsum("btd,vd->btv", hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+def logits_of(hidden: Float[Array, "B T D"], weight: Float[Array, "vocab D"]) -> Float[Array, "B T vocab"]:
+    """``hidden @ weight.T``, multiplied in the dtype of hidden states, summed in float32 or wider."""
+    return jnp.einsum("btd,vd->btv", hidden, weight.astype(hidden.dtype), preferred_element_type=wide(hidden.dtype))
 
 
 def _pieces(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.dispatch import target
+from mom_jax.ops.precision import wide, widened
 from mom_jax.typing import Array, Float
 
 _PARTS = 8  # sums that a GPU adds up side by side for one row
@@ -14,7 +15,7 @@ def product(
     weight: Float[Array, "inputs outputs"],
     bias: Float[Array, " outputs"] | None = None,
 ) -> Float[Array, "*batch outputs"]:
-    """``x @ weight (+ bias)``; sums in float32, returns ``x.dtype``.
+    """``x @ weight (+ bias)``; sums in float32 or wider, returns ``x.dtype``.
 
     A product that is rounded at once is asked for in ``x.dtype``: nothing wider is stored, and gradients meet operands
     of their own dtype. Not so for a single row, which XLA multiplies element by element: it would round each summand.
@@ -22,9 +23,9 @@ def product(
     if x.size == x.shape[-1] and target().platform == "gpu" and weight.shape[0] % _PARTS == 0:
         y = _row(x, weight)
     else:
-        wide = jnp.float32 if bias is not None or x.size == x.shape[-1] else x.dtype
+        dtype = wide(x.dtype) if bias is not None or x.size == x.shape[-1] else x.dtype
         weight = weight.astype(x.dtype)
-        y = _dot(x, weight) if wide == x.dtype else jnp.dot(x, weight, preferred_element_type=wide)
+        y = _dot(x, weight) if dtype == x.dtype else jnp.dot(x, weight, preferred_element_type=dtype)
     return (y if bias is None else y + bias).astype(x.dtype)
 
 
@@ -51,6 +52,6 @@ _dot.defvjp(_dot_fwd, _dot_bwd)
 def _row(x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"]) -> Float[Array, "*batch outputs"]:
     """One row on a GPU, in parts: a weight is read once. XLA by itself stores all the products before it adds them."""
     parts = x.reshape(_PARTS, -1, 1), weight.astype(x.dtype).reshape(_PARTS, -1, weight.shape[1])
-    row, blocks = (a.astype(jnp.float32) for a in parts)
+    row, blocks = map(widened, parts)
     sums = jax.lax.optimization_barrier(jnp.sum(row * blocks, 1))
     return jnp.sum(sums, 0).reshape(*x.shape[:-1], -1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.norm import l2_norm_of_heads
+from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float
 
@@ -39,6 +40,6 @@ def leaking_short_conv(
     y = 0.0
     for w in range(taps):
         source = jnp.where(place - w >= floor, row_at.at[place - w].get(mode="clip"), rows)
-        y += x.at[source].get(mode="fill", fill_value=0).astype(jnp.float32) * weight[:, taps - 1 - w]
+        y += widened(x.at[source].get(mode="fill", fill_value=0)) * weight[:, taps - 1 - w]
     y = jax.nn.silu(y).astype(x.dtype)
     return l2_norm_of_heads(y, head or y.shape[1]) if normalise else y

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.routing import RouterOutput, Scores, chosen_memories, probabilities
+from mom_jax.ops.routing import RouterOutput, Scores, chosen_memories, kept, probabilities
 from mom_jax.typing import AnyArray, Array, Bool, Float, Int
 
 DEAD_SHARE = 0.01  # of the load of a balanced memory: below it a memory counts as dead
@@ -21,15 +21,14 @@ def router_statistics(
 
     Returns:
         ``load`` [L, M]: each memory's share of a layer's assignments (a layer's shares sum to 1), and
-        ``routing_entropy`` [L]: mean entropy of a token's distribution over all memories, in nats; both float32.
+        ``routing_entropy`` [L]: mean entropy of a token's distribution over all memories, in nats; float32 or wider.
         Where it is known, ``contribution`` [L, G]: each memory's share of the squared norms of what memories add to
         reads, the shared memory's last. Nothing without a router.
     """
     if router is None:
         return {}
     shares = probabilities(router.logits, scores)
-    shape = shares.shape[1:3]
-    keep = jnp.ones(shape, jnp.float32) if attention_mask is None else (attention_mask != 0).astype(jnp.float32)
+    keep = kept(router, attention_mask)
     tokens = jnp.maximum(keep.sum(), 1.0)
     entropy = jax.scipy.special.entr(shares).sum(-1)
     # Whole numbers up to the division, so that loads do not depend on the order of summation, nor on the mesh.

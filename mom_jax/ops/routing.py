@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.precision import widened
+from mom_jax.ops.precision import wide, widened
 from mom_jax.typing import Array, Bool, Float, Int
 
 
@@ -30,6 +30,7 @@ class RouterOutput(NamedTuple):
 
 
 Scores = Literal["softmax", "sigmoid"]
+_LEAST = float(jnp.finfo(jnp.float32).min)
 
 
 def route(
@@ -109,7 +110,7 @@ def weigh(
         return chosen / (chosen.sum(-1, keepdims=True) + 1e-9)  # they may all have underflowed
     # A softmax over the chosen logits alone: all their probabilities may have underflowed to 0.
     there = memory_ids >= 0
-    chosen = jnp.where(there, _taken(widened(logits), memory_ids), jnp.finfo(jnp.float32).min)
+    chosen = jnp.where(there, _taken(widened(logits), memory_ids), _LEAST)
     return jnp.where(there, jax.nn.softmax(chosen, axis=-1), 0)
 
 
@@ -197,7 +198,7 @@ def auxiliary_loss(
     if router is None:
         return jnp.float32(0)
     shares = probabilities(router.logits, scores)
-    keep = _kept(router, attention_mask)
+    keep = kept(router, attention_mask)
     count = jnp.maximum(keep.sum() * shares.shape[0], 1.0)
     fraction = router.load.sum((0, 1)) / count
     return shares.shape[-1] * jnp.dot(fraction, jnp.einsum("lbtm,bt->m", shares, keep) / count)
@@ -212,7 +213,7 @@ def router_z_loss(
     """
     if router is None:
         return jnp.float32(0)
-    logits, keep = widened(router.logits), _kept(router, attention_mask)
+    logits, keep = widened(router.logits), kept(router, attention_mask)
     if scores == "softmax":
         squares = jax.nn.logsumexp(logits, axis=-1) ** 2
     else:
@@ -220,7 +221,8 @@ def router_z_loss(
     return jnp.einsum("lbt,bt->", squares, keep) / jnp.maximum(keep.sum() * logits.shape[0], 1.0)
 
 
-def _kept(router: RouterOutput, attention_mask: Int[Array, "B T"] | None) -> Float[Array, "B T"]:
+def kept(router: RouterOutput, attention_mask: Int[Array, "B T"] | None) -> Float[Array, "B T"]:
+    """1 for tokens that count, else 0; in float32 or wider, as logits are."""
     if attention_mask is None:
-        return jnp.ones(router.logits.shape[1:3], jnp.float32)
-    return (attention_mask != 0).astype(jnp.float32)
+        return jnp.ones(router.logits.shape[1:3], wide(router.logits.dtype))
+    return (attention_mask != 0).astype(wide(router.logits.dtype))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from mom_jax.ops.documents import DocumentRuns
 from mom_jax.ops.pieces import Piece
+from mom_jax.ops.precision import widened
 from mom_jax.typing import Array, Bool, Float, Int, Shaped
 
 
@@ -226,8 +227,8 @@ def unpack_mix(
 ) -> Float[Array, "B T *rest"]:
     """Reads every token's rows back and mixes them: ``sum_j weights[b, t, j] * y[row[b, t, j]]``.
 
-    Weights are of whole rows, or of each of their heads. Masked tokens read exactly 0. Sums in float32, returns
-    ``y.dtype``.
+    Weights are of whole rows, or of each of their heads. Masked tokens read exactly 0. Sums in float32 or
+    wider, returns ``y.dtype``.
     """
     return functools.reduce(jnp.add, _weighted_rows(y, weights, packing)).astype(y.dtype)
 
@@ -237,7 +238,7 @@ def _weighted_rows(
 ) -> Iterator[Float[Array, "B T *rest"]]:
     for j in range(packing.row.shape[-1]):
         rows = y.at[packing.row[..., j]].get(mode="fill", fill_value=0)
-        yield rows.astype(jnp.float32) * _expand(weights[:, :, j], rows.ndim)
+        yield widened(rows) * _expand(weights[:, :, j], rows.ndim)
 
 
 def _expand(x: Float[Array, "*shape"], ndim: int) -> Float[Array, "..."]:
@@ -256,12 +257,12 @@ def _unpack_mix_bwd(
     y, weights, packing = residuals
     rest = tuple(range(weights.ndim - 1, do.ndim))
     dweights = [
-        jnp.sum(y.at[packing.row[..., j]].get(mode="fill", fill_value=0).astype(jnp.float32) * do, rest)
+        jnp.sum(widened(y.at[packing.row[..., j]].get(mode="fill", fill_value=0)) * do, rest)
         for j in range(weights.shape[2])
     ]
     weight = weights.reshape(-1, *weights.shape[3:]).at[packing.assignment].get(mode="fill", fill_value=0)
     dy = do.reshape(-1, *do.shape[2:]).at[packing.token].get(mode="fill", fill_value=0)
-    dy = (dy.astype(jnp.float32) * _expand(weight, dy.ndim)).astype(y.dtype)
+    dy = (widened(dy) * _expand(weight, dy.ndim)).astype(y.dtype)
     return dy, jnp.stack(dweights, 2).astype(weights.dtype), None
 
 

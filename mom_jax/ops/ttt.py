@@ -123,7 +123,7 @@ def _coefficients(
     passed, document = where.passed, where.document
     mates = where.together() & (passed[..., :, None] == passed[..., None, :])
 
-    heads = lambda mask: mask[:, :, None].astype(jnp.float32)  # noqa: E731
+    heads = lambda mask: mask[:, :, None].astype(rate.dtype)  # noqa: E731
     at_border = jnp.sum(factor * heads(where.border & old), -1, keepdims=True)  # [chunks, windows, H, 1]
     read_factor = jnp.where(heads(first) > 0, factor, at_border * heads(behind))
     read_state = jnp.stack([jnp.broadcast_to(heads(old), read_factor.shape), -read_factor], -1)

@@ -387,6 +387,8 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys, names, parts):
     printed = capsys.readouterr().out
     assert all(part in printed for part in parts) and "nothing was written" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
+    assert main([*command, "--data.tokenizer", "nowhere.json"]) == 2
+    assert "tokenizer=nowhere.json: no such file" in capsys.readouterr().err
 
 
 def test_shards_from_before_still_mean_what_they_meant(config, tmp_path):

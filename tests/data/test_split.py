@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import unicodedata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from support.shards import documents_of
 
 import mom_jax.data.split as split_module
 from mom_jax.data.config import DataConfig
+from mom_jax.data.folders import matches
 from mom_jax.data.passages import Passage
 from mom_jax.data.plan import plan
 from mom_jax.data.prepare import prepare
@@ -328,6 +330,16 @@ def test_large_text_is_not_read_to_be_split(tmp_path, monkeypatch):
     monkeypatch.setattr(split_module, "_MEASURED_UP_TO", 10)
     monkeypatch.setattr("mom_jax.data.sources.read_documents", None)
     assert plan(DataConfig(path=str(tmp_path))).units[0].held_out == fixed_range(0.05)
+
+
+def test_accents_apart_from_their_letters_are_nothing(tmp_path):
+    """As some file systems keep names."""
+    names = [f"\u00e9t\u00e9 {i}.txt" for i in range(30)]
+    apart = [unicodedata.normalize("NFD", name) for name in names]
+    sides = [_sides(_make(tmp_path / form, *names)) for form, names in (("NFC", names), ("NFD", apart))]
+    assert sides[0] == sides[1] and apart != names
+    for pattern in ("\u00e9*", "e\u0301*"):
+        assert matches(names[0], pattern) and matches(apart[0], pattern)
 
 
 def test_the_place_of_the_text_is_nothing(tmp_path):

@@ -1,6 +1,5 @@
 """One call for prefill, chunked prefill and single steps: any split of the tokens gives the full pass."""
 
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -132,13 +131,3 @@ def test_a_masked_step_changes_nothing(call, model):
         np.testing.assert_array_equal(new, old)
     np.testing.assert_array_equal(after.memory.length - before.memory.length, [[0, 1], [0, 1]])
     assert np.abs(after.memory.recurrent[:, -1, 1] - before.memory.recurrent[:, -1, 1]).max() > 1e-3
-
-
-def test_tokens_are_counted_under_64_bits_without_a_warning(model):
-    """A mask is summed in the count's own type."""
-    ids, mask = np.zeros((2, 3), np.int32), np.ones((2, 3), np.int32)
-    with jax.enable_x64(True), warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)
-        cache = model.init_cache(2)
-        out = jax.eval_shape(lambda ids, mask: model(ids, attention_mask=mask, cache=cache), ids, mask)
-    assert out.logits.shape == (2, 3, 32)

@@ -15,7 +15,7 @@ from mom_jax.labels import IGNORE
 from mom_jax.models.blocks import Block
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.ops.loss import chunked_cross_entropy
+from mom_jax.ops.loss import chunked_cross_entropy, logits_of
 from mom_jax.ops.routing import RouterOutput, auxiliary_loss
 
 
@@ -58,7 +58,7 @@ class Ours:
             record[f"hidden/{number}"] = _numpy(x)
             for name, value in self._routing(router).items():
                 record[f"{name}/{number}"] = value
-        return {**record, "logits": _numpy(_logits(self.model.norm(x), self.model.output_embedding()))}
+        return {**record, "logits": _numpy(jax.jit(logits_of)(self.model.norm(x), self.model.output_embedding()))}
 
     def block(self, layer: int, x: np.ndarray, cotangent: np.ndarray | None = None) -> Record:
         """As `Subject.block`."""
@@ -130,11 +130,6 @@ def _block_gradients(graph, params, rank, x, cotangent):
     """Gradients of the stacked parameters (0 in other layers) and of the input."""
     _, pull = jax.vjp(lambda params, x: _run_block(graph, params, rank, x)[0], params, x)
     return pull(cotangent)
-
-
-@jax.jit
-def _logits(hidden, weight):
-    return jnp.einsum("btd,vd->btv", hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

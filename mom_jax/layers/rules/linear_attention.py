@@ -115,7 +115,7 @@ class RetNet(QueryKeyValueRule):
         q, k, v, _, cache = self.qkv(x, packing, cache, layer)
         position = _positions(packing, cache, layer)
         q, k = (rotary(y[None], position[None], 10000.0)[0] for y in (q, k))
-        g = jnp.log1p(-(2.0 ** (-5.0 - self.head_numbers(q.shape[1]))))
+        g = jnp.log1p(-(2.0 ** (-5.0 - self.head_numbers(q.shape[1], q.dtype))))
         return ScalarDecayRows(q, k, v, self.paced(jnp.broadcast_to(g, q.shape[:2]), packing)), None, cache
 
 
@@ -132,7 +132,7 @@ class Lightning(QueryKeyValueRule):
     ) -> tuple[ScalarDecayRows, None, MemoryCache | None]:
         """Packed rows of scalar decay, and the cache."""
         q, k, v, _, cache = self.qkv(x, packing, cache, layer)
-        share = self.head_numbers(q.shape[1]) / self.sizes.num_heads
+        share = self.head_numbers(q.shape[1], q.dtype) / self.sizes.num_heads
         g = -8.0 * share * (1.0 - jnp.asarray(layer) / self.sizes.layers)
         return ScalarDecayRows(q, k, v, self.paced(jnp.broadcast_to(g, q.shape[:2]), packing)), None, cache
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from mom_jax.errors import InputError
 from mom_jax.fields import Epsilon, ImplName, check_fields
@@ -15,6 +16,7 @@ from mom_jax.layers.output import HeadNormOutput, Output
 from mom_jax.layers.projections import of_memories
 from mom_jax.layers.rules.published import Published, Unreadable
 from mom_jax.ops.chunks import chunk_rows
+from mom_jax.ops.precision import wide
 from mom_jax.ops.primitive import Primitive, Rows
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
@@ -158,7 +160,7 @@ class MemoryRule(nnx.Module):
         return slices, chosen if slices > 1 or parameter in self.per_row else 1
 
     def state_shapes(self) -> Any:
-        """Shape of the float32 state of one memory, or a tuple of them in a `jax.ShapeDtypeStruct` each."""
+        """Shape of the state of one memory, or a tuple of them in a `jax.ShapeDtypeStruct` each."""
         return self.primitive.state(self.sizes.num_heads, self.sizes.head_k_dim, self.sizes.head_v_dim)
 
     def conv_history(self) -> dict[str, tuple[int, int]]:
@@ -174,10 +176,10 @@ class MemoryRule(nnx.Module):
     def couple_layers(self) -> None:
         """Computes parameters that depend on other layers, in place, from the stacked ones; the model calls it."""
 
-    def head_numbers(self, local: int) -> Float[Array, "{local}"]:
-        """Numbers of the ``local`` heads that this device holds, from 0 to H - 1, as floats."""
+    def head_numbers(self, local: int, dtype: DTypeLike) -> Float[Array, "{local}"]:
+        """Numbers of the ``local`` heads that this device holds, from 0 to H - 1, in float32 or wider."""
         first = 0 if self.heads_axis is None else local * jax.lax.axis_index(self.heads_axis)
-        return jnp.arange(local, dtype=jnp.float32) + first
+        return jnp.arange(local, dtype=wide(dtype)) + first
 
 
 def named_options(rule: type[MemoryRule], values: Mapping[str, Any]) -> RuleOptions:
