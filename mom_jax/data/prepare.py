@@ -180,7 +180,7 @@ def foresee(config: DataConfig) -> Foreseen:
     config = with_local_copies(config)
     folder, notes, _ = _folder(config)
     if not is_prepared(folder):
-        return Foreseen(folder, None, [*describe_plan(plan(config), config.held_out_fraction), *notes])
+        return Foreseen(folder, None, describe_plan(plan(config), config.held_out_fraction))
     data = _opened(folder, config)
     return Foreseen(folder, data, [*describe_data(data), *notes])
 

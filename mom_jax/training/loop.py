@@ -170,7 +170,8 @@ class _Sitting:
             jax.block_until_ready(metrics)
             self.summary.restart_clock()
         if self.profile.after(self.step, metrics):
-            self._say(f"a trace of {self.config.profile.steps} steps is in {self.run_dir / 'profile'}")
+            steps = self.config.profile.steps
+            self._say(f"a trace of {steps} step{'s' * (steps > 1)} is in {self.run_dir / 'profile'}")
         self.watchdog.beat()
         self._call("on_step", self.step, metrics)
         return True

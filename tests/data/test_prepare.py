@@ -22,7 +22,7 @@ from mom_jax.cli.main import main
 from mom_jax.data.config import DataConfig
 from mom_jax.data.opening import read_lines
 from mom_jax.data.preparation import write_unit
-from mom_jax.data.prepare import prepare, prepared
+from mom_jax.data.prepare import foresee, prepare, prepared
 from mom_jax.data.shards import open_prepared
 from mom_jax.data.tokenizers import ByteTokenizer
 from mom_jax.data.verification import verify
@@ -479,3 +479,17 @@ def test_parts_on_one_machine_do_not_wait_for_each_other(config, tmp_path, monke
 
     monkeypatch.setattr(preparing, "write_unit", write_while_another_part_begins)
     assert prepare(config, tmp_path / "out").written > 0
+
+
+def test_what_is_foreseen_is_said_once(tmp_path):
+    """Also what is left out of the text, of each part of a mixture too."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "empty.py").touch()
+        for number in range(4):
+            (tmp_path / name / f"{number}.py").write_text("x = 1\n" * 200, encoding="utf-8")
+    common = {"tokenizer": "bytes", "cache_dir": str(tmp_path / "cache")}
+    parts = [f"{name}=0.5:{tmp_path / name}" for name in ("a", "b")]
+    for config in (DataConfig(path=str(tmp_path / "a"), **common), DataConfig(mixture=",".join(parts), **common)):
+        notes = foresee(config).notes
+        assert len(set(notes)) == len(notes) and any("left out: 1 empty" in note for note in notes)
