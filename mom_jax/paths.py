@@ -102,6 +102,14 @@ _OF_FILES = re.compile(
 )
 
 
+def check_output_folder(folder: Path, field: str) -> None:
+    """Raises `InputError` where `output_folder` would; makes nothing."""
+    check_folder_name(folder, field)
+    why = why_not_writable(folder)
+    if why is not None:
+        raise InputError(field, folder, f"cannot be written to ({why}); give another folder")
+
+
 def output_folder(place: str | os.PathLike[str], field: str = "out") -> Path:
     """A folder for results, made if need be, before the work begins that they come from.
 
@@ -109,13 +117,9 @@ def output_folder(place: str | os.PathLike[str], field: str = "out") -> Path:
         InputError: it cannot be created, has a file's name, or nothing can be written there; names the cause.
     """
     folder = local_path(place, field)
-    check_folder_name(folder, field)
-    why = why_not_writable(folder)
-    if why is None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            why = error.strerror
-    if why is not None:
-        raise InputError(field, place, f"cannot be written to ({why}); give another folder")
+    check_output_folder(folder, field)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(field, place, f"cannot be written to ({error.strerror}); give another folder") from error
     return folder

@@ -5,6 +5,7 @@ import jax
 from mom_jax.data.loader import train_loader
 from mom_jax.data.prepare import Foreseen, foresee
 from mom_jax.data.remote import is_address
+from mom_jax.paths import check_output_folder
 from mom_jax.training.checkpoint import checkpoint_folder, latest_step, read_config
 from mom_jax.training.config import CONFIG_FILE, TrainConfig, changes_between
 from mom_jax.training.memory import check_memory, device_bytes, in_words
@@ -22,6 +23,7 @@ def preview(config: TrainConfig) -> list[str]:
         InputError: what would end it before its first step, but for what only reading the text shows.
     """
     check_address_of(config)
+    check_output_folder(config.folder, "run_dir")
     mesh = make_mesh(config.mesh)
     check_fit(config, mesh)
     check_vocabulary(config)

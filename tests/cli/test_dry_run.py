@@ -37,7 +37,13 @@ def test_dry_run(tiny_run, capsys, tmp_path, monkeypatch):
 def test_dry_run_of_what_cannot_be(tiny_run, capsys, tmp_path, monkeypatch):
     """What would end the run before its first step is the same single line, with nothing before it."""
     monkeypatch.chdir(tmp_path)
-    for wrong, message in ((["--mesh.fsdp", "3"], "mesh="), (["--data.path", "nowhere"], "path=")):
+    wrongs = {
+        "mesh=": ["--mesh.fsdp", "3"],
+        "path=": ["--data.path", "nowhere"],
+        "run_dir=": ["--run-dir", __file__],
+        f"run_dir={tmp_path / 'run.html'}: would be a folder": ["--run-dir", str(tmp_path / "run.html")],
+    }
+    for message, wrong in wrongs.items():
         assert main(["train", "mom-tiny", *tiny_run, *wrong, "--dry-run"]) == 2
         said = capsys.readouterr()
         assert said.out == "" and said.err.startswith(f"mom-jax: {message}") and said.err.count("\n") == 1
