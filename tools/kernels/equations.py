@@ -29,6 +29,6 @@ def _is_jaxpr(x: Any) -> bool:
 
 
 def moved_bytes(equation: Any) -> int:
-    """Bytes of a kernel's inputs and outputs, each counted once."""
-    arrays = [v.aval for v in (*equation.invars, *equation.outvars)]
+    """Bytes of a kernel's inputs and outputs, each counted once; one may stand in the place of another that is None."""
+    arrays = {id(v): v.aval for v in (*equation.invars, *equation.outvars)}.values()
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)

@@ -1,8 +1,9 @@
-"""What the programs of GPU kernels ask memory for: bytes through L2, beside those that have to come from HBM.
+"""What the programs of the recurrences' GPU kernels ask memory for: bytes through L2, beside those that have to come from HBM.
 
 Triton's interpreter runs every kernel with the blocks of an H100 and counts what each load and store touches, however
-often: nothing is shared by programs, or kept in an SM from one load to the next. Through HBM goes every operand of a
-kernel once. All in bytes for each row and head, K = V = 256 in bfloat16, forward and backward in training.
+often: nothing is shared by programs, or kept in an SM from one load to the next. Through HBM goes what a kernel loads,
+and what it stores, once, in sectors. All in bytes for each row and head, K = V = 256 in bfloat16, forward and
+backward in training.
 
     TRITON_INTERPRET=1 python -m tools.kernels.requests [OPERATOR ...]      the record ``traffic.json`` anew
 """
@@ -22,6 +23,7 @@ from mom_jax.benchmarks.kernel_passes import CHUNK, HEADS, OPERATORS, Case, trai
 from pallas_kernels.gpu import launch
 
 RECORD = Path(__file__).parent / "traffic.json"
+SECTOR = 32  # bytes that HBM is read and written by
 CHUNKS = 2  # the delta rule's gradients go by pairs
 Traffic = dict[str, dict[str, float]]  # bytes by kernel, then by "HBM" and "L2"
 
@@ -67,32 +69,39 @@ def _counting(counted):
             from triton.runtime import interpreter
 
             of = counted.setdefault(self.kernel.fn.__name__, {"HBM": 0, "L2": 0})
-
-            def add(mask, dtype):
-                of["L2"] += int(np.count_nonzero(mask)) * np.dtype(dtype).itemsize
-
-            memory = _Memory(interpreter._interpreter, add)
-            with one_at_a_time, mock.patch.object(interpreter, "_interpreter", memory):
-                outputs = super().__call__(*inputs)
-            of["HBM"] += sum(x.nbytes for x in (*inputs, *outputs))
+            with one_at_a_time:
+                memory = _Memory(interpreter._interpreter)
+                with mock.patch.object(interpreter, "_interpreter", memory):
+                    outputs = super().__call__(*inputs)
+                of["HBM"] += memory.once()
+                of["L2"] += memory.asked
             return outputs
 
     return Counting
 
 
 class _Memory:
-    """The interpreter's memory, which tells what is loaded and stored."""
+    """The interpreter's memory; counts the bytes that are asked for, and keeps which sectors are touched."""
 
-    def __init__(self, memory: Any, add: Any):
-        self._memory, self._add = memory, add
+    def __init__(self, memory: Any):
+        self._memory, self.asked = memory, 0
+        self._touched: dict[str, list[np.ndarray]] = {"loaded": [], "stored": []}
+
+    def once(self) -> int:
+        """Bytes of all sectors that were loaded, and of those that were stored."""
+        return SECTOR * sum(np.unique(np.concatenate(x)).size for x in self._touched.values() if x)
 
     def load(self, pointers: np.ndarray, mask: np.ndarray, other: np.ndarray, dtype: Any) -> np.ndarray:
-        self._add(mask, dtype)
+        self._touch("loaded", pointers[mask], dtype)
         return self._memory.load(pointers, mask, other, dtype)
 
     def store(self, pointers: np.ndarray, value: np.ndarray, mask: np.ndarray) -> None:
-        self._add(mask, value.dtype)
+        self._touch("stored", pointers[mask], value.dtype)
         return self._memory.store(pointers, value, mask)
+
+    def _touch(self, how: str, pointers: np.ndarray, dtype: Any) -> None:
+        self.asked += pointers.size * np.dtype(dtype).itemsize
+        self._touched[how].append(np.unique(pointers // SECTOR))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._memory, name)
@@ -101,7 +110,7 @@ class _Memory:
 def main() -> None:
     """Counts anew."""
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    for operator in sys.argv[1:] or OPERATORS["gpu"]:
+    for operator in sys.argv[1:] or [name for name, of in OPERATORS["gpu"].items() if of.primitive is not None]:
         record[operator] = traffic(operator)
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print("\n".join(lines(record)))

@@ -1,0 +1,25 @@
+"""GPU kernels move and ask for no more than was recorded."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tools.kernels import requests
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/kernels.md"
+RECORD = json.loads(requests.RECORD.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("operator", ["delta_rule", "scalar_decay"])
+def test_what_programs_ask_for(operator):
+    """Bytes through HBM and L2 of each kernel, at the published size."""
+    counted, before = requests.traffic(operator), RECORD[operator]
+    assert counted.keys() == before.keys()
+    risen = {(name, at): x for name, of in counted.items() for at, x in of.items() if x > 1.03 * before[name][at]}
+    assert not risen
+
+
+def test_the_page_tells_the_record():
+    """The table of docs/kernels.md is that of traffic.json."""
+    assert "\n".join(requests.lines(RECORD)) in PAGE.read_text(encoding="utf-8")
