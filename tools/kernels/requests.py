@@ -1,4 +1,4 @@
-"""What the programs of the recurrences' GPU kernels ask memory for: bytes through L2, beside those that have to come from HBM.
+"""What the programs of the recurrences' GPU kernels ask for: bytes through L2, beside those that come from HBM.
 
 Triton's interpreter runs every kernel with the blocks of an H100 and counts what each load and store touches, however
 often: nothing is shared by programs, or kept in an SM from one load to the next. Through HBM goes what a kernel loads,
