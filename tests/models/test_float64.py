@@ -24,9 +24,9 @@ NUMBERS = np.array([[0] * 4 + [1] * 5])
 SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_heads": 2, "head_dim": 8, "expand_v": 1.5,
          "intermediate_size": 24}  # fmt: skip
 MODELS = {
-    "hybrid": {"num_hidden_layers": 3, "layer_pattern": "1m1a1b", "tie_word_embeddings": True,
-               "attn": AttentionConfig(num_heads=2, num_kv_heads=1, qk_norm=True, output_gate=True),
-               "attn_more": ('{"num_heads": 2, "window_size": 3, "rotary_fraction": 0.5}',),
+    "hybrid": {"num_hidden_layers": 2, "layer_pattern": "1m1a", "tie_word_embeddings": True,
+               "attn": AttentionConfig(num_heads=2, num_kv_heads=1, window_size=3, rotary_fraction=0.5, qk_norm=True,
+                                       output_gate=True),
                "router_per_head": True, "learned_initial_state": True},
     "sigmoids": {"router_scores": "sigmoid", "router_balance": "loss_free", "projection_rank": 2, "decay_spread": 4.0,
                  "reference_conv_leak": True, "router_reads": "apart"},
