@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -63,6 +64,12 @@ def said_so(folder: Path, count: int) -> int:
     texts = [_complaints(folder, index).read_text(encoding="utf-8", errors="replace") for index in range(count)]
     own = [[line for line in text.splitlines() if line.startswith("mom-jax: ")] for text in texts]
     return sum(len(lines) == 1 and "ended before the others" in lines[0] for lines in own)
+
+
+def last_words(folder: Path, count: int) -> str:
+    """The last lines of what each process has complained about."""
+    texts = [_complaints(folder, index).read_text(encoding="utf-8", errors="replace") for index in range(count)]
+    return "\n".join(line for text in texts for line in text.splitlines()[-3:])
 
 
 def ended(processes: list[subprocess.Popen]) -> bool:
@@ -136,6 +143,8 @@ def main() -> int:
             parting, told = max(parting, seconds), told + said_so(folder, arguments.processes)
             checkpoints = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
             print(f"kill {kills}: the others ended after {seconds:.1f} s; checkpoints {checkpoints}", flush=True)
+            if arguments.processes > 1:
+                print(textwrap.indent(last_words(folder, arguments.processes), "    "), flush=True)
         for run in (run_dir, folder / "alone"):
             processes = start(command(run, text, arguments.steps), arguments.processes, folder)
             if any(process.wait() for process in processes):

@@ -46,6 +46,7 @@ class Companions:
         """This process ends with an error, and the others shall not wait for it."""
         self._parted.set()
         for connection in self._connections.values():
+            say(connection, {"left": True})
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
@@ -54,6 +55,9 @@ class Companions:
         if not self._connections or not self._has_lost.wait(wait):
             return None
         self._told = True
+        return self._complaint()
+
+    def _complaint(self) -> InputError:
         remedy = "this process ended before the others; its own message says why. Start all again to go on from"
         return InputError("processes.index", self._lost, f"{remedy} the newest checkpoint")
 
@@ -64,17 +68,24 @@ class Companions:
                     said = heard(self._connections[key.data])
                     waiting.unregister(key.fileobj)
                     if "done" not in said:
-                        self._end_after(said.get("lost", key.data))
+                        self._lost = said.get("lost", key.data)
+                        self._end(in_haste=self._lost == 0 and not said)
                         return
 
-    def _end_after(self, lost: int) -> None:
-        self._lost = lost
-        self._has_lost.set()
-        for connection in self._connections.values():
-            say(connection, {"lost": lost})
-        if self._parted.wait(self._grace):
+    def _end(self, in_haste: bool) -> None:
+        """Ends this process if it does not do so by itself; ``in_haste`` at once, before JAX does with a stack trace.
+
+        JAX does where process 0 was killed.
+        """
+        if self._parted.is_set():  # by then connections end because this process does
             return
+        if not in_haste:
+            self._has_lost.set()
+            for connection in self._connections.values():
+                say(connection, {"lost": self._lost})
+            if self._parted.wait(self._grace):
+                return
         with suppress(OSError):
             if not self._told:
-                print(f"mom-jax: {self.lost()}", file=sys.stderr, flush=True)
+                print(f"mom-jax: {self._complaint()}", file=sys.stderr, flush=True)
         os._exit(1)

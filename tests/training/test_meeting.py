@@ -107,18 +107,41 @@ def exits(monkeypatch):
     return statuses
 
 
-@pytest.mark.parametrize("dies", [0, 2])
-def test_when_one_dies_all_know_which(dies, exits, capsys):
-    connections = pairs(3)
-    others = [Companions(connections[number], grace=0.1) for number in range(3) if number != dies]
-    for connection in connections[dies].values():
-        connection.close()
-    for other in others:
-        assert f"processes.index={dies}: this process ended before the others" in str(other.lost(wait=10))
+LINE = "processes.index={}: this process ended before the others"
+
+
+def both_end(exits):
+    """Whether the two others have been ended, in some time."""
     late = time.monotonic() + 10
     while exits != [1, 1] and time.monotonic() < late:
         time.sleep(0.01)
-    assert exits == [1, 1] and capsys.readouterr().err == "", "it was told already"
+    return exits == [1, 1]
+
+
+def test_when_one_dies_all_know_which(exits, capsys):
+    connections = pairs(3)
+    others = [Companions(connections[number], grace=0.1) for number in range(2)]
+    connections[2][0].close()
+    for other in others:
+        assert LINE.format(2) in str(other.lost(wait=10))
+    assert both_end(exits) and capsys.readouterr().err == "", "it was told already"
+
+
+def test_when_the_first_is_killed_the_others_end_at_once(exits, capsys):
+    """JAX would end them with a stack trace, so they wait for nothing."""
+    connections = pairs(3)
+    _others = [Companions(connections[number], grace=1000) for number in (1, 2)]
+    for connection in connections[0].values():
+        connection.close()
+    assert both_end(exits) and capsys.readouterr().err.count(LINE.format(0)) == 2
+
+
+def test_when_the_first_leaves_the_others_may_say_why_they_end(exits):
+    connections = pairs(3)
+    first, *others = (Companions(of, grace=0.1) for of in connections)
+    first.leave()
+    assert all(LINE.format(0) in str(other.lost(wait=10)) for other in others)
+    assert both_end(exits)
 
 
 def test_who_ends_as_it_should_takes_nobody_along(exits):
