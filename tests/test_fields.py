@@ -85,7 +85,7 @@ NUMBERS = {
 }
 # texts that abc does not fit, or not here
 OF_A_FORM = names("""
-    rates options mixture shard tokens coordinator name include_path prompt_file memory_rule layer_pattern
+    rates options mixture shard tokens coordinator name include_path prompt_file prompts memory_rule layer_pattern
 """)
 NEEDED = names("hidden_ratio coordinator count index prompt")  # may be None, but not beside the other fields here
 
@@ -98,7 +98,8 @@ def makes_sense(cls, field, value):
     if isinstance(value, bool):
         return bool in kinds and field != "list"
     if isinstance(value, str):
-        return str in kinds and value in ("abc", "3") and field not in OF_A_FORM
+        beside = cls is GenerateConfig and field == "out"  # goes with prompts
+        return str in kinds and value in ("abc", "3") and field not in OF_A_FORM and not beside
     if isinstance(value, list):
         return tuple in kinds and not value and cls is not ReportConfig
     return isinstance(value, int) and not {int, float}.isdisjoint(kinds) and field in NUMBERS.get(value, ())
@@ -186,7 +187,7 @@ def number_options():
 NO_NUMBERS = ["nan", "inf", "-inf", "1e308", "-1", "9" * 5000, "", "abc", "None", "[]", "1 2"]
 
 
-@pytest.mark.parametrize("start, value", enumerate(NO_NUMBERS))
+@pytest.mark.parametrize("start, value", list(enumerate(NO_NUMBERS)))
 def test_on_the_command_line(start, value):
     """Numbers that make no sense are refused before anything loads; each option meets several of them."""
     takes_minus_one = ("--mesh.data", "--mesh.fsdp", "--mesh.tensor", "--mesh.sequence")

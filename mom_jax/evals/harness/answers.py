@@ -69,7 +69,8 @@ def answer_prompts(
 
 
 def _cut(tokenizer: Tokenizer, tokens: np.ndarray, prompt: Prompt) -> tuple[str, bool]:
-    """The text of an answer up to its stop string, and whether it has met one; the end token has no text."""
-    text = tokenizer.decode(tokens)
+    """The text of an answer up to its end token or stop string, and whether it has met a stop string."""
+    (ends,) = np.nonzero(tokens == tokenizer.eos_id)
+    text = tokenizer.decode(tokens[: ends[0]] if ends.size else tokens)
     places = [place for stop in prompt.stops if stop and (place := text.find(stop)) >= 0]
     return text[: min(places, default=len(text))], bool(places)
