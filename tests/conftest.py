@@ -14,6 +14,7 @@ import gc
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 import unittest.mock
 
@@ -121,7 +122,9 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Hands a worker's list to the controller; the process that made the folder of programs removes it."""
-    gc.unfreeze()  # for the last collection, by which bindings find what leaks
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()  # or the last collections search all programs of the suite, for half a minute
+    gc.unfreeze()  # for those collections, by which bindings find what leaks
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["not_run"] = _NOT_RUN
