@@ -235,7 +235,9 @@ def _expected(hint: Any, values: list[str]) -> str:
     if tyro.conf.UseAppendAction in typing.get_args(hint):
         return f"{described(typing.get_args(kinds[0])[0])}, a single value each time"
     if kinds and typing.get_origin(kinds[0]) is tuple:
-        return f"{described(typing.get_args(kinds[0])[0])}, or several separated by spaces"
+        each = typing.get_args(kinds[0])[0]
+        wrong = [value for value in values if not _fits(each, [value])]
+        return " or ".join(_choices(kind, wrong) for kind, _ in alternatives(each)) + ", or several separated by spaces"
     expected = " or ".join(_choices(kind, values) for kind in kinds)
     single = len(values) > 1 and not any(typing.get_origin(kind) is tuple for kind in kinds)
     return expected + (", a single value" if single else "")

@@ -22,14 +22,20 @@ class _Name(TypedDict):
 
 
 def find_tokenizer(folder: Path) -> str | None:
-    """The tokenizer of a published model: its folder if the files are there, a name, or None."""
+    """The tokenizer of a published model: its folder if the files are there, a name, or None.
+
+    Raises:
+        InputError: the name is written in a file that cannot be read, or is another one than that of the files.
+    """
     path = folder / _NAME_FILE
     named = read_json(path, _Name, "write or remove it", field="tokenizer")["tokenizer"] if path.is_file() else None
     if named == _BYTES:  # the file beside it is for others
         return named
-    if any((folder / name).is_file() for name in _VOCABULARIES):
-        return str(folder.absolute())
-    return named
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        return named
+    if named is not None:
+        raise InputError("tokenizer", named, f"so {path} says, but a tokenizer lies beside it; remove one of the two")
+    return str(folder.absolute())
 
 
 def files_of(tokenizer: str) -> Path | None:

@@ -6,6 +6,7 @@
 import hashlib
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,16 @@ class WandbLogger:
 
 
 class MlflowLogger:
-    """A run of MLflow in the experiment mom-jax; a sitting is a run of its own name."""
+    """A run of MLflow in the experiment mom-jax; a sitting is a run of its own name.
+
+    It goes where ``MLFLOW_TRACKING_URI`` says, or else into files in the run's folder: MLflow's own default is a data
+    base, for which its small package brings no driver.
+    """
 
     def __init__(self, mlflow: Any, config: TrainConfig, run_dir: Path, step: int):
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            mlflow.set_tracking_uri((run_dir / "mlflow").absolute().as_uri())
         mlflow.set_experiment("mom-jax")
         self._mlflow, self._run = mlflow, mlflow.start_run(run_name=f"{run_dir.name} from step {step}")
         mlflow.log_params({name: str(value)[:500] for name, value in flat(config.to_dict()).items()})

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from mom_jax import load_pretrained, save_pretrained
 from mom_jax.errors import InputError
+from mom_jax.interop.tokenizer_files import find_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -286,3 +287,15 @@ def test_places_that_are_not_here(place, make_model):
         load_pretrained(place)
     with pytest.raises(InputError, match=r"^directory="):
         save_pretrained(make_model(), place)
+
+
+def test_a_note_of_one_tokenizer_beside_the_files_of_another(tmp_path):
+    """Bytes have files too, for other libraries."""
+    note = tmp_path / "mom_jax.json"
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert find_tokenizer(tmp_path) == str(tmp_path)
+    note.write_text('{"tokenizer": "bytes"}', encoding="utf-8")
+    assert find_tokenizer(tmp_path) == "bytes"
+    note.write_text('{"tokenizer": "mistral"}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"tokenizer=mistral: so .*mom_jax.json says, but a tokenizer"):
+        find_tokenizer(tmp_path)

@@ -22,9 +22,20 @@ def stand_ins(monkeypatch):
 
     run = types.SimpleNamespace(log=method("log"), finish=method("finish"))
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=method("init", run)))
-    names = ("set_experiment", "start_run", "log_params", "log_metrics", "end_run")
+    names = ("set_tracking_uri", "set_experiment", "start_run", "log_params", "log_metrics", "end_run")
     monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(**{name: method(name) for name in names}))
     return told
+
+
+@pytest.mark.parametrize("server", [None, "http://localhost:5000"])
+def test_mlflow_writes_into_the_run_unless_told_otherwise(server, stand_ins, tmp_path, monkeypatch):
+    if server is None:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    open_loggers(TrainConfig(log=("mlflow",)), tmp_path / "mine", 0)
+    set_to = [args for name, args, _ in stand_ins if name == "set_tracking_uri"]
+    assert set_to == ([] if server else [((tmp_path / "mine/mlflow").as_uri(),)])
 
 
 def test_both_get_config_metrics_and_the_end(stand_ins, tmp_path):
