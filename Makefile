@@ -24,7 +24,7 @@ test: ## the whole suite
 	@.venv/bin/python tools/install_compilers.py
 	.venv/bin/python $(PYTEST) $(ARGS)
 
-fuzz: ## bad command lines and files by the hundred (14.5 minutes on two busy cores)
+fuzz: ## bad command lines and files by the hundred (seven minutes)
 	@tools/make-venv .venv test
 	.venv/bin/python -m pytest -m fuzz $(ARGS) tests/fuzz
 
