@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from mom_jax.decoding.checks import check_allowed, check_ids, check_length, end_ids
+from mom_jax.decoding.checks import check_allowed, check_length, end_ids, token_ids
 from mom_jax.decoding.sampling import check_keys, sampling
 from mom_jax.decoding.slots import Slots, padded_length
 from mom_jax.errors import InputError
@@ -57,15 +57,14 @@ def generate(
         InputError: an option out of its range, an empty prompt, a token id outside the vocabulary, or a model
             whose logits are not finite.
     """
-    prompts = np.asarray(input_ids, np.int32)
     steps = max_new_tokens if on_token is None else 1
     new = []
     how = (temperature, top_k, top_p, rng, eos_token_id, allowed, state_dtype)
-    for tokens in generate_blocks(model, prompts, max_new_tokens, steps, attention_mask, *how):
+    for tokens in generate_blocks(model, input_ids, max_new_tokens, steps, attention_mask, *how):
         new.append(np.asarray(tokens))
         if on_token is not None:
             on_token(new[-1][:, 0])
-    return jnp.asarray(np.concatenate([prompts, *new], 1))
+    return jnp.asarray(np.concatenate([np.asarray(input_ids, np.int32), *new], 1))
 
 
 def generate_blocks(
@@ -89,11 +88,10 @@ def generate_blocks(
     Raises:
         InputError: as `generate`, when the first block is asked for; for logits that are not finite, with their block.
     """
-    ids = np.asarray(input_ids, np.int32)  # what is done to prompts on the host needs no program
     vocab, ends = model.config.vocab_size, end_ids(eos_token_id, model.config.vocab_size)
+    ids = token_ids("input_ids", input_ids, vocab)  # what is done to prompts on the host needs no program
     if ids.ndim != 2 or ids.size == 0:
         raise InputError("input_ids.shape", ids.shape, "expected a non-empty [batch, time]")
-    check_ids("input_ids", ids, vocab)
     check_length(max_new_tokens)
     how, knobs = sampling(temperature, top_k, top_p, vocab)
     check_allowed(allowed, vocab)

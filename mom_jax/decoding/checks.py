@@ -1,18 +1,27 @@
 """What is asked of ids, lengths and tokens that are allowed, before anything is decoded."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from mom_jax.errors import InputError
-from mom_jax.typing import Array
+from mom_jax.typing import Array, Int
 
 
-def check_ids(field: str, ids: np.ndarray, vocab: int) -> None:
-    """Raises `InputError` for an id outside of the vocabulary."""
-    wrong = ids[(ids < 0) | (ids >= vocab)]
+def token_ids(field: str, ids: Any, vocab: int) -> Int[np.ndarray, "..."]:
+    """Ids as int32.
+
+    Raises:
+        InputError: some are no whole numbers, or outside of the vocabulary.
+    """
+    found = np.asarray(ids)
+    if found.size and not np.issubdtype(found.dtype, np.integer):
+        raise InputError(field, found.flat[0].item(), "token ids must be whole numbers")
+    wrong = found[(found < 0) | (found >= vocab)]
     if wrong.size:
         raise InputError(field, int(wrong[0]), f"token ids must lie in [0, {vocab})")
+    return found.astype(np.int32)
 
 
 def check_length(max_new_tokens: int) -> None:
@@ -33,8 +42,4 @@ def end_ids(eos_token_id: int | Sequence[int] | None, vocab: int) -> tuple[int, 
     Raises:
         InputError: what is no id of the vocabulary.
     """
-    ids = np.asarray([] if eos_token_id is None else eos_token_id).reshape(-1)
-    if ids.size and not np.issubdtype(ids.dtype, np.integer):
-        raise InputError("eos_token_id", eos_token_id, "must be a token id, or several in a list")
-    check_ids("eos_token_id", ids, vocab)
-    return tuple(ids.tolist())
+    return tuple(token_ids("eos_token_id", [] if eos_token_id is None else eos_token_id, vocab).reshape(-1).tolist())

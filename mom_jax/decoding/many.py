@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mom_jax.decoding.checks import check_allowed, check_ids, check_length, end_ids
+from mom_jax.decoding.checks import check_allowed, check_length, end_ids, token_ids
 from mom_jax.decoding.sampling import check_keys, sampling
 from mom_jax.decoding.slots import Slots, padded_length
 from mom_jax.errors import InputError
@@ -77,8 +77,8 @@ def generate_many(
         InputError: as `generate`, when the first continuation is asked for; for logits that are not finite, with them.
     """
     vocab, ends = model.config.vocab_size, end_ids(eos_token_id, model.config.vocab_size)
-    rows = [np.asarray(prompt, np.int32).reshape(-1) for prompt in prompts]
-    most = [max_new_tokens] * len(rows) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    rows = [token_ids(f"prompts[{number}]", prompt, vocab).reshape(-1) for number, prompt in enumerate(prompts)]
+    most = np.broadcast_to(max_new_tokens, len(rows)).tolist() if np.ndim(max_new_tokens) == 0 else [*max_new_tokens]
     if len(most) != len(rows):
         raise InputError("max_new_tokens", f"[{len(most)} numbers]", f"must be one, or one for each of {len(rows)}")
     if min(slots, block) < 1:
@@ -86,7 +86,6 @@ def generate_many(
     for number, row in enumerate(rows):
         if row.size == 0:
             raise InputError(f"prompts[{number}]", "[]", "contains no token")
-        check_ids(f"prompts[{number}]", row, vocab)
         check_length(most[number])
     how, knobs = sampling(temperature, top_k, top_p, vocab)
     check_allowed(allowed, vocab)

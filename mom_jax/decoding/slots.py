@@ -17,7 +17,7 @@ from mom_jax.decoding.sampling import Knobs, Sampling, drawn, row_keys
 from mom_jax.errors import InputError
 from mom_jax.layers.cache import Cache
 from mom_jax.models.lm import MoMForCausalLM
-from mom_jax.ops.precision import wide
+from mom_jax.ops.loss import logits_of
 from mom_jax.trace_cache import kept
 from mom_jax.typing import AnyArray, Array, Bool, Float, Int
 
@@ -194,6 +194,5 @@ def _decode(graph, how, steps, params, state, taken, allowed, knobs):
 
 
 def _last_logits(model, hidden, allowed):
-    weight = model.output_embedding().astype(hidden.dtype)
-    logits = jnp.einsum("bd,vd->bv", hidden[:, -1], weight, preferred_element_type=wide(hidden.dtype))
+    logits = logits_of(hidden[:, -1:], model.output_embedding())[:, 0]
     return logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)

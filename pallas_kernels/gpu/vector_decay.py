@@ -41,6 +41,7 @@ CONFIGS = linear_state.CONFIGS | {
         Entry(Config(block_k=16, block_v=16, num_warps=8, num_stages=1), NVIDIA, itemsize=4),
         Entry(Config(block_k=16, block_v=16, num_warps=4, num_stages=1), AMD, itemsize=4),
         Entry(Config(block_k=16, block_v=32, num_warps=8, num_stages=1), ("sm_80",), itemsize=2),
+        Entry(Config(block_k=16, block_v=32, num_warps=8, num_stages=1), ("sm_90",), itemsize=2, size=64),
         Entry(Config(block_k=16, block_v=64, num_warps=8, num_stages=1), HOPPER, itemsize=2),
         Entry(Config(block_k=32, block_v=64, num_warps=4, num_stages=1), AMD, itemsize=2),
     ],

@@ -129,6 +129,8 @@ def test_memories_in_bfloat16(model):
         ({"state_dtype": "float16"}, "state_dtype=float16: choose one of float32, bfloat16"),
         ({"prompts": [[1], []]}, r"prompts\[1\]=\[\]: contains no token"),
         ({"prompts": [[1], [2, 32]]}, r"prompts\[1\]=32: token ids must lie in \[0, 32\)"),
+        ({"prompts": [[1], [2**40]]}, r"prompts\[1\]=1099511627776: token ids must lie"),
+        ({"max_new_tokens": np.int64(0)}, "max_new_tokens=0: must be at least 1"),
         ({"max_new_tokens": [3, 0]}, "max_new_tokens=0: must be at least 1"),
         ({"max_new_tokens": [3]}, "max_new_tokens"),
         ({"slots": 0}, "slots=0: must be at least 1"),
