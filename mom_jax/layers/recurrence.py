@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache, forgotten, place, state_number, states_after, states_before
+from mom_jax.ops import split
 from mom_jax.ops.beginnings import begin_with
 from mom_jax.ops.dispatch import Target, kernel_for, select
 from mom_jax.ops.handover import Affine, composed
@@ -14,7 +15,6 @@ from mom_jax.ops.pieces import all_before
 from mom_jax.ops.precision import widened
 from mom_jax.ops.primitive import Primitive, Rows, State, default_scale
 from mom_jax.ops.primitives import PRIMITIVES
-from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
 from mom_jax.ops.segments import ChunkTable, Packing
 from mom_jax.typing import Array, Float
 from pallas_kernels.remat import keep
@@ -53,13 +53,13 @@ def recur(
         state = None
         if initial is not None:
             state = jnp.repeat(initial, packing.table.num_segments // initial.shape[0], axis=0)
-        return keep(primitive(rows, packing.table, state, scale=scale, impl=impl)[0]), None
+        return keep(split.run(primitive, rows, packing.table, state, default_scale(rows, scale), impl)[0]), None
     table = packing.table
     if table.chunk_size == 1:
         o, recurrent = _one_token(primitive, rows, table, cache, layer, default_scale(rows, scale), impl)
     else:
         state = jax.tree.map(lambda a: widened(a[layer].reshape(-1, *a.shape[3:])), cache.recurrent)
-        o, state = primitive(rows, table, state, scale=scale, impl=impl)
+        o, state = split.run(primitive, rows, table, state, default_scale(rows, scale), impl)
         put = lambda a, b: a.at[layer].set(b.reshape(a.shape[1:]).astype(a.dtype))  # noqa: E731
         recurrent = jax.tree.map(put, cache.recurrent, state)
     return o, dataclasses.replace(cache, recurrent=recurrent)
@@ -94,14 +94,9 @@ def _piece_by_piece(
     assert piece is not None
     if primitive.handover is None:
         raise InputError("mesh.sequence", jax.lax.axis_size(piece.axis), f"must be 1: {cannot_hand_over(primitive)}")
-    shape = primitive.state_of(rows)
-    empty = jnp.zeros((table.num_segments, *shape.shape), shape.dtype)
-    o, added = primitive(rows, table, empty, scale=scale, impl=impl)
-    reads, kept = primitive.handover(primitive, rows, table, scale, impl)
-    before = all_before(composed, Affine(piece.passed(kept), piece.left(added)), piece.axis).added
-    # A memory that is read and not written.
-    silent = ScalarDecayRows(reads.astype(o.dtype), jnp.zeros_like(reads, o.dtype), jnp.zeros_like(o))
-    return o + SCALAR_DECAY(silent, table, before, scale=1.0, impl=impl)[0]
+    of = split.alone(primitive, rows, table, scale, impl)
+    own = Affine(piece.passed(of.map.kept), piece.left(of.map.added))
+    return split.with_states(of, table, all_before(composed, own, piece.axis).added, impl)
 
 
 def cannot_hand_over(primitive: Primitive) -> str:

@@ -86,6 +86,7 @@ def delta_product(steps: int) -> Primitive:
         step=delta_product_step,
         chunked=functools.partial(_by_sub_rows, delta_rule_chunked),
         handover=by_columns,
+        split=True,
         beside=_beside,
         kernels=dict.fromkeys(DELTA_RULE.kernels, _with_kernel),
         inert=("g", "beta"),

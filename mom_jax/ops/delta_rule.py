@@ -261,6 +261,7 @@ DELTA_RULE = Primitive(
     step=delta_rule_step,
     transition=delta_rule_transition,
     handover=by_columns,
+    split=True,
     beside=_beside,
     chunked=delta_rule_chunked,
     kernels={

@@ -305,6 +305,7 @@ ERASE_AND_WRITE = Primitive(
     step=erase_and_write_step,
     transition=erase_and_write_transition,
     handover=by_columns,
+    split=True,
     beside=_beside,
     chunked=erase_and_write_chunked,
     kernels=dict.fromkeys(RANK_ONE_DECAY.kernels, _with_kernel),

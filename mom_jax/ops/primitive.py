@@ -60,6 +60,8 @@ class Primitive:
             it touches less than the whole of them; a ``place`` outside of the axes is of no state.
         handover: ``(primitive, rows, table, scale, impl)`` to a `mom_jax.ops.handover.Handover`, by which rows that
             are spread over devices go on from each other's states; None: they cannot.
+        split: its GPU kernel runs through the chunks of a segment one after the other, so that few, long segments are
+            better cut in pieces (`mom_jax.ops.split`); needs ``handover``.
         beside: ``(rows, read) -> (rows, reads)``, for states that begin documents (`mom_jax.ops.beginnings`): ``read``
             gives what a query [N, H, K] reads of a state before its row decays it. The rows come back without what
             they erase there, and with what they read. None: there is no such form.
@@ -78,6 +80,7 @@ class Primitive:
     transition: Callable[[Rows], Transition] | None = None
     step_in_place: Callable[[Rows, State, Place, float], tuple[Array, State]] | None = None
     handover: Callable[["Primitive", Rows, ChunkTable, float, str], Any] | None = None
+    split: bool = False
     beside: Callable[[Rows, Callable[[Array], Array]], tuple[Rows, Array]] | None = None
     skips: bool = True
 

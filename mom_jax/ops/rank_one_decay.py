@@ -233,6 +233,7 @@ RANK_ONE_DECAY = Primitive(
     step=rank_one_decay_step,
     transition=rank_one_decay_transition,
     handover=by_columns,
+    split=True,
     chunked=rank_one_decay_chunked,
     kernels={
         "tpu": "pallas_kernels.tpu.rank_one_decay:rank_one_decay",

@@ -134,7 +134,8 @@ def scalar_decay(
     """
     gates: dict[str, Expected] = {} if g is None else {"g": (g, q.shape[:2], FLOAT32)}
     call = checked_call(q, k, v, gates, chunks, initial_state, scale, device, interpret)
-    g = jnp.zeros(k.shape[:2], jnp.float32) if g is None else g
+    if g is None:  # behind a barrier, or XLA would add up the zeros of all chunks while it compiles, for minutes
+        g = jax.lax.optimization_barrier(jnp.zeros(k.shape[:2], jnp.float32))
     return _scalar_decay(q, k, v, g, chunks, initial_state, call)
 
 
