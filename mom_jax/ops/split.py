@@ -46,17 +46,15 @@ def alone(primitive: Primitive, rows: Rows, table: ChunkTable, scale: float, imp
     return Alone(o, reads, Affine(kept, added))
 
 
-def with_states(
-    of: Alone, table: ChunkTable, before: Float[Array, "S H K V"], impl: str
-) -> Float[Array, "N H V"]:
+def with_states(of: Alone, table: ChunkTable, before: Float[Array, "S H K V"], impl: str) -> Float[Array, "N H V"]:
     """The outputs of segments that began with states: a memory that is read and not written."""
     silent = ScalarDecayRows(of.reads.astype(of.o.dtype), jnp.zeros_like(of.reads, of.o.dtype), jnp.zeros_like(of.o))
     return of.o + SCALAR_DECAY(silent, table, before, scale=1.0, impl=impl)[0]
 
 
 def run(
-    primitive: Primitive, rows: Rows, table: ChunkTable, state: "Float[Array, 'S H K V'] | None", scale: float, impl: str
-) -> "tuple[Float[Array, 'N H V'], Float[Array, 'S H K V'] | None]":
+    primitive: Primitive, rows: Rows, table: ChunkTable, state: Float[Array, "S H K V"] | None, scale: float, impl: str
+) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
     """Runs a recurrence, in pieces where that keeps a GPU busy. Arguments and results as of `Primitive.__call__`."""
     chunks = piece_length(primitive, rows, table, target()) if impl in ("auto", "gpu") else None
     if chunks is None:
@@ -110,11 +108,11 @@ def in_pieces(
     primitive: Primitive,
     rows: Rows,
     table: ChunkTable,
-    state: "Float[Array, 'S H K V'] | None",
+    state: Float[Array, "S H K V"] | None,
     scale: float,
     impl: str,
     length: int,
-) -> "tuple[Float[Array, 'N H V'], Float[Array, 'S H K V'] | None]":
+) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
     """The same with pieces of ``length`` chunks.
 
     Args:
