@@ -1,9 +1,9 @@
-"""Rows cut in time: pieces of segments run side by side from empty memories, and then add what they read of those before.
+"""Rows cut in time: pieces run side by side from empty memories, and then add what they read of those before.
 
-Kernels keep a block of a segment's state and run through its chunks one after the other. So a GPU has a program for each
-segment, head and 64 values, and few, long segments leave most of it idle. Pieces of a segment are affine maps of the
-state before them (`mom_jax.ops.handover`): composed, by rounds in which neighbours join, they give that state, exactly.
-It takes about two and a half times the work, in a fraction of the steps that wait for each other.
+Kernels keep a block of a segment's state and run through its chunks one after the other. So a GPU has a program for
+each segment, head and 64 values, and few, long segments leave most of it idle. Pieces of a segment are affine maps of
+the state before them (`mom_jax.ops.handover`): composed, in rounds in which neighbours join, they give that state,
+exactly. It takes about two and a half times the work, in a fraction of the steps that wait for each other.
 
 Rows whose pieces lie on several devices are put together in the same way (`mom_jax.layers.recurrence`).
 """
