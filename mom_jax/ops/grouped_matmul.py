@@ -121,20 +121,18 @@ def _tile_rows(rows: int, groups: int) -> int:
     return min(256, 1 << max(0, (rows // groups).bit_length() - 1))
 
 
-def _each_tile(
-    group_sizes: Int[Array, " G"], tile: int, body: Callable[[int, Array, Array, Any], Any], carry: Any
+def _each_group(
+    group_sizes: Int[Array, " G"], tile: int, body: Callable[[Array, Array, Array, Any], Any], carry: Any
 ) -> Any:
-    """Runs ``body(group, first_row, rows_left, carry)`` over the row tiles of every group, in order."""
-    ends = jnp.cumsum(group_sizes)
-    for group in range(group_sizes.shape[0]):
-        begin = ends[group] - group_sizes[group]
+    """Runs ``body(group, first_row, tiles, carry)`` for every group, in order: one loop, however many there are."""
+    begins, tiles = jnp.cumsum(group_sizes) - group_sizes, -(-group_sizes // tile)
+    return jax.lax.fori_loop(
+        0, group_sizes.shape[0], lambda group, carry: body(group, begins[group], tiles[group], carry), carry
+    )
 
-        def step(i, carry, group=group, begin=begin):
-            first = begin + i * tile
-            return body(group, first, ends[group] - first, carry)
 
-        carry = jax.lax.fori_loop(0, -(-group_sizes[group] // tile), step, carry)
-    return carry
+def _of_group(weights: Weights, group: Int[Array, ""]) -> list[Float[Array, "D _"]]:
+    return [jax.lax.dynamic_index_in_dim(w, group, keepdims=False) for w in weights]
 
 
 def _pad_rows(x: Float[Array, "N D"], rows: int) -> Float[Array, "N+{rows} D"]:
@@ -150,13 +148,19 @@ def _tiled(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G
     rows, tile = x.shape[0], _tile_rows(x.shape[0], group_sizes.shape[0])
     padded = _pad_rows(x, tile)
 
-    def body(group, first, _, ys):
-        x_tile = jax.lax.dynamic_slice_in_dim(padded, first, tile)
-        products = (jnp.dot(x_tile, w[group], preferred_element_type=wide(x.dtype)) for w in weights)
-        return tuple(_put(y, product, first) for y, product in zip(ys, products, strict=True))
+    def body(group, begin, tiles, ys):
+        own = _of_group(weights, group)
+
+        def step(i, ys):
+            first = begin + i * tile
+            x_tile = jax.lax.dynamic_slice_in_dim(padded, first, tile)
+            products = (jnp.dot(x_tile, w, preferred_element_type=wide(x.dtype)) for w in own)
+            return tuple(_put(y, product, first) for y, product in zip(ys, products, strict=True))
+
+        return jax.lax.fori_loop(0, tiles, step, ys)
 
     init = tuple(jnp.zeros((rows + tile, w.shape[2]), x.dtype) for w in weights)
-    return tuple(y[:rows] for y in _each_tile(group_sizes, tile, body, init))
+    return tuple(y[:rows] for y in _each_group(group_sizes, tile, body, init))
 
 
 def _tiled_gradients(
@@ -166,17 +170,25 @@ def _tiled_gradients(
     padded = _pad_rows(x, tile)
     padded_dys = tuple(_pad_rows(dy, tile) for dy in dys)
 
-    def body(group, first, left, carry):
+    def body(group, begin, tiles, carry):
         dx, dweights = carry
-        x_tile = jax.lax.dynamic_slice_in_dim(padded, first, tile)
-        x_tile = jnp.where((jnp.arange(tile) < left)[:, None], x_tile, 0)
-        dy_tiles = [jax.lax.dynamic_slice_in_dim(dy, first, tile) for dy in padded_dys]
-        pairs = list(zip(dy_tiles, weights, strict=True))
-        dx_tile = sum(jnp.dot(dy, w[group].T, preferred_element_type=wide(x.dtype)) for dy, w in pairs)
-        outer = (jnp.dot(x_tile.T, dy, preferred_element_type=wide(x.dtype)) for dy in dy_tiles)
-        dweights = tuple(dw.at[group].add(product) for dw, product in zip(dweights, outer, strict=True))
-        return _put(dx, dx_tile, first), dweights
+        own = _of_group(weights, group)
+
+        def step(i, carry):
+            dx, sums = carry
+            first = begin + i * tile
+            x_tile = jax.lax.dynamic_slice_in_dim(padded, first, tile)
+            x_tile = jnp.where((jnp.arange(tile) < group_sizes[group] - i * tile)[:, None], x_tile, 0)
+            dy_tiles = [jax.lax.dynamic_slice_in_dim(dy, first, tile) for dy in padded_dys]
+            pairs = zip(dy_tiles, own, strict=True)
+            dx_tile = sum(jnp.dot(dy, w.T, preferred_element_type=wide(x.dtype)) for dy, w in pairs)
+            outer = (jnp.dot(x_tile.T, dy, preferred_element_type=wide(x.dtype)) for dy in dy_tiles)
+            return _put(dx, dx_tile, first), tuple(s + product for s, product in zip(sums, outer, strict=True))
+
+        dx, sums = jax.lax.fori_loop(0, tiles, step, (dx, tuple(jnp.zeros(w.shape, wide(x.dtype)) for w in own)))
+        pairs = zip(dweights, sums, strict=True)
+        return dx, tuple(jax.lax.dynamic_update_index_in_dim(dw, s, group, 0) for dw, s in pairs)
 
     init = _pad_rows(jnp.zeros_like(x), tile), tuple(jnp.zeros(w.shape, wide(x.dtype)) for w in weights)
-    dx, dweights = _each_tile(group_sizes, tile, body, init)
+    dx, dweights = _each_group(group_sizes, tile, body, init)
     return dx[:rows], tuple(dw.astype(w.dtype) for dw, w in zip(dweights, weights, strict=True))

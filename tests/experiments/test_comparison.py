@@ -50,9 +50,10 @@ def test_every_point_is_shown(name, scale, tmp_path):
     by_pairs = {"mixed-or-expanded": 2, "load-balance": 4 if scale == "small" else 2}
     expected = by_pairs[name] * len({group[:2] for group in groups}) if name in by_pairs else beside_first
     assert len(contrasts) == (0 if scale == "tiny" else expected)
-    assert all(path.stat().st_size > 5_000 for path in experiment.plot(records, tmp_path))
     assert experiment.table(records[:1])[1:], "a sweep that has just begun"
-    assert all(path.is_file() for path in experiment.plot(records[:1], tmp_path))
+    if scale == experiment.scales[-1]:  # pictures take what tables take a hundred times, and differ in numbers alone
+        assert all(path.stat().st_size > 5_000 for path in experiment.plot(records, tmp_path))
+        assert all(path.is_file() for path in experiment.plot(records[:1], tmp_path))
 
 
 def test_models_are_what_their_names_say():

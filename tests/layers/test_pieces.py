@@ -15,6 +15,7 @@ from support.parameters import randomised
 
 from mom_jax.errors import InputError
 from mom_jax.layers.mixer import MemoryMixer
+from mom_jax.layers.mixer_output import MixerOutput
 from mom_jax.ops.documents import DocumentRuns, count_documents
 from mom_jax.ops.pieces import all_before
 
@@ -30,10 +31,11 @@ ABLE = {
 
 
 def layer(rule: str, options: dict) -> MemoryMixer:
-    """A small layer with three routed memories and a shared one."""
+    """A small layer: three routed memories and a shared one of the default rule, one memory of any other."""
+    several = {"num_memories": 3} if rule == "gated_deltanet" else {"num_memories": None, "shared": False}
 
     def make():
-        return MemoryMixer(HIDDEN, rule=rule, num_heads=2, num_memories=3, options=options, rngs=nnx.Rngs(0))
+        return MemoryMixer(HIDDEN, rule=rule, num_heads=2, **several, options=options, rngs=nnx.Rngs(0))
 
     made = randomised(nnx.eval_shape(make), 0.5)
     assert isinstance(made, MemoryMixer)
@@ -61,24 +63,27 @@ def joined(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x, 0, 1).reshape(BATCH, -1, *x.shape[3:])
 
 
+def told(out: MixerOutput):
+    """(output and router's logits, loads); without a router the output alone."""
+    return ((out.y,), ()) if out.router is None else ((out.y, out.router.logits[0]), out.router.load)
+
+
 def in_pieces(mixer: MemoryMixer, x: jax.Array, mask: jax.Array, documents: DocumentRuns | None):
     """Output, logits and loads, as devices compute them that hold a piece each."""
     mixer.sequence_axis = AXIS
 
     def piece(x, mask, index):
         of_piece = None if documents is None else DocumentRuns(index, documents.number)
-        out = mixer(x, mask, of_piece)
-        return out.y, out.router.logits[0], out.router.load
+        return told(mixer(x, mask, of_piece))
 
     index = jnp.zeros(mask.shape, jnp.int32) if documents is None else documents.index
-    y, logits, load = jax.vmap(piece, axis_name=AXIS)(cut(x), cut(mask), cut(index))
-    return joined(y), joined(logits), load[0]
+    of_tokens, load = jax.vmap(piece, axis_name=AXIS)(cut(x), cut(mask), cut(index))
+    return jax.tree.map(joined, of_tokens), jax.tree.map(lambda x: x[0], load)
 
 
 def whole(mixer: MemoryMixer, x: jax.Array, mask: jax.Array, documents: DocumentRuns | None):
     """The same by one device."""
-    out = mixer(x, mask, documents)
-    return out.y, out.router.logits[0], out.router.load
+    return told(mixer(x, mask, documents))
 
 
 @pytest.mark.parametrize("rule", ABLE)
@@ -92,7 +97,7 @@ def test_pieces_equal_the_whole(rule):
     def run(how, params, x):
         def loss(params, x):
             out = how(nnx.merge(graph, params), x, mask, documents)
-            return jnp.sum(out[0] * weight), out
+            return jnp.sum(out[0][0] * weight), out
 
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
 

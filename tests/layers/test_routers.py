@@ -128,7 +128,7 @@ def test_decisions(case):
         energy = jnp.broadcast_to(router.energy[0][:, None], (ROWS, TIME, layer.memories))
         return jnp.concatenate([reads.reshape(ROWS, TIME, -1), energy], -1)
 
-    values, sizes, _ = values_and_dependence(lambda x: (run(x), None), x)
+    values, sizes, _ = jax.device_get(jax.jit(lambda x: values_and_dependence(lambda x: (run(x), None), x))(x))
     values, energy = np.split(values, [H * K], -1)
     values, want = values.reshape(ROWS, TIME, H, K), memory_by_memory(case, x)
     assert_close(values, want.sum(0), 1e-5)
