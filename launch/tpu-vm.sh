@@ -7,7 +7,10 @@
 set -euo pipefail
 
 PROJECT=${PROJECT:?the project} ZONE=${ZONE:?the zone} NAME=${NAME:-mom}
+# Type, software and the mesh below go together: v5litepod-256 and v6e-256 (numbers of chips) want v2-alpha-tpuv5-lite
+# and v2-alpha-tpuv6e. `mom-jax plan mom-1.3b --topology ...` says which mesh fits.
 TYPE=${TYPE:-v5p-1024}  # 512 chips: of a v5p the number counts cores
+VERSION=${VERSION:-v2-alpha-tpuv5}
 SHARED=${SHARED:-/mnt/shared}
 TPU=(gcloud compute tpus tpu-vm)
 
@@ -16,7 +19,7 @@ everywhere() { "${TPU[@]}" ssh "$NAME" --project="$PROJECT" --zone="$ZONE" --wor
 
 case ${1:?create, install, train or delete} in
   create)
-    "${TPU[@]}" create "$NAME" --project="$PROJECT" --zone="$ZONE" --accelerator-type="$TYPE" --version=v2-alpha-tpuv5
+    "${TPU[@]}" create "$NAME" --project="$PROJECT" --zone="$ZONE" --accelerator-type="$TYPE" --version="$VERSION"
     ;;
   install)
     git archive --prefix=mom-jax/ -o /tmp/mom-jax.tar.gz HEAD

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import signal
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ SBATCH = {
     "requeue",
     "signal",
     "output",
+    "open-mode",
 }
 DOCKERFILE = {"FROM", "ARG", "WORKDIR", "COPY", "RUN", "ENV", "ENTRYPOINT", "CMD"}
 
@@ -42,7 +44,7 @@ def commands(name: str) -> Iterator[list[str]]:
         for container in containers(name):
             values = {f"$({x['name']})": x["value"] for x in container.get("env", ())}
             values["$(JOB_COMPLETION_INDEX)"] = "0"
-            words = [values.get(word, word) for word in container["command"]]
+            words = [values.get(word, word) for word in container["args"]]
             assert words[:2] == ["mom-jax", "train"]
             yield words[2:]
         return
@@ -104,6 +106,19 @@ def test_pods_and_mesh_agree(name, resource):
         assert arguments.processes.coordinator.startswith(f"{spec['name']}-0-0.")
     mounted = {volume["name"] for volume in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_pods_that_are_told_to_end_have_failed(name):
+    """Also when the command itself saved and was content; else they end as it does."""
+    (container,) = containers(name)
+    saves = "trap 'echo saved; exit 0' TERM; echo begun; while :; do sleep 0.1; done"
+    with subprocess.Popen([*container["command"], "sh", "-c", saves], stdout=subprocess.PIPE, text=True) as pod:
+        assert pod.stdout is not None and pod.stdout.readline() == "begun\n"
+        pod.terminate()
+        assert pod.stdout.read() == "saved\n" and pod.wait() == 128 + signal.SIGTERM
+    for status in (0, 3):
+        assert subprocess.run([*container["command"], "sh", "-c", f"exit {status}"], check=False).returncode == status
 
 
 def test_container():
