@@ -196,6 +196,7 @@ def _traces(
         recurrent = jax.tree.map(lambda a: jnp.where(_along(emptied, a), 0, a), cache.recurrent)
         cache = dataclasses.replace(cache, recurrent=recurrent)
         _, _, cache = mixer.read(piece, cache=cache, inputs=_by(mixer, ids, layer, length))
+        assert cache is not None
         after = _content(cache.recurrent)
         return cache, (_norm(before)[:, 0], _norm(after[:, 1:] - after[:, :1]).T)
 
@@ -229,7 +230,7 @@ def _view(number: int, seen: _Seen) -> LayerView:
     order = np.argsort(-np.where(seen.memory_ids < 0, -1, seen.weights), axis=1, kind="stable")
     view = LayerView(
         number=number,
-        memory_ids=np.take_along_axis(seen.memory_ids, order, 1),
+        memory_ids=np.take_along_axis(np.asarray(seen.memory_ids), order, 1),
         weights=np.take_along_axis(np.asarray(seen.weights, np.float32), order, 1),
         shares=np.asarray(seen.shares, np.float32),
         kept_after=length * np.arange(1, 1 + kept.shape[1]),
@@ -240,7 +241,7 @@ def _view(number: int, seen: _Seen) -> LayerView:
     if seen.queries is not None and seen.keys is not None:
         shared = np.arange(seen.memory_ids.shape[1], seen.queries.shape[1])
         places = np.concatenate([order, np.broadcast_to(shared, (len(order), shared.size))], 1)[..., None, None]
-        _find_nearest(view, *(np.take_along_axis(x, places, 1) for x in (seen.queries, seen.keys)))
+        _find_nearest(view, *(np.take_along_axis(np.asarray(x), places, 1) for x in (seen.queries, seen.keys)))
     return view
 
 

@@ -1,7 +1,7 @@
 """Checks of the arguments of kernels; each error is one line that says what they accept."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -24,7 +24,7 @@ class Limits(NamedTuple):
 
     def check(self, **chosen: int | str) -> None:
         """Raises `Unsupported` for the first of K, V, chunk, dtype and device without a program."""
-        choices = dict(zip(("K", "V", "chunk", "dtype", "device"), self[1:], strict=True))
+        choices: dict[str, Any] = dict(zip(("K", "V", "chunk", "dtype", "device"), self[1:], strict=True))
         for name, value in chosen.items():
             if value not in choices[name]:
                 taken = ", ".join(map(str, choices[name]))

@@ -15,15 +15,15 @@ AMD = ("gfx942",)
 
 
 class Config(NamedTuple):
-    """Sizes of a kernel's blocks and parameters of its launch; None for what a kernel does not have."""
+    """Sizes of a kernel's blocks and parameters of its launch; 0 for what a kernel does not have."""
 
-    block_m: int | None = None  # rows of the result, in a product of matrices
-    block_n: int | None = None  # columns of the result
-    block_k: int | None = None  # channels summed over at once; of a recurrence, key channels
-    block_v: int | None = None  # value channels
-    block_h: int | None = None  # heads
-    num_warps: int | None = None  # as Triton has them
-    num_stages: int | None = None
+    block_m: int = 0  # rows of the result, in a product of matrices
+    block_n: int = 0  # columns of the result
+    block_k: int = 0  # channels summed over at once; of a recurrence, key channels
+    block_v: int = 0  # value channels
+    block_h: int = 0  # heads
+    num_warps: int = 0  # as Triton has them
+    num_stages: int = 0
 
 
 class Entry(NamedTuple):
@@ -31,8 +31,8 @@ class Entry(NamedTuple):
 
     config: Config
     devices: tuple[str, ...] = ()  # generations such as "sm_90" or "v5e"; empty: all
-    itemsize: int | None = None  # bytes of an element of the rows; None: any
-    size: int | None = None  # the most channels a head may have, keys or values; None: any number
+    itemsize: int = 0  # bytes of an element of the rows; None: any
+    size: int = 0  # the most channels a head may have, keys or values; None: any number
 
 
 Configs = dict[str, list[Entry]]  # of an operator's kernels, by name

@@ -1,8 +1,10 @@
 """What the short convolutions of both platforms have in common: their arguments, and rows that are copies of tokens."""
 
+import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels.arguments import Limits
 from pallas_kernels.chunks import Chunks, Unsupported
@@ -73,4 +75,4 @@ def of_tokens(x: jax.Array, token: jax.Array) -> jax.Array:
 
 def of_copies(dx: jax.Array, copies: jax.Array) -> jax.Array:
     """The gradient of `of_tokens`: sums of rows [N, D] over each token's ``copies`` [tokens, A]."""
-    return sum(dx.at[copies[:, a]].get(mode="fill", fill_value=0) for a in range(copies.shape[1]))
+    return functools.reduce(jnp.add, (dx.at[rows].get(mode="fill", fill_value=0) for rows in copies.T))

@@ -128,7 +128,8 @@ def stored(name: str) -> dict[str, np.ndarray]:
     inputs = {key: x.float().contiguous().requires_grad_() for key, x in inputs.items()}
     o, *states = function(**inputs)
     do, dstates = draw.normal(*o.shape), [draw.normal(*state.shape) for state in states]
-    sum((x * dx).sum() for x, dx in zip((o, *states), (do, *dstates), strict=True)).backward()
+    total: Any = sum((x * dx).sum() for x, dx in zip((o, *states), (do, *dstates), strict=True))
+    total.backward()
     arrays = {"in/do": do, "out/o": o}
     for i, (state, dstate) in enumerate(zip(states, dstates, strict=True)):
         arrays |= {f"out/state{i}": state, f"in/dstate{i}": dstate}
@@ -148,7 +149,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name in arguments.only.split(","):
-        arrays = stored(name)
+        arrays: dict[str, Any] = stored(name)
         np.savez_compressed(arguments.out / f"op_naive_{name}.npz", **arrays)
         print(name, {key: x.shape for key, x in arrays.items() if key.startswith("out/")})
 

@@ -136,7 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", default=",".join(MEMORY_RULES))
     only, page = parser.parse_args().only.split(","), PAGE.read_text(encoding="utf-8")
-    rows = {line.split("`")[1]: line for line in PLACE.search(page)[0].splitlines()[3:-1]}
+    place = PLACE.search(page)
+    assert place is not None, f"{PAGE} has no table"
+    rows = {line.split("`")[1]: line for line in place[0].splitlines()[3:-1]}
     for rule in track(only, description="measuring"):
         rows[rule] = row_of(rule)
     lines = [f"| `memory_rule` | {' | '.join(COLUMNS)} | published as |", "|---" * (len(COLUMNS) + 2) + "|"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ NAMES = {
 }  # fmt: skip
 RULE_NAMES = {"gated_deltanet": "Gated DeltaNet", "gla": "GLA"}
 # label, models in the order of a line, look: told apart by shape and dashes as well as by colour
-_FAMILIES = (
+_FAMILIES: tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...] = (
     ("one memory, wider keys", ("one", "keys x3", "keys x5", "keys x9"), {"color": "C1", "fmt": "^-"}),
     ("one memory, wider values", ("one", "values x3", "values x5", "values x9"), {"color": "C4", "fmt": "s--"}),
     ("one memory, more heads", ("one", "heads x3", "heads x5", "heads x9"), {"color": "C9", "fmt": "D:"}),

@@ -7,7 +7,7 @@ is at most 5 % then. Where the corrected p is larger, or the interval holds zero
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -63,7 +63,7 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[Interval
         return Interval(value, -np.inf, np.inf), 1.0
     if np.ptp(ours) == np.ptp(theirs) == 0:
         return Interval(value, value, value), float(value == 0)
-    test = stats.ttest_ind(ours, theirs, equal_var=False)
+    test: Any = stats.ttest_ind(ours, theirs, equal_var=False)
     bounds = test.confidence_interval(LEVEL)
     return Interval(value, float(bounds.low), float(bounds.high)), float(test.pvalue)
 

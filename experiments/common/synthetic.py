@@ -199,7 +199,8 @@ def _train(graph, config, weight_decay, params, moments, keys, batches, rates, s
 
     def step(carry, xs):
         batch, rate, number = xs
-        return jax.vmap(one, (0, 0, 0, 0, 0, None))(*carry, keys, batch, rate, number), None
+        params, moments = carry
+        return jax.vmap(one, (0, 0, 0, 0, 0, None))(params, moments, keys, batch, rate, number), None
 
     return jax.lax.scan(step, (params, moments), (batches, rates, steps))[0]
 

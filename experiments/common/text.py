@@ -94,7 +94,9 @@ def held_out_scores(run_dir: str, size: str, length: int) -> dict[str, Any]:
     """
     from mom_jax.runs import evaluate_run  # imports JAX
 
-    limits = {"batch_size": max(1, 4096 // length), "max_windows": _SCORED // length} if size == TINY else {}
+    limits: dict[str, Any] = {}
+    if size == TINY:
+        limits = {"batch_size": max(1, 4096 // length), "max_windows": _SCORED // length}
     evaluation = evaluate_run(run_dir, sequence_length=length, **limits).evaluation
     scores = {name: value for name, value in evaluation.items() if name not in ("date", "text")}
     return scores | costs(TrainConfig.from_file(Path(run_dir) / "config.json").model, length)

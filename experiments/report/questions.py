@@ -1,7 +1,7 @@
 """The five questions that a page of results opens with, answered from the comparisons of its small sweeps."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -122,7 +122,7 @@ def forest(judged: Sequence[Judged], title: str) -> Figure:
     for place, one in enumerate(judged):
         value, low, high = one.difference
         decided = one.verdict != "undecided"
-        look = {"color": "C0" if decided else "C7", "markerfacecolor": "C0" if decided else "none"}
+        look: dict[str, Any] = {"color": "C0" if decided else "C7", "markerfacecolor": "C0" if decided else "none"}
         spread = [[value - low], [high - value]] if np.isfinite(low) else None
         axes.errorbar([value], [place], xerr=spread, fmt="o", capsize=3, **look)
     axes.axvline(0, color="0.5", linewidth=1)

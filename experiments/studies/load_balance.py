@@ -38,10 +38,11 @@ MODELS = {
     "nothing": balanced("none"),
 }
 # of the small scale also: whether a router collapses where it has more to choose from
+_OPPOSITES: dict[str, RouterBalance] = {"auxiliary loss": "auxiliary", "nothing": "none"}
 MORE = {
     f"{name}, {count} memories": balanced(by, num_memories=count)
     for count in (8, 16)
-    for name, by in (("auxiliary loss", "auxiliary"), ("nothing", "none"))
+    for name, by in _OPPOSITES.items()
 }
 PAIRS = (("auxiliary loss", "nothing"), ("auxiliary loss", "loss-free"))
 PAIRS += tuple((f"auxiliary loss, {count} memories", f"nothing, {count} memories") for count in (8, 16))

@@ -107,9 +107,9 @@ def main() -> int:
 
     spans: dict[str, list[tuple[float, float]]] = {event: [] for event in (*_TRACING, _COMPILING)}
 
-    def note(event: str, begin: float, end: float, **_: object) -> None:
+    def note(event: str, start_time: float, end_time: float, **_: str | int) -> None:
         if event in spans:
-            spans[event].append((begin, end))
+            spans[event].append((start_time, end_time))
 
     monitoring.register_event_time_span_listener(note)
     words = sys.argv[1:]

@@ -53,7 +53,7 @@ def chosen(case: Case, device: str) -> Choice:
 
 def neighbours(config: Config) -> list[Config]:
     """The configuration with one of its numbers doubled or halved."""
-    numbers = {name: number for name, number in config._asdict().items() if number is not None}
+    numbers = {name: number for name, number in config._asdict().items() if number}
     others = [(name, other) for name, n in numbers.items() for other in sorted({2 * n, max(1, n // 2)} - {n})]
     return [config._replace(**{name: other}) for name, other in others]
 

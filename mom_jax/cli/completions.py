@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mom_jax.cli.completion import Choices, end_ids_of, sample_key, texts_of, until_stop
@@ -105,4 +106,4 @@ class _Answer:
 def _keys(answers: Sequence[_Answer]) -> jax.Array:
     """What `complete` gives to a prompt of such a seed and sample, the only row of its batch."""
     keys = (jax.random.fold_in(sample_key(answer.prompt.seed, answer.sample, answer.ids), 0) for answer in answers)
-    return jax.random.wrap_key_data(np.stack([np.asarray(jax.random.key_data(key)) for key in keys]))
+    return jax.random.wrap_key_data(jnp.asarray(np.stack([np.asarray(jax.random.key_data(key)) for key in keys])))

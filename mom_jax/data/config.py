@@ -100,5 +100,6 @@ def check_text(place: str, field: str) -> None:
 
 
 def _anchor(place: str | None, field: str) -> str | None:
-    as_it_is = place in (None, "stdlib") or is_address(place) or place.startswith("hf:")
-    return place if as_it_is else absolute(place, field)
+    if place is None or place == "stdlib" or is_address(place) or place.startswith("hf:"):
+        return place
+    return absolute(place, field)

@@ -26,13 +26,16 @@ class Tokenizer(Protocol):
     """Changes whenever the mapping from text to ids may."""
     vocab_size: int
     """Ids are smaller than this."""
-    ids: Iterable[int]
-    """The ids that have a token: all below ``vocab_size``, or fewer."""
     byte_run_ids: frozenset[int]
     """Ids whose text depends on the whole run of them in which they stand; mostly none."""
     bos_id: int | None
     eos_id: int
     pad_id: int | None
+
+    @property
+    def ids(self) -> Iterable[int]:
+        """The ids that have a token: all below ``vocab_size``, or fewer."""
+        ...
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of ``text``, int32 [T].

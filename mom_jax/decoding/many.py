@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,7 +78,8 @@ def generate_many(
     """
     vocab, ends = model.config.vocab_size, end_ids(eos_token_id, model.config.vocab_size)
     rows = [token_ids(f"prompts[{number}]", prompt, vocab).reshape(-1) for number, prompt in enumerate(prompts)]
-    most = np.broadcast_to(max_new_tokens, len(rows)).tolist() if np.ndim(max_new_tokens) == 0 else [*max_new_tokens]
+    asked: Any = max_new_tokens
+    most = np.broadcast_to(asked, len(rows)).tolist() if np.ndim(asked) == 0 else [*asked]
     if len(most) != len(rows):
         raise InputError("max_new_tokens", f"[{len(most)} numbers]", f"must be one, or one for each of {len(rows)}")
     if min(slots, block) < 1:

@@ -106,7 +106,7 @@ class Attention(nnx.Module):
         documents = count_documents(segment_ids, attention_mask, None if cache is None else cache.document[layer])
         devices = Devices.of(batch, time)
         spread = cache is None and devices is not None and bool(devices.time)
-        if spread:  # each device's queries attend to keys and values that it gathers
+        if spread and devices is not None:  # each device's queries attend to keys and values that it gathers
             k, v = devices.whole_rows(k), devices.whole_rows(v)
         if cache is None and attention_mask is None and documents is None and not spread:
             o = _attend(q, k, v, window=self.window)
@@ -137,7 +137,7 @@ class Attention(nnx.Module):
     ) -> Bool[Array, "B T S"]:
         distance = position[:, :, None] - keys.position[:, None]
         visible = (keys.position[:, None] >= 0) & (distance >= 0)
-        if keys.document is not None:
+        if document is not None and keys.document is not None:
             visible &= document[:, :, None] == keys.document[:, None]
         return visible if self.window is None else visible & (distance < self.window)
 

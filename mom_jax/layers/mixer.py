@@ -187,10 +187,10 @@ class MemoryMixer(nnx.Module):
         if training is not None and cache is not None:
             remedy = "noise and the memories' own choice, which looks ahead, are for training; leave out one of the two"
             raise InputError("training", "given with a cache", remedy)
-        inputs = BY_TOKENS_ALONE
+        inputs, (batch, time) = BY_TOKENS_ALONE, x.shape[:2]
         if self.num_memories is not None:
-            inputs = self.router.inputs(training, memory_ids, layer, x.shape[:2])
-        devices = Devices.of(*x.shape[:2])
+            inputs = self.router.inputs(training, memory_ids, layer, (batch, time))
+        devices = Devices.of(batch, time)
         if devices is not None:
             return self._on_devices(devices, x, attention_mask, segment_ids, cache, layer, inputs)
         o, router, cache = self.read(x, attention_mask, segment_ids, cache, layer, inputs)
@@ -292,11 +292,12 @@ class MemoryMixer(nnx.Module):
             o, router, cache = mixer.read(x, attention_mask, documents, cache, layer, inputs)
             return MixerOutput(devices.summed(mixer.output(o, x)), router, cache)
 
-        tokens, rows = devices.tokens, P(devices.rows)
+        tokens: Any = devices.tokens  # specs stand where arrays will
+        rows: Any = P(devices.rows)
         of_documents = None if documents is None else DocumentRuns(tokens, rows)
         of_cache = None if cache is None else cache_specs(cache, devices, self.rule.whole_history)
-        of_routers, of_sums = P(None, *tokens), P(None, *rows)
-        router = None if self.num_memories is None else RouterOutput(*[of_routers] * 3, *[of_sums] * 2)
+        of_routers: list[Any] = [*[P(None, *tokens)] * 3, *[P(None, *rows)] * 2]
+        router = None if self.num_memories is None else RouterOutput(*of_routers)
         return devices.run(
             self,
             local,

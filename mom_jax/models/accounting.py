@@ -84,7 +84,7 @@ def _layer(name, config, kind, stack, layers, length, state) -> Cost:
     for path, leaf in nnx.to_flat_state(nnx.state(stack)):
         shape = leaf.get_value().shape[1:]
         size, slices, rows = int(np.prod(shape)), 1, 1
-        if path[:2] == ("attn", "rule"):
+        if rule is not None and path[:2] == ("attn", "rule"):
             slices, rows = rule.slices_and_rows(path[2], chosen)
             slices = 1 if path[3:] == ("common",) else slices
         parameters += size

@@ -137,16 +137,17 @@ class MoMForCausalLM(nnx.Module):
         tokens do. ``training`` is what routers do in training alone.
         """
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        attention_mask = _current_columns(attention_mask, x.shape[:2])
-        if segment_ids is not None and segment_ids.shape != x.shape[:2]:
-            raise InputError("segment_ids.shape", segment_ids.shape, f"expected {x.shape[:2]}, as input_ids")
+        shape = x.shape[0], x.shape[1]
+        attention_mask = _current_columns(attention_mask, shape)
+        if segment_ids is not None and segment_ids.shape != shape:
+            raise InputError("segment_ids.shape", segment_ids.shape, f"expected {shape}, as input_ids")
         documents = count_documents(segment_ids, attention_mask, None if cache is None else cache.document)
         if remat not in REMAT_POLICIES:
             raise InputError("remat", remat, f"choose one of {', '.join(REMAT_POLICIES)}")
         routing: dict[str, Any] = {} if training is None else {"training": training}
         if self.config.router_choice != "scores" and self.config.mixture:
             routing["memory_ids"], cache = self.chosen_elsewhere(
-                input_ids, x.shape[:2], attention_mask, documents, cache
+                input_ids, shape, attention_mask, documents, cache
             )
         stacks = {kind: self.blocks(kind) for kind in self.plan.kinds}
         if cache is None:
@@ -244,12 +245,14 @@ class MoMForCausalLM(nnx.Module):
             base = place if config.router_choice == "round_robin" else place // config.router_block
         return fixed_choice(base, config.topk, config.num_memories), cache
 
-    def embed(self, input_ids: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
+    def embed(self, input_ids: Int[AnyArray, "B T"] | None) -> Float[Array, "B T D"]:
         """What goes into the first layer, in ``compute_dtype``.
 
         Raises:
-            InputError: a token id outside the vocabulary (outside of ``jit``).
+            InputError: there are none, or a token id lies outside the vocabulary (outside of ``jit``).
         """
+        if input_ids is None:
+            raise InputError("input_ids", None, "is needed where no inputs_embeds are given")
         if not isinstance(input_ids, Tracer):
             ids = np.asarray(input_ids)
             wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]

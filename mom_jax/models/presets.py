@@ -65,7 +65,7 @@ def qwen3_next(config: MoMConfig) -> MoMConfig:
     """Three layers of gated delta memories, then gated attention; as in Qwen3-Next, but with mixtures and a SwiGLU."""
     channels = 128 if config.hidden_size >= 1024 else 64
     heads = config.hidden_size // channels
-    shape = {"num_heads": heads, "num_kv_heads": max(1, heads // 4), "head_dim": channels}
+    shape: dict[str, Any] = {"num_heads": heads, "num_kv_heads": max(1, heads // 4), "head_dim": channels}
     attn = AttentionConfig(**shape, output_gate=True, qk_norm=True, rotary_fraction=0.25, rope_theta=1e7)
     return _three_to_one(config, attn)
 

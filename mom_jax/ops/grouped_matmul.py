@@ -1,5 +1,6 @@
 """Matrix products of contiguous row groups, each with its own weights."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -181,7 +182,8 @@ def _tiled_gradients(
             x_tile = jnp.where((jnp.arange(tile) < group_sizes[group] - i * tile)[:, None], x_tile, 0)
             dy_tiles = [jax.lax.dynamic_slice_in_dim(dy, first, tile) for dy in padded_dys]
             pairs = zip(dy_tiles, own, strict=True)
-            dx_tile = sum(jnp.dot(dy, w.T, preferred_element_type=wide(x.dtype)) for dy, w in pairs)
+            products = (jnp.dot(dy, w.T, preferred_element_type=wide(x.dtype)) for dy, w in pairs)
+            dx_tile = functools.reduce(jnp.add, products)
             outer = (jnp.dot(x_tile.T, dy, preferred_element_type=wide(x.dtype)) for dy in dy_tiles)
             return _put(dx, dx_tile, first), tuple(s + product for s, product in zip(sums, outer, strict=True))
 

@@ -5,7 +5,7 @@ run again once the state S before it is known: its rows read ``S^T reads`` besid
 `mom_jax.ops.primitive.Primitive` declares how these are found.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -54,7 +54,8 @@ def by_columns(primitive: Primitive, rows: Rows, table: ChunkTable, scale: float
 
 def by_decays(primitive: Primitive, rows: Rows, table: ChunkTable, scale: float, impl: str) -> Handover:
     """For states that only decay, by the log gates ``rows.g`` of heads or key channels: products of decays."""
-    token: Any = primitive.transition(rows)
+    assert primitive.transition is not None
+    token = primitive.transition(rows)
     g = jnp.zeros(rows.v.shape[:2]) if rows.g is None else rows.g
     # [chunks, H, C, K or 1]
     decays = channel_decays(to_chunks(g if g.ndim == 3 else g[..., None], table.chunk_size), table)

@@ -1,6 +1,7 @@
 """Next-token cross entropy that never holds all logits at once."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,8 @@ def chunked_cross_entropy(
     Returns:
         The sum in nats and the number of labels that are not `IGNORE`; scalars in float32 or wider.
     """
-    return penalised_cross_entropy(hidden, weight, labels, 0.0)[1], (labels != IGNORE).sum().astype(wide(hidden.dtype))
+    of_both: Any = penalised_cross_entropy(hidden, weight, labels, 0.0)
+    return of_both[1], (labels != IGNORE).sum().astype(wide(hidden.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

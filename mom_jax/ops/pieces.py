@@ -29,11 +29,13 @@ class Piece:
 
     def left(self, x: Any, fill: int = 0) -> Any:
         """What segments leave behind, arrays [S, ...]: ``fill`` where it is of a document that has ended."""
-        return x if self.current is None else jax.tree.map(lambda a: _where(self.current, a, fill), x)
+        current = self.current
+        return x if current is None else jax.tree.map(lambda a: _where(current, a, fill), x)
 
     def passed(self, x: Any, fill: int = 0) -> Any:
         """What is passed on of the pieces before, arrays [S, ...]: ``fill`` where a document begins."""
-        return x if self.begun is None else jax.tree.map(lambda a: _where(self.begun, fill, a), x)
+        begun = self.begun
+        return x if begun is None else jax.tree.map(lambda a: _where(begun, fill, a), x)
 
 
 def _where(condition: Bool[Array, " S"], a: Any, b: Any) -> Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.precision import wide, widened
-from mom_jax.typing import Array, Bool, Float, Int
+from mom_jax.typing import AnyArray, Array, Bool, Float, Int, Mask, Shaped
 
 
 class RouterOutput(NamedTuple):
@@ -72,7 +72,7 @@ def largest(
 
 
 def chosen_by_memories(
-    values: Float[Array, "*batch T M"], top_k: int, attention_mask: Int[Array, "*#batch T"] | None = None
+    values: Float[Array, "*batch T M"], top_k: int, attention_mask: Shaped[AnyArray, "*#batch T"] | None = None
 ) -> Int[Array, "*batch T M"]:
     """The memories' choice (arXiv 2202.09368, section 3): each takes the tokens of a row that score highest there.
 
@@ -134,7 +134,7 @@ def chosen_memories(memory_ids: Int[Array, "*batch k"], memories: int) -> Bool[A
 
 
 def loads(
-    memory_ids: Int[Array, "R B T k"], memories: int, attention_mask: Int[Array, "B T"] | None = None
+    memory_ids: Int[Array, "R B T k"], memories: int, attention_mask: Mask | None = None
 ) -> Int[Array, "R B {memories}"]:
     """Tokens of each row that chose each memory; those under the mask do not count."""
     hits = chosen_memories(memory_ids, memories)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from mom_jax.ops.documents import DocumentRuns
 from mom_jax.ops.pieces import Piece
 from mom_jax.ops.precision import widened
-from mom_jax.typing import Array, Bool, Float, Int, Shaped
+from mom_jax.typing import Array, Bool, Float, Int, Mask, Shaped
 
 
 @jax.tree_util.register_dataclass
@@ -77,7 +77,7 @@ def plan_packing(
     *,
     shared: bool,
     chunk_size: int,
-    attention_mask: Int[Array, "B T"] | None = None,
+    attention_mask: Mask | None = None,
     documents: DocumentRuns | None = None,
     axis: str | None = None,
     capacity: int | None = None,
@@ -214,8 +214,8 @@ def _pack_fwd(x: Shaped[Array, "B T *rest"], packing: Packing) -> tuple[Shaped[A
 
 
 def _pack_bwd(packing: Packing, dy: Float[Array, "N *rest"]) -> tuple[Float[Array, "B T *rest"], None]:
-    dx = sum(dy.at[packing.row[..., j]].get(mode="fill", fill_value=0) for j in range(packing.row.shape[-1]))
-    return dx, None
+    rows = (dy.at[packing.row[..., j]].get(mode="fill", fill_value=0) for j in range(packing.row.shape[-1]))
+    return functools.reduce(jnp.add, rows), None
 
 
 pack.defvjp(_pack_fwd, _pack_bwd)

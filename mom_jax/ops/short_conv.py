@@ -146,7 +146,7 @@ def _by_xla(
     normalise: bool,
 ) -> Float[Array, "N D"]:
     rows = pack(x, packing) if x.ndim == 3 else x
-    y = _convolved(rows, weight, bias, state, packing, reach, activate)
+    y: Any = _convolved(rows, weight, bias, state, packing, reach, activate)
     return l2_norm_of_heads(y, head or y.shape[1]) if normalise else y
 
 
@@ -160,7 +160,8 @@ def _convolved(
     reach: Reach,
     activate: bool,
 ) -> Float[Array, "N D"]:
-    t = _filtered(_with_history(x, packing, state, weight.shape[1] - 1), weight, bias, _cut(reach, packing))
+    reach_of_rows = None if reach is None else _cut(reach, packing)
+    t = _filtered(_with_history(x, packing, state, weight.shape[1] - 1), weight, bias, reach_of_rows)
     return (jax.nn.silu(t) if activate else t).reshape(x.shape).astype(x.dtype)
 
 
@@ -179,7 +180,7 @@ def _convolved_fwd(
 def _convolved_bwd(activate: bool, residuals: tuple[Any, ...], dy: Float[Array, "N D"]) -> tuple[Any, ...]:
     """Keeps x alone; each tap adds to the gradients of the rows before, some of which the chunk before has."""
     x, weight, bias, state, packing, reach = residuals
-    taps, reach_of_rows = weight.shape[1], _cut(reach, packing)
+    taps, reach_of_rows = weight.shape[1], None if reach is None else _cut(reach, packing)
     inputs, d = _with_history(x, packing, state, taps - 1), _cut(widened(dy), packing)
     if activate:
         d = jax.vjp(jax.nn.silu, _filtered(inputs, weight, bias, reach_of_rows))[1](d)[0]
@@ -196,8 +197,8 @@ def _convolved_bwd(activate: bool, residuals: tuple[Any, ...], dy: Float[Array, 
 _convolved.defvjp(_convolved_fwd, _convolved_bwd)
 
 
-def _cut(x: Shaped[Array, "N *rest"] | None, packing: Packing) -> Shaped[Array, "chunks C *rest"] | None:
-    return None if x is None else x.reshape(-1, packing.table.chunk_size, *x.shape[1:])
+def _cut(x: Shaped[Array, "N *rest"], packing: Packing) -> Shaped[Array, "chunks C *rest"]:
+    return x.reshape(-1, packing.table.chunk_size, *x.shape[1:])
 
 
 def _with_history(
@@ -227,7 +228,8 @@ def _filtered(
 ) -> Float[Array, "chunks C D"]:
     taps = weight.shape[1]
     weight = widened(weight)
-    t = sum(_visible(widened(_tap(inputs, w, taps)), reach, w) * weight[:, taps - 1 - w] for w in range(taps))
+    seen = (_visible(widened(_tap(inputs, w, taps)), reach, w) * weight[:, taps - 1 - w] for w in range(taps))
+    t = functools.reduce(jnp.add, seen)
     return t if bias is None else t + widened(bias)
 
 
@@ -245,7 +247,8 @@ def _input_gradient(
         reach_of_rows = jnp.concatenate([_cut(reach, packing), reach.at[after].get(mode="fill", fill_value=0)], 1)
     d = jnp.concatenate([_cut(d, packing), d_after], 1)
     weight = widened(weight)
-    return sum(_visible(d, reach_of_rows, w)[:, w : w + size] * weight[:, history - w] for w in range(history + 1))
+    seen = (_visible(d, reach_of_rows, w)[:, w : w + size] * weight[:, history - w] for w in range(history + 1))
+    return functools.reduce(jnp.add, seen)
 
 
 def _state_gradient(

@@ -94,16 +94,17 @@ def _body(
     yes, one = jnp.ones(1, bool), jnp.ones(1, jnp.int32)
     table = ChunkTable(0 * one, yes, yes, one, reset > 0 if has_documents else None, q.shape[0], 1)
     dense_q, dense_k = spread(q, read), spread(k, write)
+    after: Any
     if residual == "aggregate":
         decays = spread(jnp.broadcast_to(g[..., None], k.shape), write)
-        o, state = erase_and_write_chunked(kda_rows(dense_q, dense_k, v, decays, beta), table, state[None], scale)
+        o, after = erase_and_write_chunked(kda_rows(dense_q, dense_k, v, decays, beta), table, state[None], scale)
     else:
         share = beta[..., None] * k
         decays = spread(g[..., None] + jnp.log1p(-jnp.minimum(share, 1 - 1e-6)), write)
-        o, state = vector_decay_chunked(
+        o, after = vector_decay_chunked(
             VectorDecayRows(dense_q, spread(share, write), v, decays), table, state[None], scale
         )
-    return o, state[0]
+    return o, after[0]
 
 
 def _spread(x: Float[Array, "C H E"], place: Int[Array, "C H E"], slots: int) -> Float[Array, "C H U"]:

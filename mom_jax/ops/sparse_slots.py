@@ -65,13 +65,14 @@ def run_over_slots(
     documents, links = _Documents.of(table), _links(slots, _first_chunks(table), shape.shape[1])
     own = documents.within(links)
     log = jnp.zeros((*slots.shape, shape.shape[-1]), shape.dtype)
+    run: Any = _run
     if state is None:
-        o, _ = _run(body, xs, own, log, None)
+        o, _ = run(body, xs, own, log, None)
         return o.reshape(-1, *o.shape[2:]), None
     heads, segment = jnp.arange(slots.shape[1])[:, None], table.segment[:, None, None]
     fresh = documents.is_first[:, None, None] & (links.before == slots.size)
     entering = jnp.where(fresh[..., None], state.at[segment, heads, slots].get(mode="fill", fill_value=0), 0)
-    o, log = _run(body, xs, own, log, entering)
+    o, log = run(body, xs, own, log, entering)
     if table.reset is not None:
         log = jnp.where(documents.is_last[:, None, None, None], log, 0)
         state = jnp.where(documents.goes_on[:, None, None, None], state, 0)

@@ -85,8 +85,8 @@ def trapezoid_step(
 
 def _angles(
     turn: Float[Array, "N H R"], table: ChunkTable, initial: Float[Array, "S H R"] | None
-) -> tuple[Float[Array, "N H R"], Float[Array, "S H R"] | None]:
-    """theta of every row, and of every segment after its last one."""
+) -> tuple[Float[Array, "N H R"], Any]:
+    """theta of every row, and of every segment after its last one [S, H, R], None without ``initial``."""
     turn, inside = to_chunks(turn, table.chunk_size), documents(table)
     lower = jnp.tril(jnp.ones((table.chunk_size,) * 2, turn.dtype))
     # [chunks, H, C, R], from the start of the chunk or of the document
@@ -112,7 +112,8 @@ def _shifted(
     form: Form, rows: TrapezoidRows, table: ChunkTable, state: TrapezoidState | None, scale: float
 ) -> tuple[Float[Array, "N H V"], TrapezoidState | None]:
     """The same function as a form of scalar decay whose rows are read by their successors."""
-    old = TrapezoidState(None, None, None, None) if state is None else TrapezoidState(*state)
+    nothing: Any = (None,) * 4
+    old = TrapezoidState(*nothing) if state is None else state
     q, k, v, g, now, before, turn = map(widened, rows[:-1])
     theta, last_theta = _angles(turn, table, old.theta)
     q, k = turned(q, theta), turned(k, theta)
@@ -130,8 +131,8 @@ def _shifted(
     if state is None:
         return o, None
     last = last_rows(rows.valid, table)
-    kept = [jnp.where((last >= 0)[:, None, None], x[last], y) for x, y in ((k, old.k), (v, old.v))]
-    return o, TrapezoidState(memory, last_theta, *kept)
+    k, v = (jnp.where((last >= 0)[:, None, None], x[last], y) for x, y in ((k, old.k), (v, old.v)))
+    return o, TrapezoidState(memory, last_theta, k, v)
 
 
 def _with_kernel(
@@ -146,7 +147,8 @@ def trapezoid(pairs: int) -> Primitive:
 
     def state(heads: int, keys: int, values: int) -> Any:
         shapes = (heads, keys, values), (heads, pairs), (heads, keys), (heads, values)
-        return TrapezoidState(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+        of: list[Any] = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        return TrapezoidState(*of)
 
     return Primitive(
         name="trapezoid",

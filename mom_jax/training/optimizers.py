@@ -238,7 +238,7 @@ class OwnOptimizer(Optimizer):
             remedy = f"{module.__name__} has no function {self.name.partition(':')[2]}"
             raise InputError("optimizer.name", self.name, remedy)
         try:
-            made = function(rate, **self.named_options())
+            made: Any = function(rate, **self.named_options())
         except Exception as error:
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise InputError("optimizer.name", self.name, f"the function failed with {why}") from error

@@ -95,7 +95,8 @@ def check_fit(config: TrainConfig, mesh: Mesh) -> None:
 def _check_rule(model: MoMConfig, pieces: int) -> None:
     if model.reference_conv_leak:
         raise InputError("mesh.sequence", pieces, "must be 1 with model.reference_conv_leak")
-    primitive = nnx.eval_shape(lambda: make_mixer(model, "memory", nnx.Rngs(0))).rule.primitive
+    mixer: Any = nnx.eval_shape(lambda: make_mixer(model, "memory", nnx.Rngs(0)))
+    primitive = mixer.rule.primitive
     if primitive.handover is None:
         raise InputError("mesh.sequence", pieces, f"must be 1 for {model.memory_rule}: {cannot_hand_over(primitive)}")
 
@@ -142,7 +143,7 @@ def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
         shape = (rows.shape[0] * own.count, *rows.shape[1:])
         height = rows.shape[0] // len(own.blocks)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             block = own.blocks.index((index[0].start or 0) // height)
             return rows[block * height : (block + 1) * height, *index[1:]]
 

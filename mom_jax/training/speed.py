@@ -17,7 +17,7 @@ class Speed:
         devices: all of its devices, of one kind.
     """
 
-    def __init__(self, config: TrainConfig, devices: list[jax.Device]):
+    def __init__(self, config: TrainConfig, devices: list[Any]):
         self._device = next(x for x in devices if x.process_index == jax.process_index())  # others tell nothing here
         peak = peak_flops(self._device.device_kind)
         self._tokens_at_peak: float | None = None  # a second

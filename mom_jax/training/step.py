@@ -146,7 +146,9 @@ def train_step(state: TrainState, batch: Batch, program: Program) -> tuple[Train
 
 def _moved(ema: Any, params: Any, updates: jax.Array, program: Program) -> Any:
     """The moving average after one more update; its first ones count little, or the initial parameters would stay."""
-    decay = jnp.minimum(program.config.optimizer.ema_decay, (1 + updates) / (10 + updates))
+    most = program.config.optimizer.ema_decay
+    assert most is not None
+    decay = jnp.minimum(most, (1 + updates) / (10 + updates))
     return jax.tree.map(lambda average, value: average + (1 - decay) * (value - average), ema, params)
 
 

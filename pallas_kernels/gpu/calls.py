@@ -12,7 +12,7 @@ from pallas_kernels.configs import Config, Configs, find
 from pallas_kernels.gpu.launch import Grid, float32_precision, launch
 
 
-def like(x: jax.Array) -> jax.ShapeDtypeStruct:
+def like(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """An output of the same shape and dtype."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
@@ -77,5 +77,5 @@ def checked_call(
     alike = {"k": (k, q.shape, rows), "v": (v, (*q.shape[:2], v.shape[-1]), rows)}
     size = check(GPU, q, v, chunks, initial_state, alike | dict(gates))
     documents, number = chunks.document is not None, chunks.segment.shape[0]
-    sizes = *q.shape[1:], v.shape[-1], number, size
-    return Call(*sizes, q.dtype.name, documents, float(scale), device, interpret)
+    heads, keys = q.shape[1:]
+    return Call(heads, keys, v.shape[-1], number, size, q.dtype.name, documents, float(scale), device, interpret)

@@ -1,7 +1,7 @@
 """The last of the gated delta rule's Triton kernels, which takes the gradients of a chunk's rows; see `delta_rule`."""
 
 # Triton's annotations describe neither what its compiler accepts for constexpr nor its loops.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 import triton
 import triton.language as tl

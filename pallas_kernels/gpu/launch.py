@@ -65,17 +65,19 @@ def launch(
     nvidia = device.startswith("sm_")
     if moved is None:
         moved = sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs))
+    blocks: Any = tuple(grid.values())
+    cost: Any = {"flops": flops, "bytes_accessed": moved}
     results = jax_triton.triton_call(
         *inputs,
         kernel=kernel,
         out_type=list(outputs),
-        grid=tuple(grid.values()),
+        grid=blocks,
         num_warps=num_warps,
         num_stages=num_stages,
         compute_capability=int(device.removeprefix("sm_")) if nvidia else None,
         backend_options={"enable_fp_fusion": True, **({"ptx_version": ptx_version()} if nvidia else {})},
         input_output_aliases=dict(aliases or {}),
-        cost_estimate={"flops": flops, "bytes_accessed": moved},
+        cost_estimate=cost,
         **scalars,
     )
     # A result that is used and also stored in a loop's array would be computed for each of the two, by two calls.

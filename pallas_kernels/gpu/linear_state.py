@@ -14,6 +14,9 @@ gradient of the states backward by the same kernel (``dS = across * dS' + (reads
 gradients for each chunk from the two.
 """
 
+# Triton's annotations do not describe what its compiler accepts for constexpr.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
 from typing import NamedTuple
 
 import jax
@@ -80,7 +83,7 @@ def outputs_kernel(
         if FACTORS:
             b_v = (b_v * tl.load(per_row(p_write_factor, at * C, 0, 1, C))[:, None]).to(b_v.dtype)
         new = ()
-        for b in tl.static_range(K // BK):  # pyright: ignore[reportGeneralTypeIssues]
+        for b in tl.static_range(K // BK):
             block = state[b]
             b_reads = tl.load(tile(p_reads, row, head, b * BK, HEADS, K, C, BK))
             b_writes = tl.load(tile(p_writes, row, head, b * BK, HEADS, K, C, BK))
@@ -222,11 +225,12 @@ def _borders(rows, factor, across, v, chunks, initial_state, call, *, reverse):
     config, runs = call.config(CONFIGS, "borders"), chunks.runs
     blocks = (call.keys // config.block_k) * (call.values // config.block_v)
     store = reverse and initial_state is not None
+    of_final = initial_state.shape if reverse and initial_state is not None else (1,)
     states = jax.ShapeDtypeStruct((call.chunks, call.heads, call.keys, call.values), v.dtype)
     states, final = call.run(
         borders_kernel, config, rows, _or(factor, runs), across, v, runs, _or(initial_state, runs),
         grid={"blocks": runs.shape[0] * call.heads * blocks},
-        outputs=[states, jax.ShapeDtypeStruct(initial_state.shape if store else (1,), jnp.float32)],
+        outputs=[states, jax.ShapeDtypeStruct(of_final, jnp.float32)],
         flops=2 * v.size * call.keys,
         FACTORS=factor is not None, VECTOR=across.ndim == 3, STATE=initial_state is not None, FINAL=store,
         REVERSE=reverse,

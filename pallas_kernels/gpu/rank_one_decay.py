@@ -20,7 +20,7 @@ says how), and the gradients of rows from dR, dO, U, V and the states at the bor
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,8 @@ def rank_one_decay(
     rows |= {"v": (v, (*q.shape[:2], v.shape[-1]), GPU.dtypes), "g": (g, q.shape, FLOAT32)}
     call = checked_call(q, k, v, rows, chunks, initial_state, scale, device, interpret)
     rounded = (x.astype(q.dtype) for x in (k, v, a, b))  # by XLA, where these rows are made
-    o, final = _rank_one_decay((q, *rounded), g, chunks, initial_state, call)
+    run: Any = _rank_one_decay
+    o, final = run((q, *rounded), g, chunks, initial_state, call)
     return o.astype(v.dtype), final
 
 
@@ -170,14 +171,14 @@ def _cuts(call):
 def _prepare(rows, g, chunks, call) -> _Ready:
     q, k, _, a, b = rows
     across = jax.ShapeDtypeStruct((call.chunks, call.heads, call.keys), jnp.float32)
-    *decayed, across, inverse, ak, qb, qk = call.run(
+    reads_a, reads_q, writes_b, writes_k, across, inverse, ak, qb, qk = call.run(
         prepare_kernel, call.config(CONFIGS, "prepare"), q, k, a, b, g, _document(chunks),
         grid={"chunks and heads": call.chunks * call.heads},
         outputs=[*map(like, (a, q, b, k)), across, *[_squares(call)] * 4],
         flops=2 * q.size * call.rows * (5 * _cuts(call) + 2),
         cuts=_cuts(call),
     )  # fmt: skip
-    return _Ready(*decayed, inverse, ak, qb, qk, across)
+    return _Ready(reads_a, reads_q, writes_b, writes_k, inverse, ak, qb, qk, across)
 
 
 def _along(name, ready: _Ready, v, chunks, initial_state, call):
@@ -193,7 +194,7 @@ def _along(name, ready: _Ready, v, chunks, initial_state, call):
     results = call.run(
         along_kernel, config, *ready, v, runs, runs if initial_state is None else initial_state,
         grid={"blocks": runs.shape[0] * call.heads * (call.values // config.block_v)},
-        outputs=[like(x) if wanted else nothing for wanted, x in made],
+        outputs=[like(x) if wanted and x is not None else nothing for wanted, x in made],
         flops=2 * v.size * (3 * call.keys + 2 * call.rows + (name != "borders") * (call.keys + 2 * call.rows)),
         OUTPUTS=name != "borders", BORDERS=borders, STATE=initial_state is not None, FINAL=final,
         REVERSE=name == "reverse",

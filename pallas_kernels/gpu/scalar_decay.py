@@ -8,6 +8,9 @@ read the entering state by e^G q and write e^(G_C - G) k, and among each other b
 are those of `pallas_kernels.gpu.linear_state`; here are the scores and all that has to do with gates.
 """
 
+# Triton's annotations do not describe what its compiler accepts for constexpr.
+# pyright: reportArgumentType=false
+
 import functools
 
 import jax

@@ -12,6 +12,9 @@ and from the cut to t, are at most 1, so that gates of any strength neither over
 matrix product with a mask sums the gates between each row and its cut, and nothing else.
 """
 
+# Triton's annotations do not describe what its compiler accepts for constexpr.
+# pyright: reportArgumentType=false
+
 import functools
 
 import jax

@@ -4,6 +4,7 @@ Each runs on the grid (blocks of heads, chunks), for the C rows of a chunk and t
 without an array (no bias, no state, no documents) are None.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -137,7 +138,8 @@ def _shifted(rows: Ref, w: int, size: int) -> jax.Array:
 def _filtered(rows: Ref, weight: Ref, bias: Ref | None, reach: jax.Array | None) -> jax.Array:
     """t of a chunk."""
     taps, size = weight.shape[0], rows.shape[0] - BEFORE
-    t = sum(_visible(reach, _shifted(rows, w, size), w) * weight[taps - 1 - w : taps - w, :] for w in range(taps))
+    seen = (_visible(reach, _shifted(rows, w, size), w) * weight[taps - 1 - w : taps - w, :] for w in range(taps))
+    t = functools.reduce(jnp.add, seen)
     return t if bias is None else t + bias[...]
 
 

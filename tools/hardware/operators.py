@@ -236,7 +236,7 @@ def _convolve(case: Case, impl: str):
         return {"y": short_conv(x, weight, packing, state, head=case.size, normalise=True, impl=impl)}
 
     def training(x, weight, state, packing, dy):
-        y, pull = jax.vjp(lambda *inputs: forward(*inputs, packing)["y"], x, weight, state)
+        y, pull = jax.vjp(lambda x, weight, state: forward(x, weight, state, packing)["y"], x, weight, state)
         dx, dweight, dstate = pull(jnp.where(packing.valid[:, None], dy, 0).astype(y.dtype))
         return {"y": y, "dx": dx, "dweight": dweight} | ({} if dstate is None else {"dstate": dstate})
 

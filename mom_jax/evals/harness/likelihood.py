@@ -94,7 +94,7 @@ def _batch(rows: list[list[int]], scored: list[int], shape: tuple[int, int]) -> 
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(graphdef: Any, params: Any, batch: dict[str, jax.Array], candidates: np.ndarray | None) -> Any:
+def _score(graphdef: Any, params: Any, batch: dict[str, jax.Array], candidates: jax.Array | None) -> Any:
     model: MoMForCausalLM = nnx.merge(graphdef, params)
     hidden, _, _ = model.hidden_states(batch["input_ids"], attention_mask=batch["mask"])
     return chunked_token_scores(hidden, model.output_embedding(), batch["labels"], candidates)

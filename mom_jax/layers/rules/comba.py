@@ -48,6 +48,7 @@ class Comba(QueryKeyValueRule):
     """Decays and write strengths are those of Gated DeltaNet; the output's gate is a sigmoid."""
 
     Options = CombaOptions
+    options: CombaOptions
     paper = Paper("2506.02475", "section 3")
     paces = True
     published = Published(

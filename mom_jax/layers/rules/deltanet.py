@@ -35,6 +35,7 @@ class DeltaNet(QueryKeyValueRule):
     """The delta rule with learnt write strength; keys and queries are L2-normalised."""
 
     Options = DeltaNetOptions
+    options: DeltaNetOptions
     paper = Paper("2406.06484", "equation 2")
     published = Published(
         "delta_net",

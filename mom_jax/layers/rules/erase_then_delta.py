@@ -35,6 +35,9 @@ class EraseThenDelta(DeltaNet):
     published = None
     primitive = delta_product(2)
     per_memory = (*DeltaNet.per_memory, "a_proj", "e_proj", "erase_proj")
+    a_proj: nnx.Param
+    e_proj: nnx.Param
+    erase_proj: nnx.Param
 
     def __init__(self, sizes: RuleSizes, options: DeltaNetOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)

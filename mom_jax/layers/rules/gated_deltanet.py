@@ -38,6 +38,7 @@ class GatedDeltaNet(DeltaNet):
     """The delta rule with learnt decay ``exp(-exp(A_log) softplus(W_a x + dt_bias))`` for each head."""
 
     Options = GatedDeltaNetOptions
+    options: GatedDeltaNetOptions
     paper = Paper("2412.06464", "equation 10")
     paces = True
     published = Published(

@@ -49,6 +49,7 @@ class GatedDeltaProduct(DeltaNet):
     """Decays are those of Gated DeltaNet; strengths are sigmoids, up to 2 with ``allow_neg_eigval``."""
 
     Options = GatedDeltaProductOptions
+    options: GatedDeltaProductOptions
     paper = Paper("2502.10297", "section 3")
     published = Published(
         "gated_deltaproduct",

@@ -41,6 +41,7 @@ class GLA(QueryKeyValueRule):
     """Decay ``sigmoid(W_2 W_1 x + b)^(1 / normaliser)`` from a low-rank projection."""
 
     Options = GLAOptions
+    options: GLAOptions
     paper = Paper("2312.06635", "equations 3 and 4")
     paces = True
     published = Published(

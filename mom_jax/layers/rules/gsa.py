@@ -65,6 +65,7 @@ class GSA(QueryKeyValueRule):
     """
 
     Options = GSAOptions
+    options: GSAOptions
     paper = Paper("2409.07146", "section 3")
     paces = True
     published = Published(

@@ -48,6 +48,7 @@ class LinearAttention(QueryKeyValueRule):
     """
 
     Options = LinearAttentionOptions
+    options: LinearAttentionOptions
     paper = Paper("2006.16236", "equations 16-20")
     published = Published(
         "linear_attn",

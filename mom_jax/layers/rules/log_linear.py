@@ -47,6 +47,7 @@ class LogLinear(QueryKeyValueRule):
     """Levels over the rule that follows it among the bases of a class."""
 
     Options = LogLinearOptions
+    options: LogLinearOptions
     paper = Paper("2506.04761", "section 3")
     published = None
 
@@ -106,4 +107,5 @@ class LogLinearGLA(LogLinear, GLA):
     """Levels over gated linear attention: a decay for each key channel."""
 
     Options = LogLinearGLAOptions
+    options: LogLinearGLAOptions
     per_memory = (*GLA.per_memory, "level_proj")

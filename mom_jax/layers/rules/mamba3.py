@@ -107,6 +107,7 @@ class Mamba3(QueryKeyValueRule):
     """All heads share queries and keys but for their biases and angles."""
 
     Options = Mamba3Options
+    options: Mamba3Options
     paper = Paper("2603.15569", "section 3")
     paces = True
     published = Published(

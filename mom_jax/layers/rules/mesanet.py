@@ -58,6 +58,7 @@ class MesaNet(QueryKeyValueRule):
     """Decays and strengths are sigmoids with biases, one of each for a head."""
 
     Options = MesaNetOptions
+    options: MesaNetOptions
     paper = Paper("2506.05233", "section 3")
     paces = True
     published = Published(
@@ -77,6 +78,10 @@ class MesaNet(QueryKeyValueRule):
     activate = True
     normalise = True
     convolved = ("q", "k")
+    a_proj: nnx.Param
+    a_bias: nnx.Param
+    b_proj: nnx.Param
+    b_bias: nnx.Param
 
     def __init__(self, sizes: RuleSizes, options: MesaNetOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)

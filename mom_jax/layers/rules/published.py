@@ -72,7 +72,8 @@ class Form:
         if self.taps:
             stored = stored[:, 0]
         if self.swapped is not None:
-            stored = _swapped(stored, self.swapped[::-1])[self._bounds(index, shape)[0]]
+            first, second = self.swapped
+            stored = _swapped(stored, (second, first))[self._bounds(index, shape)[0]]
         return stored.T if self.transposed else stored
 
     def stored(self, ours: np.ndarray) -> np.ndarray:

@@ -70,9 +70,11 @@ class QueryKeyValueRule(MemoryRule):
         self.q_proj = Linear(sizes.hidden_size, total["q"], split=split, init=mixer_init, rngs=rngs)
         self.k_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, total["k"], split=per_head)
         self.v_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, total["v"])
-        for name in self.convolved if self.taps is not None else ():
+        if options.taps is None:
+            return
+        for name in self.convolved:
             channels, split_heads = total[name], per_head or name == "v"
-            setattr(self, f"{name}_conv1d", conv_weight(rngs, channels, self.taps, split_heads))
+            setattr(self, f"{name}_conv1d", conv_weight(rngs, channels, options.taps, split_heads))
             if self.conv_bias:
                 axes = ("tensor" if split_heads else None,)
                 setattr(self, f"{name}_conv1d_bias", param(rngs, jax.nn.initializers.zeros, (channels,), axes))

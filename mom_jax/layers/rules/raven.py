@@ -119,6 +119,7 @@ class Raven(QueryKeyValueRule):
     """Gated slots, moved by a sparse router inside of each memory."""
 
     Options = RavenOptions
+    options: RavenOptions
     paper = Paper("github.com/goombalab/raven", "equation 18")
     paces = True
     published = Published(

@@ -61,6 +61,7 @@ class SparseDeltaMemory(QueryKeyValueRule):
     """K of a head plays no part: a table has slots instead of key channels."""
 
     Options = SparseDeltaMemoryOptions
+    options: SparseDeltaMemoryOptions
     paper = Paper("2607.07386", "equations 3 to 5")
     paces = True
     scale = 1.0
@@ -68,8 +69,8 @@ class SparseDeltaMemory(QueryKeyValueRule):
 
     def __init__(self, sizes: RuleSizes, options: SparseDeltaMemoryOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
-        for name in ("b_proj", "a_proj"):
-            setattr(self, name, per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.num_heads))
+        self.b_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.num_heads)
+        self.a_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.num_heads)
         self.A_log = log_rates(rngs, sizes.num_heads, least=1e-4)
         self.dt_bias = time_step_bias(rngs, sizes.num_heads)
 

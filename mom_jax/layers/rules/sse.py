@@ -60,6 +60,7 @@ class SSE(QueryKeyValueRule):
     """Queries and values pass a SiLU, keys a softmax."""
 
     Options = SSEOptions
+    options: SSEOptions
     paper = Paper("2507.16577", "section 3")
     paces = True
     primitive = VECTOR_DECAY
@@ -70,7 +71,6 @@ class SSE(QueryKeyValueRule):
         if options.row_top_k is not None and options.row_top_k > sizes.head_k_dim:
             remedy = f"must be at most the rows of a partition, head_dim ({sizes.head_k_dim})"
             raise InputError("row_top_k", options.row_top_k, remedy)
-        self.scale = sizes.head_k_dim**-0.5
         memories, hidden, rank, keys = sizes.projections, sizes.hidden_size, options.gate_low_rank_dim, sizes.key_dim
         self.q_down = Linear(hidden, sizes.head_v_dim, split="whole", init=mixer_init, rngs=rngs)
         self.q_up = Linear(sizes.head_v_dim, keys, split="column", init=mixer_init, rngs=rngs)
@@ -80,6 +80,11 @@ class SSE(QueryKeyValueRule):
         self.gk_down = per_memory(rngs, memories, hidden, rank, split=False)
         self.gk_up = per_memory(rngs, memories, rank, 2 * keys)
         self.gk_bias = param(rngs, jax.nn.initializers.zeros, (memories, 2 * keys), (None, "tensor"))
+
+    @property
+    def scale(self) -> float:
+        """Of one partition's keys."""
+        return self.sizes.head_k_dim**-0.5
 
     @property
     def state_rows(self) -> int:

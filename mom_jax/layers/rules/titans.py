@@ -30,6 +30,7 @@ class Titans(QueryKeyValueRule):
     """
 
     Options = MiniBatchOptions
+    options: MiniBatchOptions
     paper = Paper("2501.00663", "sections 3.1 and 3.2")
     per_memory = (*QueryKeyValueRule.per_memory, "gate_proj", "gate_bias")
     activate = True

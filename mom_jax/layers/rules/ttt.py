@@ -40,6 +40,7 @@ class TTTLinear(QueryKeyValueRule):
     """
 
     Options = MiniBatchOptions
+    options: MiniBatchOptions
     paper = Paper("2407.04620", "sections 2.3 to 2.7")
     scale = 1.0
     per_memory = (*QueryKeyValueRule.per_memory, "lr_proj", "lr_bias")
