@@ -31,8 +31,8 @@ class Entry(NamedTuple):
 
     config: Config
     devices: tuple[str, ...] = ()  # generations such as "sm_90" or "v5e"; empty: all
-    itemsize: int = 0  # bytes of an element of the rows; None: any
-    size: int = 0  # the most channels a head may have, keys or values; None: any number
+    itemsize: int | None = None  # bytes of an element of the rows; None: any
+    size: int | None = None  # the most channels a head may have, keys or values; None: any number
 
 
 Configs = dict[str, list[Entry]]  # of an operator's kernels, by name

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mom_jax.ops.dispatch import Target, target
 from mom_jax.ops.handover import Affine, composed
-from mom_jax.ops.primitive import Primitive, Rows
+from mom_jax.ops.primitive import Primitive, Rows, State
 from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Bool, Float, Int
@@ -53,8 +53,8 @@ def with_states(of: Alone, table: ChunkTable, before: Float[Array, "S H K V"], i
 
 
 def run(
-    primitive: Primitive, rows: Rows, table: ChunkTable, state: Float[Array, "S H K V"] | None, scale: float, impl: str
-) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
+    primitive: Primitive, rows: Rows, table: ChunkTable, state: State, scale: float, impl: str
+) -> tuple[Float[Array, "N H V"], State]:
     """Runs a recurrence, in pieces where that keeps a GPU busy. Arguments and results as of `Primitive.__call__`."""
     chunks = piece_length(primitive, rows, table, target()) if impl in ("auto", "gpu") else None
     if chunks is None:

@@ -184,8 +184,10 @@ def test_bad_input(model, arguments, message):
         model(**{name: jnp.array(value) for name, value in arguments.items()})
 
 
-def test_unknown_remat(model):
-    """The message names the policies."""
+def test_no_ids_and_unknown_remat(model):
+    """The messages say what is wanted: tokens in one form or the other, and a known policy."""
+    with pytest.raises(InputError, match=r"input_ids=None: is needed where no inputs_embeds"):
+        model.hidden_states()
     with pytest.raises(InputError, match=r"remat='?half'?: choose one of none, full, dots, recurrence, mixer"):
         model.hidden_states(jnp.zeros((1, 2), jnp.int32), remat="half")
 
