@@ -83,17 +83,21 @@ def routed(run_dir: str) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]
     with opened_run(run_dir, one_device()) as (config, model, _):
         batch = next(iter(eval_batches(prepared(config.data), config.data, max_windows=config.data.batch_size)))
         stack, params = nnx.split(model.blocks("memory"))
-        segments, real = jnp.asarray(batch["segment_ids"]), batch["segment_ids"] > 0
-        x, states, chosen = model.embeddings[...].astype(config.model.compute_dtype)[batch["input_ids"]], [], []
-        mask = segments.clip(0, 1)
-        documents = count_documents(segments, mask)
-        for layer in range(config.model.num_hidden_layers):
-            block = nnx.merge(stack, jax.tree.map(lambda a, i=layer: a[i], params))
-            states.append(np.asarray(block.attn_norm(x), np.float32)[real])
-            out = block(x, mask, documents, None, layer)
+        real = batch["segment_ids"] > 0
+
+        @jax.jit
+        def run(params, x, segments, layer):
+            mask = segments.clip(0, 1)
+            block = nnx.merge(stack, jax.tree.map(lambda a: a[layer], params))
+            out = block(x, mask, count_documents(segments, mask), None, layer)
             assert out.router is not None
-            x = out.y
-            chosen.append(np.asarray(out.router.logits[0]).argmax(-1)[real])
+            return out.y, block.attn_norm(x), out.router.logits[0]
+
+        x, states, chosen = model.embeddings[...].astype(config.model.compute_dtype)[batch["input_ids"]], [], []
+        for layer in range(config.model.num_hidden_layers):
+            x, seen, logits = run(params, x, jnp.asarray(batch["segment_ids"]), layer)
+            states.append(np.asarray(seen, np.float32)[real])
+            chosen.append(np.asarray(logits).argmax(-1)[real])
         ids = np.asarray(batch["input_ids"])[real]
         tokenizer = load_tokenizer(config.data.tokenizer)
         return ids, states, chosen, {int(i): tokenizer.decode([int(i)]) for i in np.unique(ids)}

@@ -19,6 +19,9 @@ from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from mom_jax.training.spikes import first_statistics
 from mom_jax.training.state import TrainState
 
+# What is read of a config when its programs are traced.
+TRACED = ("model", "optimizer", "spikes", "steps", "seed", "gradient_accumulation", "z_loss_scale", "remat")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
@@ -91,7 +94,8 @@ class Program:
     @property
     def about(self) -> tuple[Any, ...]:
         """What steps and first state follow from, and nothing else, for `kept`."""
-        return dataclasses.replace(self.config, run_dir="run"), self.parts.graphdef, self.own.optimizer, self.own.loss
+        read = [getattr(self.config, name) for name in TRACED]
+        return read, self.parts.graphdef, self.own.optimizer, self.own.loss
 
     def state_of(self, params: Any) -> TrainState:
         """The state before the first step with these parameters."""

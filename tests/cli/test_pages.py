@@ -119,7 +119,7 @@ def paste(kind: str, text: str, tiny: list[str], names: dict) -> None:
 
 
 def smaller(line: str, tiny: list[str]) -> list[str]:
-    """The words of a command, whose reader, where there is one, is this test; training is of a tiny model and text."""
+    """The words of a command, whose reader, where there is one, is this test; models and texts are tiny."""
     words = shlex.split(re.split(r" [|>] ", line)[0], comments=True)[1:]
     corpus = tiny[tiny.index("--data.path") + 1]
     words = [corpus if word == "stdlib" else word for word in words]
@@ -127,6 +127,8 @@ def smaller(line: str, tiny: list[str]) -> list[str]:
         place = tiny.index("--data.path")  # the page's own text, or what stands for it
         words += [*tiny[:place], *tiny[place + 2 :], "--steps", "2", "--eval-every", "2"]
         words += ["--model.memory-rule", "gated_deltanet"]
+    if words[0] == "inspect" and "--max-tokens" not in words:
+        words += ["--max-tokens", "8"]  # texts of one length have one program
     return words
 
 

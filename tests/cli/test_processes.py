@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -72,83 +73,11 @@ def command(tiny_run) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def stopped(command, tmp_path_factory):
-    """A run whose second process got SIGTERM, and how both ended."""
-    run_dir = tmp_path_factory.mktemp("pair") / "run [1]"  # a name that Orbax misreads
-    train = ["-m", "mom_jax", "train", "mom-tiny", *command, "--mesh.fsdp", "2", "--run-dir", str(run_dir)]
-    pair = Pair(lambda index, meet: [*train, *meet])
-    pair.wait_for("step 6/")
-    pair.processes[1].send_signal(signal.SIGTERM)
-    return run_dir, *pair.end()
-
-
-def test_a_signal_to_one_stops_both_at_one_step(stopped):
-    run_dir, statuses, (first, second), complaints = stopped
-    assert statuses == [0, 0] and not any("Traceback" in text for text in complaints)
-    assert "by another process; saved in" in first
-    assert not any(line for line in second.splitlines() if "Gloo" not in line)
-    (step,) = {int(path.name) for path in (run_dir / "checkpoints").iterdir()} - {6} or {6}
-    assert 6 <= step < 12 and step % 2 == 0
-    assert json.loads((run_dir / "sittings.jsonl").read_text(encoding="utf-8"))["devices"] == "4 cpu"
-
-
-@pytest.fixture(scope="module")
-def finished(stopped, command):
-    """That run, which one process ended."""
-    run_dir, *_ = stopped
+def alone(command, tmp_path_factory) -> Path:
+    """A run of one process, with checkpoints at 6 and 12."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
     assert main(["train", "mom-tiny", *command, "--run-dir", str(run_dir)]) == 0
     return run_dir
-
-
-def test_one_process_goes_on_with_the_same_losses(finished, command, tmp_path):
-    assert main(["train", "mom-tiny", *command, "--run-dir", str(tmp_path / "alone")]) == 0
-    together, alone = losses(finished), losses(tmp_path / "alone")
-    assert [step for step, _ in together] == [2, 4, 6, 6, 8, 10, 12, 12] == [step for step, _ in alone]
-    np.testing.assert_allclose([x for _, x in together], [x for _, x in alone], rtol=2e-4)
-
-
-# The checkpoints of each process lie in a folder of its own, as where they read different copies of one disk.
-GO_ON = """
-import sys
-from pathlib import Path
-from types import SimpleNamespace
-from mom_jax.errors import InputError
-from mom_jax.training import origin, processes
-from mom_jax.training.config import MeshConfig, ProcessesConfig, TrainConfig
-from mom_jax.training.program import Program
-from mom_jax.training.sharding import make_mesh
-address, index, config, *seen = sys.argv[1:]
-processes.join(ProcessesConfig(address, 2, int(index)))
-config = TrainConfig.from_file(config)
-program = Program(config, make_mesh(MeshConfig(fsdp=2)))
-for folder in seen:
-    origin.checkpoint_folder = lambda _, folder=folder: Path(folder)
-    try:
-        found = origin.find_origin(config, SimpleNamespace(set_state=lambda position: None))
-        print("step", int(origin.first_state(program, found).step))
-    except InputError as error:
-        print(error)
-"""
-
-
-def test_a_checkpoint_that_only_one_finds_damaged(finished, tmp_path):
-    """Where it is the first process, which checks it for all, both go on from the one before; otherwise both end."""
-    folders = [[tmp_path / f"{which} seen by {index}" for which in ("a", "b")] for index in (0, 1)]
-    for folder in (*folders[0], *folders[1]):
-        shutil.copytree(finished / "checkpoints", folder)
-    for folder in (folders[0][0], folders[1][1]):
-        for path in (folder / "12/params").rglob("d/*"):
-            path.write_bytes(path.read_bytes()[:-9])
-
-    def program(index, meet):
-        return ["-c", GO_ON, meet[1], str(index), f"{finished}/config.json", *map(str, folders[index])]
-
-    statuses, printed, _ = Pair(program).end()
-    assert statuses == [0, 0]
-    first, second = ([line for line in text.splitlines() if "Gloo" not in line] for text in printed)
-    assert first[0] == second[0] == "step 6" and len(first) == len(second) == 2
-    assert "another process gave up" in first[1]
-    assert f"{folders[1][1]}/12/params: cannot be read" in second[1]
 
 
 MISTAKES = {  # what the second process is told, and what each of them complains about
@@ -160,30 +89,70 @@ MISTAKES = {  # what the second process is told, and what each of them complains
 
 
 @pytest.fixture(scope="module")
-def mistaken(command, tmp_path_factory):
-    """How the two processes end each line, where they work, and what they print besides."""
-    folders = tuple(tmp_path_factory.mktemp(name) for name in ("one", "other"))
+def met(command, alone, tmp_path_factory):
+    """What two processes do one after the other, each in a folder of its own: lines with mistakes; going on with
+    checkpoints that differ; a run whose second process gets SIGTERM."""
+    places = tuple(tmp_path_factory.mktemp(name) for name in ("one", "other"))
+    run_dir = places[0] / "run [1]"  # a name that Orbax misreads
+    # The checkpoints of each process lie in a folder of its own, as where they read different copies of one disk.
+    seen = [[place / f"checkpoints {which}" for which in ("a", "b")] for place in places]
+    for folder in (*seen[0], *seen[1]):
+        shutil.copytree(alone / "checkpoints", folder)
+    for folder in (seen[0][0], seen[1][1]):
+        for path in (folder / "12/params").rglob("d/*"):
+            path.write_bytes(path.read_bytes()[:-9])
+    train = ["train", "mom-tiny", *command, "--run-dir"]
 
-    def lines(index, meet):
-        train = ["train", "mom-tiny", *command, "--run-dir", "run"]
-        told = [[*train, "--processes.coordinator", "auto"]]
-        told += [[*train, *(second if index else []), *meet] for second, _ in MISTAKES.values()]
-        return [str(TESTS / "support" / "several_lines.py"), json.dumps(told)]
+    def jobs(index, meet):
+        told = [[*train, "run", *(second if index else []), *meet] for second, _ in MISTAKES.values()]
+        lines = [("line", line) for line in ([*train, "run", "--processes.coordinator", "auto"], *told)]
+        lines += [("go on", [f"{alone}/config.json", *map(str, seen[index])])]
+        lines += [("line", [*train, str(run_dir), "--mesh.fsdp", "2", *meet])]
+        return [str(TESTS / "support" / "several_jobs.py"), json.dumps(lines)]
 
-    statuses, printed, besides = Pair(lines, folders=folders).end()
-    assert statuses == [0, 0], besides
-    lines = ("no cluster", *MISTAKES)
-    return [dict(zip(lines, json.loads(text.splitlines()[-1]), strict=True)) for text in printed], folders, besides
+    pair = Pair(jobs, folders=places)
+    pair.wait_for("step 6/")
+    pair.processes[1].send_signal(signal.SIGTERM)
+    statuses, printed, complaints = pair.end()
+    assert statuses == [0, 0], complaints
+    names = ("no cluster", *MISTAKES, "go on")
+    ends = [dict(zip(names, json.loads(text.splitlines()[-1]), strict=True)) for text in printed]
+    return SimpleNamespace(run_dir=run_dir, ends=ends, printed=printed, complaints=complaints, seen=seen, places=places)
+
+
+def test_a_signal_to_one_stops_both_at_one_step(met):
+    assert all("it was set aside" in line for text in met.complaints for line in text.splitlines())
+    first, second = met.printed
+    assert "by another process; saved in" in first
+    assert not any(line for line in second.splitlines()[:-1] if "Gloo" not in line)
+    (step,) = {int(path.name) for path in (met.run_dir / "checkpoints").iterdir()} - {6} or {6}
+    assert 6 <= step < 12 and step % 2 == 0
+    assert json.loads((met.run_dir / "sittings.jsonl").read_text(encoding="utf-8"))["devices"] == "4 cpu"
+
+
+def test_one_process_goes_on_with_the_same_losses(met, alone, command):
+    assert main(["train", "mom-tiny", *command, "--run-dir", str(met.run_dir)]) == 0
+    together, by_one = losses(met.run_dir), losses(alone)
+    assert [step for step, _ in together] == [2, 4, 6, 6, 8, 10, 12, 12] == [step for step, _ in by_one]
+    np.testing.assert_allclose([x for _, x in together], [x for _, x in by_one], rtol=2e-4)
+
+
+def test_a_checkpoint_that_only_one_finds_damaged(met):
+    """Where it is the first process, which checks it for all, both go on from the one before; otherwise both end."""
+    (status, first, _), (other, second, _) = (end["go on"] for end in met.ends)
+    first, second = ([line for line in text.splitlines() if "Gloo" not in line] for text in (first, second))
+    assert status == other == 0
+    assert first[0] == second[0] == "step 6" and len(first) == len(second) == 2
+    assert "another process gave up" in first[1]
+    assert f"{met.seen[1][1]}/12/params: cannot be read" in second[1]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_what_is_wrong_in_one_ends_both(mistake, mistaken):
-    ends, folders, besides = mistaken
-    for message, end in zip(MISTAKES[mistake][1], ends, strict=True):
-        status, complaint = end[mistake]
+def test_what_is_wrong_in_one_ends_both(mistake, met):
+    for message, end in zip(MISTAKES[mistake][1], met.ends, strict=True):
+        status, _, complaint = end[mistake]
         assert status == 2 and message in complaint and complaint.count("\n") == 1
-    assert besides == ["", ""]
-    assert not any((place / "run" / "config.json").exists() for place in folders)
+    assert not any((place / "run" / "config.json").exists() for place in met.places)
 
 
 def test_other_versions_are_refused(monkeypatch):
@@ -196,10 +165,10 @@ def test_other_versions_are_refused(monkeypatch):
         check_same(packages(), "install the same versions for all of them")
 
 
-def test_no_cluster_is_one_line(mistaken):
+def test_no_cluster_is_one_line(met):
     """Before JAX has met anybody."""
-    for end in mistaken[0]:
-        status, complaint = end["no cluster"]
+    for end in met.ends:
+        status, _, complaint = end["no cluster"]
         assert status == 2 and complaint.count("\n") == 1
         assert "coordinator=auto: finds no Slurm, Open MPI, Kubernetes or TPU pod here; give HOST:PORT" in complaint
 

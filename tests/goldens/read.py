@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from support.parameters import random_model
 
 from mom_jax.interop.keys import pieces
 from mom_jax.models.config import MoMConfig
@@ -61,23 +63,22 @@ def mixer_parameters(layer: nnx.Module, config: MoMConfig, entries: Arrays) -> A
 
 def parameters_by_name(params: Any) -> dict[str, Any]:
     """Arrays of an nnx state by dotted name."""
-    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(params)}
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(params)}
 
 
 def assign(module: nnx.Module, values: dict[str, np.ndarray]) -> None:
     """Overwrites every parameter of ``module``; names and shapes must agree exactly."""
-    flat = dict(nnx.to_flat_state(nnx.state(module)))
-    ours = {".".join(map(str, path)): leaf for path, leaf in flat.items()}
+    ours = {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(nnx.state(module))}
     assert set(ours) == set(values), set(ours) ^ set(values)
-    for name, leaf in ours.items():
-        assert leaf[...].shape == values[name].shape, name
-        leaf[...] = values[name]
+    shapes = {name: leaf.get_value().shape for name, (_, leaf) in ours.items()}
+    assert shapes == {name: x.shape for name, x in values.items()}
+    flat = {path: leaf.replace(jnp.asarray(values[name])) for name, (path, leaf) in ours.items()}
     nnx.update(module, nnx.from_flat_state(flat))
 
 
 def model_of(arrays: Arrays, parameters_from: Arrays | None = None, **options: Any) -> MoMForCausalLM:
     """The file's model, with its own or another file's parameters; options replace fields of its configuration."""
     config = dataclasses.replace(config_of(arrays), **options)
-    model = MoMForCausalLM(config, rngs=nnx.Rngs(0))
+    model = random_model(config)
     assign(model, model_parameters(config, under(parameters_from or arrays, "sd")))
     return model

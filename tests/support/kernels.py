@@ -62,7 +62,8 @@ def example(name, layout, sizes, **changes) -> Inputs:
     case = OF_KERNELS[name]
     inputs = case.example(sum(layout.lengths), len(layout.lengths), sizes, **changes)
     rows = case.packed(inputs["rows"], inputs["shared"])._asdict()
-    rows = {n: x if x is None or n in case.primitive.shared else layout.pack(x) for n, x in rows.items()}
+    rows = {n: None if x is None else np.asarray(x) for n, x in rows.items()}
+    rows |= {n: layout.pack(x) for n, x in rows.items() if x is not None and n not in case.primitive.shared}
     return Inputs(case.primitive.rows(**rows), inputs["state"])
 
 
@@ -117,7 +118,7 @@ def compare(platform, name, inputs, layout, resets, *, tolerance=1e-5, atol=0.0,
     Segments without rows keep their states, and pass gradients on, bit for bit. Returns what the kernel gave.
     """
     table = layout.table(resets)
-    results = measured(platform, name, inputs, table, interpret)
+    results = jax.device_get(measured(platform, name, inputs, table, interpret))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(results))
     got, want = (of_tokens(name, layout, x) for x in (results, expected(name, inputs, table)))
     assert_close(jax.tree.map(lambda x: np.asarray(x, np.float64), got), want, tolerance, atol)

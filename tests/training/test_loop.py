@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from mom_jax import trace_cache
 from mom_jax.data import loader
 from mom_jax.errors import DivergedError, InputError
 from mom_jax.locks import only_writer
@@ -230,8 +231,13 @@ def test_text_without_a_token_to_learn_is_no_success(make_config, tmp_path, monk
 
 @pytest.fixture
 def overflowing(monkeypatch):
-    """A function after which every update is too large for a float."""
-    return lambda: monkeypatch.setattr(program, "learning_rate_schedule", lambda *_: lambda count: jnp.float32(1e30))
+    """A function after which every update is too large for a float, in programs that are traced for it."""
+
+    def overflow():
+        monkeypatch.setattr(trace_cache, "_folder", lambda: None)
+        monkeypatch.setattr(program, "learning_rate_schedule", lambda *_: lambda count: jnp.float32(1e30))
+
+    return overflow
 
 
 def test_a_diverged_run_stops_with_a_clear_message(make_config, tmp_path, overflowing):

@@ -11,8 +11,8 @@ from support.batches import POISON, make_batch
 
 from mom_jax.models.structure import ModelParts
 from mom_jax.training import step
-from mom_jax.training.config import MeshConfig
-from mom_jax.training.program import Program
+from mom_jax.training.config import MeshConfig, SpikesConfig, TrainConfig
+from mom_jax.training.program import TRACED, Program
 from mom_jax.training.sharding import make_mesh, shard_batch
 from mom_jax.training.step import loss_and_gradients, make_train_step
 
@@ -64,6 +64,28 @@ def test_a_step_that_changes_its_state_is_refused(make_config, mesh, monkeypatch
     program = Program(make_config(), mesh)
     with jax.set_mesh(mesh), pytest.raises(AssertionError, match="shape"):
         jax.eval_shape(lambda *x: step.train_step(*x, program), program.abstract, make_batch(0))
+
+
+def test_programs_are_known_by_all_that_they_read(make_config, mesh):
+    """A field of the configuration that is read while they are traced, and not named, would find another's program."""
+    read = set()
+
+    class Noted(TrainConfig):
+        def __getattribute__(self, name):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    config = make_config(gradient_accumulation=2, z_loss_scale=1e-4, spikes=SpikesConfig(skip=True))
+    model = dataclasses.replace(config.model, router_z_loss_scale=1e-3, router_noise=0.1, router_balance="loss_free")
+    recipe = dataclasses.replace(config.optimizer, ema_decay=0.9)
+    config = dataclasses.replace(config, model=model, optimizer=recipe)
+    noted = Noted(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+    read.clear()
+    program = Program(noted, mesh)
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(program.first_state)
+        jax.eval_shape(lambda *x: step.train_step(*x, program), state, make_batch(0))
+    assert read & {field.name for field in dataclasses.fields(config)} == set(TRACED)
 
 
 def clean(params):
