@@ -16,7 +16,8 @@ from mom_jax.ops.primitive import Primitive
 from mom_jax.ops.primitives import PRIMITIVES
 from pallas_kernels.chunks import Chunks
 
-HEADS, CHUNK, CHUNKS = 4, 64, 16
+HEADS, CHUNKS = 4, 16
+CHUNK = {"gpu": 64, "tpu": 128}  # rows, as layers have them
 SIZES = (64, 128, 256)
 DTYPES = ("float32", "bfloat16")
 
@@ -83,7 +84,7 @@ def training(case: Case, chunks: int = CHUNKS, **options: Any) -> tuple[Callable
 
 def _recurrence(case, primitive, chunks):
     """Rows in the case's dtype but for gates, without what all rows share; one segment for all chunks."""
-    sizes = {"N": chunks * CHUNK, "H": HEADS, "K": case.size, "V": case.size}
+    sizes = {"N": chunks * CHUNK[case.platform], "H": HEADS, "K": case.size, "V": case.size}
     dtypes = dict.fromkeys("qkvab", case.dtype)
     inputs = tuple(
         None if name in primitive.shared else jax.ShapeDtypeStruct(shape, dtypes.get(name, "float32"))
@@ -102,14 +103,15 @@ def _chunks(count):
 def _grouped(case, _, chunks):
     """Keys, values and gates of five memories."""
     width = HEADS * case.size
-    x = jax.ShapeDtypeStruct((chunks * CHUNK, width), case.dtype)
+    tile = CHUNK[case.platform]
+    x = jax.ShapeDtypeStruct((chunks * tile, width), case.dtype)
     weight, gates = (jax.ShapeDtypeStruct((5, width, columns), case.dtype) for columns in (width, 2 * HEADS))
-    return (x, (weight, weight, gates)), (jax.ShapeDtypeStruct((5,), jnp.int32),), (CHUNK,)
+    return (x, (weight, weight, gates)), (jax.ShapeDtypeStruct((5,), jnp.int32),), (tile,)
 
 
 def _convolution(case, _, chunks):
     """Queries of tokens in three memories: gathered, with four taps, SiLU and norm."""
-    rows, width = chunks * CHUNK, HEADS * case.size
+    rows, width = chunks * CHUNK[case.platform], HEADS * case.size
     x = jax.ShapeDtypeStruct((rows // 4, width), case.dtype)
     weight = jax.ShapeDtypeStruct((width, 4), "float32")
     token, copies = jax.ShapeDtypeStruct((rows,), jnp.int32), jax.ShapeDtypeStruct((rows // 4, 3), jnp.int32)

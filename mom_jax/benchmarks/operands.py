@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.chunks import chunk_rows
+from mom_jax.ops.dispatch import KERNELS
 from mom_jax.ops.norm import l2_norm
 from mom_jax.ops.segments import ChunkTable, plan_packing
 from mom_jax.typing import Array
@@ -12,7 +13,7 @@ from mom_jax.typing import Array
 def one_segment(time: int, key_dim: int, rows: int | None = None) -> ChunkTable:
     """A single segment of ``time`` rows, in chunks of ``rows`` or those that layers use for keys of this size."""
     memories = jnp.zeros((1, time, 1), jnp.int32)
-    return plan_packing(memories, 1, shared=False, chunk_size=rows or chunk_rows(time, key_dim, "auto")).table
+    return plan_packing(memories, 1, shared=False, chunk_size=rows or chunk_rows(time, key_dim, "auto", KERNELS)).table
 
 
 def delta_rule_rows(time: int, heads: int, key_dim: int, value_dim: int) -> tuple[Array, Array, Array, Array, Array]:

@@ -5,13 +5,13 @@ segments and one more slot at its end, which takes what nobody reads. Without st
 every segment starts from 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.dispatch import uses_kernels
+from mom_jax.ops.dispatch import target, uses_kernels
 from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Bool, Float, Int
@@ -37,10 +37,24 @@ def transpose(x: Float[Array, "*batch a b"]) -> Float[Array, "*batch b a"]:
     return jnp.swapaxes(x, -1, -2)
 
 
-def chunk_rows(time: int, key_dim: int, impl: str) -> int:
-    """Rows of a chunk: small keys gain from short chunks in XLA on a CPU, and short rows need no long ones."""
+def chunk_rows(time: int, key_dim: int, impl: str, kernels: Container[str]) -> int:
+    """Rows of a chunk: as suits the matrix units; few for small keys in XLA on a CPU; no more than short rows have.
+
+    Args:
+        time: tokens of a row.
+        key_dim: K.
+        impl: of the recurrence.
+        kernels: the platforms that it has kernels for.
+    """
     longest = 32 if key_dim <= 64 and not uses_kernels(impl) else 64
+    if uses_kernels(impl) and "tpu" in kernels and target().platform == "tpu" and not _is_small(target().kind):
+        longest = 128
     return min(longest, 1 << (time - 1).bit_length())
+
+
+def _is_small(kind: str) -> bool:
+    """Whether a TPU has 16 MiB of VMEM, where not every kernel has room for chunks of 128 rows."""
+    return kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
 
 
 def initial_carry(initial: Any, shapes: Any) -> tuple[State, Stored]:

@@ -6,17 +6,21 @@ Per head, with a state S of shape [K, V] in float32:
 
 Chunk by chunk (WY form, section 3.3), with the incoming state S and G the running sum of g:
 
-    A_ti = beta_t e^(G_t - G_i) k_t.k_i  (i < t);    R = V - e^G (K S);    U = (I + A)^-1 (beta R)
-    O = e^G (Q S) + (e^(G_t - G_i) q_t.k_i)_(i <= t) U;    S' = e^(G_C) S + (e^(G_C - G) K)^T U
+    A_ti = e^(G_t - G_i) k_t.k_i beta_i  (i < t);    E = (I + A)^-1 (V - e^G (K S))
+    O = e^G (Q S) + (e^(G_t - G_i) q_t.k_i beta_i)_(i <= t) E;    S' = e^(G_C) S + (e^(G_C - G) beta K)^T E
 
-A single kernel computes all of this; the state stays in VMEM from a segment's first chunk to its last.
-For the backward pass it also writes the inverse, C floats for each row and head (512 bytes at C = 128,
-compared with 1536 bytes of bfloat16 inputs at K = V = 256); nothing else is kept. In the backward pass
-a second kernel recomputes the states and writes the one that enters each chunk, K * V floats for C rows
-of a head; the third runs in reverse, with the state's gradient in VMEM, and writes all gradients.
+E has the error of every row, what it finds missing at its turn. A single kernel computes all of this; the state
+stays in VMEM from a segment's first chunk to its last. For the backward pass it also writes the inverse, C values
+for each row and head (256 bytes at C = 128 in bfloat16, compared with 1536 bytes of inputs at K = V = 256); nothing
+else is kept. In the backward pass a second kernel recomputes the states and writes the one that enters each chunk,
+K V values for C rows of a head, and E, which spares the third kernel v and two products. That one runs in reverse,
+with the state's gradient in VMEM, and writes all gradients.
+
+Two rows that meet the same matrix (q and k; the gradients of what they read) are one operand of twice the rows, so that
+the matrix goes into the MXU once.
 
 Matrix products of float32 rows are exact to float32. Rows in bfloat16 are multiplied as they are;
-states, gates, inverses and sums are float32, and rounded to bfloat16 as operands of a product. That
+gates, sums and the state in VMEM are float32, and rounded to bfloat16 as operands of a product and in memory. That
 gives results within 2^-6 of the largest value for keys in general position. Nearly equal keys that
 are written with a strength near 2 carry errors on instead of forgetting them: use float32 rows there.
 """
@@ -124,8 +128,8 @@ def _rule_bwd(scale, interpret, residuals, cotangents):
     do, dfinal = cotangents
     sizes, table = _sizes(q, v, chunks, initial), pack_table(chunks)
     inputs = _inputs(q, k, v, g, beta, chunks) | {"inverse": inverse}
-    states = run("borders", sizes, table, inputs | {"initial": initial}, ("states",), interpret)["states"]
-    inputs |= {"states": states, "do": heads_first(do), "dfinal": dfinal}
+    inputs |= run("borders", sizes, table, inputs | {"initial": initial}, KERNELS["borders"].outputs, interpret)
+    inputs |= {"do": heads_first(do), "dfinal": dfinal}
     outputs = [name for name in KERNELS["reverse"].outputs if name != "dinitial" or initial is not None]
     results = run("reverse", sizes, table, inputs, outputs, interpret, scale=scale)
     rows = (rows_first(results[name]) for name in ("dq", "dk", "dv"))

@@ -29,11 +29,11 @@ class Sizes(NamedTuple):
         heads, chunks, rows, keys, values, segments, dtype = self
         shapes = {
             ("q", "k", "dq", "dk"): ((heads, chunks * rows, keys), dtype),
-            ("v", "o", "do", "dv"): ((heads, chunks * rows, values), dtype),
+            ("v", "o", "do", "dv", "errors"): ((heads, chunks * rows, values), dtype),
             ("g", "beta", "dg", "dbeta"): ((heads, chunks, 1, rows), "float32"),
             ("document",): ((chunks, 1, rows), "int32"),
-            ("inverse",): ((heads, chunks, rows, rows), "float32"),
-            ("states",): ((heads, chunks, keys, values), "float32"),
+            ("inverse",): ((heads, chunks, rows, rows), dtype),
+            ("states",): ((heads, chunks, keys, values), dtype),
             ("initial", "dfinal"): ((segments, heads, keys, values), "float32"),
             ("final", "dinitial"): ((segments + 1, heads, keys, values), "float32"),
         }
@@ -46,7 +46,7 @@ class Sizes(NamedTuple):
         loaded, stored = blocks.loaded(self.segments, *state), blocks.stored(*state)
         return (
             dict.fromkeys(("q", "k", "dq", "dk"), rows_k)
-            | dict.fromkeys(("v", "o", "do", "dv"), rows_v)
+            | dict.fromkeys(("v", "o", "do", "dv", "errors"), rows_v)
             | dict.fromkeys(("g", "beta", "dg", "dbeta"), gates)
             | dict.fromkeys(("initial", "dfinal"), loaded)
             | dict.fromkeys(("final", "dinitial"), stored)
@@ -71,27 +71,27 @@ class Kernel(NamedTuple):
     reverse: bool = False
 
 
-_ROWS = ("k", "v", "g", "beta", "document")
+_ROWS = ("k", "g", "beta", "document")
 KERNELS = {
     "forward": Kernel(
         delta_rule_kernels.forward,
-        inputs=(*_ROWS, "q", "initial"),
+        inputs=(*_ROWS, "q", "v", "initial"),
         outputs=("o", "final", "inverse"),
         products=(3, 2, 2),
         spilled={"bfloat16": (1, 2, 8), "float32": (4, 8, 16)},
     ),
     "borders": Kernel(
         delta_rule_kernels.borders,
-        inputs=(*_ROWS, "inverse", "initial"),
-        outputs=("states",),
+        inputs=(*_ROWS, "v", "inverse", "initial"),
+        outputs=("states", "errors"),
         products=(2, 0, 1),
         spilled={"bfloat16": (1, 1, 2), "float32": (2, 2, 4)},
     ),
     "reverse": Kernel(
         delta_rule_kernels.reverse,
-        inputs=(*_ROWS, "q", "inverse", "states", "do", "dfinal"),
+        inputs=(*_ROWS, "q", "inverse", "errors", "states", "do", "dfinal"),
         outputs=("dq", "dk", "dv", "dg", "dbeta", "dinitial"),
-        products=(7, 5, 5),
+        products=(6, 5, 4),
         spilled={"bfloat16": (5, 6, 12), "float32": (14, 24, 28)},
         reverse=True,
     ),

@@ -20,9 +20,9 @@ class _Chunk(NamedTuple):
     """A chunk in VMEM."""
 
     k: jax.Array
-    v: jax.Array
-    beta: jax.Array  # [MB, C, 1]
+    beta: jax.Array  # [MB, 1, C]
     decays: Decays
+    strength: jax.Array  # [MB, C, 1]: beta, and the decay from a row to the chunk's end
 
 
 def forward(
@@ -44,17 +44,19 @@ def forward(
 ) -> None:
     """Outputs, final states and, where asked for, the inverses."""
     entry = load_state(table, blocks, initial, state)
-    chunk = _read(k, v, g, beta, document)
-    solve = unit_lower_inverse(_strict(chunk), exact=chunk.k.dtype == jnp.float32)
+    chunk, entering = _read(k, g, beta, document), state[...]
+    both = _stack(chunk.k, q[...])
+    gram, scores = _halves(product(both, chunk.k, "nt"))
+    read_k, read_q = _halves(_times_state(both, entering))
+    weighted = chunk.decays.between * chunk.beta
+    solve = unit_lower_inverse(_strict(weighted * gram), exact=chunk.k.dtype == jnp.float32)
+    solve = _operand(solve, chunk.k)
     if inverse is not None:
         inverse[...] = solve
-    queries, entering = q[...], state[...]
-    scores = chunk.decays.between * product(queries, chunk.k, "nt")
-    update = _update(chunk, solve, _residual(chunk, entering))
-    read = chunk.decays.enter * _times_state(queries, entering)
-    inside = product(_operand(scores, queries), _operand(update, queries))
-    o[...] = (scale * (read + inside)).astype(o.dtype)
-    state[...] = _advance(chunk, entering, update)
+    errors = _errors(chunk, v, solve, read_k)
+    inside = product(_operand(weighted * scores, errors), errors)
+    o[...] = (scale * (chunk.decays.enter * read_q + inside)).astype(o.dtype)
+    state[...] = _advance(chunk, entering, errors)
     store_state(entry, blocks, final, state)
 
 
@@ -69,15 +71,16 @@ def borders(
     inverse: Ref,  # [MB, C, C]
     initial: Ref | None,
     states: Ref,  # [MB, K, V]
+    errors: Ref,  # [MB, C, V]
     state: Ref,
     blocks: Blocks,
 ) -> None:
-    """The state that enters each chunk."""
+    """The state that enters each chunk, and the errors of its rows."""
     load_state(table, blocks, initial, state)
-    chunk, entering = _read(k, v, g, beta, document), state[...]
-    states[...] = entering
-    update = _update(chunk, inverse[...], _residual(chunk, entering))
-    state[...] = _advance(chunk, entering, update)
+    chunk, entering = _read(k, g, beta, document), state[...]
+    states[...] = entering.astype(states.dtype)
+    errors[...] = _errors(chunk, v, inverse[...], _times_state(chunk.k, entering))
+    state[...] = _advance(chunk, entering, errors[...])
 
 
 def reverse(
@@ -85,11 +88,11 @@ def reverse(
     *,
     q: Ref,
     k: Ref,
-    v: Ref,
     g: Ref,
     beta: Ref,
     document: Ref | None,
     inverse: Ref,
+    errors: Ref,  # [MB, C, V]
     states: Ref,  # [MB, K, V] what enters the chunk
     do: Ref,  # [MB, C, V]
     dfinal: Ref | None,  # [MB, K, V]
@@ -105,51 +108,56 @@ def reverse(
 ) -> None:
     """All gradients, from the last chunk to the first."""
     entry = load_state(table, blocks, dfinal, state)
-    chunk = _read(k, v, g, beta, document)
-    keys, decays, like = chunk.k, chunk.decays, chunk.k
-    queries, dout, entering, dleaving = q[...], do[...], states[...], state[...]
-    gram = decays.between * product(keys, keys, "nt")
-    scores = decays.between * product(queries, keys, "nt")
-    residual = _residual(chunk, entering)
-    update = _update(chunk, inverse[...], residual)
+    chunk = _read(k, g, beta, document)
+    keys, decays, like, leaving = chunk.k, chunk.decays, chunk.k, state[...]
+    both, dout = _stack(keys, q[...]), do[...]
+    weighted = decays.between * chunk.beta
+    products = product(both, keys, "nt")
+    scores = _operand(weighted * _halves(products)[1], like)
 
-    dupdate = scale * product(_operand(scores, like), dout, "tn")
-    dupdate += decays.leave * _times_state(keys, dleaving)
-    dwritten = product(_operand(inverse[...], like), _operand(dupdate, like), "tn")
-    dvalue = chunk.beta * dwritten
+    derrors = scale * product(scores, dout, "tn") + chunk.strength * _times_state(keys, leaving)
+    dvalue = product(inverse[...], _operand(derrors, like), "tn")
     dv[...] = dvalue.astype(dv.dtype)
-    dread_k = _operand(-decays.enter * dvalue, like)
-    dread_q = _operand(scale * decays.enter * dout.astype(jnp.float32), like)
-    state[...] = decays.across * dleaving + product(keys, dread_k, "tn") + product(queries, dread_q, "tn")
+    dread = _stack(-decays.enter * dvalue, scale * decays.enter * dout.astype(jnp.float32))
+    dread = _operand(dread, like)
+    state[...] = decays.across * leaving + product(both, dread, "tn")
     store_state(entry, blocks, dinitial, state)
 
-    update = _operand(update, like)
-    dscores = scale * product(dout, update, "nt")
-    strict = row_index(gram.shape) > column_index(gram.shape)
-    dstrict = jnp.where(strict, -product(_operand(dwritten, like), update, "nt"), 0.0)
-    dgram = dstrict * gram
-    dbeta[...] = to_row(jnp.sum(dwritten * residual, -1, keepdims=True) + jnp.sum(dgram, -1, keepdims=True))
-
-    from_state = _times_state(dread_k, entering, transposed=True)
-    to_state = decays.leave * _times_state(update, dleaving, transposed=True)
-    of_queries = _times_state(dread_q, entering, transposed=True)
+    dgram, dscores = _halves(product(_stack(_operand(dvalue, like), dout), errors[...], "nt"))
+    dgram, dscores = _strict(-dgram), scale * dscores
+    gram, scores = _halves(products)
+    unweighted = decays.between * (dgram * gram + dscores * scores)
+    from_state = _times_state(dread, states[...], transposed=True)
+    to_state = _times_state(errors[...], leaving, transposed=True)
+    written = decays.leave * jnp.sum(to_state * keys, -1, keepdims=True)
+    dbeta[...] = jnp.sum(unweighted, -2, keepdims=True) + to_row(written)
+    read = from_state * both
     dg[...] = head_gate_gradients(
-        paths=dscores * scores + chunk.beta * dgram,
-        entering=jnp.sum(of_queries * queries + from_state * keys, -1, keepdims=True),
-        leaving=jnp.sum(to_state * keys, -1, keepdims=True),
-        across=decays.across * jnp.sum(dleaving * entering, (-2, -1), keepdims=True),
+        paths=unweighted * chunk.beta,
+        entering=sum(jnp.sum(x, -1, keepdims=True) for x in _halves(read)),
+        leaving=to_column(chunk.beta) * written,
+        across=decays.across * jnp.sum(leaving * states[...].astype(jnp.float32), (-2, -1), keepdims=True),
     )
-    dscores = _operand(decays.between * dscores, like)
-    dstrict = chunk.beta * decays.between * dstrict
-    dstrict = _operand(dstrict + jnp.swapaxes(dstrict, 1, 2), like)
-    dq[...] = (of_queries + product(dscores, keys)).astype(dq.dtype)
-    inside = product(dscores, queries, "tn") + product(dstrict, keys)
-    dk[...] = (from_state + to_state + inside).astype(dk.dtype)
+    dgram, dscores = weighted * dgram, _operand(weighted * dscores, like)
+    symmetric = _operand(dgram + jnp.swapaxes(dgram, 1, 2), like)
+    to_keys, to_queries = _halves(from_state + product(_stack(symmetric, dscores), keys))
+    dq[...] = to_queries.astype(dq.dtype)
+    dk[...] = (to_keys + chunk.strength * to_state + product(dscores, q[...], "tn")).astype(dk.dtype)
 
 
-def _read(k, v, g, beta, document):
-    inside = documents(None if document is None else document[...])
-    return _Chunk(k[...], v[...], to_column(beta[...]), head_decays(g[...], inside))
+def _read(k, g, beta, document):
+    decays = head_decays(g[...], documents(None if document is None else document[...]))
+    return _Chunk(k[...], beta[...], decays, to_column(beta[...]) * decays.leave)
+
+
+def _stack(first, second):
+    """Rows [MB, C, K] twice as [MB, 2 C, K]: as one operand they take a matrix into the MXU once."""
+    return jnp.concatenate([first, second], 1)
+
+
+def _halves(x):
+    """The inverse of `_stack`."""
+    return x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
 
 
 def _operand(x, like):
@@ -161,20 +169,16 @@ def _times_state(x, state, transposed=False):
     return product(x, _operand(state, x), "nt" if transposed else "nn")
 
 
-def _strict(chunk):
-    gram = chunk.beta * chunk.decays.between * product(chunk.k, chunk.k, "nt")
-    return jnp.where(row_index(gram.shape) > column_index(gram.shape), gram, 0.0)
+def _strict(square):
+    return jnp.where(row_index(square.shape) > column_index(square.shape), square, 0.0)
 
 
-def _residual(chunk, state):
-    """The residual: values less what the state predicts of them."""
-    return chunk.v.astype(jnp.float32) - chunk.decays.enter * _times_state(chunk.k, state)
+def _errors(chunk, v, inverse, read):
+    """What rows find missing at their turn, where ``read`` is what the incoming state gives for their keys."""
+    missing = v[...].astype(jnp.float32) - chunk.decays.enter * read
+    return _operand(product(inverse, _operand(missing, chunk.k)), chunk.k)
 
 
-def _update(chunk, inverse, residual):
-    return product(_operand(inverse, chunk.k), _operand(chunk.beta * residual, chunk.k))
-
-
-def _advance(chunk, state, update):
-    written = _operand(chunk.decays.leave * update, chunk.k)
+def _advance(chunk, state, errors):
+    written = _operand(chunk.strength * errors.astype(jnp.float32), chunk.k)
     return chunk.decays.across * state + product(chunk.k, written, "tn")

@@ -6,8 +6,9 @@ from jax.sharding import AbstractMesh
 
 from mom_jax.errors import InputError
 from mom_jax.ops import dispatch
+from mom_jax.ops.chunks import chunk_rows
 from mom_jax.ops.delta_rule import DELTA_RULE
-from mom_jax.ops.dispatch import select, target, uses_kernels
+from mom_jax.ops.dispatch import KERNELS, select, target, uses_kernels
 from pallas_kernels.chunks import Unsupported
 
 FORMS = {"reference": lambda *_: "reference", "xla": lambda *_: "xla"}
@@ -40,6 +41,17 @@ def test_target():
     with compiling_for("tpu", "TPU v5 lite"):
         assert target() == ("tpu", "TPU v5 lite", None)
     assert uses_kernels("gpu") and not uses_kernels("auto")
+
+
+def test_rows_of_a_chunk():
+    """As many as suit the matrix units, and the kernels of small TPUs have room for; short rows have no more."""
+    kinds = {("tpu", "TPU v5 lite"): 128, ("tpu", "TPU v5"): 128, ("tpu", "TPU v4"): 64, ("gpu", "NVIDIA H100"): 64}
+    for device, rows in kinds.items():
+        with compiling_for(*device):
+            found = [chunk_rows(2048, 256, "auto", names) for names in (KERNELS, ("gpu",), ())]
+            assert found == [rows, 64, 64] and chunk_rows(2048, 256, "xla", KERNELS) == 64
+            assert chunk_rows(20, 256, "auto", KERNELS) == 32
+    assert [chunk_rows(2048, size, "auto", KERNELS) for size in (64, 256)] == [32, 64]
 
 
 def test_auto(fast):

@@ -91,8 +91,8 @@ def traffic_table() -> Iterator[str]:
     """A line for each operator and platform, at K = V = 256 in bfloat16."""
     yield "| operator | platform | inputs, outputs and gradients once, KB | kernels move, KB | kernels |"
     yield "|---|---|---|---|---|"
-    rows = CHUNKS * CHUNK * HEADS * 1024
     for platform, operators in OPERATORS.items():
+        rows = CHUNKS * CHUNK[platform] * HEADS * 1024
         for operator in operators:
             function, arguments = training(Case(platform, operator, 256, "bfloat16"))
             kernel_calls = list(calls(PRIMITIVES[platform], function, *arguments))

@@ -37,7 +37,7 @@ def traffic(operator: str) -> Traffic:
     counted: Traffic = {}
     with mock.patch.object(launch, "_Interpreted", _counting(counted)):
         jax.block_until_ready(jax.jit(function)(*jax.tree.map(_zeros, arguments)))
-    rows = CHUNKS * CHUNK * HEADS
+    rows = CHUNKS * CHUNK["gpu"] * HEADS
     return {name: {where: round(x / rows) for where, x in of.items()} for name, of in counted.items()}
 
 

@@ -143,7 +143,7 @@ class MemoryRule(nnx.Module):
 
     def chunk_rows(self, time: int) -> int:
         """Alignment of packed segments for rows of ``time`` tokens; 1 for a single step."""
-        return chunk_rows(time, self.sizes.head_k_dim, self.options.impl)
+        return chunk_rows(time, self.sizes.head_k_dim, self.options.impl, self.primitive.kernels)
 
     def flops(self, chunk: int) -> tuple[float, float]:
         """FLOPs of the chunk-parallel recurrence for one row and head: (forward, backward)."""

@@ -8,11 +8,13 @@ from pallas_kernels.tpu import calls, recurrence
 from pallas_kernels.tpu.delta_rule_calls import KERNELS, Sizes, vmem_bytes
 
 C, K, V = 128, 256, 256
-ROWS, GATE, DOCUMENTS, INVERSE, STATE = 2 * C * K, 4 * 8 * C, 4 * 8 * C, 4 * C * C, 4 * K * V  # of one head
+ROWS, GATE, DOCUMENTS, INVERSE, STATE = 2 * C * K, 4 * 8 * C, 4 * 8 * C, 2 * C * C, 4 * K * V  # of one head
 BLOCKS = {
     "forward": 4 * ROWS + 2 * GATE + INVERSE + 2 * STATE,  # q, k, v, o; g, beta; inverse; initial, final
-    "borders": 2 * ROWS + 2 * GATE + INVERSE + 2 * STATE,  # k, v; g, beta; inverse; initial, states
-    "reverse": 7 * ROWS + 4 * GATE + INVERSE + 3 * STATE,  # q, k, v, do, dq, dk, dv; gates; states, dfinal, dinitial
+    # k, v, errors; g, beta; inverse; initial, and states in half precision
+    "borders": 3 * ROWS + 2 * GATE + INVERSE + STATE + STATE // 2,
+    # q, k, errors, do, dq, dk, dv; gates; states, dfinal, dinitial
+    "reverse": 7 * ROWS + 4 * GATE + INVERSE + 2 * STATE + STATE // 2,
 }
 SPILLED = {"forward": (1, 2, 8), "borders": (1, 1, 2), "reverse": (5, 6, 12)}  # arrays [K, V], [C, K] and [C, C]
 
