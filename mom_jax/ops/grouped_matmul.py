@@ -13,7 +13,10 @@ from mom_jax.ops.precision import wide, widened
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float, Int
 
-KERNELS = {"gpu": "pallas_kernels.gpu.grouped_matmul:grouped_matmul"}
+KERNELS = {
+    "tpu": "pallas_kernels.tpu.grouped_matmul:grouped_matmul",
+    "gpu": "pallas_kernels.gpu.grouped_matmul:grouped_matmul",
+}
 Weights = tuple[Float[Array, "G D _"], ...]  # [G, D, F], each with its own F
 Products = tuple[Float[Array, "N _"], ...]  # [N, F]
 _Inputs = tuple[Float[Array, "N D"], Weights, Int[Array, " G"]]
@@ -24,35 +27,39 @@ def grouped_matmul(
 ) -> Products:
     """``y[n] = x[n] @ w[g]`` for every ``w`` in ``weights`` and the group g that row n falls into.
 
-    Cost follows the rows, not N * G. On TPU it is `jax.lax.ragged_dot`, native there; on CPU, where that
-    is a dense expansion, a loop over row tiles of each group; on GPU, where it is one too, a kernel.
+    Cost follows the rows, not N * G. On TPU and GPU it is a kernel. XLA's form is `jax.lax.ragged_dot`, native on TPU;
+    on CPU, where that is a dense expansion, a loop over row tiles of each group.
 
     Args:
         x: rows; those behind the last group must be 0 and give 0.
         weights: any number, each with its own F.
         group_sizes: rows of each group, a multiple of ``tile``; groups follow each other from row 0.
         tile: alignment of groups, in rows.
-        impl: ``auto``, or ``gpu`` for the kernel; every other name is XLA.
+        impl: ``auto``, or ``tpu`` or ``gpu`` for the kernel; every other name is XLA.
 
     Returns:
         A product for each weight, in ``x.dtype``; sums in float32 or wider.
 
     Raises:
-        InputError: ``gpu`` cannot run here.
+        InputError: ``tpu`` or ``gpu`` cannot run here.
     """
-    name = impl if impl in ("auto", "gpu") and x.shape[0] > group_sizes.shape[0] else "xla"
+    name = impl if impl in ("auto", *KERNELS) and x.shape[0] > group_sizes.shape[0] else "xla"
     return select(name, {"xla": _by_xla}, KERNELS)(x, weights, group_sizes, tile)
 
 
 def token_matmul(x: Float[Array, "B T D"], weights: Weights, packing: Packing, *, impl: str = "auto") -> Products:
-    """The same for packed rows of tokens: the kernel gathers them where it reads them, XLA packs them first."""
+    """The same for packed rows of tokens: a GPU's kernel gathers them where it reads them, others are packed first."""
     groups = packing.group_sizes.shape[0]
-    name = impl if impl in ("auto", "gpu") and packing.token.shape[0] > groups else "xla"
-    return select(name, {"xla": _packed_first}, {"gpu": _gathered})(x, weights, packing)
+    name = impl if impl in ("auto", *KERNELS) and packing.token.shape[0] > groups else "xla"
+    return select(name, {"xla": _packed_first}, {"tpu": _packed, "gpu": _gathered})(x, weights, packing)
 
 
 def _packed_first(x: Float[Array, "B T D"], weights: Weights, packing: Packing) -> Products:
     return _by_xla(pack(x, packing), weights, packing.group_sizes, packing.table.chunk_size)
+
+
+def _packed(device: Target, x: Float[Array, "B T D"], weights: Weights, packing: Packing) -> Products:
+    return kernel_for(device, KERNELS)(pack(x, packing), weights, packing.group_sizes, packing.table.chunk_size)
 
 
 def _gathered(device: Target, x: Float[Array, "B T D"], weights: Weights, packing: Packing) -> Products:
