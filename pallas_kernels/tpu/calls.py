@@ -24,6 +24,7 @@ class Device(NamedTuple):
 
     generation: str  # "v5e", "v6e", ...
     vmem: int  # bytes of VMEM of a core
+    cores: int = 1  # that share a program
 
 
 def device() -> Device:
@@ -31,7 +32,13 @@ def device() -> Device:
     if not pltpu.is_tpu_device():
         return Device("v5e", 128 * 2**20)
     info = pltpu.get_tpu_info()
-    return Device(str(info.chip_version), info.vmem_capacity_bytes)
+    return Device(str(info.chip_version), info.vmem_capacity_bytes, info.num_cores)
+
+
+def block_heads(heads: int, most: int) -> list[int]:
+    """Heads that a block may have: divisors of ``heads``, up to ``most``, that leave a block for every core."""
+    most = min(most, max(1, heads // device().cores))
+    return [n for n in range(1, most + 1) if heads % n == 0]
 
 
 def check_vmem(need: int, sizes: str) -> None:

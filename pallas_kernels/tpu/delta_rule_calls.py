@@ -112,10 +112,10 @@ CONFIGS = {name: list(_EACH) for name in KERNELS}
 
 
 def heads_per_block(name: str, sizes: Sizes, generation: str) -> int:
-    """The largest divisor of H that the kernel's configuration allows."""
+    """As many heads as the kernel's configuration allows."""
     size, itemsize = max(sizes.keys, sizes.values), jnp.dtype(sizes.dtype).itemsize
     most = find(CONFIGS[name], generation, itemsize, size).block_h or 1
-    return max(n for n in range(1, most + 1) if sizes.heads % n == 0)
+    return max(calls.block_heads(sizes.heads, most))
 
 
 def vmem_bytes(name: str, sizes: Sizes, heads: int) -> int:

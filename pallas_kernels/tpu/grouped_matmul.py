@@ -5,7 +5,8 @@ that meet: a tile in which groups meet is visited once for each and keeps, each 
 table of visits is computed from the sizes and prefetched; visits follow the rows, so a group's weights stay in VMEM
 from its first tile to its last. All weights are multiplied in one launch, which reads x once. The gradient of x is one
 sum over the weights; the weights' gradients are summed in VMEM over the visits of their group. Weights that do not fit
-into VMEM together have a launch each, which goes through the rows once for each block of columns that does.
+into VMEM together have a launch each, which goes through the rows once for each block of columns that does. Where two
+cores share a program, each takes half the columns of the weights that are wide enough.
 
 Products of float32 rows are exact to float32; of bfloat16 rows, sums are float32.
 """
@@ -23,12 +24,12 @@ from pallas_kernels.arguments import TPU
 from pallas_kernels.chunks import Unsupported
 from pallas_kernels.configs import Config, Entry, find
 from pallas_kernels.tpu import calls
-from pallas_kernels.tpu.calls import DEFAULT_SCOPE, LANES, Interpret, tile_bytes
+from pallas_kernels.tpu.calls import DEFAULT_SCOPE, LANES, Interpret, Operand, tile_bytes
+from pallas_kernels.tpu.grouped_matmul_kernels import Visit, product, row_gradient, visits, weight_gradients
 
 _EACH = [Entry(Config(block_m=512), itemsize=2), Entry(Config(block_m=256))]
 CONFIGS = {"product": [*_EACH], "row_gradient": [*_EACH], "weight_gradient": [*_EACH]}
 
-Ref = Any
 Arrays = Sequence[jax.Array]
 
 
@@ -58,12 +59,15 @@ def grouped_matmul(
             raise Unsupported(f"weight is {weight.dtype}: the TPU kernels take {x.dtype} here, as x is")
         if x.ndim != 2 or weight.ndim != 3 or weight.shape[:2] != (*group_sizes.shape, x.shape[1]):
             raise ValueError(f"weight {weight.shape} does not fit {group_sizes.shape} groups of x {x.shape}: [G, D, F]")
-    together = max(_vmem(name, x, weights, 1) for name in CONFIGS) <= _most_vmem()
-    launches = [weights] if together else [(w,) for w in weights]
+    products: dict[int, jax.Array] = {}
+    launches = _launches(x, weights)
     for some in launches:
         for name in CONFIGS:
-            _Plan.make(name, x, some)
-    return tuple(y for some in launches for y in _grouped_matmul(x, tuple(some), group_sizes, interpret))
+            _Plan.make(name, x, [weights[i] for i in some])
+    for some in launches:
+        chosen = tuple(weights[i] for i in some)
+        products.update(zip(some, _grouped_matmul(x, chosen, group_sizes, interpret), strict=True))
+    return tuple(products[i] for i in range(len(weights)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -71,7 +75,7 @@ def _grouped_matmul(x, weights, group_sizes, interpret):
     plan = _Plan.make("product", x, weights)
     shapes = [jax.ShapeDtypeStruct((x.shape[0], w.shape[2]), x.dtype) for w in weights]
     operands = [plan.rows(x), *(plan.weights(w, 2) for w in weights)]
-    return plan.launch(_product, group_sizes, operands, [plan.rows(y, blocked=True) for y in shapes], [], interpret)
+    return plan.launch(product, group_sizes, operands, [plan.rows(y, blocked=True) for y in shapes], [], interpret)
 
 
 def _forward(x, weights, group_sizes, interpret):
@@ -82,126 +86,15 @@ def _backward(interpret, residuals, dys):
     x, weights, group_sizes = residuals
     plan, like = _Plan.make("row_gradient", x, weights), jax.ShapeDtypeStruct(x.shape, x.dtype)
     operands = [*(plan.rows(dy) for dy in dys), *(plan.weights(w, 1) for w in weights)]
-    (dx,) = plan.launch(_row_gradient, group_sizes, operands, [plan.rows(like, blocked=True)], [], interpret)
+    (dx,) = plan.launch(row_gradient, group_sizes, operands, [plan.rows(like, blocked=True)], [], interpret)
     plan = _Plan.make("weight_gradient", x, weights)
     operands = [plan.rows(x), *(plan.rows(dy, blocked=True) for dy in dys)]
     outputs = [plan.weights(jax.ShapeDtypeStruct(w.shape, w.dtype), 2) for w in weights]
     sums = [pltpu.VMEM(y.spec.block_shape[1:], jnp.float32) for y in outputs]
-    return dx, plan.launch(_weight_gradients, group_sizes, operands, outputs, sums, interpret), None
+    return dx, plan.launch(weight_gradients, group_sizes, operands, outputs, sums, interpret), None
 
 
 _grouped_matmul.defvjp(_forward, _backward)
-
-
-def _product(visit, x, *refs):
-    weights, ys = refs[: len(refs) // 2], refs[len(refs) // 2 :]
-
-    @pl.when(visit.has_rows)
-    def _():
-        for w, y in zip(weights, ys, strict=True):
-            visit.put(y, _dot(x[...], w[...], "nn"))
-
-    visit.clear(*ys)
-
-
-def _row_gradient(visit, *refs):
-    *operands, dx = refs
-    dys, weights = operands[: len(operands) // 2], operands[len(operands) // 2 :]
-
-    @pl.when(visit.has_rows)
-    def _():
-        total = functools.reduce(jnp.add, (_dot(dy[...], w[...], "nt") for dy, w in zip(dys, weights, strict=True)))
-        visit.put(dx, total)
-
-    visit.clear(dx)
-
-
-def _weight_gradients(visit, x, *refs):
-    each = len(refs) // 3
-    for dy, dw, total in zip(refs[:each], refs[each : 2 * each], refs[2 * each :], strict=True):
-
-        @pl.when(visit.is_first)
-        def _(total=total):
-            total[...] = jnp.zeros_like(total)
-
-        @pl.when(visit.has_rows)
-        def _(dy=dy, total=total):  # what lies behind the last row may be anything
-            rows = (jnp.where(visit.inside(a), a[...], jnp.zeros_like(a)) for a in (x, dy))
-            total[...] += _dot(*rows, "tn")
-
-        @pl.when(visit.is_last)
-        def _(dw=dw, total=total):
-            dw[...] = total[...].astype(dw.dtype)
-
-
-_AXES = {"nn": (1, 0), "nt": (1, 1), "tn": (0, 0)}  # summed over, of a and of b
-
-
-def _dot(a: jax.Array, b: jax.Array, form: str) -> jax.Array:
-    """``a b``, ``a b^T`` or ``a^T b`` in float32."""
-    left, right = _AXES[form]
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    dimensions = ((left,), (right,)), ((), ())
-    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
-
-
-class _Visit(NamedTuple):
-    """A grid step."""
-
-    tile: jax.Array
-    begin: jax.Array  # the group's first row
-    end: jax.Array  # the one behind its last
-    has_rows: jax.Array  # whether the group has any in the tile
-    is_behind: jax.Array  # whether rows behind the last group are in the tile
-    is_first: jax.Array  # whether it is the group's first visit
-    is_last: jax.Array
-
-    def inside(self, rows: Ref) -> jax.Array:
-        """Which rows of a tile are the group's, bool of the tile's shape."""
-        row = self.tile * rows.shape[0] + jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0)
-        return (row >= self.begin) & (row < self.end)
-
-    def put(self, target: Ref, rows: jax.Array) -> None:
-        """Stores the group's rows of a tile, and leaves the others."""
-        target[...] = jnp.where(self.inside(target), rows.astype(target.dtype), target[...])
-
-    def clear(self, *targets: Ref) -> None:
-        """Stores 0 in the rows behind the last group."""
-
-        @pl.when(self.is_behind)
-        def _():
-            for target in targets:
-                self.put(target, jnp.zeros_like(target))
-
-
-def _visits(group_sizes: jax.Array, rows: int, height: int) -> jax.Array:
-    """The table of visits: group, tile, first row, end, and 1 for a group's first and 2 for its last; [5, visits].
-
-    Rows behind the last group are one more. A group without rows is visited as well, for its gradient. Steps that are
-    left over visit the last tile for no rows.
-    """
-    groups, tiles = group_sizes.shape[0], -(-rows // height)
-    end = jnp.concatenate([jnp.cumsum(group_sizes), jnp.full((1,), rows)]).astype(jnp.int32)
-    begin = jnp.concatenate([jnp.zeros((1,), jnp.int32), end[:-1]])
-    first = jnp.minimum(begin // height, tiles - 1)
-    count = jnp.where(end > begin, (end - 1) // height - first + 1, 1)
-    behind = jnp.cumsum(count)
-    step = jnp.arange(tiles + 2 * groups + 1, dtype=jnp.int32)
-    group = jnp.sum(step[:, None] >= behind, -1, dtype=jnp.int32)
-    left_over = group > groups
-    group = jnp.minimum(group, groups)
-    number = step - (behind - count)[group]
-    flags = (number == 0) + 2 * (number == count[group] - 1)
-    tile = jnp.where(left_over, tiles - 1, first[group] + number)
-    row = jnp.where(left_over, 0, jnp.stack([begin[group], end[group], flags]))
-    return jnp.concatenate([jnp.stack([group, tile]), row])
-
-
-class _Operand(NamedTuple):
-    """An input or output in memory, and its blocks."""
-
-    array: jax.Array | jax.ShapeDtypeStruct
-    spec: pl.BlockSpec
 
 
 class _Plan(NamedTuple):
@@ -215,25 +108,26 @@ class _Plan(NamedTuple):
 
     @classmethod
     def make(cls, name: str, x: jax.Array, weights: Arrays) -> "_Plan":
-        """As few blocks of columns as fit into VMEM; several of them only for a single weight."""
+        """As few blocks of columns as fit into VMEM and keep every core busy."""
         (rows, inputs), columns = x.shape, [w.shape[2] for w in weights]
-        cut, blocks = inputs if name == "row_gradient" else columns[0], 1
+        cut, cores = [inputs] if name == "row_gradient" else columns, calls.device().cores
+        blocks = cores if _divide(cut, cores) else 1
         while (need := _vmem(name, x, weights, blocks)) > _most_vmem():
             blocks *= 2
-            if len(columns) > 1 or cut % (blocks * LANES):
+            if not _divide(cut, blocks):
                 raise Unsupported(f"weights {inputs} x {columns[0]} need {need / 2**20:.0f} MiB of VMEM")
         vmem = min(max(need * 5 // 4, DEFAULT_SCOPE), calls.device().vmem)  # compilers differ
         return cls(name, _height(name, x), blocks, vmem, 2 * rows * inputs * sum(columns))
 
-    def rows(self, array: Any, blocked: bool = False) -> _Operand:
+    def rows(self, array: Any, blocked: bool = False) -> Operand:
         """[N, columns] by tiles; ``blocked``: and by columns."""
         blocks = self.blocks if blocked else 1
         spec = pl.BlockSpec(
             (self.height, array.shape[1] // blocks), lambda b, v, table: (table[1, v], b if blocked else 0)
         )
-        return _Operand(array, spec)
+        return Operand(array, spec)
 
-    def weights(self, array: Any, axis: int) -> _Operand:
+    def weights(self, array: Any, axis: int) -> Operand:
         """[G, D, F] by groups, and by columns along ``axis``; the rows behind the last group have the last one's."""
         block, last = [None, *array.shape[1:]], array.shape[0] - 1
         block[axis] //= self.blocks
@@ -243,20 +137,20 @@ class _Plan(NamedTuple):
             place[axis] = b
             return tuple(place)
 
-        return _Operand(array, pl.BlockSpec(tuple(block), index))
+        return Operand(array, pl.BlockSpec(tuple(block), index))
 
     def launch(
         self,
         body: Callable[..., None],
         group_sizes: jax.Array,
-        inputs: Sequence[_Operand],
-        outputs: Sequence[_Operand],
+        inputs: Sequence[Operand],
+        outputs: Sequence[Operand],
         sums: Sequence[Any],
         interpret: Interpret,
     ) -> tuple[jax.Array, ...]:
         """Runs ``body(visit, *inputs, *outputs, *sums)`` for all visits of each block of columns."""
         rows = next(x.array.shape[0] for x in (*inputs, *outputs) if x.array.ndim == 2)
-        table = _visits(group_sizes, rows, self.height)
+        table = visits(group_sizes, rows, self.height)
 
         def kernel(table, *refs):
             v = pl.program_id(1)
@@ -265,7 +159,7 @@ class _Plan(NamedTuple):
             meets, is_group = (begin < end) & (end > top), table[0, v] < group_sizes.shape[0]
             is_first, is_last = is_group & (flags % 2 == 1), is_group & (flags >= 2)
             has_rows, is_behind = meets & is_group, meets & jnp.logical_not(is_group)
-            body(_Visit(tile, begin, end, has_rows, is_behind, is_first, is_last), *refs)
+            body(Visit(tile, begin, end, has_rows, is_behind, is_first, is_last), *refs)
 
         operands = [x.array for x in inputs]
         results = pl.pallas_call(
@@ -289,6 +183,23 @@ class _Plan(NamedTuple):
             interpret=interpret,
         )(table, *operands)
         return tuple(results)
+
+
+def _launches(x: jax.Array, weights: Arrays) -> list[list[int]]:
+    """Which weights are multiplied together, by their places."""
+    cores, places = calls.device().cores, range(len(weights))
+    wide = [i for i in places if _divide([weights[i].shape[2]], cores)]
+    parts = [wide, [i for i in places if i not in wide]] if cores > 1 else [list(places)]
+
+    def fit(some: list[int]) -> bool:
+        return max(_vmem(name, x, [weights[i] for i in some], 1) for name in CONFIGS) <= _most_vmem()
+
+    return [launch for some in parts if some for launch in ([some] if fit(some) else [[i] for i in some])]
+
+
+def _divide(columns: Sequence[int], blocks: int) -> bool:
+    """Whether all columns are so many blocks of whole lanes."""
+    return all(n % (blocks * LANES) == 0 for n in columns)
 
 
 def _height(name: str, x: jax.Array) -> int:

@@ -72,8 +72,8 @@ def apply(
     def most(way, name):
         size = max(q.shape[-1], v.shape[-1])
         limit = find(configs[name], target.generation, q.dtype.itemsize, size).block_h or 1
-        divisors = (n for n in range(1, limit + 1) if q.shape[0] % n == 0)
-        return max(n for n in divisors if vmem_bytes(inputs, chunk, n, inside)[way] <= target.vmem)
+        possible = calls.block_heads(q.shape[0], limit)
+        return max(n for n in possible if vmem_bytes(inputs, chunk, n, inside)[way] <= target.vmem)
 
     heads = most(0, "forward"), most(1, "backward")
     o, final = run(Recurrence(body, heads, inside, chunk, flops, interpret), inputs, chunks, initial_state)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.tpu import calls, recurrence
+from pallas_kernels.tpu import calls, grouped_matmul, recurrence
 from pallas_kernels.tpu.delta_rule_calls import KERNELS, Sizes, vmem_bytes
 
 C, K, V = 128, 256, 256
@@ -44,3 +44,16 @@ def test_small_channels_fill_lanes():
     """64 channels take the 128 lanes of a tile, and half precision 16 rows of it."""
     assert calls.tile_bytes((2, 24, 64), jnp.float32) == 2 * 24 * 128 * 4
     assert calls.tile_bytes((None, 24, 64), jnp.bfloat16) == 32 * 128 * 2
+
+
+def test_every_core_has_a_block(monkeypatch):
+    """Where two cores share a program, each gets half the heads, and half the columns of wide weights."""
+    x, weights = jnp.zeros((64, 256)), [jnp.zeros((2, 256, n)) for n in (3, 512, 256, 128)]
+    for cores, heads, launches, blocks in ((1, [1, 2, 4], [[0, 1, 2, 3]], 1), (2, [1, 2], [[1, 2], [0, 3]], 2)):
+        device = calls.Device("v5p", 64 << 20, cores)
+        monkeypatch.setattr(calls, "device", lambda device=device: device)
+        assert calls.block_heads(4, 4) == heads and calls.block_heads(1, 4) == [1]
+        assert grouped_matmul._launches(x, weights) == launches
+        together = [weights[i] for i in launches[0]]
+        plans = [grouped_matmul._Plan.make(name, x, together) for name in grouped_matmul.CONFIGS]
+        assert {plan.blocks for plan in plans} == {blocks}

@@ -1,0 +1,88 @@
+"""What a v5e's core does in the operators' TPU kernels: bundles of instructions, as libtpu schedules them.
+
+A bundle is what the core starts in one cycle; waiting for memory is not in it. Kernels have no loops inside a step of
+their grid, so the bundles of the program are those of a step. K = V = 256 in bfloat16, forward and backward in
+training.
+
+    JAX_PLATFORMS=cpu python -m tools.kernels.bundles [OPERATOR ...]      the table of docs/kernels.md
+"""
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mom_jax.benchmarks.kernel_passes import OPERATORS, Case, training
+from mom_jax.planning.hlo import read, scheduled
+from mom_jax.planning.targets import compiled, mesh
+from tools.kernels.equations import calls
+
+
+class Bundles(NamedTuple):
+    """A kernel's step."""
+
+    rows: int  # times heads
+    count: int
+    multiplying: float  # share of the matrix units' time that is used
+    spilled: int  # registers stored because there are too few
+
+
+def of_operator(operator: str, place: Path) -> list[Bundles]:
+    """Its kernels, in order; libtpu writes into ``place``."""
+    for file in place.iterdir():
+        file.unlink()
+    function, arguments = training(Case("tpu", operator, 256, "bfloat16"))
+    program = read(compiled(mesh("v5e:2x2"), function, *arguments).as_text())
+    names = [x.name.lstrip("%") for _, x, _ in scheduled(program) if "tpu_custom_call" in x.attributes]
+    names.sort(key=lambda name: int(re.search(r"\.(\d+)", name)[1]))  # as they were traced
+    rows = map(_rows, calls("pallas_call", function, *arguments))
+    return [Bundles(n, *_schedule(place, name)) for n, name in zip(rows, names, strict=True)]
+
+
+def _rows(equation: Any) -> int:
+    """Rows of a step, times heads."""
+    return max(shape[0] * shape[1] if len(shape) > 2 else shape[0] for shape in _block_shapes(equation))
+
+
+def _block_shapes(equation: Any) -> Iterator[tuple[int, ...]]:
+    """Blocks of rows of the kernel's operands: [heads, rows, channels] or [rows, channels]."""
+    for mapping in equation.params["grid_mapping"].block_mappings:
+        sizes = [getattr(n, "block_size", n) for n in mapping.block_shape]
+        if all(isinstance(n, int) for n in sizes):
+            yield tuple(sizes)
+
+
+def _schedule(place: Path, name: str) -> tuple[int, float, int]:
+    """Bundles, the matrix units' share, spills."""
+    (file,) = place.glob(f"*-{name}-*final_hlo-static-per-bundle-utilization.txt")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    units, capacity = re.split(r",\s*", lines[1]), [int(x) for x in lines[2].split()]
+    steps = [[int(x) for x in line.split()] for line in lines[4:] if line.strip()]
+    used = dict(zip(units, map(sum, zip(*steps, strict=True)), strict=True))
+    return len(steps), used["MXU"] / (capacity[units.index("MXU")] * len(steps)), used["VSTORE:SPILL"]
+
+
+def lines(operators: list[str], place: Path) -> Iterator[str]:
+    """The table."""
+    yield "| operator | kernel | rows x heads of a step | bundles | for each row and head | matrix units busy |"
+    yield "|---|---|---|---|---|---|"
+    for operator in operators:
+        found = of_operator(operator, place)
+        for number, x in enumerate(found, 1):
+            each = f"{x.count / x.rows:.1f}"
+            yield f"| {operator} | {number} | {x.rows} | {x.count:,} | {each} | {100 * x.multiplying:.0f} % |"
+
+
+def main() -> None:
+    """Prints the table."""
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={place} --xla_jf_dump_llo_text=true"  # before it is loaded
+        for line in lines(sys.argv[1:] or list(OPERATORS["tpu"]), Path(place)):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
