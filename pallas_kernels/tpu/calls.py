@@ -32,7 +32,7 @@ def device() -> Device:
     if not pltpu.is_tpu_device():
         return Device("v5e", 128 * 2**20)
     info = pltpu.get_tpu_info()
-    return Device(str(info.chip_version), info.vmem_capacity_bytes, info.num_cores)
+    return Device(str(info.chip_version), info.vmem_capacity_bytes, info.num_cores or 1)
 
 
 def block_heads(heads: int, most: int) -> list[int]:
