@@ -94,14 +94,14 @@ def test_a_prompt_with_the_end_token_goes_on(model, prompts, greedy):
     np.testing.assert_array_equal(out, greedy[:, :10])
 
 
-@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"top_k": 3, "top_p": 1e-6}, {"temperature": 1e-4}])
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"top_k": 3, "top_p": 1e-6}])
 def test_sharp_sampling_is_greedy(model, prompts, greedy, options):
     """The likeliest token alone is left."""
     out = generate(model, prompts, NEW, **({"temperature": 1.0} | options), rng=jax.random.key(0))
     np.testing.assert_array_equal(out, greedy)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-45, 1e-39, 1.1754943e-38, 1e-30, np.float32(1e-40)])
+@pytest.mark.parametrize("temperature", [0.0, 1e-45, 1.1754943e-38, np.float32(1e-40), 1e-4])
 def test_temperatures_near_zero_are_greedy(model, prompts, greedy, temperature):
     """Below float32's normal range too, where a division gives nothing but infinities."""
     np.testing.assert_array_equal(generate(model, prompts, NEW, temperature=temperature, rng=jax.random.key(0)), greedy)

@@ -4,7 +4,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.compare import assert_close
@@ -64,33 +63,6 @@ def test_any_split_equals_the_full_pass(call, model, lengths, batch):
     without = call(ids, mask, documents, None)
     assert without.cache is None
     assert_close(full.logits, without.logits, 2e-5)
-
-
-def test_documents_across_calls_equal_runs_alone(call, model):
-    """A document that is continued in the next call reads its own tokens and no others."""
-    ids = np.random.default_rng(0).integers(0, 32, (1, TIME)).astype(np.int32)
-    documents = np.repeat([5, 6], 7)[None].astype(np.int32)
-    mask = np.ones_like(ids)
-    logits, _ = in_pieces(call, model.init_cache(1), (1, 1, 7, 1, 1, 1, 1, 1), ids, mask, documents)
-    alone = call(ids.reshape(2, 7), None, None, None).logits
-    assert_close(logits.reshape(alone.shape), alone, 1e-5)
-
-
-@pytest.mark.parametrize("padding", [3, 6])
-def test_steps_after_a_left_padded_prefill(call, model, padding):
-    """A padded row continues exactly as the unpadded prompt does."""
-    ids = np.random.default_rng(1).integers(0, 32, (2, 16)).astype(np.int32)
-    mask = np.ones((2, 11), np.int32)
-    mask[0, :padding] = 0
-    want = [
-        call(ids[:1, padding:], None, None, None).logits[0, 11 - padding :],
-        call(ids[1:], None, None, None).logits[0, 11:],
-    ]
-    out, steps = call(ids[:, :11], mask, None, model.init_cache(2)), []
-    for t in range(11, 16):
-        out = call(ids[:, t : t + 1], None, None, out.cache)
-        steps.append(out.logits[:, 0])
-    assert_close(np.stack(steps, 1), np.stack(want), 1e-5)
 
 
 def test_a_mask_with_columns_of_earlier_calls(call, model):

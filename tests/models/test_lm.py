@@ -120,22 +120,6 @@ def test_no_host_callback_and_no_sort(small):
     assert "sort" not in names and "top_k" in names
 
 
-def test_traced_once(model):
-    """Shapes are static: other tokens, other routings, no second trace."""
-    graph, params = nnx.split(model)
-    traces = []
-
-    @jax.jit
-    def run(params, ids):
-        traces.append(ids.shape)
-        return nnx.merge(graph, params)(ids).logits
-
-    for seed in range(3):
-        run(params, tokens(seed=seed))
-    run(params, np.zeros((2, 12), np.int32))
-    assert traces == [(2, 12)]
-
-
 def test_everything_is_a_parameter(model):
     """The module holds float32 parameters and nothing else; blocks are stacked."""
     leaves = nnx.to_flat_state(nnx.state(model))

@@ -303,19 +303,3 @@ def test_no_sort_and_no_scatter_add(example):
     used |= set(primitives(jax.make_jaxpr(jax.grad(there_and_back, (0, 1)))(x, weights).jaxpr))
     assert {"cumsum", "gather", "scatter"} <= used  # the walk sees inside
     assert not {name for name in used if "sort" in name or name in ("scatter-add", "scatter_add", "scatter-mul")}
-
-
-def test_one_program_for_all_routings():
-    """Shapes do not depend on the routing: different routings trace once."""
-    traces = []
-
-    @jax.jit
-    def plan(memories):
-        traces.append(memories.shape)
-        return plan_packing(memories, 4, shared=True, chunk_size=4)
-
-    rng = np.random.default_rng(0)
-    for _ in range(3):
-        plan(jnp.asarray(distinct_memories(rng, 2, 9, 4, 2)))
-    plan(jnp.zeros((2, 9, 2), jnp.int32).at[..., 1].set(1))
-    assert traces == [(2, 9, 2)]
