@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from support.compare import assert_close
+from support.parameters import random_model
 
 from mom_jax.layers import convolution, recurrence
 from mom_jax.models.config import MoMConfig
-from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops import dispatch, grouped_matmul, mixing
 from mom_jax.ops.dispatch import Target
 
@@ -43,7 +43,7 @@ def measured(impl):
     """Gradients and hidden states of documents of several lengths."""
     ids = jax.random.randint(jax.random.key(0), (2, 20), 0, 16)
     documents = jnp.where(jnp.arange(20) < 13, 0, 1)[None].repeat(2, 0)
-    graph, params = nnx.split(MoMForCausalLM(MoMConfig(**SMALL, impl=impl), rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(random_model(MoMConfig(**SMALL | {"num_hidden_layers": 1}, impl=impl), 0.1))
 
     def loss(params):
         hidden, _, _ = nnx.merge(graph, params).hidden_states(ids, segment_ids=documents, remat="dots")
@@ -65,7 +65,7 @@ def test_model(platform, monkeypatch):
 
 def test_single_tokens_on_a_gpu(monkeypatch):
     """A token of each row after a prompt: padding in one row, a new document in another; states change in place."""
-    model = MoMForCausalLM(MoMConfig(**SMALL), rngs=nnx.Rngs(0))
+    model = random_model(MoMConfig(**SMALL), 0.1)
     graph, params = nnx.split(model)
     prompts = jax.random.randint(jax.random.key(0), (3, 5), 0, 16)
     read = lambda params, cache: nnx.merge(graph, params).hidden_states(prompts, cache=cache).cache  # noqa: E731

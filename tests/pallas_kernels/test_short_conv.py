@@ -47,12 +47,17 @@ class Case(NamedTuple):
         rng = np.random.default_rng(0)
         scores = rng.random((2, self.time, 3)) + np.array([[0, 0, -0.8], [0, 0, -2]])[:, None]
         memories = np.argsort(-scores, -1)[..., : self.top_k].astype(np.int32)
-        mask = jnp.asarray(rng.random((2, self.time)) < 0.8, jnp.int32) if self.padding else None
+        mask = np.int32(rng.random((2, self.time)) < 0.8) if self.padding else None
         numbers = np.cumsum(rng.random((2, self.time)) < 0.2, 1) if self.documents else None
-        documents = count_documents(numbers, mask, jnp.zeros(2, jnp.int32) if self.documents else None)
-        return plan_packing(
-            jnp.asarray(memories), 3, shared=True, chunk_size=self.chunk, attention_mask=mask, documents=documents
-        )
+
+        @jax.jit
+        def plan(memories, mask, numbers):
+            documents = count_documents(numbers, mask, jnp.zeros(2, jnp.int32) if self.documents else None)
+            return plan_packing(
+                memories, 3, shared=True, chunk_size=self.chunk, attention_mask=mask, documents=documents
+            )
+
+        return plan(memories, mask, numbers)
 
     def inputs(self, packing: Packing, dtype: str) -> dict[str, jax.Array | None]:
         """x, weight, bias and state; rows of padding are 0."""
@@ -114,7 +119,8 @@ def measured(case: Case, packing: Packing, inputs, impl):
     valid = packing.valid[:, None]
     cotangent = np.where(valid, np.random.default_rng(2).normal(size=(valid.shape[0], case.heads * case.head)), 0)
     y, gradients = program(case, impl)(inputs, cotangent, packing)
-    return np.asarray(y.astype(jnp.float32))[packing.valid], jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
+    y, gradients = jax.tree.map(lambda x: np.asarray(x, np.float32), (y, gradients))
+    return y[packing.valid], gradients
 
 
 @pytest.mark.parametrize("name", CASES)
