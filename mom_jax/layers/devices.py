@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
@@ -26,6 +27,7 @@ from mom_jax.typing import Array, Float
 ROWS, TENSOR, SEQUENCE = ("data", "fsdp"), "tensor", "sequence"
 PARAMETERS = ("fsdp", SEQUENCE)  # what ``fsdp`` means for a parameter
 Result = TypeVar("Result")
+_Split = tuple[tuple[int, tuple[str, ...]], ...]  # dimensions, and the axes that each is split over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,18 +149,17 @@ def whole(
     x: Float[Array, "..."], spec: P, dtype: DTypeLike, axes: tuple[str, ...] = (*PARAMETERS, TENSOR)
 ) -> Float[Array, "..."]:
     """On a device, a parameter in ``dtype`` with what the other devices of ``axes`` hold of it."""
-    for dimension, place in enumerate(spec):
-        names = tuple(axis for axis in _axes(place) if axis in axes)
-        if names:
-            x = _gathered(x, names, dimension, jnp.dtype(dtype), x.dtype)
-    return x.astype(dtype)
+    places = [tuple(axis for axis in _axes(place) if axis in axes) for place in spec]
+    split = tuple((dimension, names) for dimension, names in enumerate(places) if names)
+    return _gathered(x, split, jnp.dtype(dtype), x.dtype) if split else x.astype(dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _gathered(
-    x: Float[Array, "..."], axes: tuple[str, ...], dimension: int, dtype: DTypeLike, source: DTypeLike
-) -> Float[Array, "..."]:
-    return jax.lax.all_gather(x.astype(dtype), axes, axis=dimension, tiled=True)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(x: Float[Array, "..."], split: _Split, dtype: DTypeLike, source: DTypeLike) -> Float[Array, "..."]:
+    x = x.astype(dtype)
+    for dimension, axes in split:
+        x = jax.lax.all_gather(x, axes, axis=dimension, tiled=True)
+    return x
 
 
 def _gathered_fwd(x: Float[Array, "..."], *options: Any) -> tuple[Float[Array, "..."], None]:
@@ -166,10 +167,22 @@ def _gathered_fwd(x: Float[Array, "..."], *options: Any) -> tuple[Float[Array, "
 
 
 def _gathered_bwd(
-    axes: tuple[str, ...], dimension: int, dtype: DTypeLike, source: DTypeLike, _: None, dx: Float[Array, "..."]
+    split: _Split, dtype: DTypeLike, source: DTypeLike, _: None, dx: Float[Array, "..."]
 ) -> tuple[Float[Array, "..."]]:
     dx = widened(dx)
-    return (jax.lax.psum_scatter(dx, axes, scatter_dimension=dimension, tiled=True).astype(source),)
+    for dimension, axes in reversed(split):
+        dx = jax.lax.psum_scatter(_outermost(dx, dimension), axes, scatter_dimension=dimension, tiled=True)
+    return (dx.astype(source),)
+
+
+def _outermost(x: Float[Array, "..."], dimension: int) -> Float[Array, "..."]:
+    """The same array with ``dimension`` as the outermost in memory.
+
+    Else XLA for TPUs may sum the array whole on every device, at twice the bytes, and then take a slice of it.
+    """
+    if dimension == 0:
+        return x
+    return with_layout_constraint(x, Layout((dimension, *(other for other in range(x.ndim) if other != dimension))))
 
 
 _gathered.defvjp(_gathered_fwd, _gathered_bwd)

@@ -5,7 +5,7 @@ They take minutes, so they run when they are asked for; the suite's own meshes a
 
 import pytest
 from support.all_meshes import SIZES
-from support.processes import TESTS, on_eight_fake_devices
+from support.processes import TESTS, on_fake_devices
 
 RULES = ["gated_deltanet", "mamba2", "gla", "kda"]  # delta rule, decay of a head, of channels, with rank one besides
 
@@ -14,6 +14,6 @@ RULES = ["gated_deltanet", "mamba2", "gla", "kda"]  # delta rule, decay of a hea
 @pytest.mark.parametrize("rule", RULES)
 def test_all_meshes(rule):
     """All twenty, with packed documents and padding."""
-    lines = on_eight_fake_devices(TESTS / "support/all_meshes.py", rule).splitlines()
+    lines = on_fake_devices(8, TESTS / "support/all_meshes.py", rule).splitlines()
     assert len(SIZES) == 20
     assert lines == [f"agree: {','.join(map(str, sizes))}" for sizes in SIZES]

@@ -18,8 +18,8 @@ import numpy as np
 from flax import nnx
 
 from support.compare import assert_close
-from support.eight_devices import CONFIG, on_mesh, train
 from support.parameters import random_model
+from support.sixteen_devices import CONFIG, on_mesh, train
 
 SIZES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(sizes) == 8]
 ROWS, TOKENS = 8, 16  # what eight devices divide, along each axis
@@ -41,7 +41,7 @@ def main(rule: str, *meshes: str) -> None:
     step, rows = jax.jit(functools.partial(train, graph)), batch()
     (want_loss, (_, want_logits)), want = jax.device_get(step(params, *rows))
     for sizes in [tuple(map(int, mesh.split(","))) for mesh in meshes] or SIZES:
-        (loss, (_, logits)), gradients = on_mesh(sizes, step, params, rows)
+        ((loss, (_, logits)), gradients), _ = on_mesh(sizes, step, params, rows)
         assert_close((loss, logits, gradients), (want_loss, want_logits, want), 1e-5, atol=1e-7)
         print("agree:", ",".join(map(str, sizes)), flush=True)
 

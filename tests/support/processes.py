@@ -10,9 +10,9 @@ TESTS = Path(__file__).resolve().parents[1]
 COMPILERS = Path(sys.prefix) / "compilers"
 
 
-def on_eight_fake_devices(script: str | Path, *arguments: str | Path) -> str:
-    """The output of a Python file run on eight simulated devices; its own message where it fails."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+def on_fake_devices(count: int, script: str | Path, *arguments: str | Path) -> str:
+    """The output of a Python file run on so many simulated devices; its own message where it fails."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
     program = "import sys; from support import typechecked; typechecked.run(sys.argv[1:])"
     return _output(["-c", program, str(script), *map(str, arguments)], {**os.environ, "XLA_FLAGS": flags})
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from support.exchanged import check_exchanged
-from support.processes import on_eight_fake_devices
+from support.processes import on_fake_devices
 
 from mom_jax.data.loader import train_loader
 from mom_jax.data.prepare import prepared
@@ -73,7 +73,7 @@ def on_eight_devices(config, tmp_path_factory):
     """Results of `run` on eight simulated devices, and the complaint about a mesh of four."""
     path = tmp_path_factory.mktemp("eight") / "config.json"
     path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
-    return json.loads(on_eight_fake_devices(__file__, path).splitlines()[-1])
+    return json.loads(on_fake_devices(8, __file__, path).splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""Run by itself on eight fake devices: prints what agrees with one device, fails at the first thing that does not."""
+"""Run by itself on sixteen fake devices: prints what agrees with one device, fails at the first thing that does not.
+
+Each axis of the mesh has two devices, so that one program holds every combination of axes.
+"""
 
 import dataclasses
 import functools
@@ -24,8 +27,11 @@ CONFIG = MoMConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_heads
 
 # Layers that split over heads in a way of their own: numbers of heads, one memory, shared keys, a norm over all
 # heads, token shift, counts of tokens, several keys of a token, states of several parts.
-LAYERS = {"retnet": {}, "mamba2": {}, "hgrn2": {"mixture": False}, "rwkv7": {}, "titans": {}, "gated_deltaproduct": {}}
+LAYERS = {"retnet": {}, "hgrn2": {"mixture": False}, "rwkv7": {}, "titans": {}, "gated_deltaproduct": {}}
 LAYERS |= {"mamba3": {}, "sse": {"mixture": False}}
+# Beside the delta rule, one for each recurrence whose tokens may be split: a decay of a head, of channels, rank one.
+RULES = ("mamba2", "gla", "kda")
+SIZES = (2, 2, 2, 2)
 
 
 def train(graph, params, ids, mask, documents):
@@ -56,11 +62,12 @@ def split_over(mesh, params):
 
 
 def on_mesh(sizes, step, params, batch):
-    """What ``step`` makes of parameters and [B, T] arrays on a mesh of these sizes."""
+    """What ``step`` makes of parameters and [B, T] arrays on a mesh of these sizes, and what it was compiled to."""
     mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     with jax.set_mesh(mesh):
-        placed = [jax.device_put(x, NamedSharding(mesh, BATCH_SPEC)) for x in batch]
-        return jax.device_get(step(split_over(mesh, params), *placed))
+        placed = split_over(mesh, params), *(jax.device_put(x, NamedSharding(mesh, BATCH_SPEC)) for x in batch)
+        made = step.lower(*placed).compile()
+        return jax.device_get(made(*placed)), made
 
 
 def check_layer(mesh, rule, options, rows):
@@ -77,8 +84,20 @@ def check_layer(mesh, rule, options, rows):
     assert_close(got, want, 1e-5, atol=1e-7)
 
 
+def check_training(graph, params, batch):
+    """Loss, router logits and every gradient of a model; returns what was compiled for the mesh."""
+    step = jax.jit(functools.partial(train, graph))
+    want, (got, made) = jax.device_get(step(params, *batch)), on_mesh(SIZES, step, params, batch)
+    assert_close(got[0], want[0], 1e-5)
+    assert_close(got[1], want[1], 5e-5, atol=1e-7)  # gradients are sums over all tokens, here of sixteen parts
+    return made
+
+
 def check_hybrid(mesh, model, ids, mask):
-    """A model with an attention layer: logits and the cache of a prefill, and logits of rows that are split."""
+    """A model with an attention layer: logits and the cache of a prefill, and logits of tokens that are split.
+
+    Three rows, which no axis divides.
+    """
     graph, params = nnx.split(model)
     cache = model.init_cache(len(ids))
     call = jax.jit(lambda *inputs: (read(graph, *inputs), read(graph, *inputs[:-1], None)))
@@ -88,56 +107,57 @@ def check_hybrid(mesh, model, ids, mask):
     assert_close(got, want, 1e-5, atol=1e-7)
 
 
+def check_pieces(mesh, model, ids, mask):
+    """A prefill of all tokens but one, and one more: logits and caches."""
+    graph, params = nnx.split(model)
+    call = jax.jit(functools.partial(read, graph))
+
+    def in_pieces(params):
+        first, cache = call(params, ids[:, :-1], mask[:, :-1], model.init_cache(len(ids)))
+        return jax.device_get((first, call(params, ids[:, -1:], mask[:, -1:], cache)))
+
+    want = in_pieces(params)
+    with jax.set_mesh(mesh):
+        got = in_pieces(split_over(mesh, params))
+    assert_close(got, want, 1e-5, atol=1e-7)
+
+
+def batch():
+    """Ids, mask and numbers of documents of four rows."""
+    rng = np.random.default_rng(0)
+    ids, documents = rng.integers(0, 32, (4, 12)), np.sort(rng.integers(0, 3, (4, 12)), -1)
+    mask = np.ones((4, 12), np.int32)
+    mask[1, :5] = 0
+    return [jnp.asarray(x, jnp.int32) for x in (ids, mask, documents)]
+
+
 def main():
     """Compares the two runs, one after the other."""
-    assert len(jax.devices()) == 8
+    mesh, rows = jax.make_mesh(SIZES, AXES, axis_types=(AxisType.Auto,) * 4), batch()
     model = random_model(CONFIG)
     graph, params = nnx.split(model)
-    mesh = jax.make_mesh((1, 2, 2, 2), AXES, axis_types=(AxisType.Auto,) * 4)
     split = split_over(mesh, params)
     sizes = [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(split)]
     assert min(sizes) == 1 / 8, sizes
     print("agree: parameters are split")
 
-    rng = np.random.default_rng(0)
-    ids, documents = rng.integers(0, 32, (4, 12)), np.sort(rng.integers(0, 3, (4, 12)), -1)
-    mask = np.ones((4, 12), np.int32)
-    mask[1, :5] = 0
-    rows = NamedSharding(mesh, BATCH_SPEC)
-    batch = [jnp.asarray(x, jnp.int32) for x in (ids, mask, documents)]
-    step, call = jax.jit(functools.partial(train, graph)), jax.jit(functools.partial(read, graph))
-    want = jax.device_get(step(params, *batch))
-    with jax.set_mesh(mesh):
-        placed = [jax.device_put(x, rows) for x in batch]
-        made = step.lower(split, *placed).compile()
-        got = jax.device_get(made(split, *placed))
-    assert_close(got[0], want[0], 1e-5)
-    assert_close(got[1], want[1], 5e-5, atol=1e-7)  # gradients are sums over all tokens, here of eight parts
+    made = check_training(graph, params, rows)
     print("agree: loss, logits, gradients")
-    states = 5 * 2 * 1 * 8 * 16 * 4  # of five memories of two rows: one head's keys and values in float32
-    check_exchanged(made, mesh, nnx.to_pure_dict(split), passes=1, tokens=ids.size, states=states)
+    states = 5 * 8 * 16 * 4  # of five memories of one row: one head's keys and values in float32
+    check_exchanged(made, mesh, nnx.to_pure_dict(split), passes=1, tokens=rows[0].size, states=states)
     print("agree: what is exchanged")
-
-    def in_pieces(params, ids, mask, ends):
-        cache, logits, begin = model.init_cache(len(ids)), [], 0
-        for end in ends:
-            part, cache = call(params, ids[:, begin:end], mask[:, begin:end], cache)
-            logits.append(part)
-            begin = end
-        return jax.device_get((logits, cache))
-
-    for name, count, ends in (("cached pieces", 4, (11, 12)), ("three rows", 3, (11,))):
-        want = in_pieces(params, batch[0][:count], batch[1][:count], ends)
-        with jax.set_mesh(mesh):
-            got = in_pieces(split, batch[0][:count], batch[1][:count], ends)
-        assert_close(got, want, 1e-5, atol=1e-7)
-        print(f"agree: {name}")
+    for rule in RULES:
+        config = dataclasses.replace(CONFIG, memory_rule=rule, num_hidden_layers=1, use_short_conv=False)
+        check_training(*nnx.split(random_model(config)), rows)
+        print(f"agree: {rule}, trained")
+    check_pieces(mesh, model, *rows[:2])
+    print("agree: cached pieces")
     for rule, options in LAYERS.items():
-        check_layer(mesh, rule, options, rows)
+        check_layer(mesh, rule, options, NamedSharding(mesh, BATCH_SPEC))
         print(f"agree: {rule}")
     hybrid = dataclasses.replace(CONFIG, attn=AttentionConfig(layers=(1,), num_heads=4, num_kv_heads=2))
-    check_hybrid(mesh, random_model(hybrid), *batch[:2])
-    print("agree: hybrid")
+    check_hybrid(mesh, random_model(hybrid), *(x[:3] for x in rows[:2]))
+    print("agree: hybrid, three rows")
 
 
 if __name__ == "__main__":
