@@ -29,8 +29,8 @@ CONFIG = MoMConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_heads
 # heads, token shift, counts of tokens, several keys of a token, states of several parts.
 LAYERS = {"retnet": {}, "hgrn2": {"mixture": False}, "rwkv7": {}, "titans": {}, "gated_deltaproduct": {}}
 LAYERS |= {"mamba3": {}, "sse": {"mixture": False}}
-# Beside the delta rule, one for each recurrence whose tokens may be split: a decay of a head, of channels, rank one.
-RULES = ("mamba2", "gla", "kda")
+# Beside the delta rule, which hands states on by matrices: one that does by decays. The others are in `all_meshes.py`.
+RULES = ("mamba2",)
 SIZES = (2, 2, 2, 2)
 
 
