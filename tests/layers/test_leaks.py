@@ -20,16 +20,15 @@ def check(function, x, may):
     assert not sizes[~may].any(), np.argwhere((sizes > 0) & ~may)
 
 
-def allowed(memories=None, keep=None, documents=None):
-    """Who may depend on whom: same row, not later, same document, both real, with memories a common one."""
+def allowed(memories=None, documents=None):
+    """Who may depend on whom: same row, not later, same document, with memories a common one."""
     may = np.zeros((ROWS, TIME, ROWS, TIME), bool)
     for b in range(ROWS):
         for t in range(TIME):
             for s in range(t + 1):
                 common = memories is None or set(memories[b, t]) & set(memories[b, s])
-                real = keep is None or (keep[b, t] and keep[b, s])
                 together = documents is None or documents[b, t] == documents[b, s]
-                may[b, t, b, s] = bool(common) and bool(real) and bool(together)
+                may[b, t, b, s] = bool(common) and bool(together)
     return may
 
 
@@ -47,16 +46,6 @@ def test_exactly_the_allowed_dependences(make_layer, x):
     check(lambda x: layer(x)[0], x, may)
 
 
-def test_masks_and_documents(make_layer, x):
-    """With it, all earlier ones; nothing crosses a document, and padding neither gives nor takes."""
-    layer = make_layer()
-    rng = np.random.default_rng(1)
-    keep = rng.integers(0, 2, (ROWS, TIME))
-    documents = np.array([[0] * 5 + [1] * 3 + [2] * 4, [4] * 9 + [3] * 3])
-    run = lambda x: layer(x, jnp.asarray(keep), jnp.asarray(documents))[0]  # noqa: E731
-    check(run, x, allowed(None, keep, documents))
-
-
 def test_a_memory_that_the_document_between_did_not_choose(make_layer, x):
     """Numbers 1 2 1: memories without a token of document 2 carry nothing of the first into the third."""
     layer = make_layer(shared=False, top_k=1)
@@ -64,7 +53,7 @@ def test_a_memory_that_the_document_between_did_not_choose(make_layer, x):
     memories = choose(layer.router.weight[...], x, 1)
     skipped = [set(memories[b, :5, 0]) & set(memories[b, 7:, 0]) - set(memories[b, 5:7, 0]) for b in range(ROWS)]
     assert any(skipped)
-    check(lambda x: layer(x, None, jnp.asarray(numbers))[0], x, allowed(memories, None, runs))
+    check(lambda x: layer(x, None, jnp.asarray(numbers))[0], x, allowed(memories, runs))
 
 
 def test_a_leak_is_seen(make_layer, x, monkeypatch):

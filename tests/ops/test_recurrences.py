@@ -200,7 +200,7 @@ def test_bfloat16(name):
     assert_close(o.astype(jnp.float32), want, 2**-7)
     assert_close(state, want_state, TOLERANCE)
     with jax.enable_x64(True):
-        for impl in ("xla", "reference"):
+        for impl in ("xla", "reference") if name == "delta rule" else ("xla",):  # all references are one function
             run = functools.partial(outputs, PRIMITIVES[name], impl, layout, DOCUMENTS)
             (_, state), gradients = jax.eval_shape(functools.partial(with_gradients, run), half)
             assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state))

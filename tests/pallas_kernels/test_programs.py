@@ -8,7 +8,7 @@ from support.processes import compiling
 
 FOLDER = Path(__file__).resolve().parents[2]
 RECORD = json.loads((FOLDER / "tools/kernels/counts.json").read_text(encoding="utf-8"))
-QUICK = [("layer, forward", "H100"), ("layer, forward and backward", "H100")]
+QUICK = [("layer, forward and backward", "H100")]
 LONG = [(program, device) for program, of in RECORD.items() for device in of if (program, device) not in QUICK]
 
 COUNT = """
@@ -33,7 +33,7 @@ def risen(pairs):
 
 @pytest.mark.compilers
 def test_the_layer():
-    """Forward, and forward with backward, on an H100."""
+    """Forward with backward, on an H100."""
     assert not risen(QUICK)
 
 
