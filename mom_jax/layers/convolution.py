@@ -9,7 +9,7 @@ from flax import nnx
 
 from mom_jax.layers.cache import MemoryCache, state_number, states_after, states_before
 from mom_jax.layers.linear import param
-from mom_jax.ops.dispatch import Target, kernel_for, select
+from mom_jax.ops.dispatch import Target, kernel_for, on_gpu, select
 from mom_jax.ops.halo import inputs_before
 from mom_jax.ops.reference_conv_leak import leaking_short_conv
 from mom_jax.ops.segments import Packing
@@ -105,7 +105,7 @@ def _one_token(
         flat = x.reshape(-1, x.shape[-1])
         return kernel_for(device, STEP_KERNELS)(flat, weight, options["bias"], states, token, place, table.reset, *form)
 
-    name = impl if impl in ("auto", "gpu") else "xla"
+    name = impl if on_gpu(impl) else "xla"
     return select(name, {"xla": by_xla}, {"gpu": by_kernel})()
 
 

@@ -9,7 +9,7 @@ from mom_jax.errors import InputError
 from mom_jax.layers.cache import MemoryCache, forgotten, place, state_number, states_after, states_before
 from mom_jax.ops import split
 from mom_jax.ops.beginnings import begin_with
-from mom_jax.ops.dispatch import Target, kernel_for, select
+from mom_jax.ops.dispatch import Target, kernel_for, on_gpu, select
 from mom_jax.ops.handover import Affine, composed
 from mom_jax.ops.pieces import all_before
 from mom_jax.ops.precision import widened
@@ -110,7 +110,7 @@ def _one_token(
 ) -> tuple[Float[Array, "N H V"], State]:
     """One step for each row, from the state of its segment; other states are not touched."""
     kernels = {} if primitive.transition is None else {"gpu": _by_kernel}
-    name = impl if impl in ("auto", "gpu") and kernels else "xla"
+    name = impl if on_gpu(impl) and kernels else "xla"
     return select(name, {"xla": _by_gather}, kernels)(primitive, rows, table, cache, layer, scale)
 
 

@@ -267,6 +267,7 @@ DELTA_RULE = Primitive(
     kernels={
         "tpu": "pallas_kernels.tpu.delta_rule:delta_rule",
         "gpu": "pallas_kernels.gpu.delta_rule:delta_rule",
+        "mosaic": "pallas_kernels.gpu.delta_rule_hopper:delta_rule",
     },
     inert=("g", "beta"),
     flops=_flops,

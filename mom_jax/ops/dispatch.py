@@ -9,7 +9,7 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,9 @@ from mom_jax.typing import Array, Int
 from pallas_kernels.chunks import Chunks, Unsupported
 
 KERNELS = ("tpu", "gpu")
+# GPU kernels by one compiler where there are some by two: on Hopper, ``gpu`` is Mosaic GPU's, if it takes the sizes.
+COMPILERS = ("triton", "mosaic")
+GPU = ("gpu", *COMPILERS)
 # ``module:function``, imported when first used and called with plain arrays (`plain`); or a function with the
 # signature of the other implementations, for what puts several together.
 Kernel = str | Callable
@@ -39,6 +42,7 @@ class Target(NamedTuple):
     platform: str  # cpu, gpu or tpu
     kind: str  # as JAX names the device
     generation: str | None = None  # of a GPU: sm_90, gfx942, ...
+    compiler: str | None = None  # of `COMPILERS`: the one that was asked for
 
     @property
     def has_kernels(self) -> bool:
@@ -62,18 +66,23 @@ def _generation(device: Any) -> str | None:
     return next((name for name, kinds in _GENERATIONS.items() if any(w.startswith(kinds) for w in words)), None)
 
 
+def on_gpu(impl: str) -> bool:
+    """Whether what is called ``impl`` may be kernels for GPUs."""
+    return impl in ("auto", *GPU)
+
+
 def uses_kernels(impl: str) -> bool:
     """Whether rows are to be laid out for kernels."""
-    return impl in KERNELS or (impl == "auto" and target().has_kernels)
+    return impl in (*KERNELS, *GPU) or (impl == "auto" and target().has_kernels)
 
 
 def select(impl: str, implementations: Mapping[str, Callable], kernels: Mapping[str, Kernel]) -> Callable:
     """The implementation called ``impl`` of an operator.
 
     Args:
-        impl: ``auto``, a name in ``implementations``, or ``tpu`` or ``gpu`` where there are kernels.
+        impl: ``auto``, a name in ``implementations``, or, where there are kernels, ``tpu``, ``gpu`` or a compiler's.
         implementations: by name; ``xla`` is among them, and works everywhere.
-        kernels: by platform.
+        kernels: by platform; under ``mosaic`` those for Hopper by Mosaic GPU.
 
     Raises:
         InputError: an unknown name, with those that exist, or a kernel for another platform. Kernels
@@ -81,7 +90,7 @@ def select(impl: str, implementations: Mapping[str, Callable], kernels: Mapping[
     """
     if impl in implementations:
         return implementations[impl]
-    known = ("auto", *implementations, *(KERNELS if kernels else ()))
+    known = ("auto", *implementations, *((*KERNELS, *COMPILERS) if kernels else ()))
     if impl not in known:
         raise InputError("impl", impl, f"choose one of {', '.join(known)}")
     device = target()
@@ -89,10 +98,12 @@ def select(impl: str, implementations: Mapping[str, Callable], kernels: Mapping[
         if kernels and device.platform == "gpu":
             _warn_of_gpu(device.kind)
         return implementations["xla"]
-    if impl not in ("auto", device.platform):
-        remedy = f"needs a {impl.upper()}, and this is compiled for {device.kind}; use auto or xla"
+    platform = "gpu" if impl in GPU else impl
+    if platform not in ("auto", device.platform):
+        remedy = f"needs a {platform.upper()}, and this is compiled for {device.kind}; use auto or xla"
         raise InputError("impl", impl, remedy)
     fallback = implementations["xla"] if impl == "auto" else None
+    device = device._replace(compiler=impl if impl in COMPILERS else None)
     return functools.partial(_run_kernel, device, kernels, fallback)
 
 
@@ -101,7 +112,7 @@ def _run_kernel(device: Target, kernels: Mapping[str, Kernel], fallback: Callabl
         return kernel_for(device, kernels)(*arguments)
     except Unsupported as reason:
         if fallback is None:
-            raise InputError("impl", device.platform, f"{reason}; use auto or xla") from reason
+            raise InputError("impl", device.compiler or device.platform, f"{reason}; use auto or xla") from reason
     return fallback(*arguments)
 
 
@@ -116,13 +127,38 @@ def kernel_for(device: Target, kernels: Mapping[str, Kernel]) -> Callable:
         _check_gpu(device)
     if device.platform not in kernels:
         raise Unsupported(f"there is no such kernel for a {device.platform.upper()}")
-    kernel = kernels[device.platform]
+    return functools.partial(_first_that_runs, [_loaded(kernels[name], device) for name in _preferred(device, kernels)])
+
+
+def _preferred(device: Target, kernels: Mapping[str, Kernel]) -> tuple[str, ...]:
+    """The keys of the kernels to try, the best first."""
+    if "mosaic" in kernels and device.compiler == "mosaic":
+        return ("mosaic",)
+    if "mosaic" in kernels and device.generation == "sm_90" and device.compiler is None:
+        return ("mosaic", "gpu")
+    return (device.platform,)
+
+
+def _first_that_runs(kernels: Sequence[Callable], *arguments: Any) -> Any:
+    *better, last = kernels
+    for kernel in better:
+        try:
+            return kernel(*arguments)
+        except Unsupported:
+            continue
+    return last(*arguments)
+
+
+def _loaded(kernel: Kernel, device: Target) -> Callable:
     if not isinstance(kernel, str):
         return functools.partial(kernel, device)
     module, _, function = kernel.partition(":")
-    run = getattr(importlib.import_module(module), function)
     options = {"device": device.generation} if device.platform == "gpu" else {}
-    return lambda *arguments: run(*plain(arguments), **options)
+
+    def run(*arguments):
+        return getattr(importlib.import_module(module), function)(*plain(arguments), **options)
+
+    return run
 
 
 def _check_gpu(device: Target) -> None:

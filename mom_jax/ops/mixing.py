@@ -1,7 +1,7 @@
 """What a token reads: the answers of its memories, mixed by weight."""
 
 from mom_jax.ops.assignment import with_shared
-from mom_jax.ops.dispatch import Target, kernel_for, select
+from mom_jax.ops.dispatch import Target, kernel_for, on_gpu, select
 from mom_jax.ops.segments import Packing, unpack_mix
 from mom_jax.typing import Array, Float
 
@@ -25,7 +25,7 @@ def mix(
     Raises:
         InputError: ``gpu`` cannot run here.
     """
-    name = impl if impl in ("auto", "gpu") and weights.ndim == 3 else "xla"
+    name = impl if on_gpu(impl) and weights.ndim == 3 else "xla"
     return select(name, {"xla": _by_xla}, {"gpu": _by_kernel})(y, weights, packing)
 
 

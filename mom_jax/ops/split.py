@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.dispatch import Target, target
+from mom_jax.ops.dispatch import Target, on_gpu, target
 from mom_jax.ops.handover import Affine, composed
 from mom_jax.ops.primitive import Primitive, Rows, State
 from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
@@ -56,7 +56,7 @@ def run(
     primitive: Primitive, rows: Rows, table: ChunkTable, state: State, scale: float, impl: str
 ) -> tuple[Float[Array, "N H V"], State]:
     """Runs a recurrence, in pieces where that keeps a GPU busy. Arguments and results as of `Primitive.__call__`."""
-    chunks = piece_length(primitive, rows, table, target()) if impl in ("auto", "gpu") else None
+    chunks = piece_length(primitive, rows, table, target()) if on_gpu(impl) else None
     if chunks is None:
         return primitive(rows, table, state, scale=scale, impl=impl)
     return in_pieces(primitive, rows, table, state, scale, impl, chunks)

@@ -19,7 +19,12 @@ from mom_jax.training.memory import device_bytes
 from mom_jax.training.program import Program
 
 # Targets of XLA's custom calls that are kernels.
-_KERNELS = {"tpu_custom_call": "Pallas", "triton_kernel_call_ffi": "Triton", "triton_kernel_call": "Triton"}
+_KERNELS = {
+    "tpu_custom_call": "Pallas",
+    "triton_kernel_call_ffi": "Triton",
+    "triton_kernel_call": "Triton",
+    "mosaic_gpu_v2": "Mosaic GPU",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ for -dv. Nothing is accumulated in memory, so results do not depend on the order
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 from pallas_kernels.arguments import FLOAT32, Expected
 from pallas_kernels.chunks import Chunks
 from pallas_kernels.configs import AMD, NVIDIA, Config, Entry
-from pallas_kernels.gpu.calls import checked_call, like
+from pallas_kernels.gpu.calls import Call, checked_call, like
 from pallas_kernels.gpu.delta_rule_gradients import gradients_kernel
 from pallas_kernels.gpu.delta_rule_kernels import borders_kernel, forward_kernel, prepare_kernel, reverse_kernel
 from pallas_kernels.remat import keep
@@ -117,33 +118,52 @@ def delta_rule(
     """
     gates: dict[str, Expected] = {name: (x, q.shape[:2], FLOAT32) for name, x in (("g", g), ("beta", beta))}
     call = checked_call(q, k, v, gates, chunks, initial_state, scale, device, interpret)
-    return _delta_rule(q, k, v, g, beta, chunks, initial_state, call)
+    return differentiable(q, k, v, g, beta, chunks, initial_state, call, Along(_outputs, _borders, _reverse))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
-def _delta_rule(q, k, v, g, beta, chunks, initial_state, call):
-    return _forward(q, k, v, g, beta, chunks, initial_state, call)[0]
+class Along(NamedTuple):
+    """What runs along the chunks of a segment, by whichever compiler."""
+
+    outputs: Callable[..., tuple[jax.Array, jax.Array | None]]
+    borders: Callable[..., Sequence[jax.Array]]
+    reverse: Callable[..., tuple[jax.Array, jax.Array, jax.Array | None]]
 
 
-def _forward(q, k, v, g, beta, chunks, initial_state, call):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def differentiable(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    g: jax.Array,
+    beta: jax.Array,
+    chunks: Chunks,
+    initial_state: jax.Array | None,
+    call: Call,
+    along: Along,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`delta_rule`, for arguments that were checked."""
+    return _forward(q, k, v, g, beta, chunks, initial_state, call, along)[0]
+
+
+def _forward(q, k, v, g, beta, chunks, initial_state, call, along):
     prepared = keep(_prepare(q, k, g, beta, chunks, call))
-    o, final = _outputs(q, k, v, beta, prepared, chunks, initial_state, call)
+    o, final = along.outputs(q, k, v, beta, prepared, chunks, initial_state, call)
     return (o, final), (q, k, v, g, beta, prepared, chunks, initial_state)
 
 
-def _backward(call, saved, cotangents):
+def _backward(call, along, saved, cotangents):
     q, k, v, g, beta, prepared, chunks, initial_state = saved
     do, dfinal = cotangents
-    border, error, place = _borders(k, v, beta, prepared, chunks, initial_state, call)
-    dborder, dv, dinitial = _reverse(q, k, beta, prepared, chunks, do, dfinal, call)
+    border, error, place = along.borders(k, v, beta, prepared, chunks, initial_state, call)
+    dborder, dv, dinitial = along.reverse(q, k, beta, prepared, chunks, do, dfinal, call)
     dq, dk, dg, dbeta = _gradients(q, k, g, beta, prepared, chunks, place, border, error, do, dborder, dv, call)
     return dq, dk, dv, dg, dbeta, None, dinitial
 
 
-_delta_rule.defvjp(_forward, _backward)
+differentiable.defvjp(_forward, _backward)
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
     """The part of all chunks that does not depend on the state."""
 
     inverse: jax.Array  # (I + A)^-1, [N, H, C] in the dtype of the rows
@@ -156,7 +176,7 @@ def _prepare(q, k, g, beta, chunks, call):
     square = jax.ShapeDtypeStruct((*k.shape[:2], call.rows), k.dtype)
     inputs = (q, k, g, beta, chunks.segment if chunks.document is None else chunks.document)
     outputs = (square, square, like(g), like(g))
-    return _Prepared(*_each("prepare", prepare_kernel, inputs, outputs, call))
+    return Prepared(*_each("prepare", prepare_kernel, inputs, outputs, call))
 
 
 def _outputs(q, k, v, beta, prepared, chunks, initial_state, call):
@@ -170,7 +190,7 @@ def _borders(k, v, beta, prepared, chunks, initial_state, call):
     """The states that enter the pairs of chunks, the errors, and each chunk's number in its segment."""
     decays = (prepared.inverse, prepared.enter, prepared.leave)
     inputs = (k, v, beta, *decays, chunks.runs, _or(initial_state, beta))
-    outputs = (_like_borders(k, chunks, call), like(v), like(chunks.segment))
+    outputs = (like_borders(k, chunks, call), like(v), like(chunks.segment))
     return _along("borders", borders_kernel, inputs, outputs, initial_state, chunks, call)
 
 
@@ -179,7 +199,7 @@ def _reverse(q, k, beta, prepared, chunks, do, dfinal, call):
 
     That of values is 0 in unused chunks, for which the kernel has no program.
     """
-    outputs = (_like_borders(k, chunks, call), like(do), _like_states(dfinal))
+    outputs = (like_borders(k, chunks, call), like(do), _like_states(dfinal))
     inputs = (q, k, beta, *prepared, chunks.runs, do, _or(dfinal, beta))
     dborder, dv, dinitial = _along("reverse", reverse_kernel, inputs, outputs, dfinal, chunks, call, tail=1)
     return dborder, dv, None if dfinal is None else dinitial
@@ -214,7 +234,8 @@ def _flops(name, call):
     return 2 * call.chunks * C * call.heads * (inside * K * V + scores * C * K + values * C * V)
 
 
-def _like_borders(k, chunks, call):
+def like_borders(k: jax.Array, chunks: Chunks, call: Call) -> jax.ShapeDtypeStruct:
+    """States at the borders of the pairs of chunks."""
     pairs = (call.chunks + chunks.runs.shape[0] - 1) // 2
     return jax.ShapeDtypeStruct((pairs, call.heads, call.keys, call.values), k.dtype)
 

@@ -1,6 +1,6 @@
-"""The gated delta rule's kernels along the chunks of a segment, for Hopper: those of `delta_rule_kernels`, by `hopper`.
+"""The gated delta rule on Hopper: what runs along the chunks of a segment by Mosaic GPU (`hopper`), the rest by Triton.
 
-Each has the operands and outputs of the Triton kernel in its place; gates, which are no rows that TMA could
+The kernels have the operands and outputs of those in `delta_rule_kernels`; gates, which are no rows that TMA could
 copy, are rearranged first. What the equations of `delta_rule` multiply from the left is on the right here.
 """
 
@@ -12,108 +12,154 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.gpu.calls import Call
-from pallas_kernels.gpu.hopper import TILE, Consumer, State, along, turned
+from pallas_kernels.arguments import FLOAT32, Expected
+from pallas_kernels.chunks import Chunks
+from pallas_kernels.gpu.calls import checked_call, like
+from pallas_kernels.gpu.delta_rule import Along, differentiable, like_borders
+from pallas_kernels.gpu.hopper import TILE, Consumer, State, along, check, turned
 
 _ENTER, _BETA, _LEAVE = range(3)
 
 
+def delta_rule(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    g: jax.Array,
+    beta: jax.Array,
+    chunks: Chunks,
+    initial_state: jax.Array | None,
+    scale: float,
+    *,
+    device: str = "sm_90",
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """As `pallas_kernels.gpu.delta_rule.delta_rule`, for what `hopper.check` takes.
+
+    Interpreted, every read and write is also checked for races, and slow.
+    """
+    gates: dict[str, Expected] = {name: (x, q.shape[:2], FLOAT32) for name, x in (("g", g), ("beta", beta))}
+    call = checked_call(q, k, v, gates, chunks, initial_state, scale, device, interpret)
+    check(call, chunks)
+    return differentiable(q, k, v, g, beta, chunks, initial_state, call, Along(_outputs, _borders, _reverse))
+
+
 def _gates(prepared, beta):
-    """[H, 3, N]: the first is negative, since assemblers have mistaken products for zero that are negated."""
+    """[H, 3, N]; the first is negative, so that no product needs to be: assemblers took a negated one for 0."""
     return jnp.stack([-prepared.enter, beta, prepared.leave]).transpose(2, 0, 1)
 
 
-def forward(q, k, v, beta, prepared, runs, states, outputs, call: Call) -> dict[str, jax.Array]:
-    """Outputs, and final states if there are initial ``states``; as `delta_rule_kernels.forward_kernel`."""
-    whole = {"k": k, "q": q, "inverse": prepared.inverse, "scores": prepared.scores}
-
-    def body(consumer: Consumer, initial, o, final=None):
-        def chunk(n, slot, state):
-            missed, out = _read(consumer, slot, state, ("k", "q"))
-            enter = consumer.gate(slot, _ENTER)
-            residual = (consumer.values("v", slot) + enter * missed).astype(q.dtype)
-            out = -call.scale * enter * out
-            (error,) = consumer.added(
-                lambda x: consumer.product(x, residual, turned(consumer.tile("inverse", slot))), consumer.zero()
-            )
-            update = consumer.gate(slot, _BETA) * error
-            written = (consumer.gate(slot, _LEAVE) * update).astype(q.dtype)
-            update = update.astype(q.dtype)
-
-            def write(out, *state):
-                consumer.product(out, update, turned(consumer.tile("scores", slot)))
-                _write(consumer, slot, state, "k", written)
-
-            out, *state = consumer.added(write, out, *_decayed(consumer, slot, state))
-            consumer.put(out, o.at[consumer.rows(n), consumer.head, pl.ds(consumer.column, TILE)], n)
-            return state
-
-        state = consumer.along(chunk, _first(consumer, initial, call))
-        if final is not None:
-            _last(consumer, final, state)
-
-    return along(body, call, runs, whole, {"v": v}, _gates(prepared, beta), outputs, states=states, fill="o")
+def _outputs(q, k, v, beta, prepared, chunks, initial_state, call):
+    outputs = {"o": like(v)} | ({} if initial_state is None else {"final": like(initial_state)})
+    made = along(
+        _outputs_of_segment, call, chunks.runs,
+        whole={"k": k, "q": q, "inverse": prepared.inverse, "scores": prepared.scores}, own={"v": v},
+        gates=_gates(prepared, beta), outputs=outputs, states=initial_state, fill="o",
+    )  # fmt: skip
+    return made["o"], made.get("final")
 
 
-def borders(k, v, beta, prepared, runs, states, outputs, call: Call) -> dict[str, jax.Array]:
-    """As `delta_rule_kernels.borders_kernel`."""
+def _outputs_of_segment(consumer: Consumer, initial, o, final=None):
+    """Outputs, and the last state if there is a first."""
 
-    def body(consumer: Consumer, initial, border, error, place):
-        def chunk(n, slot, state):
-            pl.when(_counts(consumer))(lambda: _store(place, consumer.first + n, n))
-            at = consumer.rows(n), consumer.head, pl.ds(consumer.column, TILE)
-            (missed,) = _read(consumer, slot, state, ("k",), _to_border(consumer, border, n, lax.rem(n, 2) == 0))
-            residual = (consumer.values("v", slot) + consumer.gate(slot, _ENTER) * missed).astype(k.dtype)
-            (found,) = consumer.added(
-                lambda x: consumer.product(x, residual, turned(consumer.tile("inverse", slot))), consumer.zero()
-            )
-            written = (consumer.gate(slot, _LEAVE) * (consumer.gate(slot, _BETA) * found)).astype(k.dtype)
-            state = consumer.added(
-                lambda *state: _write(consumer, slot, state, "k", written), *_decayed(consumer, slot, state)
-            )
-            consumer.put(found, error.at[at], n)
-            return state
+    def chunk(n, slot, state):
+        missed, out = _read(consumer, slot, state, ("k", "q"))
+        enter = consumer.gate(slot, _ENTER)
+        residual = (consumer.values("v", slot) + enter * missed).astype(consumer.dtype)
+        out = -consumer.scale * enter * out
+        update = consumer.gate(slot, _BETA) * _error(consumer, slot, residual)
+        written = (consumer.gate(slot, _LEAVE) * update).astype(consumer.dtype)
+        update = update.astype(consumer.dtype)
 
-        consumer.along(chunk, _first(consumer, initial, call))
+        def write(out, *state):
+            consumer.product(out, update, turned(consumer.tile("scores", slot)))
+            _write(consumer, slot, state, "k", written)
 
-    whole = {"k": k, "inverse": prepared.inverse}
-    return along(body, call, runs, whole, {"v": v}, _gates(prepared, beta), outputs, states=states)
+        out, *state = consumer.added(write, out, *_decayed(consumer, slot, state))
+        consumer.put(out, consumer.part(o, n), n)
+        return state
+
+    state = consumer.along(chunk, _first(consumer, initial))
+    if final is not None:
+        _last(consumer, final, state)
 
 
-def reverse(q, k, beta, prepared, runs, do, states, outputs, call: Call) -> dict[str, jax.Array]:
-    """As `delta_rule_kernels.reverse_kernel`; ``states`` are the gradients of the final ones."""
-    whole = {"k": k, "q": q, "inverse": prepared.inverse, "scores": prepared.scores}
+def _borders(k, v, beta, prepared, chunks, initial_state, call):
+    outputs = {"border": like_borders(k, chunks, call), "error": like(v), "place": like(chunks.segment)}
+    made = along(
+        _borders_of_segment, call, chunks.runs, whole={"k": k, "inverse": prepared.inverse}, own={"v": v},
+        gates=_gates(prepared, beta), outputs=outputs, states=initial_state,
+    )  # fmt: skip
+    return tuple(made.values())
 
-    def body(consumer: Consumer, dfinal, dborder, dv, dinitial=None):
-        def chunk(n, slot, dstate):
-            stored = jnp.logical_or(lax.rem(n, 2) == 1, n == consumer.chunks - 1)
-            (read,) = _read(consumer, slot, dstate, ("k",), _to_border(consumer, dborder, n, stored))
-            (dupdate,) = consumer.added(
-                lambda x: consumer.product(x, turned(consumer.tile("do", slot)), consumer.tile("scores", slot)),
-                consumer.gate(slot, _LEAVE) * read,
-            )
-            derror = (consumer.gate(slot, _BETA) * dupdate).astype(k.dtype)
-            (dvalue,) = consumer.added(
-                lambda x: consumer.product(x, derror, consumer.tile("inverse", slot)), consumer.zero()
-            )
-            enter = consumer.gate(slot, _ENTER)
-            asked = (-call.scale * enter * consumer.values("do", slot)).astype(k.dtype)
-            recalled = (enter * dvalue).astype(k.dtype)
 
-            def write(*dstate):
-                _write(consumer, slot, dstate, "q", asked)
-                _write(consumer, slot, dstate, "k", recalled)
+def _borders_of_segment(consumer: Consumer, initial, border, error, place):
+    """States that enter pairs of chunks, errors, and each chunk's number."""
 
-            dstate = consumer.added(write, *_decayed(consumer, slot, dstate))
-            consumer.put(dvalue, dv.at[consumer.rows(n), consumer.head, pl.ds(consumer.column, TILE)], n)
-            return dstate
+    def chunk(n, slot, state):
+        @pl.when(jnp.logical_and(consumer.head == 0, consumer.column == 0))
+        def _():
+            place[consumer.first + n] = n
 
-        dstate = consumer.along(chunk, _first(consumer, dfinal, call))
-        if dinitial is not None:
-            _last(consumer, dinitial, dstate)
+        (missed,) = _read(consumer, slot, state, ("k",), _to_border(consumer, border, n, lax.rem(n, 2) == 0))
+        residual = (consumer.values("v", slot) + consumer.gate(slot, _ENTER) * missed).astype(consumer.dtype)
+        found = _error(consumer, slot, residual)
+        written = (consumer.gate(slot, _LEAVE) * (consumer.gate(slot, _BETA) * found)).astype(consumer.dtype)
+        state = consumer.added(
+            lambda *state: _write(consumer, slot, state, "k", written), *_decayed(consumer, slot, state)
+        )
+        consumer.put(found, consumer.part(error, n), n)
+        return state
 
-    gates = _gates(prepared, beta)
-    return along(body, call, runs, whole, {"do": do}, gates, outputs, states=states, fill="dv", backwards=True)
+    consumer.along(chunk, _first(consumer, initial))
+
+
+def _reverse(q, k, beta, prepared, chunks, do, dfinal, call):
+    outputs = {"dborder": like_borders(k, chunks, call), "dv": like(do)}
+    made = along(
+        _reverse_of_segment, call, chunks.runs,
+        whole={"k": k, "q": q, "inverse": prepared.inverse, "scores": prepared.scores}, own={"do": do},
+        gates=_gates(prepared, beta), outputs=outputs | ({} if dfinal is None else {"dinitial": like(dfinal)}),
+        states=dfinal, fill="dv", backwards=True,
+    )  # fmt: skip
+    return made["dborder"], made["dv"], made.get("dinitial")
+
+
+def _reverse_of_segment(consumer: Consumer, dfinal, dborder, dv, dinitial=None):
+    """Gradients of the states that leave pairs of chunks, of values, and of the first state if there is one."""
+
+    def chunk(n, slot, dstate):
+        leaves = jnp.logical_or(lax.rem(n, 2) == 1, n == consumer.chunks - 1)
+        (read,) = _read(consumer, slot, dstate, ("k",), _to_border(consumer, dborder, n, leaves))
+        (dupdate,) = consumer.added(
+            lambda x: consumer.product(x, turned(consumer.tile("do", slot)), consumer.tile("scores", slot)),
+            consumer.gate(slot, _LEAVE) * read,
+        )
+        derror = (consumer.gate(slot, _BETA) * dupdate).astype(consumer.dtype)
+        (dvalue,) = consumer.added(
+            lambda x: consumer.product(x, derror, consumer.tile("inverse", slot)), consumer.zero()
+        )
+        enter = consumer.gate(slot, _ENTER)
+        asked = (-consumer.scale * enter * consumer.values("do", slot)).astype(consumer.dtype)
+        recalled = (enter * dvalue).astype(consumer.dtype)
+
+        def write(*dstate):
+            _write(consumer, slot, dstate, "q", asked)
+            _write(consumer, slot, dstate, "k", recalled)
+
+        dstate = consumer.added(write, *_decayed(consumer, slot, dstate))
+        consumer.put(dvalue, consumer.part(dv, n), n)
+        return dstate
+
+    dstate = consumer.along(chunk, _first(consumer, dfinal))
+    if dinitial is not None:
+        _last(consumer, dinitial, dstate)
+
+
+def _error(consumer: Consumer, slot, residual):
+    """The inverse applied to a residual, transposed."""
+    start = lambda x: consumer.product(x, residual, turned(consumer.tile("inverse", slot)))  # noqa: E731
+    return consumer.added(start, consumer.zero())[0]
 
 
 def _read(consumer: Consumer, slot, state: State, names, rounded: Callable[[int, jax.Array], None] | None = None):
@@ -151,8 +197,9 @@ def _to_border(consumer: Consumer, borders, n, there):
     return rounded
 
 
-def _first(consumer: Consumer, states, call: Call) -> State:
-    blocks = range(call.keys // TILE)
+def _first(consumer: Consumer, states) -> State:
+    """The state that a segment begins with; 0 without ``states`` [S, H, K, V]."""
+    blocks = range(consumer.blocks)
     if states is None:
         return tuple(consumer.zero() for _ in blocks)
     read = [turned(consumer.state_block(states, consumer.segment, b)) for b in blocks]
@@ -162,4 +209,6 @@ def _first(consumer: Consumer, states, call: Call) -> State:
 
 def _last(consumer: Consumer, states, state: State):
     for b, block in enumerate(state):
-        turned(consumer.state_block(states, consumer.segment, b))[...] = plgpu.layout_cast(block, plgpu.Layout.WGMMA_TRANSPOSED)
+        turned(consumer.state_block(states, consumer.segment, b))[...] = plgpu.layout_cast(
+            block, plgpu.Layout.WGMMA_TRANSPOSED
+        )

@@ -1,6 +1,6 @@
 """Recurrences along the chunks of a segment on Hopper, in Pallas for Mosaic GPU: what their kernels have in common.
 
-A program is a producer warpgroup, which copies chunks to shared memory by TMA, and one or two consumer warpgroups, each
+A program is a producer warpgroup, which copies chunks to shared memory by TMA, and two consumer warpgroups, each
 with a state of K key and 64 value channels of its own. A consumer keeps its state transposed in registers, as
 K / 64 float32 blocks [64 values, 64 keys]: accumulators of the products that write to it, and left operands, once
 rounded, of those that read it. Everything with value channels is transposed in registers, and lies as usual in memory.
@@ -17,14 +17,30 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.arguments import Limits
+from pallas_kernels.chunks import Chunks, Unsupported
 from pallas_kernels.gpu.calls import Call
+from pallas_kernels.gpu.launch import MOST_PROGRAMS
 
 TILE = 64  # rows of a chunk, value channels of a consumer, key channels of a block
 STAGES = 2  # chunks in shared memory
+CONSUMERS = 2
 # Registers of a thread, of 168 that all have at first: 2 * 240 + 24 = 3 * 168.
 CONSUMER, PRODUCER = 240, 24
 _RACES = plgpu.InterpretGPUParams(detect_races=True)
+_LIMITS = Limits("Mosaic GPU", (128, 256), (128, 256, 512), (TILE,), ("bfloat16",), ("sm_90",))
+_JAX = (0, 11)  # the first whose Mosaic GPU has what the kernels need
 State = tuple[jax.Array, ...]
+
+
+def check(call: Call, chunks: Chunks) -> None:
+    """Raises `Unsupported` for what the kernels are not made for."""
+    if jax.__version_info__[:2] < _JAX:
+        raise Unsupported(f"jax {jax.__version__}: kernels by Mosaic GPU need {'.'.join(map(str, _JAX))}")
+    _LIMITS.check(K=call.keys, V=call.values, chunk=call.rows, dtype=call.dtype, device=call.device)
+    for name, programs in (("heads", call.heads), ("segments", chunks.runs.shape[0])):
+        if programs > MOST_PROGRAMS[-1]:
+            raise Unsupported(f"{name}={programs}: the GPU kernels run {MOST_PROGRAMS[-1]} at most")
 
 
 def turned(ref: Any) -> Any:
@@ -49,7 +65,9 @@ class Consumer:
     first: Any
     chunks: Any
     column: Any  # the consumer's first value channel
-    dtype: Any
+    blocks: int  # of a state
+    dtype: Any  # of rows
+    scale: float
     backwards: bool
 
     def along(self, chunk: Callable[[Any, Any, State], State], state: State) -> State:
@@ -67,6 +85,10 @@ class Consumer:
     def rows(self, n: Any) -> Any:
         """The rows of the n-th chunk."""
         return pl.ds(pl.multiple_of((self.first + n) * TILE, TILE), TILE)
+
+    def part(self, x: Any, n: Any) -> Any:
+        """Of rows [N, H, V], the reference to those of the n-th chunk, in the consumer's channels."""
+        return x.at[self.rows(n), self.head, pl.ds(self.column, TILE)]
 
     def tile(self, name: str, slot: Any, block: int = 0) -> Any:
         """64 channels of a chunk in shared memory, [64, 64]."""
@@ -139,7 +161,7 @@ def along(
     fill: str | None = None,
     backwards: bool = False,
 ) -> dict[str, jax.Array]:
-    """Runs ``body(consumer, states, **outputs)`` in every consumer, along the chunks of its segment.
+    """Runs ``body(consumer, states, **outputs)`` in every consumer, for its segment and value channels.
 
     Args:
         runs: of the chunks' table; its last run is of unused chunks.
@@ -151,70 +173,70 @@ def along(
         fill: the output [N, H, V] that is 0 in unused chunks.
         backwards: from the last chunk of a segment to the first.
     """
-    consumers = 2
     arrays = {**whole, **own, "gates": gates, "runs": runs, **({} if states is None else {"states": states})}
     dtype = jnp.dtype(call.dtype)
     scratch = {
         "held": {name: _tiles((STAGES, TILE, x.shape[-1]), dtype) for name, x in whole.items()}
-        | {name: _tiles((STAGES, consumers, TILE, TILE), dtype) for name in own},
+        | {name: _tiles((STAGES, CONSUMERS, TILE, TILE), dtype) for name in own},
         "gates": plgpu.SMEM((STAGES, gates.shape[1], TILE), jnp.float32),
-        "staging": _tiles((consumers, 2, TILE, TILE), dtype),
-        "full": plgpu.Barrier(num_arrivals=len(whole) + consumers * len(own) + 1, num_barriers=STAGES),
-        "empty": plgpu.Barrier(num_arrivals=consumers, num_barriers=STAGES),
+        "staging": _tiles((CONSUMERS, 2, TILE, TILE), dtype),
+        "full": plgpu.Barrier(num_arrivals=len(whole) + CONSUMERS * len(own) + 1, num_barriers=STAGES),
+        "empty": plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=STAGES),
     }
     if call.interpret:
-        scratch["operand"] = plgpu.SMEM((consumers, TILE, TILE), dtype)
-    kernel = functools.partial(
-        _program, body, (*arrays, *outputs), tuple(whole), tuple(own), tuple(outputs), fill, consumers, dtype, backwards
-    )
+        scratch["operand"] = plgpu.SMEM((CONSUMERS, TILE, TILE), dtype)
+
+    def program(*refs):
+        *refs, scratch = refs
+        _program(body, dict(zip((*arrays, *outputs), refs, strict=True)), tuple(whole), tuple(own), tuple(outputs),
+                 scratch, fill, call, backwards)  # fmt: skip
+
+    program.__name__ = body.__name__.strip("_")
     made = plgpu.kernel(
-        kernel,
+        program,
         out_type=list(outputs.values()),
         scratch_types=[scratch],
-        grid=(call.values // (TILE * consumers), call.heads, runs.shape[0] - (fill is None)),
+        grid=(call.values // (TILE * CONSUMERS), call.heads, runs.shape[0] - (fill is None)),
         grid_names=("block", "head", "run"),
-        num_threads=consumers + 1,
+        num_threads=CONSUMERS + 1,
         thread_name="group",
         # The staging tiles are the only memory that a consumer writes, and it does not read them.
         compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
         **({"interpret": _RACES} if call.interpret else {}),
     )(*arrays.values())
-    return dict(zip(outputs, made, strict=True))
+    # as of Triton's kernels: a result that is also stored in a loop's array would be computed twice
+    return dict(zip(outputs, jax.lax.optimization_barrier(made), strict=True))
 
 
 def _tiles(shape, dtype):
     return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, TILE)), plgpu.SwizzleTransform(128)))
 
 
-def _program(body, names, whole, own, outputs, fill, consumers, dtype, backwards, *refs):
-    *refs, scratch = refs
-    memory = dict(zip(names, refs, strict=True))
-    group, run = lax.axis_index("group"), lax.axis_index("run")
-    runs = memory["runs"]
+def _program(body, memory, whole, own, outputs, scratch, fill, call, backwards):
+    group, run, runs = lax.axis_index("group"), lax.axis_index("run"), memory["runs"]
     consumer = Consumer(
-        held=scratch["held"], own=own, gates=scratch["gates"], staging=scratch["staging"],
-        operand=scratch.get("operand"), full=scratch["full"], empty=scratch["empty"], group=group,
-        head=lax.axis_index("head"), segment=runs[run, 0], first=runs[run, 1], chunks=runs[run, 2],
-        column=(lax.axis_index("block") * consumers + group) * TILE, dtype=dtype, backwards=backwards,
+        own=own, group=group, head=lax.axis_index("head"), segment=runs[run, 0], first=runs[run, 1],
+        chunks=runs[run, 2], column=(lax.axis_index("block") * CONSUMERS + group) * TILE, blocks=call.keys // TILE,
+        dtype=jnp.dtype(call.dtype), scale=call.scale, backwards=backwards, **{"operand": None, **scratch},
     )  # fmt: skip
     used = True if fill is None else run < lax.axis_size("run") - 1
 
-    @pl.when(jnp.logical_and(group == consumers, used))
+    @pl.when(jnp.logical_and(group == CONSUMERS, used))
     def _():
         plgpu.set_max_registers(PRODUCER, action="decrease")
-        _produce(consumer, memory, whole, consumers)
+        _produce(consumer, memory, whole)
 
-    @pl.when(jnp.logical_and(group < consumers, used))
+    @pl.when(jnp.logical_and(group < CONSUMERS, used))
     def _():
         plgpu.set_max_registers(CONSUMER, action="increase")
         body(consumer, memory.get("states"), **{name: memory[name] for name in outputs})
         plgpu.wait_smem_to_gmem(0)
 
     if fill is not None:
-        pl.when(jnp.logical_and(group < consumers, jnp.logical_not(used)))(lambda: _fill(consumer, memory[fill]))
+        pl.when(jnp.logical_and(group < CONSUMERS, jnp.logical_not(used)))(lambda: _fill(consumer, memory[fill]))
 
 
-def _produce(consumer, memory, whole, consumers):
+def _produce(consumer, memory, whole):
     """Copies the chunks of a segment to shared memory, as stages become free."""
 
     @pl.loop(0, consumer.chunks)
@@ -231,8 +253,8 @@ def _produce(consumer, memory, whole, consumers):
         for name in whole:
             copy(memory[name].at[rows, consumer.head], consumer.held[name].at[slot])
         for name in consumer.own:
-            for c in range(consumers):
-                columns = pl.ds(consumer.column + (c - consumers) * TILE, TILE)
+            for c in range(CONSUMERS):
+                columns = pl.ds(consumer.column + (c - CONSUMERS) * TILE, TILE)
                 copy(memory[name].at[rows, consumer.head, columns], consumer.held[name].at[slot, c])
 
     @pl.loop(jnp.maximum(consumer.chunks - STAGES, 0), consumer.chunks)
@@ -248,7 +270,6 @@ def _fill(consumer, output):
 
     @pl.loop(0, consumer.chunks)
     def _(n):
-        columns = pl.ds(consumer.column, TILE)
-        plgpu.copy_smem_to_gmem(tile, output.at[consumer.rows(n), consumer.head, columns])
+        plgpu.copy_smem_to_gmem(tile, consumer.part(output, n))
 
     plgpu.wait_smem_to_gmem(0)

@@ -21,7 +21,7 @@ from tools.hardware.programs import Program, Sizes, shape_of
 from tools.kernels.equations import calls, moved_bytes
 
 # What jax-triton calls its kernels' custom call; it holds the kernel as PTX.
-_ALLOWED = [jax.export.DisabledSafetyCheck.custom_call("triton_kernel_call_ffi")]
+_ALLOWED = [jax.export.DisabledSafetyCheck.custom_call(x) for x in ("triton_kernel_call_ffi", "mosaic_gpu_v2")]
 
 
 def programs(sizes: Sizes) -> list[Program]:
