@@ -18,7 +18,7 @@ from pallas_kernels.gpu.calls import checked_call, like
 from pallas_kernels.gpu.delta_rule import Along, differentiable, like_borders
 from pallas_kernels.gpu.hopper import TILE, Consumer, State, along, check, turned
 
-_ENTER, _BETA, _LEAVE = range(3)
+_ENTER, _BETA, _LEAVE, _ASK = range(4)
 
 
 def delta_rule(
@@ -44,9 +44,10 @@ def delta_rule(
     return differentiable(q, k, v, g, beta, chunks, initial_state, call, Along(_outputs, _borders, _reverse))
 
 
-def _gates(prepared, beta):
-    """[H, 3, N]; the first is negative, so that no product needs to be: assemblers took a negated one for 0."""
-    return jnp.stack([-prepared.enter, beta, prepared.leave]).transpose(2, 0, 1)
+def _gates(prepared, beta, call):
+    """[H, 4, N]. The first is negative, so that no product needs to be: an assembler took a negated one for 0. The last
+    is the first again, lest a consumer keeps it in registers."""
+    return jnp.stack([-prepared.enter, beta, prepared.leave, call.scale * prepared.enter]).transpose(2, 0, 1)
 
 
 def _outputs(q, k, v, beta, prepared, chunks, initial_state, call):
@@ -54,7 +55,7 @@ def _outputs(q, k, v, beta, prepared, chunks, initial_state, call):
     made = along(
         _outputs_of_segment, call, chunks.runs,
         whole={"k": k, "q": q, "inverse": prepared.inverse, "scores": prepared.scores}, own={"v": v},
-        gates=_gates(prepared, beta), outputs=outputs, states=initial_state, fill="o",
+        gates=_gates(prepared, beta, call), outputs=outputs, states=initial_state, fill="o",
     )  # fmt: skip
     return made["o"], made.get("final")
 
@@ -64,12 +65,10 @@ def _outputs_of_segment(consumer: Consumer, initial, o, final=None):
 
     def chunk(n, slot, state):
         missed, out = _read(consumer, slot, state, ("k", "q"))
-        enter = consumer.gate(slot, _ENTER)
-        residual = (consumer.values("v", slot) + enter * missed).astype(consumer.dtype)
-        out = -consumer.scale * enter * out
+        residual = (consumer.values("v", slot) + consumer.gate(slot, _ENTER) * missed).astype(consumer.dtype)
         update = consumer.gate(slot, _BETA) * _error(consumer, slot, residual)
         written = (consumer.gate(slot, _LEAVE) * update).astype(consumer.dtype)
-        update = update.astype(consumer.dtype)
+        update, out = update.astype(consumer.dtype), consumer.gate(slot, _ASK) * out
 
         def write(out, *state):
             consumer.product(out, update, turned(consumer.tile("scores", slot)))
@@ -88,7 +87,7 @@ def _borders(k, v, beta, prepared, chunks, initial_state, call):
     outputs = {"border": like_borders(k, chunks, call), "error": like(v), "place": like(chunks.segment)}
     made = along(
         _borders_of_segment, call, chunks.runs, whole={"k": k, "inverse": prepared.inverse}, own={"v": v},
-        gates=_gates(prepared, beta), outputs=outputs, states=initial_state,
+        gates=_gates(prepared, beta, call), outputs=outputs, states=initial_state,
     )  # fmt: skip
     return tuple(made.values())
 
@@ -119,7 +118,7 @@ def _reverse(q, k, beta, prepared, chunks, do, dfinal, call):
     made = along(
         _reverse_of_segment, call, chunks.runs,
         whole={"k": k, "q": q, "inverse": prepared.inverse, "scores": prepared.scores}, own={"do": do},
-        gates=_gates(prepared, beta), outputs=outputs | ({} if dfinal is None else {"dinitial": like(dfinal)}),
+        gates=_gates(prepared, beta, call), outputs=outputs | ({} if dfinal is None else {"dinitial": like(dfinal)}),
         states=dfinal, fill="dv", backwards=True,
     )  # fmt: skip
     return made["dborder"], made["dv"], made.get("dinitial")
@@ -139,9 +138,8 @@ def _reverse_of_segment(consumer: Consumer, dfinal, dborder, dv, dinitial=None):
         (dvalue,) = consumer.added(
             lambda x: consumer.product(x, derror, consumer.tile("inverse", slot)), consumer.zero()
         )
-        enter = consumer.gate(slot, _ENTER)
-        asked = (-consumer.scale * enter * consumer.values("do", slot)).astype(consumer.dtype)
-        recalled = (enter * dvalue).astype(consumer.dtype)
+        asked = (consumer.gate(slot, _ASK) * consumer.values("do", slot)).astype(consumer.dtype)
+        recalled = (consumer.gate(slot, _ENTER) * dvalue).astype(consumer.dtype)
 
         def write(*dstate):
             _write(consumer, slot, dstate, "q", asked)

@@ -67,7 +67,6 @@ class Consumer:
     column: Any  # the consumer's first value channel
     blocks: int  # of a state
     dtype: Any  # of rows
-    scale: float
     backwards: bool
 
     def along(self, chunk: Callable[[Any, Any, State], State], state: State) -> State:
@@ -97,8 +96,7 @@ class Consumer:
 
     def values(self, name: str, slot: Any) -> jax.Array:
         """The consumer's value channels of a chunk, transposed: [64 values, 64 rows] float32."""
-        x = plgpu.load(turned(self.tile(name, slot)), layout=plgpu.Layout.WGMMA_TRANSPOSED)
-        return plgpu.layout_cast(x, plgpu.Layout.WGMMA).astype(jnp.float32)
+        return plgpu.load(turned(self.tile(name, slot)), layout=plgpu.Layout.WGMMA).astype(jnp.float32)
 
     def gate(self, slot: Any, number: int) -> jax.Array:
         """A gate of each row, to be multiplied by what is transposed."""
@@ -217,7 +215,7 @@ def _program(body, memory, whole, own, outputs, scratch, fill, call, backwards):
     consumer = Consumer(
         own=own, group=group, head=lax.axis_index("head"), segment=runs[run, 0], first=runs[run, 1],
         chunks=runs[run, 2], column=(lax.axis_index("block") * CONSUMERS + group) * TILE, blocks=call.keys // TILE,
-        dtype=jnp.dtype(call.dtype), scale=call.scale, backwards=backwards, **{"operand": None, **scratch},
+        dtype=jnp.dtype(call.dtype), backwards=backwards, **{"operand": None, **scratch},
     )  # fmt: skip
     used = True if fill is None else run < lax.axis_size("run") - 1
 
