@@ -86,7 +86,7 @@ Taps = Annotated[int, Range(least=1, most=2**8)]  # of short convolutions
 Slots = Annotated[int, Range(least=1, most=2**16)]
 Epsilon = Annotated[float, Range(least=1e-15, most=1)]  # of norms
 Divisor = Annotated[float, Range(above=0, most=2**20)]
-ImplName = Literal["auto", "reference", "xla", "tpu", "gpu", "triton", "mosaic"]
+ImplName = Literal["auto", "reference", "xla", "tpu", "gpu", "mosaic"]
 StateDtype = Literal["float32", "bfloat16"]  # that a cache keeps matrices of memories in
 
 

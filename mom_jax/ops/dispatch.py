@@ -9,7 +9,7 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +21,7 @@ from mom_jax.typing import Array, Int
 from pallas_kernels.chunks import Chunks, Unsupported
 
 KERNELS = ("tpu", "gpu")
-# GPU kernels by one compiler where there are some by two: on Hopper, ``gpu`` is Mosaic GPU's, if it takes the sizes.
-COMPILERS = ("triton", "mosaic")
-GPU = ("gpu", *COMPILERS)
+GPU = ("gpu", "mosaic")  # with ``mosaic``, kernels by Mosaic GPU in place of Triton's where there are some
 # ``module:function``, imported when first used and called with plain arrays (`plain`); or a function with the
 # signature of the other implementations, for what puts several together.
 Kernel = str | Callable
@@ -42,7 +40,7 @@ class Target(NamedTuple):
     platform: str  # cpu, gpu or tpu
     kind: str  # as JAX names the device
     generation: str | None = None  # of a GPU: sm_90, gfx942, ...
-    compiler: str | None = None  # of `COMPILERS`: the one that was asked for
+    mosaic: bool = False  # whether kernels by Mosaic GPU were asked for
 
     @property
     def has_kernels(self) -> bool:
@@ -80,7 +78,7 @@ def select(impl: str, implementations: Mapping[str, Callable], kernels: Mapping[
     """The implementation called ``impl`` of an operator.
 
     Args:
-        impl: ``auto``, a name in ``implementations``, or, where there are kernels, ``tpu``, ``gpu`` or a compiler's.
+        impl: ``auto``, a name in ``implementations``, or, where there are kernels, ``tpu``, ``gpu`` or ``mosaic``.
         implementations: by name; ``xla`` is among them, and works everywhere.
         kernels: by platform; under ``mosaic`` those for Hopper by Mosaic GPU.
 
@@ -90,7 +88,7 @@ def select(impl: str, implementations: Mapping[str, Callable], kernels: Mapping[
     """
     if impl in implementations:
         return implementations[impl]
-    known = ("auto", *implementations, *((*KERNELS, *COMPILERS) if kernels else ()))
+    known = ("auto", *implementations, *((*KERNELS, "mosaic") if kernels else ()))
     if impl not in known:
         raise InputError("impl", impl, f"choose one of {', '.join(known)}")
     device = target()
@@ -103,7 +101,7 @@ def select(impl: str, implementations: Mapping[str, Callable], kernels: Mapping[
         remedy = f"needs a {platform.upper()}, and this is compiled for {device.kind}; use auto or xla"
         raise InputError("impl", impl, remedy)
     fallback = implementations["xla"] if impl == "auto" else None
-    device = device._replace(compiler=impl if impl in COMPILERS else None)
+    device = device._replace(mosaic=impl == "mosaic")
     return functools.partial(_run_kernel, device, kernels, fallback)
 
 
@@ -112,7 +110,9 @@ def _run_kernel(device: Target, kernels: Mapping[str, Kernel], fallback: Callabl
         return kernel_for(device, kernels)(*arguments)
     except Unsupported as reason:
         if fallback is None:
-            raise InputError("impl", device.compiler or device.platform, f"{reason}; use auto or xla") from reason
+            raise InputError(
+                "impl", "mosaic" if device.mosaic else device.platform, f"{reason}; use auto or xla"
+            ) from reason
     return fallback(*arguments)
 
 
@@ -127,38 +127,13 @@ def kernel_for(device: Target, kernels: Mapping[str, Kernel]) -> Callable:
         _check_gpu(device)
     if device.platform not in kernels:
         raise Unsupported(f"there is no such kernel for a {device.platform.upper()}")
-    return functools.partial(_first_that_runs, [_loaded(kernels[name], device) for name in _preferred(device, kernels)])
-
-
-def _preferred(device: Target, kernels: Mapping[str, Kernel]) -> tuple[str, ...]:
-    """The keys of the kernels to try, the best first."""
-    if "mosaic" in kernels and device.compiler == "mosaic":
-        return ("mosaic",)
-    if "mosaic" in kernels and device.generation == "sm_90" and device.compiler is None:
-        return ("mosaic", "gpu")
-    return (device.platform,)
-
-
-def _first_that_runs(kernels: Sequence[Callable], *arguments: Any) -> Any:
-    *better, last = kernels
-    for kernel in better:
-        try:
-            return kernel(*arguments)
-        except Unsupported:
-            continue
-    return last(*arguments)
-
-
-def _loaded(kernel: Kernel, device: Target) -> Callable:
+    kernel = kernels["mosaic" if device.mosaic and "mosaic" in kernels else device.platform]
     if not isinstance(kernel, str):
         return functools.partial(kernel, device)
     module, _, function = kernel.partition(":")
+    run = getattr(importlib.import_module(module), function)
     options = {"device": device.generation} if device.platform == "gpu" else {}
-
-    def run(*arguments):
-        return getattr(importlib.import_module(module), function)(*plain(arguments), **options)
-
-    return run
+    return lambda *arguments: run(*plain(arguments), **options)
 
 
 def _check_gpu(device: Target) -> None:

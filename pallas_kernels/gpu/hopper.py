@@ -96,7 +96,8 @@ class Consumer:
 
     def values(self, name: str, slot: Any) -> jax.Array:
         """The consumer's value channels of a chunk, transposed: [64 values, 64 rows] float32."""
-        return plgpu.load(turned(self.tile(name, slot)), layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+        x = plgpu.load(turned(self.tile(name, slot)), layout=plgpu.Layout.WGMMA_TRANSPOSED)
+        return plgpu.layout_cast(x, plgpu.Layout.WGMMA).astype(jnp.float32)
 
     def gate(self, slot: Any, number: int) -> jax.Array:
         """A gate of each row, to be multiplied by what is transposed."""

@@ -49,6 +49,12 @@ class Case(NamedTuple):
         """The beginning of the names of its programs."""
         return f"{self.operator} {self.size} {self.dtype}"
 
+    @property
+    def by_mosaic(self) -> bool:
+        """Whether there are kernels by Mosaic GPU too."""
+        kernels = {} if self.primitive is None or self.sizes.impl != "gpu" else self.primitive.kernels
+        return "mosaic" in kernels and self.size >= 128 and self.dtype == "bfloat16"
+
 
 def cases(sizes: Sizes) -> Iterator[Case]:
     """Every operator with GPU kernels, at every size and dtype."""
@@ -80,6 +86,11 @@ def checks(case: Case) -> Iterator[Program]:
     if case.dtype == "float32":
         yield dataclasses.replace(right, **(in_folder if small else {}))
     yield dataclasses.replace(kernels, **(in_folder if small and case.dtype == "float32" else {}))
+    if case.by_mosaic:
+        made = make(case, "mosaic")
+        yield dataclasses.replace(
+            kernels, name=f"{case.name} mosaic check", function=made.function, arguments=made.arguments
+        )
 
 
 def timed(case: Case) -> Iterator[Program]:
@@ -94,6 +105,12 @@ def timed(case: Case) -> Iterator[Program]:
             program = dataclasses.replace(program, against=xla, tolerance=AGAINST_XLA[case.dtype])
             yield dataclasses.replace(make(case, "xla", way), name=xla, section="operators")
         yield dataclasses.replace(program, name=f"{case.name} {way}", section=section)
+        if case.by_mosaic:
+            made = make(case, "mosaic", way)
+            yield dataclasses.replace(
+                program, name=f"{case.name} {way} mosaic", section=section,
+                function=made.function, arguments=made.arguments,
+            )  # fmt: skip
 
 
 @functools.cache
