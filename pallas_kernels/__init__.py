@@ -1,4 +1,4 @@
-"""Kernels for the recurrences of `mom_jax.ops`, on plain arrays: Pallas for TPU, Triton for GPU.
+"""Kernels for the recurrences of `mom_jax.ops`, on plain arrays: Pallas for TPU, Triton for GPU, one also Mosaic GPU.
 
     delta_rule       gated delta rule, delta rule            tpu, gpu
     scalar_decay     simple GLA, RetNet, Mamba2              tpu, gpu

@@ -27,20 +27,19 @@ STAGES = 2  # chunks in shared memory
 CONSUMERS = 2
 # Registers of a thread, of 168 that all have at first: 2 * 240 + 24 = 3 * 168.
 CONSUMER, PRODUCER = 240, 24
-_RACES = plgpu.InterpretGPUParams(detect_races=True)
 _LIMITS = Limits("Mosaic GPU", (128, 256), (128, 256, 512), (TILE,), ("bfloat16",), ("sm_90",))
-_JAX = (0, 11)  # the first whose Mosaic GPU has what the kernels need
+FIRST_JAX = (0, 11)  # whose Mosaic GPU has what the kernels need
 State = tuple[jax.Array, ...]
 
 
 def check(call: Call, chunks: Chunks) -> None:
     """Raises `Unsupported` for what the kernels are not made for."""
-    if jax.__version_info__[:2] < _JAX:
-        raise Unsupported(f"jax {jax.__version__}: kernels by Mosaic GPU need {'.'.join(map(str, _JAX))}")
     _LIMITS.check(K=call.keys, V=call.values, chunk=call.rows, dtype=call.dtype, device=call.device)
     for name, programs in (("heads", call.heads), ("segments", chunks.runs.shape[0])):
         if programs > MOST_PROGRAMS[-1]:
             raise Unsupported(f"{name}={programs}: the GPU kernels run {MOST_PROGRAMS[-1]} at most")
+    if jax.__version_info__[:2] < FIRST_JAX:
+        raise Unsupported(f"jax {jax.__version__}: kernels by Mosaic GPU need {'.'.join(map(str, FIRST_JAX))}")
 
 
 def turned(ref: Any) -> Any:
@@ -201,7 +200,7 @@ def along(
         thread_name="group",
         # The staging tiles are the only memory that a consumer writes, and it does not read them.
         compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
-        **({"interpret": _RACES} if call.interpret else {}),
+        **({"interpret": plgpu.InterpretGPUParams(detect_races=True)} if call.interpret else {}),
     )(*arrays.values())
     # as of Triton's kernels: a result that is also stored in a loop's array would be computed twice
     return dict(zip(outputs, jax.lax.optimization_barrier(made), strict=True))
