@@ -194,8 +194,9 @@ def along(
         program,
         out_type=list(outputs.values()),
         scratch_types=[scratch],
-        grid=(call.values // (TILE * CONSUMERS), call.heads, runs.shape[0] - (fill is None)),
-        grid_names=("block", "head", "run"),
+        # the last is CUDA's first: programs that read the same rows start together, and the longest runs first
+        grid=(runs.shape[0] - (fill is None), call.heads, call.values // (TILE * CONSUMERS)),
+        grid_names=("run", "head", "block"),
         num_threads=CONSUMERS + 1,
         thread_name="group",
         # The staging tiles are the only memory that a consumer writes, and it does not read them.
