@@ -2,38 +2,49 @@
 
 A bundle is what the core starts in one cycle; waiting for memory is not in it. Kernels have no loops inside a step of
 their grid, so the bundles of the program are those of a step. K = V = 256 in bfloat16, forward and backward in
-training.
+training. ``bundles.json`` holds what was counted last, and a test compares.
 
-    JAX_PLATFORMS=cpu python -m tools.kernels.bundles [OPERATOR ...]      the table of docs/kernels.md
+    JAX_PLATFORMS=cpu python -m tools.kernels.bundles [OPERATOR ...]      the record anew, and its table
 """
 
+import json
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mom_jax.benchmarks.kernel_passes import OPERATORS, Case, training
+from mom_jax.benchmarks.kernel_passes import Case, training
 from mom_jax.planning.hlo import read, scheduled
 from mom_jax.planning.targets import compiled, mesh
 from tools.kernels.equations import calls
+
+RECORD = Path(__file__).parent / "bundles.json"
+_KERNELS = {"grouped_matmul": ("products", "gradient of rows", "gradients of weights")}
+_OF_RECURRENCES = "forward", "states", "backward"
 
 
 class Bundles(NamedTuple):
     """A kernel's step."""
 
     rows: int  # times heads
-    count: int
+    bundles: int
     multiplying: float  # share of the matrix units' time that is used
     spilled: int  # registers stored because there are too few
 
 
-def of_operator(operator: str, place: Path) -> list[Bundles]:
-    """Its kernels, in order; libtpu writes into ``place``."""
-    for file in place.iterdir():
-        file.unlink()
+def counted(operator: str) -> list[Bundles]:
+    """An operator's kernels, in order. In a process that has not loaded libtpu."""
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={place} --xla_jf_dump_llo_text=true"  # read as it is loaded
+        return _counted(operator, Path(place))
+
+
+def _counted(operator: str, place: Path) -> list[Bundles]:
     function, arguments = training(Case("tpu", operator, 256, "bfloat16"))
     program = read(compiled(mesh("v5e:2x2"), function, *arguments).as_text())
     names = [x.name.lstrip("%") for _, x, _ in scheduled(program) if "tpu_custom_call" in x.attributes]
@@ -62,26 +73,36 @@ def _schedule(place: Path, name: str) -> tuple[int, float, int]:
     units, capacity = re.split(r",\s*", lines[1]), [int(x) for x in lines[2].split()]
     steps = [[int(x) for x in line.split()] for line in lines[4:] if line.strip()]
     used = dict(zip(units, map(sum, zip(*steps, strict=True)), strict=True))
-    return len(steps), used["MXU"] / (capacity[units.index("MXU")] * len(steps)), used["VSTORE:SPILL"]
+    busy = used["MXU"] / (capacity[units.index("MXU")] * len(steps))
+    return len(steps), round(busy, 2), used["VSTORE:SPILL"]
 
 
-def lines(operators: list[str], place: Path) -> Iterator[str]:
-    """The table."""
-    yield "| operator | kernel | rows x heads of a step | bundles | for each row and head | matrix units busy |"
-    yield "|---|---|---|---|---|---|"
-    for operator in operators:
-        found = of_operator(operator, place)
-        for number, x in enumerate(found, 1):
-            each = f"{x.count / x.rows:.1f}"
-            yield f"| {operator} | {number} | {x.rows} | {x.count:,} | {each} | {100 * x.multiplying:.0f} % |"
+def lines(record: dict[str, list[Bundles]]) -> Iterator[str]:
+    """The table of a record."""
+    names = "operator", "kernel", "rows x heads of a step", "bundles", "for each row and head", "matrix units busy"
+    yield f"| {' | '.join((*names, 'spilled'))} |"
+    yield "|---" * 7 + "|"
+    for operator, found in record.items():
+        for name, x in zip(_KERNELS.get(operator, _OF_RECURRENCES), found, strict=True):
+            cells = f"{x.rows} | {x.bundles:,} | {x.bundles / x.rows:.1f} | {100 * x.multiplying:.0f} % | {x.spilled:,}"
+            yield f"| {operator} | {name} | {cells} |"
+
+
+def recorded() -> dict[str, list[Bundles]]:
+    """What was counted last."""
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    return {operator: [Bundles(**x) for x in found] for operator, found in record.items()}
 
 
 def main() -> None:
-    """Prints the table."""
-    with tempfile.TemporaryDirectory() as place:
-        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={place} --xla_jf_dump_llo_text=true"  # before it is loaded
-        for line in lines(sys.argv[1:] or list(OPERATORS["tpu"]), Path(place)):
-            print(line, flush=True)
+    """Counts anew, each operator in a process of its own."""
+    record = recorded()
+    for operator in sys.argv[1:] or record:
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            record[operator] = process.submit(counted, operator).result()
+    kept = {operator: [x._asdict() for x in found] for operator, found in record.items()}
+    RECORD.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(lines(record)))
 
 
 if __name__ == "__main__":
