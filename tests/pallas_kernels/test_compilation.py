@@ -49,6 +49,26 @@ for operator in OPERATORS["tpu"]:
     print(operator, len(list(calls("pallas_call", function, *arguments))), text.count("tpu_custom_call"))
 """
 
+HOPPER = f"""
+import json, os, re, subprocess, sys, triton
+from pathlib import Path
+folder = Path(sys.argv[1])
+os.environ["MOSAIC_GPU_DUMP_TO"] = str(folder)
+from mom_jax.benchmarks.kernel_passes import Case, training
+from mom_jax.planning.targets import compiled, mesh
+from pallas_kernels.gpu import assembler, delta_rule, delta_rule_hopper
+delta_rule.delta_rule = delta_rule_hopper.delta_rule
+function, arguments = training(Case("gpu", "delta_rule", {SIZE}, "{DTYPE}"))
+compiled(mesh("h100:1"), function, *arguments)
+disassembler = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+for file in folder.glob("*.ptx"):
+    said, ptx = file.with_suffix(".ptxas").read_text(encoding="utf-8"), file.read_text(encoding="utf-8")
+    file.write_text(re.sub(r"\\.version \\S+", f".version {{assembler.ptx_version() / 10}}", ptx), encoding="utf-8")
+    subprocess.run([assembler.find_ptxas(), "--gpu-name=sm_90a", file, "-o", f"{{file}}.cubin"], check=True)
+    code = subprocess.run([disassembler, "-c", f"{{file}}.cubin"], capture_output=True, text=True, check=True).stdout
+    print(json.dumps([said, ptx.count("wgmma.mma_async"), len(re.findall("HGMMA[.]64x64", code))]))
+"""
+
 CUDA_STEP = f"""
 import dataclasses, json
 from mom_jax.planning.step import sized, traced_step
@@ -98,6 +118,18 @@ def test_gpu_kernels_fit_and_a_step_launches_them():
     for made in found:
         name = made["operator"], made["kernel"], SIZE, DTYPE, made["device"]
         assert made["spills"] <= allowed[name] and made["shared"] <= made["most"], made
+
+
+@pytest.mark.programs
+def test_mosaic_gpu_kernels_fit(tmp_path):
+    """Those for Hopper: next to nothing spilled, products that do not wait for each other, and none of them dropped."""
+    lines = compiling(f"import sys\nsys.argv[1:] = [{str(tmp_path)!r}]\n{HOPPER}").splitlines()
+    kernels = [json.loads(line) for line in lines if line.startswith("[")]
+    assert len(kernels) == 3
+    for said, written, made in kernels:
+        spills = re.search(r"(\d+) bytes spill stores", said)
+        assert spills is not None and int(spills[1]) <= 16 and "serialized" not in said, said
+        assert made >= written >= 36
 
 
 def test_tpu_kernels_compile():
