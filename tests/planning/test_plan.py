@@ -74,7 +74,8 @@ def test_guesses(guesser):
 
 def test_compiled_step():
     """The step that training runs, for this machine: state, products counted beside the model's, nothing sent."""
-    config = dataclasses.replace(RUN, model=dataclasses.replace(SMALL, impl="xla"))
+    simple = {"memory_rule": "linear_attention", "feature_map": "elu", "use_short_conv": False}
+    config = dataclasses.replace(RUN, model=dataclasses.replace(SMALL, impl="xla", **simple))
     program = Program(config, make_mesh(MeshConfig(), jax.devices()[:1]))
     step = compile_step(program)
     assert step.parameters == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.abstract.params))
@@ -105,7 +106,7 @@ def test_too_large():
 def test_guessed_alone(capsys, monkeypatch):
     """Without compiling, a plan has every number that it can have, and says that it was not compiled."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    model = "--model.hidden-size 64 --model.num-hidden-layers 1 --model.intermediate-size 128"
+    model = "--model.hidden-size 64 --model.num-hidden-layers 1 --model.intermediate-size 128 --model.no-use-short-conv"
     line = f"plan mom-tiny {model} --topology v6e:4x4 --global-batch 32 --seq-len 128 --mesh.fsdp 16 --remat full"
     assert main([*line.split(), "--compile", "0", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
