@@ -19,8 +19,8 @@ def small(tmp_path_factory):
     for number in range(12):
         words = rng.choices(["key", "value", "memory"], k=400)
         (folder / f"{number:02}.txt").write_text(" ".join(words) + "\n", encoding="utf-8")
-    smaller = functools.partial(dataclasses.replace, num_hidden_layers=1, hidden_size=16)
-    config = text.recipe("tiny", "gated_deltanet", smaller, 0)
+    smaller = functools.partial(dataclasses.replace, num_hidden_layers=1, hidden_size=16, use_short_conv=False)
+    config = text.recipe("tiny", "linear_attention", smaller, 0)
     data = dataclasses.replace(
         config.data, path=str(folder), cache_dir=str(folder / "cache"), held_out_fraction=0.3, sequence_length=32
     )
