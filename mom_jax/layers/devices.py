@@ -110,7 +110,7 @@ class Devices:
         )
 
         def local(params: nnx.State, *inputs: Any) -> Result:
-            params = jax.tree.map(functools.partial(whole, axes=PARAMETERS), params, of_params, dtypes)
+            params = jax.tree.map(functools.partial(whole, axes=PARAMETERS, looped=True), params, of_params, dtypes)
             return call(nnx.merge(graph, params), *inputs)
 
         return self.map(local, (of_params, *specs), outs)(params, *inputs)
@@ -146,16 +146,25 @@ def _axes(place: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def whole(
-    x: Float[Array, "..."], spec: P, dtype: DTypeLike, axes: tuple[str, ...] = (*PARAMETERS, TENSOR)
+    x: Float[Array, "..."],
+    spec: P,
+    dtype: DTypeLike,
+    axes: tuple[str, ...] = (*PARAMETERS, TENSOR),
+    looped: bool = False,
 ) -> Float[Array, "..."]:
-    """On a device, a parameter in ``dtype`` with what the other devices of ``axes`` hold of it."""
+    """On a device, a parameter in ``dtype`` with what the other devices of ``axes`` hold of it.
+
+    ``looped``: inside a loop over layers, where XLA finds the best layout of what is scattered by itself.
+    """
     places = [tuple(axis for axis in _axes(place) if axis in axes) for place in spec]
     split = tuple((dimension, names) for dimension, names in enumerate(places) if names)
-    return _gathered(x, split, jnp.dtype(dtype), x.dtype) if split else x.astype(dtype)
+    return _gathered(x, split, jnp.dtype(dtype), x.dtype, looped) if split else x.astype(dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gathered(x: Float[Array, "..."], split: _Split, dtype: DTypeLike, source: DTypeLike) -> Float[Array, "..."]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _gathered(
+    x: Float[Array, "..."], split: _Split, dtype: DTypeLike, source: DTypeLike, looped: bool
+) -> Float[Array, "..."]:
     x = x.astype(dtype)
     for dimension, axes in split:
         x = jax.lax.all_gather(x, axes, axis=dimension, tiled=True)
@@ -167,11 +176,12 @@ def _gathered_fwd(x: Float[Array, "..."], *options: Any) -> tuple[Float[Array, "
 
 
 def _gathered_bwd(
-    split: _Split, dtype: DTypeLike, source: DTypeLike, _: None, dx: Float[Array, "..."]
+    split: _Split, dtype: DTypeLike, source: DTypeLike, looped: bool, _: None, dx: Float[Array, "..."]
 ) -> tuple[Float[Array, "..."]]:
     dx = widened(dx)
     for dimension, axes in reversed(split):
-        dx = jax.lax.psum_scatter(_outermost(dx, dimension), axes, scatter_dimension=dimension, tiled=True)
+        dx = dx if looped else _outermost(dx, dimension)
+        dx = jax.lax.psum_scatter(dx, axes, scatter_dimension=dimension, tiled=True)
     return (dx.astype(source),)
 
 
