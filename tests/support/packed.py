@@ -37,12 +37,12 @@ class Layout:
         places = [start + i for start, n in zip(self.starts, self.lengths, strict=True) for i in range(n)]
         return np.array(places, np.int64)
 
-    def pack(self, x):
+    def pack(self, x) -> jnp.ndarray:
         """[tokens, ...] to packed rows; padding is 0."""
         if isinstance(x, np.ndarray):  # no program is compiled for it
             rows = np.zeros((self.rows, *x.shape[1:]), x.dtype)
             rows[self.index] = x
-            return rows
+            return jnp.asarray(rows)
         return jnp.zeros((self.rows, *x.shape[1:]), x.dtype).at[self.index].set(x)
 
     def table(self, resets: Sequence[int] | None = None) -> ChunkTable:
