@@ -116,7 +116,7 @@ def test_pods_that_are_told_to_end_have_failed(name):
     with subprocess.Popen([*container["command"], "sh", "-c", saves], stdout=subprocess.PIPE, text=True) as pod:
         assert pod.stdout is not None and pod.stdout.readline() == "begun\n"
         pod.terminate()
-        assert pod.stdout.read() == "saved\n" and pod.wait() == 128 + signal.SIGTERM
+        assert pod.communicate(timeout=60)[0] == "saved\n" and pod.returncode == 128 + signal.SIGTERM
     for status in (0, 3):
         assert subprocess.run([*container["command"], "sh", "-c", f"exit {status}"], check=False).returncode == status
 
