@@ -6,7 +6,7 @@
 
 The auxiliary loss (scale 1e-2), a bias of the router's choice that each step moves against the load (loss-free, arXiv
 2408.15664), and nothing. Tiny: source code, and synthetic recall. Small: recall of 16 pairs, as in
-`studies/capacity.py`, with five seeds, also with 8 and 16 memories, of which two are chosen; and the load at every
+`studies/capacity.py`, also with 8 and 16 memories, of which two are chosen; and the load at every
 learning rate of the search. The paper shows loads of mostly 0.2 to 0.3 with four memories and the loss; whether the
 router collapses without it, it leaves open. A memory is dead when it gets less than a hundredth of an even share.
 """
@@ -22,7 +22,6 @@ from mom_jax.drawing import legend_below
 from mom_jax.models.router_config import RouterBalance
 
 from ..common.comparison import Comparison, Model, every, grouped
-from ..common.recall import small
 from ..common.text import recipe
 from ..registry import Experiment, Point, Record
 
@@ -47,8 +46,7 @@ MORE = {
 PAIRS = (("auxiliary loss", "nothing"), ("auxiliary loss", "loss-free"))
 PAIRS += tuple((f"auxiliary loss, {count} memories", f"nothing, {count} memories") for count in (8, 16))
 _COMPARISON = Comparison(MODELS, tiny=("text", "recall"))
-_TASK = dataclasses.replace(small(16), seeds=tuple(range(5)))
-_SMALL = Comparison(MODELS | MORE, tiny=(), recall_tasks={"small": _TASK}, questions=("router-loss",), pairs=PAIRS)
+_SMALL = Comparison(MODELS | MORE, tiny=(), questions=("router-loss",), pairs=PAIRS)
 
 
 def points(scale: str) -> list[Point]:
