@@ -1,5 +1,7 @@
 """The five questions that a page of results opens with, answered from the comparisons of its small sweeps."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..common.capacity_plot import NAMES, RULE_NAMES, costs_plot
 from ..common.seeds import scores, trained
-from ..common.statistics import Judged
+from ..common.statistics import Judged, Verdict
 from ..registry import Record
 
 # name: (question, the experiment whose small scale answers it)
@@ -19,7 +21,12 @@ QUESTIONS = {
     "cost": ("What does a mixture cost?", "capacity"),
     "router-loss": ("Does the router need its loss?", "load-balance"),
 }
-_WHERE = {"better": "ahead of", "worse": "behind", "undecided": "undecided against"}
+# of a verdict: alone, and before what it is against
+_WHERE: dict[Verdict, tuple[str, str]] = {
+    "better": ("ahead", "ahead of"),
+    "worse": ("behind", "behind"),
+    "undecided": ("undecided", "undecided against"),
+}
 
 
 class Answer(NamedTuple):
@@ -56,18 +63,30 @@ def _answer(name: str, records: Mapping[str, Sequence[Record]], judged: list[Jud
     if not judged:
         command = f"mom-jax experiment {experiment} --scale small"
         return Answer(name, question, [f"Not yet run at the small scale: `{command}`."], [], None)
-    lines = [_short(judged), *_long(judged), *_failures(records.get(experiment, ()), judged)]
+    lines = [_short(judged), *_by_rival(judged), *_long(judged), *_failures(records.get(experiment, ()), judged)]
     return Answer(name, question, lines, judged, lambda: forest(judged, question))
 
 
 def _short(judged: list[Judged]) -> str:
     """The answer in a word or two, and how many comparisons it rests on."""
-    counts = {verdict: sum(j.verdict == verdict for j in judged) for verdict in _WHERE}
+    counts = Counter(one.verdict for one in judged)
     word = next((w for v, w in (("better", "Yes"), ("worse", "No")) if counts[v] == len(judged)), None)
     if word is None:
         word = "Undecided" if counts["undecided"] == len(judged) else "It depends on what it is compared with"
-    told = [f"{counts[v]} {w}" for v, w in (("better", "ahead"), ("worse", "behind"), ("undecided", "undecided"))]
-    return f"{word}: of {len(judged)} comparison{'s' * (len(judged) > 1)} {', '.join(told)}."
+    return f"{word}: of {len(judged)} comparison{'s' * (len(judged) > 1)} {_told(counts)}."
+
+
+def _told(counts: Mapping[Verdict, int]) -> str:
+    return ", ".join(f"{counts[verdict]} {word}" for verdict, (word, _) in _WHERE.items())
+
+
+def _by_rival(judged: list[Judged]) -> list[str]:
+    """The verdicts against rivals of one kind, whatever their size; nothing where there is one kind."""
+    kinds: dict[str, Counter[Verdict]] = {}
+    for one in judged:
+        kinds.setdefault(re.sub(r" x\d+$", "", one.contrast.other), Counter())[one.verdict] += 1
+    parts = [f"against {kind}: {_told(counts)}" for kind, counts in sorted(kinds.items())]
+    return [f"By what stands against it: {'; '.join(parts)}."] if len(kinds) > 1 else []
 
 
 def _long(judged: list[Judged]) -> list[str]:
@@ -75,16 +94,22 @@ def _long(judged: list[Judged]) -> list[str]:
     groups: dict[tuple[str, str], list[Judged]] = {}
     for one in judged:
         groups.setdefault((one.contrast.what, one.contrast.first), []).append(one)
-    lines = []
-    for (what, first), group in groups.items():
-        parts = [
-            f"{_WHERE[one.verdict]} {one.contrast.other} "
-            f"({one.difference.value:+.2f} [{one.difference.low:+.2f}, {one.difference.high:+.2f}], "
-            f"{len(one.contrast.ours)} and {len(one.contrast.theirs)} seeds)"
-            for one in sorted(group, key=lambda one: -one.difference.value)
-        ]
-        lines.append(f"{what}: {first} is {', '.join(parts)}.")
-    return lines
+    return [f"{what}: {first} is {_verdicts(group)}." for (what, first), group in groups.items()]
+
+
+def _verdicts(group: list[Judged]) -> str:
+    """Verdict by verdict, what it is against, with the difference, its interval and the number of seeds."""
+    parts = []
+    for verdict, (_, where) in _WHERE.items():
+        rivals = sorted((one for one in group if one.verdict == verdict), key=lambda one: -one.difference.value)
+        parts += [f"{where} {', '.join(map(_rival, rivals))}"] if rivals else []
+    return "; ".join(parts)
+
+
+def _rival(one: Judged) -> str:
+    value, low, high = one.difference
+    seeds = f"{len(one.contrast.ours)} and {len(one.contrast.theirs)} seeds"
+    return f"{one.contrast.other} ({value:+.2f} [{low:+.2f}, {high:+.2f}], {seeds})"
 
 
 def _failures(records: Sequence[Record], judged: list[Judged]) -> list[str]:
@@ -95,12 +120,16 @@ def _failures(records: Sequence[Record], judged: list[Judged]) -> list[str]:
         point, all_seeds, good = record["point"], scores(record), trained(record)
         name = point.get("model") or NAMES.get(point["architecture"])
         if name in compared and len(good) < len(all_seeds):
-            told.append(f"{name} {len(all_seeds) - len(good)} of {len(all_seeds)} ({point['pairs']} pairs)")
+            of = [RULE_NAMES[point["rule"]]] if "rule" in point else []
+            task = ", ".join([*of, f"{point['pairs']} pairs"])
+            told.append(f"{name} {len(all_seeds) - len(good)} of {len(all_seeds)} ({task})")
     return [f"Failed to train, and so part of no comparison: {', '.join(told)}."] if told else []
 
 
 def _costs(records: Sequence[Record]) -> list[str]:
-    """Every mixture's state and FLOPs beside one memory's; counted, not measured."""
+    """Every mixture's state and FLOPs beside one memory's, of the fewest pairs as in the picture; not measured."""
+    fewest = min(record["point"]["pairs"] for record in records)
+    records = [record for record in records if record["point"]["pairs"] == fewest]
     results = {(r["point"]["rule"], r["point"]["pairs"], r["point"]["architecture"]): r["result"] for r in records}
     lines = ["Counted from the models' shapes, so without an interval; the picture sets accuracy against each cost."]
     for (rule, pairs, name), result in results.items():

@@ -66,9 +66,13 @@ def test_the_questions_are_answered_from_intervals(records):
     assert list(by_name) == list(QUESTIONS)
     total = by_name["total-state"]
     assert total.lines[0].startswith("It depends on what it is compared with: of ")
-    assert "behind one, wider keys x5 (-0.2" in total.lines[1]
-    assert "ahead of one, wider values x5 (+0.2" in total.lines[1]
-    assert "undecided against one, more heads x5" in total.lines[1] and "4 and 4 seeds" in total.lines[1]
+    assert total.lines[1] == (
+        "By what stands against it: against one, more heads: 0 ahead, 0 behind, 12 undecided; against one, wider keys: "
+        "0 ahead, 12 behind, 0 undecided; against one, wider values: 12 ahead, 0 behind, 0 undecided."
+    )
+    assert "is ahead of one, wider values x5 (+0.2" in total.lines[2]
+    assert "; behind one, wider keys x5 (-0.2" in total.lines[2]
+    assert "; undecided against one, more heads x5" in total.lines[2] and "4 and 4 seeds" in total.lines[2]
     assert {one.verdict for one in total.judged if "keys" in one.contrast.other} == {"worse"}
     no_larger = {"one, MLP of equal parameters", *(f"one, wider keys x{n}" for n in (3, 5, 9))}
     assert {one.contrast.other for one in by_name["parameters"].judged} == no_larger
@@ -87,8 +91,8 @@ def test_failures_to_train_are_told_with_the_answer(records):
         runs = [{**run, "accuracy": accuracy} for run, accuracy in zip(result["runs"], accuracies, strict=True)]
         failing.append({**record, "result": {**result, "runs": runs}})
     by_name = {answer.name: answer for answer in answers({"capacity": failing}, judge(capacity.contrasts(failing)))}
-    assert "one, MLP of equal parameters 2 of 4 (16 pairs)" in by_name["parameters"].lines[-1]
-    assert "4 and 2 seeds" in by_name["parameters"].lines[1] and "Failed" not in by_name["total-state"].lines[-1]
+    assert "one, MLP of equal parameters 2 of 4 (GLA, 16 pairs)" in by_name["parameters"].lines[-1]
+    assert "4 and 2 seeds" in by_name["parameters"].lines[2] and "Failed" not in by_name["total-state"].lines[-1]
 
 
 def test_an_answer_is_yes_only_where_every_interval_says_so():
