@@ -1,7 +1,7 @@
 """How much is recalled for how much state: one memory made larger in three ways, mixtures, and attention.
 
     mom-jax experiment capacity --scale tiny        two CPU cores, two minutes
-    mom-jax experiment capacity --scale small       two CPU cores, four hours; one GPU, ten minutes
+    mom-jax experiment capacity --scale small       one CPU core, three hours; one GPU, minutes
 
 Not in the paper, whose only larger memory has wider values. What a memory of the delta rule can tell apart is bounded
 by the width of its keys, and a mixture of five memories has five times the keys of one. So each mixture is set beside
