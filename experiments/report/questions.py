@@ -81,12 +81,12 @@ def _told(counts: Mapping[Verdict, int]) -> str:
 
 
 def _by_rival(judged: list[Judged]) -> list[str]:
-    """The verdicts against rivals of one kind, whatever their size; nothing where there is one kind."""
+    """The verdicts against rivals of one kind, whatever their size; nothing where this sums up nothing."""
     kinds: dict[str, Counter[Verdict]] = {}
     for one in judged:
         kinds.setdefault(re.sub(r" x\d+$", "", one.contrast.other), Counter())[one.verdict] += 1
     parts = [f"against {kind}: {_told(counts)}" for kind, counts in sorted(kinds.items())]
-    return [f"By what stands against it: {'; '.join(parts)}."] if len(kinds) > 1 else []
+    return [f"By what stands against it: {'; '.join(parts)}."] if 1 < len(kinds) < len(judged) else []
 
 
 def _long(judged: list[Judged]) -> list[str]:

@@ -45,6 +45,8 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
     groups = grouped(records)
     figure = Figure(figsize=(4.6 * len(groups) + 0.4, 3.8), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    names = {name for models in groups.values() for name in models}
+    counts = sorted({1, *(m for m, k in PAIRS if label(m, k) in names)})
     for axes, ((size, measure), models) in zip(panels, groups.items(), strict=True):
         for name, (ratio, colour) in RATIOS.items():
             line = {1: models.get("1 memory")}
@@ -56,7 +58,7 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
         better = "lower" if MEASURES[measure].lower else "higher"
         axes.set(title=size, xlabel="memories", ylabel=f"{MEASURES[measure].title} ({better} is better)")
         axes.set_xscale("log", base=2)
-        axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        axes.set_xticks(counts, list(map(str, counts)))
         axes.grid(alpha=0.25)
     legend_beside(figure)
     path = folder / "memories.png"
