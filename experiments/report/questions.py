@@ -69,8 +69,9 @@ def _answer(name: str, records: Mapping[str, Sequence[Record]], judged: list[Jud
 
 def _short(judged: list[Judged]) -> str:
     """The answer in a word or two, and how many comparisons it rests on."""
-    counts = Counter(one.verdict for one in judged)
-    word = next((w for v, w in (("better", "Yes"), ("worse", "No")) if counts[v] == len(judged)), None)
+    counts: Counter[Verdict] = Counter(one.verdict for one in judged)
+    agreed: dict[Verdict, str] = {"better": "Yes", "worse": "No"}
+    word = next((word for verdict, word in agreed.items() if counts[verdict] == len(judged)), None)
     if word is None:
         word = "Undecided" if counts["undecided"] == len(judged) else "It depends on what it is compared with"
     return f"{word}: of {len(judged)} comparison{'s' * (len(judged) > 1)} {_told(counts)}."

@@ -68,7 +68,7 @@ class Consumer:
     dtype: Any  # of rows
     backwards: bool
 
-    def along(self, chunk: Callable[[Any, Any, State], State], state: State) -> State:
+    def along(self, chunk: Callable[[Any, Any, State], Sequence[jax.Array]], state: State) -> State:
         """Runs ``(n, slot, state) -> state`` for all chunks, the n-th of the segment in stage ``slot``."""
 
         def step(passed, state):
@@ -113,8 +113,9 @@ class Consumer:
 
     def added(self, start: Callable[..., None], *onto: jax.Array) -> Sequence[jax.Array]:
         """The arrays ``onto``, to each of which ``start`` adds products, once these are there."""
+        acc: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
         if self.operand is None:
-            made = pl.run_state(lambda accumulators: start(*accumulators))(tuple(map(plgpu.ACC.init, onto)))
+            made = pl.run_state(lambda accumulators: start(*accumulators))(tuple(map(acc.init, onto)))
             # or LLVM would move arithmetic on a result to before the wait for it
             return lax.optimization_barrier(made)
 
@@ -122,7 +123,7 @@ class Consumer:
             start(*accumulators)
             return [x[...] for x in accumulators]
 
-        made = pl.run_scoped(alone, *[plgpu.ACC(x.shape, x.dtype) for x in onto])
+        made = pl.run_scoped(alone, *[acc(x.shape, x.dtype) for x in onto])
         return [x + y for x, y in zip(onto, made, strict=True)]
 
     def put(self, x: jax.Array, ref: Any, count: Any) -> None:
@@ -190,6 +191,7 @@ def along(
                  scratch, fill, call, backwards)  # fmt: skip
 
     program.__name__ = body.__name__.strip("_")
+    options: dict[str, Any] = {"interpret": plgpu.InterpretGPUParams(detect_races=True)} if call.interpret else {}
     made = plgpu.kernel(
         program,
         out_type=list(outputs.values()),
@@ -201,14 +203,16 @@ def along(
         thread_name="group",
         # The staging tiles are the only memory that a consumer writes, and it does not read them.
         compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
-        **({"interpret": plgpu.InterpretGPUParams(detect_races=True)} if call.interpret else {}),
+        **options,
     )(*arrays.values())
     # as of Triton's kernels: a result that is also stored in a loop's array would be computed twice
     return dict(zip(outputs, jax.lax.optimization_barrier(made), strict=True))
 
 
 def _tiles(shape, dtype):
-    return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, TILE)), plgpu.SwizzleTransform(128)))
+    tiling: Any = plgpu.TilingTransform  # abstract, say their annotations
+    swizzle: Any = plgpu.SwizzleTransform
+    return plgpu.SMEM(shape, dtype, transforms=(tiling((8, TILE)), swizzle(128)))
 
 
 def _program(body, memory, whole, own, outputs, scratch, fill, call, backwards):

@@ -131,10 +131,10 @@ def reverse(
     to_state = _times_state(errors[...], leaving, transposed=True)
     written = decays.leave * jnp.sum(to_state * keys, -1, keepdims=True)
     dbeta[...] = jnp.sum(unweighted, -2, keepdims=True) + to_row(written)
-    read = from_state * both
+    of_keys, of_queries = _halves(from_state * both)
     dg[...] = head_gate_gradients(
         paths=unweighted * chunk.beta,
-        entering=sum(jnp.sum(x, -1, keepdims=True) for x in _halves(read)),
+        entering=jnp.sum(of_keys, -1, keepdims=True) + jnp.sum(of_queries, -1, keepdims=True),
         leaving=to_column(chunk.beta) * written,
         across=decays.across * jnp.sum(leaving * states[...].astype(jnp.float32), (-2, -1), keepdims=True),
     )

@@ -90,7 +90,8 @@ def _backward(interpret, residuals, dys):
     plan = _Plan.make("weight_gradient", x, weights)
     operands = [plan.rows(x), *(plan.rows(dy, blocked=True) for dy in dys)]
     outputs = [plan.weights(jax.ShapeDtypeStruct(w.shape, w.dtype), 2) for w in weights]
-    sums = [pltpu.VMEM(y.spec.block_shape[1:], jnp.float32) for y in outputs]
+    blocks: list[Any] = [y.spec.block_shape for y in outputs]
+    sums = [pltpu.VMEM(block[1:], jnp.float32) for block in blocks]
     return dx, plan.launch(weight_gradients, group_sizes, operands, outputs, sums, interpret), None
 
 

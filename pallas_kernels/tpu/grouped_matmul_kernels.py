@@ -101,8 +101,8 @@ def weight_gradients(visit: Visit, x: Ref, *refs: Ref) -> None:
 
         @pl.when(visit.has_rows)
         def _(dy=dy, total=total):  # what lies behind the last row may be anything
-            rows = (jnp.where(visit.inside(a), a[...], jnp.zeros_like(a)) for a in (x, dy))
-            total[...] += _dot(*rows, "tn")
+            own, of_dy = (jnp.where(visit.inside(a), a[...], jnp.zeros_like(a)) for a in (x, dy))
+            total[...] += _dot(own, of_dy, "tn")
 
         @pl.when(visit.is_last)
         def _(dw=dw, total=total):

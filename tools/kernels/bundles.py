@@ -8,6 +8,7 @@ training. ``bundles.json`` holds what was counted last, and a test compares.
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -48,14 +49,14 @@ def _counted(operator: str, place: Path) -> list[Bundles]:
     function, arguments = training(Case("tpu", operator, 256, "bfloat16"))
     program = read(compiled(mesh("v5e:2x2"), function, *arguments).as_text())
     names = [x.name.lstrip("%") for _, x, _ in scheduled(program) if "tpu_custom_call" in x.attributes]
-    names.sort(key=lambda name: int(re.search(r"\.(\d+)", name)[1]))  # as they were traced
+    names.sort(key=lambda name: int(re.findall(r"\.(\d+)", name)[0]))  # as they were traced
     rows = map(_rows, calls("pallas_call", function, *arguments))
     return [Bundles(n, *_schedule(place, name)) for n, name in zip(rows, names, strict=True)]
 
 
 def _rows(equation: Any) -> int:
     """Rows of a step, times heads."""
-    return max(shape[0] * shape[1] if len(shape) > 2 else shape[0] for shape in _block_shapes(equation))
+    return max(math.prod(shape[:-1]) for shape in _block_shapes(equation))
 
 
 def _block_shapes(equation: Any) -> Iterator[tuple[int, ...]]:
