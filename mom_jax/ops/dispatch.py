@@ -69,6 +69,11 @@ def on_gpu(impl: str) -> bool:
     return impl in ("auto", *GPU)
 
 
+def may_be_kernels(impl: str) -> bool:
+    """Whether what is called ``impl`` may be kernels for any device."""
+    return impl in ("auto", *KERNELS, *GPU)
+
+
 def uses_kernels(impl: str) -> bool:
     """Whether rows are to be laid out for kernels."""
     return impl in (*KERNELS, *GPU) or (impl == "auto" and target().has_kernels)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 
-from mom_jax.ops.dispatch import Target, kernel_for, on_gpu, select, target
+from mom_jax.ops.dispatch import Target, kernel_for, may_be_kernels, select, target
 from mom_jax.ops.precision import wide, widened
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.typing import Array, Float, Int
@@ -43,14 +43,14 @@ def grouped_matmul(
     Raises:
         InputError: ``tpu`` or ``gpu`` cannot run here.
     """
-    name = impl if (impl == "tpu" or on_gpu(impl)) and x.shape[0] > group_sizes.shape[0] else "xla"
+    name = impl if may_be_kernels(impl) and x.shape[0] > group_sizes.shape[0] else "xla"
     return select(name, {"xla": _by_xla}, KERNELS)(x, weights, group_sizes, tile)
 
 
 def token_matmul(x: Float[Array, "B T D"], weights: Weights, packing: Packing, *, impl: str = "auto") -> Products:
     """The same for packed rows of tokens: a GPU's kernel gathers them where it reads them, others are packed first."""
     groups = packing.group_sizes.shape[0]
-    name = impl if (impl == "tpu" or on_gpu(impl)) and packing.token.shape[0] > groups else "xla"
+    name = impl if may_be_kernels(impl) and packing.token.shape[0] > groups else "xla"
     return select(name, {"xla": _packed_first}, {"tpu": _packed, "gpu": _gathered})(x, weights, packing)
 
 

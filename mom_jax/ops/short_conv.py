@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops.dispatch import on_gpu, select
+from mom_jax.ops.dispatch import may_be_kernels, select
 from mom_jax.ops.norm import l2_norm_of_heads
 from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import Packing, pack
@@ -56,7 +56,7 @@ def short_conv(
     """
     table, reach = packing.table, _reach(packing, weight.shape[1])
     gathered = (packing.token, packing.row.reshape(-1, packing.row.shape[-1])) if x.ndim == 3 else (None, None)
-    name = impl if (impl == "tpu" or on_gpu(impl)) and table.chunk_size > 1 else "xla"
+    name = impl if may_be_kernels(impl) and table.chunk_size > 1 else "xla"
     options = activate, head, normalise
     by_xla = lambda *_: _by_xla(x, weight, bias, state, packing, reach, *options)  # noqa: E731
     run = select(name, {"xla": by_xla}, KERNELS)

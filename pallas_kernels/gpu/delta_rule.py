@@ -94,6 +94,7 @@ def delta_rule(
     *,
     device: str = "sm_90",
     interpret: bool = False,
+    along: "Along | None" = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Outputs and final states of the gated delta rule (module docstring), differentiable.
 
@@ -106,7 +107,8 @@ def delta_rule(
         initial_state: [S, H, K, V] float32; None starts from 0.
         scale: of the output.
         device: the generation to compile for, among those of `pallas_kernels.arguments.GPU`.
-        interpret: run in Triton's interpreter on the host.
+        interpret: run in the interpreter on the host.
+        along: kernels of another compiler for what runs along segments; Triton's if None.
 
     Returns:
         Outputs [N, H, V] in ``v.dtype``, 0 in unused chunks; and the float32 state of every segment after its last row
@@ -118,7 +120,9 @@ def delta_rule(
     """
     gates: dict[str, Expected] = {name: (x, q.shape[:2], FLOAT32) for name, x in (("g", g), ("beta", beta))}
     call = checked_call(q, k, v, gates, chunks, initial_state, scale, device, interpret)
-    return differentiable(q, k, v, g, beta, chunks, initial_state, call, Along(_outputs, _borders, _reverse))
+    along = along or Along(_outputs, _borders, _reverse)
+    along.check(call, chunks)
+    return _delta_rule(q, k, v, g, beta, chunks, initial_state, call, along)
 
 
 class Along(NamedTuple):
@@ -127,21 +131,11 @@ class Along(NamedTuple):
     outputs: Callable[..., tuple[jax.Array, jax.Array | None]]
     borders: Callable[..., Sequence[jax.Array]]
     reverse: Callable[..., tuple[jax.Array, jax.Array, jax.Array | None]]
+    check: Callable[[Call, Chunks], None] = lambda call, chunks: None  # raises `Unsupported` for what they do not take
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def differentiable(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    g: jax.Array,
-    beta: jax.Array,
-    chunks: Chunks,
-    initial_state: jax.Array | None,
-    call: Call,
-    along: Along,
-) -> tuple[jax.Array, jax.Array | None]:
-    """`delta_rule`, for arguments that were checked."""
+def _delta_rule(q, k, v, g, beta, chunks, initial_state, call, along):
     return _forward(q, k, v, g, beta, chunks, initial_state, call, along)[0]
 
 
@@ -160,7 +154,7 @@ def _backward(call, along, saved, cotangents):
     return dq, dk, dv, dg, dbeta, None, dinitial
 
 
-differentiable.defvjp(_forward, _backward)
+_delta_rule.defvjp(_forward, _backward)
 
 
 class Prepared(NamedTuple):

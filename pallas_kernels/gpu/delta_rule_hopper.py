@@ -4,6 +4,7 @@ The kernels have the operands and outputs of those in `delta_rule_kernels`; gate
 copy, are rearranged first. What the equations of `delta_rule` multiply from the left is on the right here.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,36 +13,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.arguments import FLOAT32, Expected
-from pallas_kernels.chunks import Chunks
-from pallas_kernels.gpu.calls import checked_call, like
-from pallas_kernels.gpu.delta_rule import Along, differentiable, like_borders
+from pallas_kernels.gpu import delta_rule as by_triton
+from pallas_kernels.gpu.calls import like
+from pallas_kernels.gpu.delta_rule import Along, like_borders
 from pallas_kernels.gpu.hopper import TILE, Consumer, State, along, check, turned
 
 _ENTER, _BETA, _LEAVE, _ASK = range(4)
-
-
-def delta_rule(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    g: jax.Array,
-    beta: jax.Array,
-    chunks: Chunks,
-    initial_state: jax.Array | None,
-    scale: float,
-    *,
-    device: str = "sm_90",
-    interpret: bool = False,
-) -> tuple[jax.Array, jax.Array | None]:
-    """As `pallas_kernels.gpu.delta_rule.delta_rule`, for what `hopper.check` takes.
-
-    Interpreted, every read and write is also checked for races, and slow.
-    """
-    gates: dict[str, Expected] = {name: (x, q.shape[:2], FLOAT32) for name, x in (("g", g), ("beta", beta))}
-    call = checked_call(q, k, v, gates, chunks, initial_state, scale, device, interpret)
-    check(call, chunks)
-    return differentiable(q, k, v, g, beta, chunks, initial_state, call, Along(_outputs, _borders, _reverse))
 
 
 def _gates(prepared, beta, call):
@@ -210,3 +187,7 @@ def _last(consumer: Consumer, states, state: State):
         turned(consumer.state_block(states, consumer.segment, b))[...] = plgpu.layout_cast(
             block, plgpu.Layout.WGMMA_TRANSPOSED
         )
+
+
+# As `delta_rule.delta_rule`, for what `hopper.check` takes. Interpreted, reads and writes are also checked for races.
+delta_rule = functools.partial(by_triton.delta_rule, along=Along(_outputs, _borders, _reverse, check))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 from support.compare import assert_close
+from support.groups import loop
 
 from pallas_kernels.chunks import Unsupported
 from pallas_kernels.configs import Config, Entry
@@ -35,19 +36,6 @@ def example(split, dtype, inputs=INPUTS):
     return x, tuple(rest[: len(WIDTHS)]), tuple(rest[len(WIDTHS) :])
 
 
-def loop(x, weights, dys, sizes):
-    """ys, dx and dWs in float64."""
-    x, weights, dys = jax.tree.map(lambda a: np.asarray(a, np.float64), (x, weights, dys))
-    ys, dx, dws, begin = [np.zeros_like(dy) for dy in dys], np.zeros_like(x), [np.zeros_like(w) for w in weights], 0
-    for group, size in enumerate(sizes):
-        rows = slice(begin, begin + size)
-        for y, w, dy, dw in zip(ys, weights, dys, dws, strict=True):
-            y[rows], dw[group] = x[rows] @ w[group], x[rows].T @ dy[rows]
-            dx[rows] += dy[rows] @ w[group].T
-        begin += size
-    return tuple(ys), dx, tuple(dws)
-
-
 def differentiated(sizes, x, weights, dys):
     """ys, dx and dWs; memory is NaN until a kernel writes it."""
     interpret = pltpu.InterpretParams(uninitialized_memory="nan")
@@ -67,7 +55,7 @@ def test_float32(program, split):
     """Values and all gradients; the gradient of an empty group's weights is 0."""
     x, weights, dys = example(split, jnp.float32)
     got = program(jnp.array(SPLITS[split]), x, weights, dys)
-    assert_close(got, loop(x, weights, dys, SPLITS[split]), 1e-5)
+    assert_close(got, loop(x, weights, SPLITS[split], dys), 1e-5)
 
 
 def test_blocks_of_columns_in_half_precision(monkeypatch):
@@ -78,7 +66,7 @@ def test_blocks_of_columns_in_half_precision(monkeypatch):
     assert {grouped_matmul._Plan.make(name, x, weights[:1]).blocks for name in NAMES} == {2}
     got = jax.jit(differentiated)(jnp.array(SPLITS["uneven"]), x, weights, dys)
     assert {a.dtype for a in jax.tree.leaves(got)} == {jnp.dtype(jnp.bfloat16)}
-    assert_close(got, loop(x, weights, dys, SPLITS["uneven"]), 2**-7)
+    assert_close(got, loop(x, weights, SPLITS["uneven"], dys), 2**-7)
 
 
 def test_refuses(monkeypatch):
