@@ -119,18 +119,23 @@ class LayerPlan:
             The last carry, and the decisions of all routers, stacked; None if there are none.
         """
 
+        if len(self.runs) == 1:
+            ((kind, count),) = self.runs
+            carry, routers = _outer_loop(functools.partial(block, kind), carry, layers[kind], count)
+            return carry, jax.tree.map(_flat, routers)
+
         def repetition(carry, xs):
             done, routers = collections.Counter(), []
             for kind, count in self.runs:
                 stack = jax.tree.map(lambda a, i=done[kind], n=count: a[i : i + n], xs[kind])
+                # a single turn is no loop: XLA would copy all parameters into it
                 carry, router = jax.lax.scan(functools.partial(block, kind), carry, stack, unroll=count == 1)
                 done[kind] += count
                 routers += [] if router is None else [jax.tree.map(_flat, router)]
             return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *routers) if routers else None
 
         xs = jax.tree.map(lambda a: a.reshape(self.repeats, a.shape[0] // self.repeats, *a.shape[1:]), layers)
-        # a single turn is no loop: XLA would copy all parameters into it
-        carry, routers = jax.lax.scan(repetition, carry, xs, unroll=self.repeats == 1)
+        carry, routers = _outer_loop(repetition, carry, xs, self.repeats)
         return carry, jax.tree.map(_flat, routers)
 
 
@@ -182,6 +187,14 @@ def decode_layers(
     layers = {kind: jnp.arange(_layers(params)) for kind, (_, params) in split.items()}
     (x, cache), routers = plan.scan(block, (x, cache), layers)
     return x, routers, cache
+
+
+def _outer_loop(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, turns: int) -> tuple[Any, Any]:
+    """`jax.lax.scan`; a single turn is no loop, and is traced in two thirds of the time."""
+    if turns > 1:
+        return jax.lax.scan(body, carry, xs)
+    carry, outputs = jax.jit(body)(carry, jax.tree.map(lambda a: a[0], xs))
+    return carry, jax.tree.map(lambda a: a[None], outputs)
 
 
 def _flat(a: Array) -> Array:
