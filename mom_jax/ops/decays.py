@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from mom_jax.ops.chunks import transpose
 from mom_jax.ops.segments import ChunkTable
-from mom_jax.ops.triangular import diagonal_blocks
+from mom_jax.ops.triangular import diagonal_blocks, paired
 from mom_jax.typing import Array, Bool, Float
 
 
@@ -88,8 +88,7 @@ def halves(
     x: Float[Array, "*batch C K"], rows: int
 ) -> tuple[Float[Array, "*batch blocks {rows} K"], Float[Array, "*batch blocks {rows} K"]]:
     """First and second halves of all blocks of ``2 * rows`` rows."""
-    x = x.reshape(*x.shape[:-2], -1, 2, rows, x.shape[-1])
-    return x[..., 0, :, :], x[..., 1, :, :]
+    return paired(x.reshape(*x.shape[:-2], -1, rows, x.shape[-1]))
 
 
 def _join(
@@ -104,7 +103,7 @@ def _assemble(corners: Iterator[Array], diagonal: Float[Array, "*batch C"]) -> F
     """A lower triangle, from its diagonal and the blocks below each cut, [..., blocks, b, b]."""
     x = diagonal[..., None, None]
     for corner in corners:
-        first, second = x[..., 0::2, :, :], x[..., 1::2, :, :]
+        first, second = paired(x)
         top = jnp.concatenate([first, jnp.zeros_like(first)], -1)
         x = jnp.concatenate([top, jnp.concatenate([corner, second], -1)], -2)
     return x[..., 0, :, :]

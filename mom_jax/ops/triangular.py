@@ -20,7 +20,7 @@ def unit_lower_inverse(strict: Float[Array, "*batch C C"]) -> Float[Array, "*bat
     inverse = _substitute(diagonal_blocks(strict, block))
     while block < size:
         off = diagonal_blocks(strict, 2 * block)[..., block:, :block]
-        upper, lower = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        upper, lower = paired(inverse)
         corner = -(lower @ (off @ upper))
         top = jnp.concatenate([upper, jnp.zeros_like(upper)], -1)
         inverse = jnp.concatenate([top, jnp.concatenate([corner, lower], -1)], -2)
@@ -33,6 +33,14 @@ def diagonal_blocks(x: Float[Array, "*batch C C"], block: int) -> Float[Array, "
     count = x.shape[-1] // block
     tiles = x.reshape(*x.shape[:-2], count, block, count, block)
     return jnp.stack([tiles[..., i, :, i, :] for i in range(count)], -3)
+
+
+def paired(
+    x: Float[Array, "*batch blocks b K"],
+) -> tuple[Float[Array, "*batch blocks//2 b K"], Float[Array, "*batch blocks//2 b K"]]:
+    """The first and the second of each two blocks. (Slices with strides are too much for libtpu 0.0.48 at times.)"""
+    x = x.reshape(*x.shape[:-3], -1, 2, *x.shape[-2:])
+    return x[..., 0, :, :], x[..., 1, :, :]
 
 
 def _substitute(strict: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
