@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mom_jax.cli.tables import titled
-from mom_jax.planning.plan import Option, Plan, collectives_of, summary
+from mom_jax.planning.plan import Option, Plan, summary
 from mom_jax.planning.roofline import ASSUMPTIONS
 from mom_jax.terminal import print_table
 from mom_jax.training.memory import in_words
@@ -79,7 +79,7 @@ def _time(plan: Plan) -> Table:
 
 def _sent(plan: Plan) -> Table:
     table = titled("what a device sends in a step", "by", left=("along",), right=("times", "bytes"))
-    for kind, by_axes in collectives_of(plan).items():
+    for kind, by_axes in plan.best.exchanged.items():
         for axes, entry in by_axes.items():
             table.add_row(kind, axes, f"{entry['count']:,}", in_words(entry["bytes"]))
     return table
@@ -88,7 +88,7 @@ def _sent(plan: Plan) -> Table:
 def _others(plan: Plan) -> Table:
     table = titled("other ways, the fastest first", "mesh", left=("remat", "compiled"), right=("bytes", "ms"))
     for option in plan.others[:_SHOWN]:
-        done = "too large" if option.needed else "yes" if option.compiled else "guessed"
+        done = "too large" if option.needed else "failed" if option.failed else "yes" if option.compiled else "guessed"
         table.add_row(_mesh(option), option.guess.remat, done, in_words(option.memory), _milliseconds(option.seconds))
     return table
 

@@ -18,6 +18,7 @@ from mom_jax.planning.targets import compile_lowered
 from mom_jax.training.memory import device_bytes
 from mom_jax.training.program import Program
 
+_LONGEST = 300  # characters of a compiler's message
 # Targets of XLA's custom calls that are kernels.
 _KERNELS = {
     "tpu_custom_call": "Pallas",
@@ -72,12 +73,20 @@ class TooLarge(Exception):
         super().__init__(f"needs {needed:,} bytes")
         self.needed = needed
 
+    def __reduce__(self):
+        return type(self), (self.needed,)  # not by its message, as exceptions do
+
+
+class Failed(Exception):
+    """What the compiler could not compile; its own message."""
+
 
 def compile_step(program: Program) -> Compiled:
     """Compiles the training step of a run for the devices of the program's mesh.
 
     Raises:
         TooLarge: it needs more memory than a device has.
+        Failed: the compiler says that it cannot.
     """
     begin, mesh = time.monotonic(), program.mesh
     lowered = traced_step(program).lower()
@@ -86,7 +95,7 @@ def compile_step(program: Program) -> Compiled:
     except jax.errors.JaxRuntimeError as error:
         needed = _memory_that_is_missing(str(error))
         if needed is None:
-            raise
+            raise Failed(" ".join(str(error).split())[:_LONGEST]) from error
         raise TooLarge(needed) from error
     return read_step(made, program, time.monotonic() - begin)
 

@@ -5,18 +5,23 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+from jax.sharding import Mesh
+
+from mom_jax.errors import InputError
 from mom_jax.planning import targets
+from mom_jax.planning.alone import Died, alone
 from mom_jax.planning.chips import Topology
-from mom_jax.planning.compiled import Compiled, TooLarge, axes_between, compile_step
+from mom_jax.planning.compiled import Compiled, Failed, TooLarge, axes_between, compile_step
 from mom_jax.planning.guess import Guess, Guesser, all_meshes
 from mom_jax.planning.roofline import ASSUMPTIONS, Time, time_of
 from mom_jax.training.config import MeshConfig, TrainConfig
 from mom_jax.training.memory import in_words
 from mom_jax.training.program import Program
-from mom_jax.training.sharding import make_mesh, mesh_sizes
+from mom_jax.training.sharding import AXES, make_mesh, mesh_sizes
 
 Report = Callable[[str], Any]  # takes a line of progress
-_TRIES = 3  # programs that may prove too large for one that fits
+Exchanged = dict[str, dict[str, dict[str, float]]]
+_TRIES = 3  # programs that may prove too large, or too much for the compiler, for one that fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +32,17 @@ class Option:
         guess: before anything was compiled.
         compiled: what was compiled; None if it was not, or did not fit.
         time: its least time.
+        exchanged: its collectives by kind and by the axes between whose devices they run: how often, and bytes sent.
         needed: bytes, where the compiler found it too large.
+        failed: how the compiler failed.
     """
 
     guess: Guess
     compiled: Compiled | None = None
     time: Time | None = None
+    exchanged: Exchanged = dataclasses.field(default_factory=dict)
     needed: int | None = None
+    failed: str | None = None
 
     @property
     def memory(self) -> int:
@@ -44,6 +53,11 @@ class Option:
     def seconds(self) -> float:
         """Of a step."""
         return self.time.step if self.time else self.guess.seconds
+
+    @property
+    def tried(self) -> bool:
+        """Whether the compiler was given it."""
+        return bool(self.compiled or self.needed or self.failed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +128,7 @@ def plan_run(
         report: is told what is done.
 
     Raises:
-        InputError: no mesh divides, or the compiler is missing.
+        InputError: no mesh divides, or the compiler is missing, or it failed at whatever it was given.
     """
     guesser = Guesser(config, topology.chip)
     given = () if search else (MeshConfig(**mesh_sizes(config.mesh, topology.devices)),)
@@ -122,9 +136,10 @@ def plan_run(
     report(f"tracing the model to guess what each of {len(meshes):,} meshes holds")
     guesses = guesser.ranked(meshes, remats)
     options = list(_tried(config, topology, guesser, guesses, compile_most, report))
+    _check_compiler(options, topology)
     best = _best(options, topology.chip.memory)
     planned = dataclasses.replace(config, mesh=best.guess.mesh, remat=best.guess.remat)
-    others = sorted((x for x in options if x is not best), key=lambda x: x.compiled is None and x.needed is None)
+    others = sorted((x for x in options if x is not best), key=lambda x: not x.tried)
     return Plan(planned, topology, best, tuple(others), guesser.flops(), all_tokens)
 
 
@@ -133,7 +148,15 @@ def _best(options: list[Option], memory: int) -> Option:
     fitting = [x for x in options if x.compiled and x.memory <= memory]
     if fitting:
         return min(fitting, key=lambda x: x.seconds)
-    return next((x for x in options if x.needed is None and not x.compiled), options[0])
+    return next((x for x in options if not x.tried), options[0])
+
+
+def _check_compiler(options: list[Option], topology: Topology) -> None:
+    """Raises an InputError if the compiler failed at something and made nothing."""
+    reason = next((x.failed for x in options if x.failed), None)
+    if reason and not any(x.compiled or x.needed for x in options):
+        remedy = f"its compiler failed at this program ({reason}); try another --mesh, --remat or --seq-len"
+        raise InputError("topology", topology.name, f"{remedy}, or guess with --compile 0")
 
 
 def _tried(
@@ -152,28 +175,31 @@ def _tried(
 
 
 def _compiled(config: TrainConfig, topology: Topology, guesser: Guesser, guess: Guess, report: Report) -> Option:
-    mesh = make_mesh(guess.mesh, targets.devices(topology))
-    shown = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    shown = ", ".join(f"{axis} {getattr(guess.mesh, axis)}" for axis in AXES)
     report(f"compiling for {topology.name}: {shown}, remat {guess.remat}")
-    program = Program(dataclasses.replace(config, mesh=guess.mesh, remat=guess.remat), mesh)
+    run = dataclasses.replace(config, mesh=guess.mesh, remat=guess.remat)
     try:
-        compiled = compile_step(program)
+        compiled, time, exchanged = alone(_read, run, topology, guesser.flops(guess.remat) / topology.devices)
     except TooLarge as error:
         needed = max(error.needed, topology.chip.memory + 1)  # where it does not say
         report(f"does not fit: needs {in_words(needed)} of {in_words(topology.chip.memory)}")
         return Option(guess, needed=needed)
+    except (Died, Failed) as error:
+        report(f"the compiler failed: {error}")
+        return Option(guess, failed=str(error))
     report(f"compiled in {compiled.seconds:,.0f} s")
-    time = time_of(compiled, mesh, topology.chip, guesser.flops(guess.remat) / topology.devices)
-    return Option(guess, compiled, time)
+    return Option(guess, compiled, time, exchanged)
 
 
-def collectives_of(plan: Plan) -> dict[str, dict[str, dict[str, float]]]:
-    """Collectives of a step by kind and by the axes between whose devices they run: how often, and bytes sent."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    compiled, topology = plan.best.compiled, plan.topology
-    if compiled is None:
-        return found
-    mesh = make_mesh(plan.config.mesh, targets.devices(topology))
+def _read(config: TrainConfig, topology: Topology, flops: float) -> tuple[Compiled, Time, Exchanged]:
+    """What is compiled, its least time and what it exchanges; ``flops`` are the model's on a device."""
+    mesh = make_mesh(config.mesh, targets.devices(topology))
+    compiled = compile_step(Program(config, mesh))
+    return compiled, time_of(compiled, mesh, topology.chip, flops), _exchanged(compiled, mesh)
+
+
+def _exchanged(compiled: Compiled, mesh: Mesh) -> Exchanged:
+    found: Exchanged = {}
     for collective in compiled.sent:
         axes = "+".join(axes_between(collective, mesh)) or "none"
         entry = found.setdefault(collective.kind, {}).setdefault(axes, {"count": 0, "bytes": 0.0})
@@ -213,7 +239,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "hbm_bytes_moved_per_step": compiled and compiled.moved,
         "custom_kernels": sum(compiled.kernels.values()) if compiled else None,
         "kernels": compiled and compiled.kernels,
-        "collectives": collectives_of(plan),
+        "collectives": best.exchanged,
         "seconds_per_step_estimate": best.seconds,
         "seconds_by_resource": best.time and {**dataclasses.asdict(best.time), "all_hidden": best.time.hidden},
         "tokens_per_second_estimate": plan.tokens_per_second,

@@ -7,10 +7,12 @@ import jax
 import pytest
 
 from mom_jax.cli.main import main
+from mom_jax.errors import InputError
 from mom_jax.models.config import MoMConfig
-from mom_jax.planning import compilers
+from mom_jax.planning import compilers, plan
+from mom_jax.planning.alone import Died
 from mom_jax.planning.chips import CHIPS, SHAPES, find_topology
-from mom_jax.planning.compiled import Compiled, _memory_that_is_missing, compile_step
+from mom_jax.planning.compiled import Compiled, Failed, _memory_that_is_missing, compile_step
 from mom_jax.planning.guess import Guess, Guesser, all_meshes
 from mom_jax.planning.plan import Option, _best
 from mom_jax.planning.roofline import Time
@@ -92,6 +94,26 @@ def test_recommended():
     assert _best([large, guessed], 50) is guessed and _best([large], 50) is large
     assert _best([large, guessed, slower, fits], 50) is fits
     assert _best([guessed, fits], 2) is guessed  # what was compiled does not fit
+
+
+def test_failing_compiler(guesser, monkeypatch):
+    """Where it aborts at one program it is given the next; where it made none, one line says so and what to do."""
+    guesses = [guesser.guess(MeshConfig(data=1, fsdp=n), "none") for n in (4, 2, 1)]
+    topology, said = find_topology("v5e:2x2"), []
+    made = Compiled(1, 1, 1, 1, [], [], {}, 1.0), Time(0, 0, 1.0, 0), {}
+
+    def alone(call, config, *_):
+        if config.mesh.fsdp != 1:
+            raise (Died if config.mesh.fsdp == 4 else Failed)("Check failed")
+        return made
+
+    monkeypatch.setattr(plan, "alone", alone)
+    options = list(plan._tried(RUN, topology, guesser, guesses, 1, said.append))
+    assert [x.failed for x in options] == ["Check failed"] * 2 + [None] and _best(options, 2**40) is options[2]
+    assert said.count("the compiler failed: Check failed") == 2
+    plan._check_compiler(options, topology)
+    with pytest.raises(InputError, match=r"^topology=v5e:2x2: its compiler failed .*Check failed.*--compile 0$"):
+        plan._check_compiler(options[:2], topology)
 
 
 def test_too_large():
