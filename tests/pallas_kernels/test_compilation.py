@@ -44,7 +44,8 @@ from mom_jax.benchmarks.kernel_passes import OPERATORS, Case, training
 from mom_jax.planning.targets import compiled, mesh
 from tools.kernels.equations import calls
 for operator in OPERATORS["tpu"]:
-    function, arguments = training(Case("tpu", operator, {SIZE}, "{DTYPE}"))
+    size = {SIZE} if operator == "delta_rule" else {SIZE // 2}
+    function, arguments = training(Case("tpu", operator, size, "{DTYPE}"))
     text = compiled(mesh("v5e:2x2"), function, *arguments).as_text()
     print(operator, len(list(calls("pallas_call", function, *arguments))), text.count("tpu_custom_call"))
 """
@@ -134,7 +135,7 @@ def test_mosaic_gpu_kernels_fit(tmp_path):
 
 def test_tpu_kernels_compile():
     """libtpu compiles the forward, state and backward kernels of every recurrence, and both of the convolution; none is
-    lost on the way to the machine."""
+    lost on the way to the machine. Half the published size will do, but for the default rule's."""
     lines = [line.split() for line in compiling(TPU).splitlines()]
     kernels = {operator: {int(traced), int(made)} for operator, traced, made in lines}
     assert kernels == {operator: {2 if operator == "short_conv" else 3} for operator in OPERATORS["tpu"]}

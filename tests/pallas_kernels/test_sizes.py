@@ -10,13 +10,13 @@ from support.recurrences import EXTREMES
 # (platform, recurrence, tokens, rows of a chunk, K and V): every kernel with more than one block of keys or values.
 SIZES = [
     ("tpu", "delta rule", 20, 32, (256, 512)),
-    ("tpu", "no decay", 20, 32, (256, 512)),
+    ("tpu", "no decay", 20, 32, (128, 256)),
     ("tpu", "vector decay", 20, 32, (128, 64)),
     ("tpu", "rwkv7", 20, 32, (128, 64)),
     ("gpu", "delta rule", 20, 32, (256, 128)),
     ("gpu", "scalar decay", 20, 32, (256, 64)),
     ("gpu", "vector decay, bonus", 20, 32, (128, 64)),
-    ("gpu", "kda", 20, 32, (128, 256)),
+    ("gpu", "kda", 20, 32, (128, 128)),
     ("tpu", "delta rule", 140, 128, (64, 128)),
     ("gpu", "delta rule", 70, 64, (64, 128)),
 ]

@@ -39,14 +39,14 @@ def test_fifty_steps(rule):
     config = dataclasses.replace(get_preset(preset), **SMALL | parts, rule_options=OPTIONS.get(rule, ()))
     assert config.memory_rule == rule
     adam = optax.adam(1e-2)
+    # not inside of the program: what draws an array of one shape is then compiled once for all rules
+    graph, params = nnx.split(MoMForCausalLM(config, rngs=nnx.Rngs(0)))
+    flat, unravel = ravel_pytree(params)
     starts = np.random.default_rng(0).integers(0, len(SENTENCE), (STEPS, ROWS, 1))
     batches = SENTENCE[(starts + np.arange(TIME + 1)) % len(SENTENCE)]
 
     @jax.jit
-    def losses_of_steps():
-        graph, params = nnx.split(MoMForCausalLM(config, rngs=nnx.Rngs(0)))
-        flat, unravel = ravel_pytree(params)
-
+    def losses_of_steps(flat):
         def loss(flat, ids):
             logits = nnx.merge(graph, unravel(flat))(ids[:, :-1]).logits
             return optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:]).mean()
@@ -59,7 +59,7 @@ def test_fifty_steps(rule):
 
         return jax.lax.scan(step, (flat, adam.init(flat)), batches)[1]
 
-    losses = np.asarray(losses_of_steps())
+    losses = np.asarray(losses_of_steps(flat))
     share = np.unique(SENTENCE, return_counts=True)[1] / len(SENTENCE)
     entropy = -(share * np.log(share)).sum()
     assert np.isfinite(losses).all()
