@@ -4,7 +4,7 @@ They take minutes, so they run when they are asked for; the suite's own meshes a
 """
 
 import pytest
-from support.all_meshes import SIZES
+from support.meshes import EIGHT
 from support.processes import TESTS, on_fake_devices
 
 RULES = ["gated_deltanet", "mamba2", "gla", "kda"]  # delta rule, decay of a head, of channels, with rank one besides
@@ -15,5 +15,5 @@ RULES = ["gated_deltanet", "mamba2", "gla", "kda"]  # delta rule, decay of a hea
 def test_all_meshes(rule):
     """All twenty, with packed documents and padding."""
     lines = on_fake_devices(8, TESTS / "support/all_meshes.py", rule).splitlines()
-    assert len(SIZES) == 20
-    assert lines == [f"agree: {','.join(map(str, sizes))}" for sizes in SIZES]
+    assert len(EIGHT) == 20
+    assert lines == [f"agree: {','.join(map(str, sizes))}" for sizes in EIGHT]
