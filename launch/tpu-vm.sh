@@ -22,8 +22,9 @@ case ${1:?create, install, train or delete} in
     "${TPU[@]}" create "$NAME" --project="$PROJECT" --zone="$ZONE" --accelerator-type="$TYPE" --version="$VERSION"
     ;;
   install)
-    git archive --prefix=mom-jax/ -o /tmp/mom-jax.tar.gz HEAD
-    "${TPU[@]}" scp /tmp/mom-jax.tar.gz "$NAME:" --project="$PROJECT" --zone="$ZONE" --worker=all
+    archive=${TMPDIR:-/tmp}/mom-jax.tar.gz
+    git archive --prefix=mom-jax/ -o "$archive" HEAD
+    "${TPU[@]}" scp "$archive" "$NAME:" --project="$PROJECT" --zone="$ZONE" --worker=all
     # Python 3.11 or 3.12; Ubuntu 22.04 brings an older one.
     everywhere "command -v python3.12 || { sudo add-apt-repository -y ppa:deadsnakes/ppa && \
       sudo apt-get install -y python3.12-venv; }

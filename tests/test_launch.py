@@ -1,5 +1,6 @@
 """The files of launch/: their syntax, and that every option they give to mom-jax exists."""
 
+import os
 import re
 import shlex
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +121,73 @@ def test_pods_that_are_told_to_end_have_failed(name):
         assert pod.communicate(timeout=60)[0] == "saved\n" and pod.returncode == 128 + signal.SIGTERM
     for status in (0, 3):
         assert subprocess.run([*container["command"], "sh", "-c", f"exit {status}"], check=False).returncode == status
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A folder of commands that come before all others, and what starts a script with them."""
+    folder = tmp_path / "bin"
+
+    def add(name: str, script: str) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{script}\n", encoding="utf-8")
+        path.chmod(0o755)
+
+    def run(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **environment}
+        variables |= dict.fromkeys(("HERE", "TMPDIR"), str(tmp_path))
+        command = ["bash", LAUNCH / script, *words]
+        return subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    return SimpleNamespace(add=add, run=run, path=tmp_path)
+
+
+# What a command of ours is told, by the number of its process.
+RECORD = 'printf "%s\\n" "$@" > "$HERE/words-$SLURM_PROCID$TPU_WORKER_ID"; exit "${STATUS:-0}"'
+
+
+@pytest.mark.parametrize("status", ["0", "3"])
+def test_slurm_starts_every_process(machine, status):
+    """Each in the environment of the shared folder, with all cores of its task; one that fails fails the job."""
+    machine.add(".venv/bin/mom-jax", RECORD)
+    machine.add(".venv/bin/activate", 'PATH="$HERE/.venv/bin:$PATH"')
+    srun = """[ "$1" = --kill-on-bad-exit=1 ] && [ "$SRUN_CPUS_PER_TASK" = 8 ] || exit 90
+        for SLURM_PROCID in 0 1; do export SLURM_PROCID; "${@:2}" || exit; done"""
+    machine.add("bin/srun", srun)
+    done = machine.run("slurm.sbatch", SHARED=str(machine.path), SLURM_CPUS_PER_TASK="8", STATUS=status)
+    assert done.returncode == int(status) and not done.stderr
+    (words,) = commands("slurm.sbatch")
+    expected = ["train", *(word.replace("SHARED", str(machine.path)) for word in words)]
+    for number in range(2 if status == "0" else 1):
+        assert (machine.path / f"words-{number}").read_text(encoding="utf-8").splitlines() == expected
+
+
+def test_tpu_machines_are_made_filled_and_started(machine):
+    """gcloud is asked for a slice, this commit is installed on each of its machines, and all of them train."""
+    python = """[ "$*" = "-m venv .venv" ] || exit 90
+        mkdir -p .venv/bin && cp "$HERE/bin/mom-jax" .venv/bin && cp "$HERE/bin/pip" .venv/bin"""
+    gcloud = """echo "$4" >> "$HERE/asked"; [ "$1 $2 $3" = "compute tpus tpu-vm" ] || exit 90
+        for TPU_WORKER_ID in 0 1; do export TPU_WORKER_ID; mkdir -p "$HERE/$TPU_WORKER_ID"
+          [ "$4" != scp ] || cp "$5" "$HERE/$TPU_WORKER_ID"
+          [ "$4" != ssh ] || (cd "$HERE/$TPU_WORKER_ID"; bash -c "${@: -1:1}") || exit
+        done"""
+    gcloud = gcloud.replace('bash -c "${@: -1:1}"', 'last="${@: -1}"; bash -c "${last#--command=}"')
+    git = """[ "$1 $2 $3 $5" = "archive --prefix=mom-jax/ -o HEAD" ] || exit 90
+        mkdir "$HERE/mom-jax" && cp pyproject.toml "$HERE/mom-jax" && tar czf "$4" -C "$HERE" mom-jax"""
+    for name, script in (("python3.12", python), ("gcloud", gcloud), ("mom-jax", RECORD), ("git", git)):
+        machine.add(f"bin/{name}", script)
+    machine.add("bin/pip", '[ "$1 $2 $3" = "install -q -e" ] && [ -f pyproject.toml ]')
+    for verb in ("create", "install", "train", "delete"):
+        done = machine.run("tpu-vm.sh", verb, PROJECT="mine", ZONE="us-east5-a", SHARED="/mnt/all")
+        assert (done.returncode, done.stderr) == (0, "")
+    assert (machine.path / "asked").read_text(encoding="utf-8").split() == ["create", "scp", "ssh", "ssh", "delete"]
+    (words,) = commands("tpu-vm.sh")
+    for number in (0, 1):
+        told = (machine.path / f"words-{number}").read_text(encoding="utf-8").splitlines()
+        assert told == ["train", *(word.replace("SHARED", "/mnt/all") for word in words)]
+    assert machine.run("tpu-vm.sh", "strain", PROJECT="mine", ZONE="us-east5-a").returncode == 2
+    assert "the project" in machine.run("tpu-vm.sh", "train", PROJECT="", ZONE="us-east5-a").stderr
 
 
 def test_container():

@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -74,14 +75,17 @@ def join(config: ProcessesConfig, *, sound: bool = True) -> Connections:
 
 def _connect(config: ProcessesConfig, address: str | None, patience: int) -> None:
     try:
-        jax.distributed.initialize(
-            address,
-            config.count,
-            config.index,
-            initialization_timeout=patience,
-            shutdown_timeout_seconds=_PARTING_SECONDS,
-            coordinator_bind_address=os.environ.get(_BIND, address),
-        )
+        with warnings.catch_warnings():
+            if address is not None:  # who knows all asks no cluster
+                warnings.filterwarnings("ignore", "\\s*Kubernetes environment detected")
+            jax.distributed.initialize(
+                address,
+                config.count,
+                config.index,
+                initialization_timeout=patience,
+                shutdown_timeout_seconds=_PARTING_SECONDS,
+                coordinator_bind_address=os.environ.get(_BIND, address),
+            )
     except ValueError as error:  # what is missing was not found
         remedy = "finds no Slurm, Open MPI, Kubernetes or TPU pod here; give HOST:PORT of process 0, count and index"
         raise InputError("processes.coordinator", config.coordinator, remedy) from error

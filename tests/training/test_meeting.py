@@ -3,7 +3,9 @@
 import socket
 import threading
 import time
+import warnings
 
+import jax
 import pytest
 
 from mom_jax.errors import InputError
@@ -11,7 +13,7 @@ from mom_jax.training import companions
 from mom_jax.training.companions import Companions
 from mom_jax.training.config import ProcessesConfig
 from mom_jax.training.meeting import meet
-from mom_jax.training.processes import _place
+from mom_jax.training.processes import _connect, _place
 
 
 @pytest.fixture
@@ -165,3 +167,13 @@ def test_a_cluster_says_who_we_are(monkeypatch):
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert _place(ProcessesConfig("auto"), 1) == ("node3:61447", 14, 5)
     assert _place(ProcessesConfig("here:1", 2, 1), 1) == ("here:1", 2, 1)
+
+
+def test_only_who_asks_a_cluster_hears_what_that_needs(monkeypatch, recwarn):
+    """JAX looks for a cluster, and warns of packages that this would need, also where it was told everything."""
+    said = "\nKubernetes environment detected, but the `kubernetes` package is not installed"
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: warnings.warn(said, stacklevel=1))
+    _connect(ProcessesConfig("here:1", 2, 1), "here:1", 1)
+    assert not recwarn.list
+    _connect(ProcessesConfig("auto"), None, 1)
+    assert len(recwarn.list) == 1
