@@ -30,6 +30,20 @@ class Limits(NamedTuple):
                 taken = ", ".join(map(str, choices[name]))
                 raise Unsupported(f"{name}={value}: the {self.platform} kernels take {taken}")
 
+    def check_arrays(self, expected: Mapping[str, Expected]) -> None:
+        """Whether arrays, by name, are what they should be.
+
+        Raises:
+            Unsupported: a dtype for which there is no kernel.
+            ValueError: another shape.
+        """
+        for name, (x, shape, dtypes) in expected.items():
+            if x.shape != shape:
+                raise ValueError(f"{name} has shape {x.shape}: expected {shape}")
+            if x.dtype.name not in dtypes:
+                taken = " or ".join(dtypes)
+                raise Unsupported(f"{name} is {x.dtype.name}: the {self.platform} kernels take {taken} here")
+
 
 TPU = Limits("TPU", (64, 128, 256), (64, 128, 256, 512), (16, 32, 64, 128), ("float32", "bfloat16"), ())
 GPU = Limits(
@@ -85,12 +99,7 @@ def check(
         expected["chunks.document"] = (chunks.document, (rows,), ("int32",))
     if initial_state is not None:
         expected["initial_state"] = (initial_state, (*initial_state.shape[:1], heads, keys, values), FLOAT32)
-    for name, (x, shape, dtypes) in expected.items():
-        if x.shape != shape:
-            raise ValueError(f"{name} has shape {x.shape}: expected {shape}")
-        if x.dtype.name not in dtypes:
-            taken = " or ".join(dtypes)
-            raise Unsupported(f"{name} is {x.dtype.name}: the {limits.platform} kernels take {taken} here")
+    limits.check_arrays(expected)
     return rows // count
 
 

@@ -29,7 +29,7 @@ from mom_jax.layers.rules.registry import find_rule
 from mom_jax.layers.rules.rule import MemoryRule, RuleSizes, named_options
 from mom_jax.ops.assignment import Assignment, by_row, read_energy
 from mom_jax.ops.documents import DocumentRuns, count_documents
-from mom_jax.ops.mixing import mix
+from mom_jax.ops.mixing import Reads
 from mom_jax.ops.pieces import documents_of_piece
 from mom_jax.ops.precision import wide
 from mom_jax.ops.routing import RouterOutput
@@ -193,8 +193,8 @@ class MemoryMixer(nnx.Module):
         devices = Devices.of(batch, time)
         if devices is not None:
             return self._on_devices(devices, x, attention_mask, segment_ids, cache, layer, inputs)
-        o, router, cache = self.read(x, attention_mask, segment_ids, cache, layer, inputs)
-        return MixerOutput(self.output(o, x), router, cache)
+        reads, router, cache = self.read(x, attention_mask, segment_ids, cache, layer, inputs)
+        return MixerOutput(self.output(reads, x), router, cache)
 
     def read(
         self,
@@ -204,8 +204,8 @@ class MemoryMixer(nnx.Module):
         cache: MemoryCache | None = None,
         layer: int | Array = 0,
         inputs: RouterInputs = BY_TOKENS_ALONE,
-    ) -> tuple[Float[Array, "B T H V"], RouterOutput | None, MemoryCache | None]:
-        """As `__call__`, on one device, up to the mixed reads, the input of the output module."""
+    ) -> tuple[Reads, RouterOutput | None, MemoryCache | None]:
+        """As `__call__`, on one device, up to the reads, the input of the output module."""
         router, assigned = self._route(x, inputs, attention_mask)
         last = None if cache is None else cache.document[layer]
         documents = documents_of_piece(count_documents(segment_ids, attention_mask, last), self.sequence_axis)
@@ -234,10 +234,9 @@ class MemoryMixer(nnx.Module):
             cache = note_tokens(cache, layer, attention_mask, x.shape[1])
             if documents is not None:
                 cache = forget_earlier_documents(cache, layer, packing, documents, initial)
-        reads = mix(o, assigned.weights, packing, impl=impl)
         if router is not None:
             router = self._summed(router._replace(energy=read_energy(o, assigned.weights, packing)))
-        return reads, router, cache
+        return Reads(o, assigned.weights, packing, impl), router, cache
 
     def _summed(self, router: RouterOutput) -> RouterOutput:
         """What is counted over tokens or heads, of all devices that hold some of a row's."""
@@ -289,8 +288,8 @@ class MemoryMixer(nnx.Module):
         def local(mixer: Self, x, attention_mask, documents, cache, layer, inputs) -> MixerOutput:
             mixer.rule.heads_axis = mixer.output.heads_axis = devices.tensor
             mixer.sequence_axis = SEQUENCE if devices.time else None
-            o, router, cache = mixer.read(x, attention_mask, documents, cache, layer, inputs)
-            return MixerOutput(devices.summed(mixer.output(o, x)), router, cache)
+            reads, router, cache = mixer.read(x, attention_mask, documents, cache, layer, inputs)
+            return MixerOutput(devices.summed(mixer.output(reads, x)), router, cache)
 
         tokens: Any = devices.tokens  # specs stand where arrays will
         rows: Any = P(devices.rows)

@@ -1,4 +1,4 @@
-"""What follows the reads: norm, gate, and projection back to the hidden size.
+"""What follows the reads: mixing, norm, gate, and projection back to the hidden size.
 
 `HeadNormOutput` is MoM's own; the others belong to rules whose published layer ends in another way.
 """
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.layers.linear import Linear, mixer_init, param
-from mom_jax.ops.norm import gated_rms_norm, rms_norm
+from mom_jax.ops.mixing import Ending, Reads, mix
 from mom_jax.ops.precision import widened
 from mom_jax.typing import Array, Float
 
@@ -34,13 +34,17 @@ class Output(nnx.Module):
     def __init__(self, hidden: int, num_heads: int, value_dim: int, *, rngs: nnx.Rngs):
         self.o_proj = Linear(num_heads * value_dim, hidden, split="row", init=mixer_init, rngs=rngs)
 
-    def __call__(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """From mixed reads and the layer's input to its output, in ``x.dtype``."""
-        return self.o_proj(self.normed(o, x).reshape(*o.shape[:2], -1))
+    def __call__(self, reads: Reads, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """From reads and the layer's input to its output, in ``x.dtype``."""
+        return self.o_proj(self.mixed(reads, x).reshape(*x.shape[:2], -1))
 
-    def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
-        """The reads that are projected."""
-        return o
+    def mixed(self, reads: Reads, x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
+        """What is projected."""
+        return mix(reads, self.ending(reads, x))
+
+    def ending(self, reads: Reads, x: Float[Array, "B T D"]) -> Ending:
+        """What becomes of each head of the mixed reads."""
+        return Ending()
 
 
 class GateOutput(Output):
@@ -55,9 +59,9 @@ class GateOutput(Output):
         self.g_proj = Linear(hidden, num_heads * value_dim, split="column", init=mixer_init, rngs=rngs)
         super().__init__(hidden, num_heads, value_dim, rngs=rngs)
 
-    def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
-        """The reads that are projected."""
-        return (widened(o) * jax.nn.silu(widened(self.g_proj(x))).reshape(o.shape)).astype(o.dtype)
+    def ending(self, reads: Reads, x: Float[Array, "B T D"]) -> Ending:
+        """What becomes of each head of the mixed reads."""
+        return Ending(gate=self.g_proj(x, after=reads.rows))
 
 
 class HeadNormOutput(Output):
@@ -91,13 +95,10 @@ class HeadNormOutput(Output):
         self.before, self.gate, self.activation, self.norm_eps = before, gate, activation, norm_eps
         self.scale_free = before is None
 
-    def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
-        """The reads that are projected."""
-        o = o if self.before is None else self.before(widened(o)).astype(o.dtype)
-        if self.gate:
-            gate = self.g_proj(x).reshape(o.shape)
-            return gated_rms_norm(o, gate, self.norm[...], self.norm_eps, self.activation)
-        return rms_norm(o, self.norm[...], self.norm_eps)
+    def ending(self, reads: Reads, x: Float[Array, "B T D"]) -> Ending:
+        """What becomes of each head of the mixed reads."""
+        gate = self.g_proj(x, after=reads.rows) if self.gate else None
+        return Ending(self.before, self.norm[...], gate, self.activation, self.norm_eps)
 
 
 class LowRankGateOutput(Output):
@@ -116,10 +117,9 @@ class LowRankGateOutput(Output):
         super().__init__(hidden, num_heads, value_dim, rngs=rngs)
         self.norm_eps, self.scale_free = norm_eps, True
 
-    def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
-        """The reads that are projected."""
-        gate = self.g_up(self.g_down(x)).reshape(o.shape)
-        return gated_rms_norm(o, gate, self.norm[...], self.norm_eps, jax.nn.sigmoid)
+    def ending(self, reads: Reads, x: Float[Array, "B T D"]) -> Ending:
+        """What becomes of each head of the mixed reads."""
+        return Ending(None, self.norm[...], self.g_up(self.g_down(x, after=reads.rows)), jax.nn.sigmoid, self.norm_eps)
 
 
 class HiddenNormOutput(Output):
@@ -153,13 +153,14 @@ class HiddenNormOutput(Output):
         self.num_heads, self.activation, self.gate, self.norm_eps = num_heads, activation, gate, norm_eps
         self.scale_free = activation is None
 
-    def normed(self, o: Float[Array, "B T H V"], x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
-        """The reads that are projected; under a mesh the norm sums over all devices that hold heads."""
+    def mixed(self, reads: Reads, x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
+        """What is projected; under a mesh the norm sums over all devices that hold heads."""
+        o = mix(reads)
         y = widened(o)
         if self.activation is not None:
             y = self.activation(y)
         if self.gate:
-            y = y * jax.nn.silu(widened(self.g_proj(x))).reshape(o.shape)
+            y = y * jax.nn.silu(widened(self.g_proj(x, after=reads.rows))).reshape(o.shape)
         squares = jnp.sum(y * y, (-2, -1), keepdims=True)
         if self.heads_axis is not None:
             squares = jax.lax.psum(squares, self.heads_axis)

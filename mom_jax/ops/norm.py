@@ -24,19 +24,30 @@ def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], eps: float
     return _keeping_inputs(norm)(x, weight)
 
 
-def gated_rms_norm(
+def norm_and_gate(
     x: Float[Array, "*batch D"],
-    gate: Float[Array, "*batch D"],
-    weight: Float[Array, " D"],
+    before: Callable[[Array], Array] | None,
+    weight: Float[Array, " D"] | None,
+    gate: Float[Array, "*batch D"] | None,
+    activation: Callable[[Array], Array],
     eps: float,
-    activation: Callable[[Array], Array] = jax.nn.silu,
 ) -> Float[Array, "*batch D"]:
-    """``rms_norm(x) * activation(gate)`` without rounding in between; returns ``x.dtype``."""
+    """``rms_norm(before(x)) * activation(gate)`` without rounding in between, each as far as it is there.
 
-    def norm(x, gate, weight):
-        return (rms_norm(widened(x), weight, eps) * activation(widened(gate))).astype(x.dtype)
+    ``weight`` is the norm's, and None leaves it out. Returns ``x.dtype``.
+    """
+    if before is weight is gate is None:
+        return x
 
-    return _keeping_inputs(norm)(x, gate, weight)
+    def run(x, weight, gate):
+        y = widened(x) if before is None else before(widened(x))
+        if weight is not None:
+            y = rms_norm(y, weight, eps)
+        if gate is not None:
+            y = y * activation(widened(gate))
+        return y.astype(x.dtype)
+
+    return _keeping_inputs(run)(x, weight, gate)
 
 
 def layer_norm(

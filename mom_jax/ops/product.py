@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from mom_jax.ops.dispatch import target
 from mom_jax.ops.precision import wide, widened
-from mom_jax.typing import Array, Float
+from mom_jax.typing import Array, Float, Shaped
 
 _PARTS = 8  # sums that a GPU adds up side by side for one row
 
@@ -14,19 +14,35 @@ def product(
     x: Float[Array, "*batch inputs"],
     weight: Float[Array, "inputs outputs"],
     bias: Float[Array, " outputs"] | None = None,
+    *,
+    after: Shaped[Array, "..."] | None = None,
 ) -> Float[Array, "*batch outputs"]:
     """``x @ weight (+ bias)``; sums in float32 or wider, returns ``x.dtype``.
 
     A product that is rounded at once is asked for in ``x.dtype``: nothing wider is stored, and gradients meet operands
     of their own dtype. Not so for a single row, which XLA multiplies element by element: it would round each summand.
+
+    ``after``: on a GPU, what is there before the product begins. XLA would join it with an earlier product of x, and copy
+    both out of the one that it makes of them.
     """
-    if x.size == x.shape[-1] and target().platform == "gpu" and weight.shape[0] % _PARTS == 0:
+    on_gpu = target().platform == "gpu"
+    if x.size == x.shape[-1] and on_gpu and weight.shape[0] % _PARTS == 0:
         y = _row(x, weight)
     else:
+        weight = _behind(weight, after) if on_gpu and after is not None else weight
         dtype = wide(x.dtype) if bias is not None or x.size == x.shape[-1] else x.dtype
         weight = weight.astype(x.dtype)
         y = _dot(x, weight) if dtype == x.dtype else jnp.dot(x, weight, preferred_element_type=dtype)
     return (y if bias is None else y + bias).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _behind(weight: Float[Array, "inputs outputs"], first: Shaped[Array, "..."]) -> Float[Array, "inputs outputs"]:
+    """The weight, once ``first`` is there: not x, so that the gradients of both products' weights may be one product."""
+    return jax.lax.optimization_barrier((weight, first))[0]
+
+
+_behind.defvjp(lambda weight, first: (_behind(weight, first), None), lambda _, d: (d, None))
 
 
 @jax.custom_vjp

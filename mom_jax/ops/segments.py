@@ -241,7 +241,7 @@ def _weighted_rows(
         yield widened(rows) * _expand(weights[:, :, j], rows.ndim)
 
 
-def _expand(x: Float[Array, "*shape"], ndim: int) -> Float[Array, "..."]:
+def _expand(x: Shaped[Array, "*shape"], ndim: int) -> Shaped[Array, "..."]:
     return x.reshape(x.shape + (1,) * (ndim - x.ndim))
 
 
@@ -260,10 +260,17 @@ def _unpack_mix_bwd(
         jnp.sum(widened(y.at[packing.row[..., j]].get(mode="fill", fill_value=0)) * do, rest)
         for j in range(weights.shape[2])
     ]
-    weight = weights.reshape(-1, *weights.shape[3:]).at[packing.assignment].get(mode="fill", fill_value=0)
+    weight = _of_rows(weights, packing.row)
+    weight = weight.reshape(-1, *weight.shape[3:]).at[packing.assignment].get(mode="fill", fill_value=0)
     dy = do.reshape(-1, *do.shape[2:]).at[packing.token].get(mode="fill", fill_value=0)
     dy = (widened(dy) * _expand(weight, dy.ndim)).astype(y.dtype)
     return dy, jnp.stack(dweights, 2).astype(weights.dtype), None
+
+
+def _of_rows(weights: Float[Array, "B T A *heads"], row: Int[Array, "B T A"]) -> Float[Array, "B T A *heads"]:
+    """What the row of each assignment counts in all, where a token chose a memory twice."""
+    same = row[..., None] == row[:, :, None]
+    return jnp.sum(jnp.where(_expand(same, weights.ndim + 1), weights[:, :, None], 0), 3)
 
 
 unpack_mix.defvjp(_unpack_mix_fwd, _unpack_mix_bwd)

@@ -1,80 +1,58 @@
-"""What tokens read: rows of several memories, gathered and summed by weight, as Triton kernels.
+"""What tokens read, as Triton kernels: rows of several memories gathered, summed by weight, normed and gated.
 
-    o[t] = sum_j weights[t, j] y[row[t, j]]
+For each head of a token, with f and g activations of which none, one or both are there, and a norm or none:
 
-The last rows of a token may be there without a weight: they count whole. The backward pass goes through the rows: each
-is read once, its gradient written and its product with the token's gradient taken, so that nothing is scattered or
-added in memory.
+    x = sum_j weights[t, j] y[row[t, j]];   b = f(x);   o = b / sqrt(mean(b^2) + eps) * scale * g(gate[t])
+
+The last rows of a token may be there without a weight: they count whole. A program has heads of tokens that follow
+each other. The backward pass computes x and b again and writes the gradient of each row that a token reads, so that
+nothing is scattered or added in memory; programs of their own write 0 to the rows that nobody reads.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import triton
-import triton.language as tl
 
-from pallas_kernels.arguments import GPU
+from pallas_kernels.arguments import FLOAT32, GPU, Expected
 from pallas_kernels.chunks import Unsupported
 from pallas_kernels.configs import Config, Entry, find
 from pallas_kernels.gpu.calls import like
 from pallas_kernels.gpu.launch import launch
+from pallas_kernels.gpu.mixing_kernels import backward_kernel, forward_kernel
 
-# Rows and channels of a block.
+ACTIVATIONS = ("silu", "sigmoid")
+# Values of rows that a program holds at once, and the heads that one goes through backward.
 CONFIGS = {
-    "mix": [Entry(Config(block_m=4, block_n=1024, num_warps=4, num_stages=1))],
-    "gradient": [Entry(Config(block_m=4, block_n=512, num_warps=4, num_stages=1))],
+    "forward": [Entry(Config(block_n=4096, num_warps=4, num_stages=1))],
+    "backward": [Entry(Config(block_m=64, block_n=4096, num_warps=4, num_stages=1))],
 }
 
 
-@triton.jit
-def mix_kernel(
-    p_y, p_weight, p_row, p_o, rows, tokens,
-    COPIES: tl.constexpr, WEIGHTS: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """The sum for BM tokens and BN channels."""
-    t = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    channel = tl.program_id(1) * BN + tl.arange(0, BN)[None, :]
-    total = tl.zeros((BM, BN), tl.float32)
-    for j in tl.static_range(COPIES):  # pyright: ignore[reportGeneralTypeIssues]
-        row = tl.load(p_row + t * COPIES + j, mask=t < tokens, other=rows).to(tl.int64)[:, None]
-        b_y = tl.load(p_y + row * WIDTH + channel, mask=(row < rows) & (channel < WIDTH), other=0.0).to(tl.float32)
-        if j < WEIGHTS:
-            b_y *= tl.load(p_weight + t * WEIGHTS + j, mask=t < tokens, other=0.0)[:, None]
-        total += b_y
-    kept = (t < tokens)[:, None] & (channel < WIDTH)
-    tl.store(p_o + t[:, None] * WIDTH + channel, total.to(p_o.dtype.element_ty), mask=kept)
-
-
-@triton.jit
-def gradient_kernel(
-    p_y, p_weight, p_assignment, p_do, p_dy, p_dweight, rows, assignments,
-    COPIES: tl.constexpr, WEIGHTS: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Gradients of BM rows and of the weights of their assignments; 0 for padding."""
-    row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    assignment = tl.load(p_assignment + row, mask=row < rows, other=assignments)
-    inside = assignment < assignments
-    t = assignment // COPIES
-    j = assignment % COPIES
-    weight = tl.load(p_weight + t * WEIGHTS + j, mask=inside & (j < WEIGHTS), other=1.0)[:, None]
-    t = t.to(tl.int64)[:, None]
-    total = tl.zeros((BM,), tl.float32)
-    for start in range(0, WIDTH, BN):
-        channel = start + tl.arange(0, BN)[None, :]
-        read = inside[:, None] & (channel < WIDTH)
-        b_do = tl.load(p_do + t * WIDTH + channel, mask=read, other=0.0).to(tl.float32)
-        b_y = tl.load(p_y + row[:, None] * WIDTH + channel, mask=read, other=0.0).to(tl.float32)
-        total += tl.sum(b_do * b_y, axis=1)
-        kept = (row < rows)[:, None] & (channel < WIDTH)
-        tl.store(p_dy + row[:, None] * WIDTH + channel, (weight * b_do).to(p_dy.dtype.element_ty), mask=kept)
-    tl.store(p_dweight + row, total, mask=row < rows)
-
-
 class _Call(NamedTuple):
+    before: str | None
+    activation: str | None  # of the gate; None without one
+    eps: float
     device: str
     interpret: bool
+
+
+class _Reads(NamedTuple):
+    """What is mixed, and what follows, as arrays."""
+
+    y: jax.Array
+    weights: jax.Array
+    row: jax.Array
+    assignment: jax.Array
+    scale: jax.Array | None
+    gate: jax.Array | None
+
+    @property
+    def units(self) -> int:
+        """Heads of all tokens."""
+        return self.row.shape[0] * self.y.shape[1]
 
 
 def mix(
@@ -82,78 +60,125 @@ def mix(
     weights: jax.Array,
     row: jax.Array,
     assignment: jax.Array,
+    before: str | None = None,
+    scale: jax.Array | None = None,
+    gate: jax.Array | None = None,
+    activation: str = "silu",
+    eps: float = 0.0,
     *,
     device: str = "sm_90",
     interpret: bool = False,
 ) -> jax.Array:
-    """``o[t] = sum_j weights[t, j] y[row[t, j]]``, differentiable in y and weights.
+    """Mixed, normed and gated reads, differentiable in y, weights, scale and gate.
 
     Args:
-        y: [N, D] rows in float32, bfloat16 or float16.
-        weights: [T, k] float32, of the first k assignments of a token; the others count whole.
-        row: [T, A] int32 row of each assignment, N for none, which reads 0. No two assignments have the same row.
+        y: [N, H, V] rows in float32, bfloat16 or float16.
+        weights: [T, k] float32, of the first k assignments of a token, or [T, k, H] of their heads; the others count
+            whole.
+        row: [T, A] int32 row of each assignment, N for none, which reads 0. No two tokens have the same row.
         assignment: [N] int32, the inverse: flat index into T x A, T * A for rows of none.
+        before: f, ``silu`` or ``sigmoid``; None: there is none.
+        scale: [V] float32 of the norm; None: there is no norm.
+        gate: [T, H, V] in the dtype of y; None: there is no gate.
+        activation: g, of the gate.
+        eps: of the norm.
         device: the generation to compile for, among those of `pallas_kernels.arguments.GPU`.
         interpret: run in Triton's interpreter on the host.
 
     Returns:
-        [T, D] in ``y.dtype``; sums in float32.
+        [T, H, V] in ``y.dtype``; computed in float32 and rounded once.
 
     Raises:
-        Unsupported: a dtype that the kernels do not take.
+        Unsupported: a dtype or an activation that the kernels do not take.
         ValueError: arrays that do not fit each other.
     """
     GPU.check(device=device, dtype=y.dtype.name)
-    if weights.dtype != jnp.float32:
-        raise Unsupported(f"weights is {weights.dtype}: the GPU kernels take float32 here")
-    fits = y.ndim == row.ndim == weights.ndim == 2 and row.shape[0] == weights.shape[0]
-    if not fits or row.shape[1] < weights.shape[1] or assignment.shape != y.shape[:1]:
-        found = f"y {y.shape}, weights {weights.shape}, row {row.shape}, assignment {assignment.shape}"
-        raise ValueError(f"{found} do not fit: expected [N, D], [T, k], [T, A], [N]")
-    return _mix(y, weights, row, assignment, _Call(device, interpret))
+    reads = _Reads(y, weights, row, assignment, scale, gate)
+    _check(reads)
+    for name in (before, activation):
+        if name not in (None, *ACTIVATIONS):
+            raise Unsupported(f"{name}: the GPU kernels take {' and '.join(ACTIVATIONS)} here")
+    return _mix(reads, _Call(before, None if gate is None else activation, float(eps), device, interpret))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _mix(y, weights, row, assignment, call):
-    (rows, width), (tokens, copies) = y.shape, row.shape
-    config = _config("mix", y, call)
+def _check(reads: _Reads) -> None:
+    y, weights, row, assignment, scale, gate = reads
+    if y.ndim != 3 or row.ndim != 2 or weights.ndim not in (2, 3) or weights.shape[1] > row.shape[1]:
+        found = f"y {y.shape}, weights {weights.shape}, row {row.shape}"
+        raise ValueError(f"{found} do not fit: expected [N, H, V], [T, k] or [T, k, H], [T, A]")
+    (rows, heads, values), (tokens, _) = y.shape, row.shape
+    expected: dict[str, Expected] = {
+        "weights": (weights, (tokens, weights.shape[1], *(heads,) * (weights.ndim - 2)), FLOAT32),
+        "assignment": (assignment, (rows,), ("int32",)),
+    }
+    if scale is not None:
+        expected["scale"] = (scale, (values,), FLOAT32)
+    if gate is not None:
+        expected["gate"] = (gate, (tokens, heads, values), (y.dtype.name,))
+    GPU.check_arrays(expected)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _mix(reads, call):
+    y, config = reads.y, _config("forward", reads, call)
     return launch(
-        mix_kernel, y, weights, row,
-        grid={"tokens": -(-tokens // config.block_m), "blocks": -(-width // config.block_n)},
-        outputs=[jax.ShapeDtypeStruct((tokens, width), y.dtype)],
-        flops=2 * tokens * copies * width,
-        rows=rows, tokens=tokens, **_constants(config, y, weights, row, call),
+        forward_kernel, *_operands(reads),
+        grid={"heads": -(-reads.units // config.block_m)},
+        outputs=[jax.ShapeDtypeStruct((reads.row.shape[0], *y.shape[1:]), y.dtype)],
+        flops=2 * reads.row.size * y[0].size,
+        **_constants(config, reads, call),
     )[0]  # fmt: skip
 
 
-def _forward(y, weights, row, assignment, call):
-    return _mix(y, weights, row, assignment, call), (y, weights, row, assignment)
+def _forward(reads, call):
+    return _mix(reads, call), reads
 
 
-def _backward(call, saved, do):
-    y, weights, row, assignment = saved
-    config = _config("gradient", y, call)
-    dy, dweight = launch(
-        gradient_kernel, y, weights, assignment, do,
-        grid={"rows": -(-y.shape[0] // config.block_m)},
-        outputs=[like(y), jax.ShapeDtypeStruct(y.shape[:1], jnp.float32)],
-        flops=3 * y.size,
-        rows=y.shape[0], assignments=row.size, **_constants(config, y, weights, row, call),
+def _backward(call, reads, do):
+    y, (tokens, _), number = reads.y, reads.row.shape, reads.weights.shape[1]
+    config = _config("backward", reads, call)
+    part = find(CONFIGS["backward"], call.device, y.dtype.itemsize, y.shape[2]).block_m
+    programs = -(-reads.units // part)
+    nothing = jax.ShapeDtypeStruct((1,), jnp.float32)
+    outputs = [
+        like(y),
+        jax.ShapeDtypeStruct((tokens, number, y.shape[1]), jnp.float32),
+        nothing if reads.scale is None else jax.ShapeDtypeStruct((programs, y.shape[2]), jnp.float32),
+        nothing if reads.gate is None else like(reads.gate),
+    ]
+    dy, dweights, dscale, dgate = launch(
+        backward_kernel, *_operands(reads), reads.assignment, do,
+        grid={"programs": programs + -(-y.shape[0] * y.shape[1] // part)},
+        outputs=outputs, flops=6 * reads.row.size * y[0].size,
+        assignments=reads.row.size, programs=programs, PART=part, **_constants(config, reads, call),
     )  # fmt: skip
-    return dy, dweight.at[row[:, : weights.shape[1]]].get(mode="fill", fill_value=0), None, None
+    dweights = dweights if reads.weights.ndim == 3 else jnp.sum(dweights, -1)
+    dscale = None if reads.scale is None else jnp.sum(dscale, 0)
+    return (_Reads(dy, dweights, None, None, dscale, None if reads.gate is None else dgate),)
 
 
 _mix.defvjp(_forward, _backward)
 
 
-def _config(name, y, call):
-    config = find(CONFIGS[name], call.device, y.dtype.itemsize, y.shape[1])
-    return config._replace(block_n=min(config.block_n, triton.next_power_of_2(y.shape[1])))
+def _config(name: str, reads: _Reads, call: _Call) -> Config:
+    """Heads and channels of a block, in powers of two."""
+    config = find(CONFIGS[name], call.device, reads.y.dtype.itemsize, reads.y.shape[2])
+    channels = triton.next_power_of_2(reads.y.shape[2])
+    held = triton.next_power_of_2(reads.row.shape[1]) * channels
+    return config._replace(block_m=max(1, config.block_n // held), block_n=channels)
 
 
-def _constants(config, y, weights, row, call):
+def _operands(reads: _Reads) -> tuple[jax.Array, ...]:
+    y, weights, row, _, scale, gate = reads
+    return y, weights, row, y if scale is None else scale, y if gate is None else gate  # y: in the place of none
+
+
+def _constants(config: Config, reads: _Reads, call: _Call) -> dict[str, Any]:
+    y, weights, row, _, scale, _ = reads
     return {
-        "COPIES": row.shape[1], "WEIGHTS": weights.shape[1], "WIDTH": y.shape[1],
-        "BM": config.block_m, "BN": config.block_n, "num_warps": config.num_warps,
-        "num_stages": config.num_stages, "device": call.device, "interpret": call.interpret,
+        "rows": y.shape[0], "units": reads.units, "HEADS": y.shape[1], "V": y.shape[2], "COPIES": row.shape[1],
+        "WEIGHTS": weights.shape[1], "OF_HEADS": weights.ndim == 3, "BEFORE": call.before, "NORM": scale is not None,
+        "GATE": call.activation, "EPS": call.eps, "BM": config.block_m, "BV": config.block_n,
+        "num_warps": config.num_warps, "num_stages": config.num_stages, "device": call.device,
+        "interpret": call.interpret,
     }  # fmt: skip

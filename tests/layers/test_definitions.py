@@ -13,6 +13,7 @@ from support.parameters import randomised
 from mom_jax.layers.mixer import MemoryMixer
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.mixers import make_mixer
+from mom_jax.ops.mixing import mix
 
 TIME, D, H, K, V = 19, 16, 2, 8, 12
 
@@ -34,7 +35,7 @@ def hidden():
 @jax.jit
 def reads(layer: MemoryMixer):
     """What a layer reads for `hidden`, [T, H, V]."""
-    return layer.read(jnp.asarray(hidden(), jnp.float32)[None])[0][0]
+    return mix(layer.read(jnp.asarray(hidden(), jnp.float32)[None])[0])[0]
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)

@@ -15,6 +15,7 @@ from mom_jax.errors import InputError
 from mom_jax.layers.mixer import MemoryMixer
 from mom_jax.layers.router import RouterTraining
 from mom_jax.ops.documents import count_documents
+from mom_jax.ops.mixing import mix
 
 ROWS, TIME, D, H, K, M, TOP = 2, 7, 12, 2, 4, 4, 2
 MASK = np.ones((ROWS, TIME), int)
@@ -108,11 +109,16 @@ def memory_by_memory(case, x, documents=DOCUMENTS):
 def check_steps(case, full):
     """Token by token from the cache; the last ones of a document without its number."""
     layer, x = layer_of(case), hidden()
-    step = jax.jit(lambda layer, *arguments: layer.read(*arguments, layer=1))
+
+    @jax.jit
+    def step(layer, *arguments):
+        reads, _, cache = layer.read(*arguments, layer=1)
+        return mix(reads), cache
+
     cache, got = layer.empty_cache(3, ROWS, jnp.float32), []
     for t in range(TIME):
         now = slice(t, t + 1)
-        y, _, cache = step(layer, x[:, now], jnp.asarray(MASK[:, now]), jnp.asarray(NUMBERS[:, now]), cache)
+        y, cache = step(layer, x[:, now], jnp.asarray(MASK[:, now]), jnp.asarray(NUMBERS[:, now]), cache)
         got.append(y)
     assert_close(jnp.concatenate(got, 1), full, 2e-5)
 
@@ -126,7 +132,7 @@ def test_decisions(case):
     def run(x):  # what memories add is carried behind the reads, so that one program gives both
         reads, router, _ = layer.read(x, jnp.asarray(MASK), jnp.asarray(NUMBERS), layer=1, inputs=inputs)
         energy = jnp.broadcast_to(router.energy[0][:, None], (ROWS, TIME, layer.memories))
-        return jnp.concatenate([reads.reshape(ROWS, TIME, -1), energy], -1)
+        return jnp.concatenate([mix(reads).reshape(ROWS, TIME, -1), energy], -1)
 
     values, sizes, _ = jax.device_get(jax.jit(lambda x: values_and_dependence(lambda x: (run(x), None), x))(x))
     values, energy = np.split(values, [H * K], -1)
@@ -146,7 +152,7 @@ def test_a_state_to_begin_with():
     layer, x = layer_of("a state to begin with"), hidden()
     want = memory_by_memory("a state to begin with", x, np.zeros_like(DOCUMENTS)).sum(0)
     mask = jnp.asarray(MASK)
-    assert_close(jax.jit(lambda x: layer.read(x, mask)[0])(x), want, 1e-5)
+    assert_close(jax.jit(lambda x: mix(layer.read(x, mask)[0]))(x), want, 1e-5)
     other = MemoryMixer(D, num_heads=H, head_k_dim=K, rule="rwkv7", learned_initial_state=True, rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match=r"learned_initial_state=True: .* segment_ids: .* rank one decay begin with n"):
         other.read(x, None, jnp.asarray(NUMBERS))
@@ -156,7 +162,7 @@ def test_the_task_teaches_every_router():
     """Also the one that decides what is written, whose choice is hard: straight through."""
     layer, x = layer_of("all at once"), hidden()
     graph, params = nnx.split(layer)
-    gradient = jax.jit(jax.grad(lambda params: jnp.sum(nnx.merge(graph, params).read(x)[0] ** 2)))(params)
+    gradient = jax.jit(jax.grad(lambda params: jnp.sum(mix(nnx.merge(graph, params).read(x)[0]) ** 2)))(params)
     columns = np.abs(np.asarray(gradient["router"]["weight"][...])).max(0)
     assert columns.shape == (2 * H * M,) and (columns.reshape(-1, M).max(-1) > 0).all()
     assert not np.asarray(gradient["router_bias"][...]).any()

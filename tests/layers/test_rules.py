@@ -17,6 +17,7 @@ from mom_jax.layers.mixer import MemoryMixer
 from mom_jax.models.config import MEMORY_RULES, MoMConfig
 from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.documents import count_documents
+from mom_jax.ops.mixing import mix
 from tools.kernels.equations import calls
 
 ROWS, TIME, D = 2, 11, 16
@@ -67,8 +68,8 @@ def program(rule: str):
     @jax.jit
     def run(layer, x, memory_ids, mask, numbers, cache):
         inputs = layer.router.inputs(None, memory_ids, 1, x.shape[:2])
-        y, _, after = layer.read(x, mask, numbers, cache, 1, inputs)
-        return y, after
+        reads, _, after = layer.read(x, mask, numbers, cache, 1, inputs)
+        return mix(reads), after
 
     return run
 
@@ -102,7 +103,7 @@ def check_memories_one_by_one(layer, single, want):
     values, own = (jax.tree.map(np.asarray, nnx.to_pure_dict(x)) for x in (params, nnx.state(layer.rule)))
     scores = np.take_along_axis(np.asarray(jax.nn.softmax(hidden() @ layer.router.weight[...], -1)), chosen(layer), -1)
     weights, total = scores / scores.sum(-1, keepdims=True), 0.0
-    read = jax.jit(lambda params, mask: nnx.merge(graph, params).read(hidden(), mask, DOCUMENTS, layer=1)[0])
+    read = jax.jit(lambda params, mask: mix(nnx.merge(graph, params).read(hidden(), mask, DOCUMENTS, layer=1)[0]))
     for memory in range(layer.memories):
         shared, hits = memory == layer.num_memories, chosen(layer) == memory
         weight = np.ones((ROWS, TIME)) if shared else (weights * hits).sum(-1)
@@ -116,12 +117,12 @@ def check_memories_one_by_one(layer, single, want):
 
 def check_splits(rule, layer, want):
     """Five tokens, a single step from the cache and five more give the full pass; padding reads nothing."""
-    step = jax.jit(lambda layer, x, mask, cache: layer.read(x, mask, None, cache, layer=1))
+    step = jax.jit(lambda layer, x, mask, cache: layer.read(x, mask, None, cache, layer=1)[::2])
     place, cache, got = np.arange(TIME), layer.empty_cache(3, ROWS, jnp.float32), np.zeros_like(want)
     for now in (place < 5, place == 5, place > 5):
         if now.sum() == 1:  # it goes on with the document without its number
-            y, _, cache = step(layer, hidden()[:, now], MASK[:, now], cache)
-            got[:, now] = y
+            reads, cache = step(layer, hidden()[:, now], MASK[:, now], cache)
+            got[:, now] = mix(reads)
         else:
             numbers = np.where(now, NUMBERS, 5)
             y, cache = program(rule)(layer, hidden(), chosen(layer), MASK * now, numbers, cache)
@@ -252,4 +253,4 @@ def test_retnet_by_definition():
                 o = (decay * (q[:, h] @ k[:, h].T)) @ v[:, h] / 8**0.5
                 w = 1.0 if shared else (weights[b, t] * (memories[b, t] == memory)).sum(-1)[:, None]
                 want[b, t, h] += w * o
-    assert_close(jax.jit(lambda layer, x: layer.read(x)[0])(layer, x), want, 1e-5)
+    assert_close(jax.jit(lambda layer, x: mix(layer.read(x)[0]))(layer, x), want, 1e-5)
