@@ -1,6 +1,7 @@
 """A training pass of every operator that has kernels, for the benchmarks and tools that compile or time them all.
 
-The operators are the primitives of `mom_jax.ops.primitives` that name kernels, grouped products and short convolutions.
+The operators are the primitives of `mom_jax.ops.primitives` that name kernels, and what stands around them: grouped
+products, short convolutions, mixing.
 """
 
 import importlib
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mom_jax.ops import grouped_matmul, short_conv
+from mom_jax.ops import grouped_matmul, mixing, short_conv
 from mom_jax.ops.primitive import Primitive
 from mom_jax.ops.primitives import PRIMITIVES
 from pallas_kernels.chunks import Chunks
@@ -35,7 +36,7 @@ class Operator(NamedTuple):
 
 
 def _operators(platform: str) -> dict[str, Operator]:
-    others = grouped_matmul.KERNELS, short_conv.KERNELS
+    others = grouped_matmul.KERNELS, short_conv.KERNELS, mixing.KERNELS
     kernels = [*((x.kernels, x) for x in PRIMITIVES.values()), *((x, None) for x in others)]
     paths = [(of[platform], primitive) for of, primitive in kernels if isinstance(of.get(platform), str)]
     return {path.partition(":")[2]: Operator(path, primitive) for path, primitive in paths}
@@ -118,4 +119,14 @@ def _convolution(case, _, chunks):
     return (x, weight, None, None), (_chunks(chunks), None, token, copies), (1, True, case.size, True)
 
 
-_OTHERS = {"grouped_matmul": _grouped, "short_conv": _convolution}
+def _mixing(case, _, chunks):
+    """What tokens read of two memories and the shared one, normed and gated by SiLU."""
+    rows = chunks * CHUNK[case.platform]
+    tokens, head = rows // 4, (HEADS, case.size)
+    y, gate = (jax.ShapeDtypeStruct((count, *head), case.dtype) for count in (rows, tokens))
+    weights, scale = jax.ShapeDtypeStruct((tokens, 2), "float32"), jax.ShapeDtypeStruct((case.size,), "float32")
+    row, assignment = jax.ShapeDtypeStruct((tokens, 3), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32)
+    return (y, weights, scale, gate), (row, assignment), (None, "silu", 1e-6)
+
+
+_OTHERS = {"grouped_matmul": _grouped, "short_conv": _convolution, "mix": _mixing}

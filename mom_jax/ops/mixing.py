@@ -70,6 +70,6 @@ def _by_kernel(device: Target, reads: Reads, ending: Ending) -> Float[Array, "B 
     weights, row = (x.reshape(-1, *x.shape[2:]) for x in (reads.weights, reads.packing.row))
     gate = None if ending.gate is None else ending.gate.reshape(-1, *reads.rows.shape[1:])
     scale = None if ending.scale is None else widened(ending.scale)
-    norm = _KNOWN[ending.before], scale, gate, _KNOWN[ending.activation], ending.eps
-    o = kernel_for(device, KERNELS)(reads.rows, weights, row, reads.packing.assignment, *norm)
+    options = _KNOWN[ending.before], _KNOWN[ending.activation], ending.eps
+    o = kernel_for(device, KERNELS)(reads.rows, weights, scale, gate, row, reads.packing.assignment, *options)
     return o.reshape(*reads.weights.shape[:2], *o.shape[1:])

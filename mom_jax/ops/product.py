@@ -22,14 +22,15 @@ def product(
     A product that is rounded at once is asked for in ``x.dtype``: nothing wider is stored, and gradients meet operands
     of their own dtype. Not so for a single row, which XLA multiplies element by element: it would round each summand.
 
-    ``after``: on a GPU, what is there before the product begins. XLA would join it with an earlier product of x, and copy
-    both out of the one that it makes of them.
+    ``after``: on a GPU, what is there before the product begins. XLA would join it with an earlier product of x, and
+    copy both out of the one that it makes of them. Not so for single tokens: it multiplies their few rows in parts, and
+    each product is added up by itself.
     """
     on_gpu = target().platform == "gpu"
     if x.size == x.shape[-1] and on_gpu and weight.shape[0] % _PARTS == 0:
         y = _row(x, weight)
     else:
-        weight = _behind(weight, after) if on_gpu and after is not None else weight
+        weight = _behind(weight, after) if on_gpu and after is not None and x.shape[-2] > 1 else weight
         dtype = wide(x.dtype) if bias is not None or x.size == x.shape[-1] else x.dtype
         weight = weight.astype(x.dtype)
         y = _dot(x, weight) if dtype == x.dtype else jnp.dot(x, weight, preferred_element_type=dtype)
@@ -38,7 +39,7 @@ def product(
 
 @jax.custom_vjp
 def _behind(weight: Float[Array, "inputs outputs"], first: Shaped[Array, "..."]) -> Float[Array, "inputs outputs"]:
-    """The weight, once ``first`` is there: not x, so that the gradients of both products' weights may be one product."""
+    """The weight, once ``first`` is there; not x, so that the gradients of both weights may be one product."""
     return jax.lax.optimization_barrier((weight, first))[0]
 
 

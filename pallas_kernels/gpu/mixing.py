@@ -44,10 +44,10 @@ class _Reads(NamedTuple):
 
     y: jax.Array
     weights: jax.Array
-    row: jax.Array
-    assignment: jax.Array
     scale: jax.Array | None
     gate: jax.Array | None
+    row: jax.Array
+    assignment: jax.Array
 
     @property
     def units(self) -> int:
@@ -58,11 +58,11 @@ class _Reads(NamedTuple):
 def mix(
     y: jax.Array,
     weights: jax.Array,
+    scale: jax.Array | None,
+    gate: jax.Array | None,
     row: jax.Array,
     assignment: jax.Array,
     before: str | None = None,
-    scale: jax.Array | None = None,
-    gate: jax.Array | None = None,
     activation: str = "silu",
     eps: float = 0.0,
     *,
@@ -75,11 +75,11 @@ def mix(
         y: [N, H, V] rows in float32, bfloat16 or float16.
         weights: [T, k] float32, of the first k assignments of a token, or [T, k, H] of their heads; the others count
             whole.
+        scale: [V] float32 of the norm; None: there is no norm.
+        gate: [T, H, V] in the dtype of y; None: there is no gate.
         row: [T, A] int32 row of each assignment, N for none, which reads 0. No two tokens have the same row.
         assignment: [N] int32, the inverse: flat index into T x A, T * A for rows of none.
         before: f, ``silu`` or ``sigmoid``; None: there is none.
-        scale: [V] float32 of the norm; None: there is no norm.
-        gate: [T, H, V] in the dtype of y; None: there is no gate.
         activation: g, of the gate.
         eps: of the norm.
         device: the generation to compile for, among those of `pallas_kernels.arguments.GPU`.
@@ -93,7 +93,7 @@ def mix(
         ValueError: arrays that do not fit each other.
     """
     GPU.check(device=device, dtype=y.dtype.name)
-    reads = _Reads(y, weights, row, assignment, scale, gate)
+    reads = _Reads(y, weights, scale, gate, row, assignment)
     _check(reads)
     for name in (before, activation):
         if name not in (None, *ACTIVATIONS):
@@ -102,7 +102,7 @@ def mix(
 
 
 def _check(reads: _Reads) -> None:
-    y, weights, row, assignment, scale, gate = reads
+    y, weights, scale, gate, row, assignment = reads
     if y.ndim != 3 or row.ndim != 2 or weights.ndim not in (2, 3) or weights.shape[1] > row.shape[1]:
         found = f"y {y.shape}, weights {weights.shape}, row {row.shape}"
         raise ValueError(f"{found} do not fit: expected [N, H, V], [T, k] or [T, k, H], [T, A]")
@@ -154,7 +154,7 @@ def _backward(call, reads, do):
     )  # fmt: skip
     dweights = dweights if reads.weights.ndim == 3 else jnp.sum(dweights, -1)
     dscale = None if reads.scale is None else jnp.sum(dscale, 0)
-    return (_Reads(dy, dweights, None, None, dscale, None if reads.gate is None else dgate),)
+    return (_Reads(dy, dweights, dscale, None if reads.gate is None else dgate, None, None),)
 
 
 _mix.defvjp(_forward, _backward)
@@ -169,12 +169,12 @@ def _config(name: str, reads: _Reads, call: _Call) -> Config:
 
 
 def _operands(reads: _Reads) -> tuple[jax.Array, ...]:
-    y, weights, row, _, scale, gate = reads
+    y, weights, scale, gate, row, _ = reads
     return y, weights, row, y if scale is None else scale, y if gate is None else gate  # y: in the place of none
 
 
 def _constants(config: Config, reads: _Reads, call: _Call) -> dict[str, Any]:
-    y, weights, row, _, scale, _ = reads
+    y, weights, scale, _, row, _ = reads
     return {
         "rows": y.shape[0], "units": reads.units, "HEADS": y.shape[1], "V": y.shape[2], "COPIES": row.shape[1],
         "WEIGHTS": weights.shape[1], "OF_HEADS": weights.ndim == 3, "BEFORE": call.before, "NORM": scale is not None,

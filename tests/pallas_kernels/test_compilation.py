@@ -21,7 +21,7 @@ STEP = {
     "delta_rule_gradients": {"gradients_kernel"},
     "grouped_matmul_kernels": {"product_kernel", "row_gradient_kernel", "weight_gradient_kernel"},
     "short_conv_kernels": {"forward_kernel", "backward_kernel"},
-    "mixing": {"mix_kernel", "gradient_kernel"},
+    "mixing_kernels": {"forward_kernel", "backward_kernel"},
 }
 
 GPU = f"""

@@ -16,6 +16,8 @@ from support.recurrences import DIRECTIONS, DOCUMENTS, EXTREMES, RAGGED
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.grouped_matmul import grouped_matmul
+from mom_jax.ops.mixing import Ending, Reads, mix
+from mom_jax.ops.segments import plan_packing
 from mom_jax.ops.short_conv import short_conv
 
 ON = [pytest.param("gpu", marks=pytest.mark.gpu), pytest.param("tpu", marks=pytest.mark.tpu)]
@@ -142,6 +144,30 @@ def test_short_conv(dtype):
     want = jax.jit(functools.partial(both, "xla"))(*exact)
     got = jax.jit(functools.partial(both, "gpu"))(x, weight, state)
     assert_close(jax.tree.map(lambda a: np.asarray(a, np.float32), got), want, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.gpu
+def test_mixing(dtype):
+    """What tokens read of one memory and the shared one, normed and gated: values and all gradients, the same again."""
+    packing, tokens = plan_packing(jnp.arange(300).reshape(2, 150, 1) % 3, 3, shared=True, chunk_size=64), (2, 150)
+    rng = np.random.default_rng(0)
+    shapes = (packing.assignment.shape[0], 2, 96), (*tokens, 1), (96,), (*tokens, 192), (*tokens, 2, 96)
+    rows, weights, scale, gate, do = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    rows, gate, do = (x.astype(dtype) for x in (rows, gate, do))
+
+    def both(impl, rows, weights, scale, gate, do):
+        def run(rows, weights, scale, gate):
+            return mix(Reads(rows, weights, packing, impl), Ending(None, scale, gate, eps=1e-6))
+
+        o, pull = jax.vjp(run, rows, weights, scale, gate)
+        return o, pull(do.astype(o.dtype))
+
+    inputs = rows, weights, scale, gate, do
+    by_gpu = jax.jit(functools.partial(both, "gpu"))
+    want = jax.jit(functools.partial(both, "xla"))(*(a.astype(jnp.float32) for a in inputs))
+    assert_close(jax.tree.map(lambda a: np.asarray(a, np.float32), by_gpu(*inputs)), want, TOLERANCES[dtype])
+    assert same_bits(by_gpu, *inputs)
 
 
 @pytest.mark.parametrize("impl", ON)

@@ -51,10 +51,11 @@ def plain(reads, end):
 def by_kernel(reads, end):
     """In the interpreter."""
     row, shape = reads.packing.row, reads.rows.shape[1:]
-    flat = (reads.weights.reshape(-1, *reads.weights.shape[2:]), row.reshape(-1, row.shape[-1]))
+    weights = reads.weights.reshape(-1, *reads.weights.shape[2:])
     gate = None if end.gate is None else end.gate.reshape(-1, *shape)
-    norm = NAMES[end.before], end.scale, gate, NAMES[end.activation], end.eps
-    o = mixing.mix(reads.rows, *flat, reads.packing.assignment, *norm, interpret=True)
+    options = NAMES[end.before], NAMES[end.activation], end.eps
+    tables = row.reshape(-1, row.shape[-1]), reads.packing.assignment
+    o = mixing.mix(reads.rows, weights, end.scale, gate, *tables, *options, interpret=True)
     return o.reshape(*row.shape[:2], *shape)
 
 
