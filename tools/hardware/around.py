@@ -130,7 +130,7 @@ def _reads(case: Case, packing: Packing, heads: int) -> tuple[tuple[Draw, ...], 
 
 
 def _checked_mixing(case: Case, impl: str) -> Program:
-    """With padding. A single row of a token, normed, would leave its weight no gradient, so there is a shared memory."""
+    """With padding. The weight of a single row that is normed would have no gradient, so there is a shared memory."""
     packing = ragged(case.sizes.chunk, shared=True)
     tables, arrays = stored("ragged reads", packing)
     _, mask = stored("ragged read", packing.valid)
