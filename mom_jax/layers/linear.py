@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mom_jax.ops.product import product
-from mom_jax.typing import Array, Float, Shaped
+from mom_jax.typing import Array, Float
 
 Initializer = Callable[..., Array]  # (key, shape, dtype) -> values
 Axis = str | None
@@ -88,8 +88,6 @@ class Linear(nnx.Module):
             self.bias = param(rngs, jax.nn.initializers.zeros, (outputs,), _AXES[split][1:])
         self.has_bias = bias
 
-    def __call__(
-        self, x: Float[Array, "*batch inputs"], after: Shaped[Array, "..."] | None = None
-    ) -> Float[Array, "*batch outputs"]:
-        """Applies the map, ``after`` something (`mom_jax.ops.product.product`); returns ``x.dtype``."""
-        return product(x, self.weight[...], self.bias[...] if self.has_bias else None, after=after)
+    def __call__(self, x: Float[Array, "*batch inputs"], *, apart: bool = False) -> Float[Array, "*batch outputs"]:
+        """Applies the map, ``apart`` from others (`mom_jax.ops.product.product`); returns ``x.dtype``."""
+        return product(x, self.weight[...], self.bias[...] if self.has_bias else None, apart=apart)

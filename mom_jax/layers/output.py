@@ -40,9 +40,9 @@ class Output(nnx.Module):
 
     def mixed(self, reads: Reads, x: Float[Array, "B T D"]) -> Float[Array, "B T H V"]:
         """What is projected."""
-        return mix(reads, self.ending(reads, x))
+        return mix(reads, self.ending(x))
 
-    def ending(self, reads: Reads, x: Float[Array, "B T D"]) -> Ending:
+    def ending(self, x: Float[Array, "B T D"]) -> Ending:
         """What becomes of each head of the mixed reads."""
         return Ending()
 
@@ -59,9 +59,9 @@ class GateOutput(Output):
         self.g_proj = Linear(hidden, num_heads * value_dim, split="column", init=mixer_init, rngs=rngs)
         super().__init__(hidden, num_heads, value_dim, rngs=rngs)
 
-    def ending(self, reads: Reads, x: Float[Array, "B T D"]) -> Ending:
+    def ending(self, x: Float[Array, "B T D"]) -> Ending:
         """What becomes of each head of the mixed reads."""
-        return Ending(gate=self.g_proj(x, after=reads.rows))
+        return Ending(gate=self.g_proj(x, apart=True))
 
 
 class HeadNormOutput(Output):
@@ -95,9 +95,9 @@ class HeadNormOutput(Output):
         self.before, self.gate, self.activation, self.norm_eps = before, gate, activation, norm_eps
         self.scale_free = before is None
 
-    def ending(self, reads: Reads, x: Float[Array, "B T D"]) -> Ending:
+    def ending(self, x: Float[Array, "B T D"]) -> Ending:
         """What becomes of each head of the mixed reads."""
-        gate = self.g_proj(x, after=reads.rows) if self.gate else None
+        gate = self.g_proj(x, apart=True) if self.gate else None
         return Ending(self.before, self.norm[...], gate, self.activation, self.norm_eps)
 
 
@@ -117,9 +117,9 @@ class LowRankGateOutput(Output):
         super().__init__(hidden, num_heads, value_dim, rngs=rngs)
         self.norm_eps, self.scale_free = norm_eps, True
 
-    def ending(self, reads: Reads, x: Float[Array, "B T D"]) -> Ending:
+    def ending(self, x: Float[Array, "B T D"]) -> Ending:
         """What becomes of each head of the mixed reads."""
-        return Ending(None, self.norm[...], self.g_up(self.g_down(x, after=reads.rows)), jax.nn.sigmoid, self.norm_eps)
+        return Ending(None, self.norm[...], self.g_up(self.g_down(x, apart=True)), jax.nn.sigmoid, self.norm_eps)
 
 
 class HiddenNormOutput(Output):
@@ -160,7 +160,7 @@ class HiddenNormOutput(Output):
         if self.activation is not None:
             y = self.activation(y)
         if self.gate:
-            y = y * jax.nn.silu(widened(self.g_proj(x, after=reads.rows))).reshape(o.shape)
+            y = y * jax.nn.silu(widened(self.g_proj(x, apart=True))).reshape(o.shape)
         squares = jnp.sum(y * y, (-2, -1), keepdims=True)
         if self.heads_axis is not None:
             squares = jax.lax.psum(squares, self.heads_axis)
