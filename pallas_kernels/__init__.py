@@ -5,7 +5,7 @@
     vector_decay     GLA, HGRN2, RWKV6                       tpu, gpu
     rank_one_decay   DPLR: RWKV7, Kimi delta attention       tpu, gpu
     grouped_matmul   products of row groups with weights     gpu
-    mixing           rows of a token, summed by weight       gpu
+    mixing           rows of a token: sum, norm and gate     gpu
     short_conv       convolution, SiLU and norm of rows      tpu, gpu
 
 A kernel is ``pallas_kernels.<platform>.<name>.<name>(q, k, v, g, ..., chunks, initial_state, scale)``: packed rows in

@@ -129,4 +129,4 @@ def _mixing(case, _, chunks):
     return (y, weights, scale, gate), (row, assignment), (None, "silu", 1e-6)
 
 
-_OTHERS = {"grouped_matmul": _grouped, "short_conv": _convolution, "mix": _mixing}
+_OTHERS = {"grouped_matmul": _grouped, "short_conv": _convolution, "mixing": _mixing}

@@ -13,7 +13,7 @@ from mom_jax.ops.segments import Packing, unpack_mix
 from mom_jax.typing import Array, Float
 from pallas_kernels.chunks import Unsupported
 
-KERNELS = {"gpu": "pallas_kernels.gpu.mixing:mix"}
+KERNELS = {"gpu": "pallas_kernels.gpu.mixing:mixing"}
 _KNOWN = {None: None, jax.nn.silu: "silu", jax.nn.sigmoid: "sigmoid"}  # what the kernels call activations
 
 

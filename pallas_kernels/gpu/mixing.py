@@ -55,7 +55,7 @@ class _Reads(NamedTuple):
         return self.row.shape[0] * self.y.shape[1]
 
 
-def mix(
+def mixing(
     y: jax.Array,
     weights: jax.Array,
     scale: jax.Array | None,

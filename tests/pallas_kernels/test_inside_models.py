@@ -59,7 +59,7 @@ def test_model(platform, monkeypatch):
     ran = interpret_kernels(monkeypatch, platform)
     assert_close(measured(platform), want, 1e-4)
     kernels = {"tpu": {"delta_rule", "grouped_matmul", "short_conv"}}
-    kernels["gpu"] = kernels["tpu"] | {"mix"}
+    kernels["gpu"] = kernels["tpu"] | {"mixing"}
     assert set(ran) == kernels[platform]
 
 

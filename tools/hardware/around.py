@@ -146,5 +146,5 @@ def _timed_mixing(case: Case, impl: str, way: str) -> Program:
     return timed_program(packing, way, *_mix(impl), (*inputs, tables), do, arrays)
 
 
-CHECKED = {"grouped_matmul": _checked_products, "short_conv": _checked_convolution, "mix": _checked_mixing}
-TIMED = {"grouped_matmul": _timed_products, "short_conv": _timed_convolution, "mix": _timed_mixing}
+CHECKED = {"grouped_matmul": _checked_products, "short_conv": _checked_convolution, "mixing": _checked_mixing}
+TIMED = {"grouped_matmul": _timed_products, "short_conv": _timed_convolution, "mixing": _timed_mixing}

@@ -55,7 +55,7 @@ def by_kernel(reads, end):
     gate = None if end.gate is None else end.gate.reshape(-1, *shape)
     options = NAMES[end.before], NAMES[end.activation], end.eps
     tables = row.reshape(-1, row.shape[-1]), reads.packing.assignment
-    o = mixing.mix(reads.rows, weights, end.scale, gate, *tables, *options, interpret=True)
+    o = mixing.mixing(reads.rows, weights, end.scale, gate, *tables, *options, interpret=True)
     return o.reshape(*row.shape[:2], *shape)
 
 
@@ -121,10 +121,10 @@ def arguments(**changes):
 def test_refuses(change, message):
     """Bad arguments are named in one line."""
     with pytest.raises(ValueError, match=message):
-        mixing.mix(**arguments(**change))
+        mixing.mixing(**arguments(**change))
 
 
 def test_other_activations():
     """They are left to XLA."""
     with pytest.raises(mixing.Unsupported, match=r"^tanh: the GPU kernels take silu and sigmoid here"):
-        mixing.mix(**arguments(), activation="tanh")
+        mixing.mixing(**arguments(), activation="tanh")
