@@ -32,7 +32,8 @@ def product(
         y = _row(x, weight)
     else:
         dtype = wide(x.dtype) if bias is not None or x.size == x.shape[-1] else x.dtype
-        weight, apart = weight.astype(x.dtype), apart and on_gpu and x.shape[-2] > 1
+        weight = weight.astype(x.dtype)
+        apart = apart and on_gpu and x.shape[-2] > 1
         y = _dot(x, weight, apart) if dtype == x.dtype else jnp.dot(x, weight, preferred_element_type=dtype)
     return (y if bias is None else y + bias).astype(x.dtype)
 

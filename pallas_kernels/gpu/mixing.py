@@ -154,7 +154,8 @@ def _backward(call, reads, do):
     )  # fmt: skip
     dweights = dweights if reads.weights.ndim == 3 else jnp.sum(dweights, -1)
     dscale = None if reads.scale is None else jnp.sum(dscale, 0)
-    return (_Reads(dy, dweights, dscale, None if reads.gate is None else dgate, None, None),)
+    dgate = None if reads.gate is None else dgate
+    return (reads._replace(y=dy, weights=dweights, scale=dscale, gate=dgate, row=None, assignment=None),)
 
 
 _mix.defvjp(_forward, _backward)

@@ -4,8 +4,9 @@ A block has BM of all ``units``, heads of tokens that follow each other, and the
 there, the norm's ``n = b / sqrt(mean(b^2) + eps)``; ``inside`` masks what is no head or no channel.
 """
 
-# Triton's annotations describe neither what its compiler accepts for constexpr nor its loops.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# Triton's annotations describe neither what its compiler accepts for constexpr nor its loops and tuples.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false
 
 import triton
 import triton.language as tl

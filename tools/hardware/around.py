@@ -111,7 +111,7 @@ def _mix(impl: str):
         return {"o": mix(Reads(rows, weights, packing, impl), Ending(None, scale, gate, eps=1e-6))}
 
     def training(rows, weights, scale, gate, packing, do):
-        run = lambda *arrays: forward(*arrays, packing)["o"]  # noqa: E731
+        run = lambda rows, weights, scale, gate: forward(rows, weights, scale, gate, packing)["o"]  # noqa: E731
         o, pull = jax.vjp(run, rows, weights, scale, gate)
         drows, dweights, dscale, dgate = pull(do.astype(o.dtype))
         unread = jnp.where(packing.valid[:, None, None], 0, drows).reshape(-1)
