@@ -20,6 +20,7 @@ from mom_jax.benchmarks.kernel_passes import DTYPES, OPERATORS, SIZES, Case, tra
 from mom_jax.benchmarks.timing import interleaved_seconds, machine
 from mom_jax.errors import InputError
 from mom_jax.ops.dispatch import target
+from pallas_kernels.chunks import Unsupported
 from pallas_kernels.configs import Config, Configs, Entry, find
 from pallas_kernels.tpu import calls
 
@@ -109,7 +110,10 @@ def main() -> None:
     if arguments.operator not in OPERATORS.get(platform, ()):
         parser.error(str(InputError("operator", arguments.operator, f"has no kernel for {target().kind} to tune")))
     case = Case(platform, arguments.operator, arguments.size, arguments.dtype)
-    start = chosen(case, generation())
+    try:
+        start = chosen(case, generation())
+    except Unsupported as reason:
+        parser.error(f"{reason}: there is nothing to tune")
     print(machine())
     with Progress() as progress:
         task = progress.add_task("measuring", total=None)

@@ -93,3 +93,29 @@ def on_diagonal(blocks, C: tl.constexpr):
     row = tl.arange(0, B)[:, None, None, None]
     column = tl.arange(0, B)[None, None, :, None]
     return tl.reshape(tl.where(row == column, tl.reshape(blocks, (B, 16, 1, 16)), 0.0), (C, C))
+
+
+@triton.jit
+def halves(x, HALF: tl.constexpr, C: tl.constexpr, COLUMNS: tl.constexpr):
+    """First and second halves, [C // 2 HALF, HALF, COLUMNS], of each 2 HALF rows of [C, COLUMNS]."""
+    pairs = tl.reshape(x, (C // (2 * HALF), 2, HALF, COLUMNS))
+    return tl.split(tl.permute(pairs, (0, 2, 3, 1)))
+
+
+@triton.jit
+def to_middle(first, second, HALF: tl.constexpr, PRECISION: tl.constexpr):
+    """Decays between the rows of two halves and the cut between them, from the gates of both."""
+    row = tl.arange(0, HALF)
+    before = tl.exp(masked_sums(between(row + 1, row * 0 + HALF, HALF), first, PRECISION))
+    return before, tl.exp(masked_sums(between(row * 0, row, HALF), second, PRECISION))
+
+
+@triton.jit
+def below_diagonal(blocks, HALF: tl.constexpr, C: tl.constexpr):
+    """Blocks [C // 2 HALF, HALF, HALF] between the second and the first half of each 2 HALF rows, in [C, C]."""
+    PAIRS: tl.constexpr = C // (2 * HALF)
+    place = tl.arange(0, 2 * PAIRS)
+    row = place[:, None, None, None]
+    there = (row == place[None, None, :, None] + 1) & (row % 2 == 1)
+    twice = tl.broadcast_to(tl.reshape(blocks, (PAIRS, 1, HALF, 1, HALF)), (PAIRS, 2, HALF, 1, HALF))
+    return tl.reshape(tl.where(there, tl.reshape(twice, (2 * PAIRS, HALF, 1, HALF)), 0.0), (C, C))

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.arguments import FLOAT32, Expected
 from pallas_kernels.chunks import Chunks
-from pallas_kernels.configs import AMD, NVIDIA, Config, Entry
+from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry
 from pallas_kernels.gpu.calls import Call, checked_call, like
 from pallas_kernels.gpu.delta_rule_gradients import gradients_kernel
 from pallas_kernels.gpu.delta_rule_kernels import borders_kernel, forward_kernel, prepare_kernel, reverse_kernel
@@ -36,9 +36,10 @@ from pallas_kernels.remat import keep
 # Of the kernels that keep a block of the state and run through the chunks of a segment. At K = V = 256 and C = 64 no
 # kernel of half-precision rows spills registers on sm_90, and all fit in shared memory. Half the blocks of values make
 # half the programs that read the same q and k. Float32 kernels spill on NVIDIA whatever the blocks: tf32 parts of
-# operands fill registers.
+# operands fill registers. There is none for heads above 128 on sm_80, where XLA moves less than what they spill.
 _ALONG = [
-    Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=2), NVIDIA, itemsize=4),
+    Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=2), ("sm_80",), itemsize=4, size=128),
+    Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=2), HOPPER, itemsize=4),
     Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=1), AMD, itemsize=4),
     Entry(Config(block_k=256, block_v=64, num_warps=8, num_stages=2), ("sm_90",), itemsize=2),
     Entry(Config(block_k=256, block_v=32, num_warps=4, num_stages=2), ("sm_100",), itemsize=2),
@@ -63,7 +64,7 @@ CONFIGS = {
         *_ALONG,
     ],
     "gradients": [
-        Entry(Config(block_k=32, block_v=32, num_warps=8, num_stages=1), NVIDIA, itemsize=4),
+        Entry(Config(block_k=16, block_v=16, num_warps=8, num_stages=1), NVIDIA, itemsize=4),
         Entry(Config(block_k=32, block_v=32, num_warps=4, num_stages=1), AMD, itemsize=4),
         Entry(Config(block_k=16, block_v=16, num_warps=8, num_stages=2), ("sm_80",), itemsize=2),
         Entry(Config(block_k=32, block_v=32, num_warps=8, num_stages=2), ("sm_90",), itemsize=2, size=128),

@@ -102,13 +102,12 @@ def gradients_kernel(
     )  # fmt: skip
     outputs = outputs.to(dtype)
     values = values.to(dtype)
-    across = tl.load(p_enter + (row + C - 1) * HEADS + head)
     beside = tl.where(alone, 1.0, tl.load(p_enter + (other + C - 1) * HEADS + head))
     denter = tl.zeros((C,), tl.float32)
     dleave = tl.zeros((C,), tl.float32)
     dacross = tl.zeros((BK,), tl.float32)
     beyond = 0.0
-    for begin in range(0, K, BK):
+    for begin in tl.range(0, K, BK, disable_licm=True):
         dq = tl.zeros((C, BK), tl.float32)
         dreads = tl.zeros((C, BK), tl.float32)
         dwrites = tl.zeros((C, BK), tl.float32)
@@ -160,6 +159,7 @@ def gradients_kernel(
     dg += tl.cumsum(denter, axis=0, reverse=True)
     b_beta = tl.load(per_row(p_beta, row, head, HEADS, C))
     dg += tl.sum(tl.where(t > i, (b_beta * dleave)[None, :], 0.0), axis=1)
+    across = tl.load(p_enter + (row + C - 1) * HEADS + head)
     tl.store(per_row(p_dg, row, head, HEADS, C), dg + across * beside * tl.sum(dacross, axis=0))
     tl.store(per_row(p_dbeta, row, head, HEADS, C), dbeta + dleave)
     tl.store(p_beyond + (other // C) * HEADS + head, beside * beyond)

@@ -82,7 +82,7 @@ def forward_kernel(
 
     slot = segment.to(tl.int64) * HEADS + head
     state = load_state(p_initial, slot, column, STATE, K, V, BK, BV)
-    for n in range(chunks):
+    for n in tl.range(chunks, disable_licm=p_k.dtype.element_ty == tl.float32):
         row = (chunk + n) * C
         b_k = load_rows(p_k, row, head, HEADS, C, BK, BLOCKS)
         b_v = tl.load(tile(p_v, row, head, column, HEADS, V, C, BV)).to(tl.float32)
@@ -121,7 +121,7 @@ def borders_kernel(
     segment, chunk, chunks = load_run(p_runs, tl.program_id(2))
     slot = segment.to(tl.int64) * HEADS + head
     state = load_state(p_initial, slot, column, STATE, K, V, BK, BV)
-    for n in range(chunks):
+    for n in tl.range(chunks, disable_licm=p_k.dtype.element_ty == tl.float32):
         row = (chunk + n) * C
         tl.store(p_place + chunk + n, n, mask=(column == 0) & (head == 0))
         pair = pair_of(segment, chunk, n) * HEADS + head
@@ -161,7 +161,7 @@ def reverse_kernel(
 
     slot = segment.to(tl.int64) * HEADS + head
     dstate = load_state(p_dfinal, slot, column, STATE, K, V, BK, BV)
-    for passed in range(chunks):
+    for passed in tl.range(chunks, disable_licm=p_k.dtype.element_ty == tl.float32):
         n = chunks - 1 - passed
         row = (chunk + n) * C
         pair = pair_of(segment, chunk, n) * HEADS + head

@@ -35,6 +35,7 @@ _HALF = Entry(Config(block_k=64, block_v=64, num_warps=4, num_stages=2), itemsiz
 CONFIGS = {
     "outputs": [
         Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=1), itemsize=4),
+        Entry(Config(block_k=128, block_v=32, num_warps=8, num_stages=2), ("sm_80",), itemsize=2, size=128),
         Entry(Config(block_k=64, block_v=32, num_warps=8, num_stages=2), ("sm_80",), itemsize=2),
         Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=2), HOPPER, itemsize=2),
         Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=1), AMD, itemsize=2),
@@ -73,7 +74,7 @@ def outputs_kernel(
 
     slot = segment.to(tl.int64) * HEADS + head
     state = load_state(p_initial, slot, column, STATE, K, V, BK, BV)
-    for n in range(chunks):
+    for n in tl.range(chunks, disable_licm=p_v.dtype.element_ty == tl.float32):
         row = (chunk + n) * C
         at = (chunk + n) * HEADS + head
         b_v = tl.load(tile(p_v, row, head, column, HEADS, V, C, BV))

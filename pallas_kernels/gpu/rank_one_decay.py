@@ -32,11 +32,15 @@ from pallas_kernels.gpu.calls import checked_call, like
 from pallas_kernels.gpu.rank_one_decay_gradients import gradients_kernel, score_gradients_kernel
 from pallas_kernels.gpu.rank_one_decay_kernels import along_kernel, prepare_kernel
 
-# Of the kernel that carries a block of the state along a segment, in three ways.
+# Of the kernel that carries a block of the state along a segment, in three ways. None for float32 heads above 128 on
+# sm_80, where XLA moves less than what it would spill.
 _ALONG = [
-    Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=1), itemsize=4),
+    Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=1), ("sm_80",), itemsize=4, size=128),
+    Entry(Config(block_k=64, block_v=16, num_warps=4, num_stages=1), (*HOPPER, *AMD), itemsize=4),
     Entry(Config(block_k=128, block_v=32, num_warps=4, num_stages=2), HOPPER, itemsize=2, size=128),
-    Entry(Config(block_k=256, block_v=32, num_warps=8, num_stages=1), NVIDIA, itemsize=2),
+    Entry(Config(block_k=128, block_v=32, num_warps=8, num_stages=1), ("sm_80",), itemsize=2, size=128),
+    Entry(Config(block_k=256, block_v=16, num_warps=8, num_stages=1), ("sm_80",), itemsize=2),
+    Entry(Config(block_k=256, block_v=32, num_warps=8, num_stages=1), HOPPER, itemsize=2),
     Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=1), AMD, itemsize=2),
 ]
 CONFIGS = {
@@ -49,13 +53,14 @@ CONFIGS = {
     "reverse": _ALONG,
     "score_gradients": [
         Entry(Config(block_v=16, num_warps=8, num_stages=1), itemsize=4),
+        Entry(Config(block_v=32, num_warps=8, num_stages=2), ("sm_80",), itemsize=2),
         Entry(Config(block_v=32, num_warps=8, num_stages=1), itemsize=2),
     ],
     "gradients": [
         Entry(Config(block_k=16, block_v=16, num_warps=8, num_stages=1), NVIDIA, itemsize=4),
         Entry(Config(block_k=16, block_v=16, num_warps=4, num_stages=1), AMD, itemsize=4),
         Entry(Config(block_k=16, block_v=32, num_warps=8, num_stages=1), NVIDIA, itemsize=2),
-        Entry(Config(block_k=32, block_v=32, num_warps=4, num_stages=1), AMD, itemsize=2),
+        Entry(Config(block_k=16, block_v=32, num_warps=4, num_stages=1), AMD, itemsize=2),
     ],
 }
 

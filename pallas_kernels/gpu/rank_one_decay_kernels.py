@@ -10,7 +10,17 @@ named by its rows and columns, so that ``qb`` takes what b writes to what q read
 import triton
 import triton.language as tl
 
-from pallas_kernels.gpu.cuts import border_decays, in_blocks, masked_sums, on_diagonal, parted, to_cut
+from pallas_kernels.gpu.cuts import (
+    below_diagonal,
+    border_decays,
+    halves,
+    in_blocks,
+    masked_sums,
+    on_diagonal,
+    parted,
+    to_cut,
+    to_middle,
+)
 from pallas_kernels.gpu.decays import load_documents
 from pallas_kernels.gpu.states import decay, load_rows, load_state, read, store_state, write
 from pallas_kernels.gpu.tiles import load_run, place_of, square, tile
@@ -33,6 +43,41 @@ def _add_scores(scores, a, q, b, k, g, cut, ROWS: tl.constexpr, PRECISION: tl.co
 
 
 @triton.jit
+def _add_halves(
+    scores, a, q, b, k, g,
+    HALF: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """Adds products of rows that a cut in the middle of 2 HALF rows parts, [C // 2 HALF, HALF, HALF]."""
+    ab, ak, qb, qk = scores
+    first, second = halves(g, HALF, C, BK)
+    before, since = to_middle(first, second, HALF, PRECISION)
+    _, a = halves(a, HALF, C, BK)
+    _, q = halves(q, HALF, C, BK)
+    b, _ = halves(b, HALF, C, BK)
+    k, _ = halves(k, HALF, C, BK)
+    a, q = (a * since).to(dtype), (q * since).to(dtype)
+    b, k = tl.trans((b * before).to(dtype)), tl.trans((k * before).to(dtype))
+    ab = tl.dot(a, b, ab, input_precision=PRECISION)
+    ak = tl.dot(a, k, ak, input_precision=PRECISION)
+    qb = tl.dot(q, b, qb, input_precision=PRECISION)
+    qk = tl.dot(q, k, qk, input_precision=PRECISION)
+    return ab, ak, qb, qk
+
+
+@triton.jit
+def _whole(parts, number: tl.constexpr, b_document, DOCUMENTS: tl.constexpr, C: tl.constexpr):
+    """One of the four scores [C, C], from its part within 16 rows and those between halves of 32 and 64 rows."""
+    scores = on_diagonal(parts[0][number], C)
+    if C >= 32:
+        scores += below_diagonal(parts[1][number], 16, C)
+    if C >= 64:
+        scores += below_diagonal(parts[2][number], 32, C)
+    if DOCUMENTS:
+        scores = tl.where(b_document[:, None] == b_document[None, :], scores, 0.0)
+    return scores
+
+
+@triton.jit
 def prepare_kernel(
     p_q, p_k, p_a, p_b, p_g, p_document,
     p_reads_a, p_reads_q, p_writes_b, p_writes_k, p_across, p_inverse, p_ak, p_qb, p_qk, cuts,
@@ -43,13 +88,17 @@ def prepare_kernel(
     row, head, at = place_of(tl.program_id(0), HEADS, C)
     b_document = load_documents(p_document, row, DOCUMENTS, C)
     dtype = p_inverse.dtype.element_ty
-    zeros = tl.zeros((C, C), tl.float32)
-    far = (zeros, zeros, zeros, zeros)
+    if C >= 64:
+        zeros = tl.zeros((C // 64, 32, 32), tl.float32)
+        far = (zeros, zeros, zeros, zeros)
+    if C >= 32:
+        zeros = tl.zeros((C // 32, 16, 16), tl.float32)
+        middle = (zeros, zeros, zeros, zeros)
     zeros = tl.zeros((C // 16, 16, 16), tl.float32)
     near = (zeros, zeros, zeros, zeros)
     b_itself = tl.zeros((C,), tl.float32)
     k_itself = tl.zeros((C,), tl.float32)
-    for key in range(0, K, BK):
+    for key in tl.range(0, K, BK, disable_licm=True):
         b_q = SCALE * tl.load(tile(p_q, row, head, key, HEADS, K, C, BK)).to(tl.float32)
         b_k = tl.load(tile(p_k, row, head, key, HEADS, K, C, BK)).to(tl.float32)
         b_a = tl.load(tile(p_a, row, head, key, HEADS, K, C, BK)).to(tl.float32)
@@ -64,26 +113,28 @@ def prepare_kernel(
         tl.store(tile(p_writes_b, row, head, key, HEADS, K, C, BK), (b_b * leave).to(dtype))
         tl.store(tile(p_writes_k, row, head, key, HEADS, K, C, BK), (b_k * leave).to(dtype))
         tl.store(p_across + at * K + key + tl.arange(0, BK), across)
-        for cut in range(4, cuts):  # bounds that are no constants keep a loop a loop, in fewer registers
-            far = _add_scores(far, b_a, b_q, b_b, b_k, b_g, cut, C, PRECISION, dtype)
+        if C >= 32:
+            middle = _add_halves(middle, b_a, b_q, b_b, b_k, b_g, 16, C, BK, PRECISION, dtype)
+        if C >= 64:
+            far = _add_halves(far, b_a, b_q, b_b, b_k, b_g, 32, C, BK, PRECISION, dtype)
         b_a, b_q = in_blocks(b_a, 16, C, BK), in_blocks(b_q, 16, C, BK)
         b_b, b_k = in_blocks(b_b, 16, C, BK), in_blocks(b_k, 16, C, BK)
         b_g = in_blocks(b_g, 16, C, BK)
-        for cut in range(tl.minimum(cuts, 4)):
+        for cut in range(tl.minimum(cuts, 4)):  # a bound that is no constant keeps a loop a loop, in fewer registers
             near = _add_scores(near, b_a, b_q, b_b, b_k, b_g, cut, 16, PRECISION, dtype)
 
-    ab, ak = far[0] + on_diagonal(near[0], C), far[1] + on_diagonal(near[1], C)
-    qb, qk = far[2] + on_diagonal(near[2], C), far[3] + on_diagonal(near[3], C)
-    if DOCUMENTS:
-        same = b_document[:, None] == b_document[None, :]
-        ab = tl.where(same, ab, 0.0)
-        ak = tl.where(same, ak, 0.0)
-        qb = tl.where(same, qb, 0.0)
-        qk = tl.where(same, qk, 0.0)
+    parts = (near,)
+    if C >= 32:
+        parts = (near, middle)
+    if C >= 64:
+        parts = (near, middle, far)
+    tl.store(square(p_ak, at, C), _whole(parts, 1, b_document, DOCUMENTS, C).to(dtype))
     itself = tl.arange(0, C)[:, None] == tl.arange(0, C)[None, :]
-    tl.store(square(p_ak, at, C), ak.to(dtype))
+    qb = _whole(parts, 2, b_document, DOCUMENTS, C)
     tl.store(square(p_qb, at, C), (qb + tl.where(itself, b_itself[:, None], 0.0)).to(dtype))
+    qk = _whole(parts, 3, b_document, DOCUMENTS, C)
     tl.store(square(p_qk, at, C), (qk + tl.where(itself, k_itself[:, None], 0.0)).to(dtype))
+    ab = _whole(parts, 0, b_document, DOCUMENTS, C)
     tl.store(square(p_inverse, at, C), unit_lower_inverse(-ab, PRECISION, C).to(dtype))
 
 
@@ -128,7 +179,7 @@ def along_kernel(
 
     slot = segment.to(tl.int64) * HEADS + head
     state = load_state(p_initial, slot, column, STATE, K, V, BK, BV)
-    for n in range(chunks):
+    for n in tl.range(chunks, disable_licm=p_v.dtype.element_ty == tl.float32):
         current = chunk + n
         if REVERSE:
             current = chunk + chunks - 1 - n

@@ -20,7 +20,7 @@ import triton.language as tl
 
 from pallas_kernels.arguments import FLOAT32, Expected
 from pallas_kernels.chunks import Chunks
-from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry
+from pallas_kernels.configs import AMD, NVIDIA, Config, Entry
 from pallas_kernels.gpu import linear_state
 from pallas_kernels.gpu.calls import checked_call, like
 from pallas_kernels.gpu.decays import decays_between, load_documents
@@ -38,7 +38,8 @@ CONFIGS = linear_state.CONFIGS | {
         Entry(Config(block_k=32, block_v=16, num_warps=8, num_stages=1), ("sm_80",), itemsize=4),
         Entry(Config(block_k=32, block_v=32, num_warps=4, num_stages=1), itemsize=4),
         Entry(Config(block_k=64, block_v=32, num_warps=4, num_stages=2), ("sm_80",), itemsize=2),
-        Entry(Config(block_k=64, block_v=64, num_warps=4, num_stages=2), HOPPER, itemsize=2),
+        Entry(Config(block_k=64, block_v=64, num_warps=4, num_stages=2), ("sm_90",), itemsize=2),
+        Entry(Config(block_k=64, block_v=64, num_warps=8, num_stages=2), ("sm_100",), itemsize=2),
         Entry(Config(block_k=64, block_v=64, num_warps=4, num_stages=1), AMD, itemsize=2),
     ],
 }

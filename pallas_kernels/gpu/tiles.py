@@ -3,6 +3,9 @@
 In every kernel ``p_x`` is a pointer to an array and ``b_x`` a block that was loaded from it. Constants are capitals:
 HEADS heads, C rows of a chunk, K key and V value channels, BK and BV of a block. Rows lie as [N, HEADS, K], gates as
 [N, HEADS], states as [.., HEADS, K, V]. What is one for each chunk and head has HEADS = 1 and numbers both together.
+
+Loops with ``disable_licm`` make addresses, masks and tf32 parts of operands anew each time: kept from one pass to the
+next, as compilers like it, they would fill the registers.
 """
 
 # Triton's annotations do not describe what its compiler accepts for constexpr.

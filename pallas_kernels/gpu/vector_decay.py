@@ -44,8 +44,8 @@ CONFIGS = linear_state.CONFIGS | {
         Entry(Config(block_k=16, block_v=16, num_warps=8, num_stages=1), NVIDIA, itemsize=4),
         Entry(Config(block_k=16, block_v=16, num_warps=4, num_stages=1), AMD, itemsize=4),
         Entry(Config(block_k=16, block_v=32, num_warps=8, num_stages=1), ("sm_80",), itemsize=2),
-        Entry(Config(block_k=16, block_v=32, num_warps=8, num_stages=1), ("sm_90",), itemsize=2, size=64),
-        Entry(Config(block_k=16, block_v=64, num_warps=8, num_stages=1), HOPPER, itemsize=2),
+        Entry(Config(block_k=16, block_v=32, num_warps=4, num_stages=1), ("sm_90",), itemsize=2),
+        Entry(Config(block_k=16, block_v=64, num_warps=8, num_stages=1), ("sm_100",), itemsize=2),
         Entry(Config(block_k=32, block_v=64, num_warps=4, num_stages=1), AMD, itemsize=2),
     ],
 }
@@ -122,6 +122,7 @@ def gradients_kernel(
     dwrites *= leave
     dg = (across * dacross)[None, :] + masked_sums(to_cut(cuts, C), decayed * dreads, PRECISION)
     dg += masked_sums(from_cut(cuts, C), b_k * dwrites, PRECISION)
+    dwrites += weight * b_q  # here, so that b_q need not be kept in registers
     dtype = p_q.dtype.element_ty
     for cut in range(cuts):  # a bound that is no constant keeps the loop a loop, in fewer registers
         decay = tl.exp(masked_sums(to_cut(cut, C), b_g, PRECISION))
@@ -139,7 +140,7 @@ def gradients_kernel(
         dq = tl.exp(b_g) * dreads
         dg += decayed * dreads
     tl.store(tile(p_dq, row, head, key, HEADS, K, C, BK), (SCALE * (dq + weight * b_k)).to(dtype))
-    tl.store(tile(p_dk, row, head, key, HEADS, K, C, BK), (dwrites + weight * b_q).to(dtype))
+    tl.store(tile(p_dk, row, head, key, HEADS, K, C, BK), dwrites.to(dtype))
     tl.store(tile(p_dg, row, head, key, HEADS, K, C, BK), dg)
 
 

@@ -4,11 +4,21 @@ import pytest
 
 from mom_jax.benchmarks.kernel_passes import OPERATORS, Case
 from mom_jax.benchmarks.tune import choose, chosen, configs, neighbours, search
+from pallas_kernels.chunks import Unsupported
 from pallas_kernels.configs import Config, find
 from pallas_kernels.gpu import linear_state
 
 DEVICES = {"gpu": ("sm_80", "sm_90", "sm_100", "gfx942"), "tpu": ("v4", "v5e", "v6e", "v99")}
 CASES = [Case(platform, name, 128, "bfloat16") for platform, names in OPERATORS.items() for name in names]
+
+
+@pytest.mark.parametrize("operator, kernel", [("delta_rule", "forward"), ("rank_one_decay", "outputs")])
+def test_what_spills_more_than_xla_moves(operator, kernel):
+    """An A100 has no kernels for float32 heads above 128, so that ``auto`` runs XLA; all else has them."""
+    entries = configs(Case("gpu", operator, 256, "float32"))[kernel]
+    with pytest.raises(Unsupported, match="no configuration for sm_80, 4 bytes and 256 channels"):
+        find(entries, "sm_80", 4, 256)
+    assert all(find(entries, *x) for x in (("sm_80", 4, 128), ("sm_80", 2, 256), ("sm_90", 4, 256), ("gfx942", 4, 256)))
 
 
 def test_neighbours():

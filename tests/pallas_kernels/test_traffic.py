@@ -1,6 +1,7 @@
 """GPU kernels move and ask for no more than was recorded."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tools.kernels import requests
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/kernels.md"
+XLA = requests.RECORD.with_name("xla.json")
 RECORD = json.loads(requests.RECORD.read_text(encoding="utf-8"))
 
 
@@ -21,5 +23,9 @@ def test_what_programs_ask_for(operator):
 
 
 def test_the_page_tells_the_record():
-    """The table of docs/kernels.md is that of traffic.json."""
-    assert "\n".join(requests.lines(RECORD)) in PAGE.read_text(encoding="utf-8")
+    """The tables of docs/kernels.md are those of traffic.json and, of XLA's recurrences, xla.json."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert "\n".join(requests.lines(RECORD)) in page
+    for operator, counts in json.loads(XLA.read_text(encoding="utf-8")).items():
+        (line,) = (x for x in page.splitlines() if re.match(rf"\| {operator} \|( \d+ \|){{5}} [\d,]+ \|$", x))
+        assert line.endswith(f"| {counts['KB']:.0f} | {counts['launches']:,} |")

@@ -1,8 +1,9 @@
 """Compiles every kernel to machine code, without the hardware, and writes the tables of docs/kernels.md.
 
-    python -m tools.kernels [gpu] [tpu] [traffic] [train] [programs]
+    python -m tools.kernels [gpu] [tpu] [traffic] [train] [programs] [--only PATTERN]
 
-    gpu       registers, spilled bytes and shared memory of each Triton kernel on four generations
+    gpu       registers, spilled bytes and shared memory of each Triton kernel on four generations; with --only of
+              those alone whose "operator kernel size dtype generation" has the regular expression in it
     tpu       libtpu's verdict on each operator, forward and backward, for three generations
     traffic   bytes that move and operations, for each row and head, from the kernels' own operands
     train     the training step of mom-340m for four v5e, kernels inside
@@ -36,6 +37,7 @@ from mom_jax.planning.step import sized, traced_step
 from mom_jax.planning.targets import compiled, mesh
 from mom_jax.training.config import get_train_preset
 from mom_jax.training.program import Program
+from pallas_kernels.chunks import Unsupported
 from tools.kernels import gpu, programs, tpu
 from tools.kernels.equations import calls, moved_bytes
 
@@ -47,15 +49,34 @@ def cases(platform: str) -> list[Case]:
     return [Case(platform, name, k, t) for name in OPERATORS[platform] for k in SIZES for t in DTYPES]
 
 
-def gpu_table() -> Iterator[str]:
-    """A line for each kernel, size and dtype."""
+def gpu_table(only: str = "") -> Iterator[str]:
+    """A line for each kernel, size and dtype; cells in which ``only`` is not found as the page has them."""
     yield f"| operator | kernel | K = V | rows | {' | '.join(gpu.SHARED)} |"
     yield "|---" * (4 + len(gpu.SHARED)) + "|"
+    before = gpu.recorded(PAGE.read_text(encoding="utf-8"))
     for case in track(cases("gpu"), description="GPU"):
-        kernels = {device: gpu.launches(*_program(case, device=device)) for device in gpu.SHARED}
-        for place, first in enumerate(kernels["sm_90"]):
-            cells = (_gpu_cell(kernels[device][place], device) for device in gpu.SHARED)
-            yield f"| {case.operator} | `{first.name}` | {case.size} | {case.dtype} | {' | '.join(cells)} |"
+        rows = before.get((case.operator, case.size, case.dtype), ()) if only else ()
+        stale = [device for device in gpu.SHARED if not rows or any(_fits(only, case, row, device) for row in rows)]
+        kernels = {device: _launches(case, device) for device in stale}
+        names = max(([x.name for x in of] for of in kernels.values()), key=len, default=[]) or [x for x, _ in rows]
+        for place, name in enumerate(names):
+            cells = []
+            for device in gpu.SHARED:
+                kept = bool(rows) and not _fits(only, case, rows[place], device)
+                cells.append(rows[place][1][device] if kept else _gpu_cell(kernels[device], place, device))
+            yield f"| {case.operator} | `{name}` | {case.size} | {case.dtype} | {' | '.join(cells)} |"
+
+
+def _launches(case, device):
+    """None where the kernels refuse a case."""
+    try:
+        return gpu.launches(*_program(case, device=device))
+    except Unsupported:
+        return []
+
+
+def _fits(only, case, row, device):
+    return re.search(only, f"{case.operator} {row[0]} {case.size} {case.dtype} {device}") is not None
 
 
 def _program(case, **options):
@@ -63,8 +84,10 @@ def _program(case, **options):
     return function, *arguments
 
 
-def _gpu_cell(launch, device):
-    made = gpu.compiled(launch, device)
+def _gpu_cell(launches, place, device):
+    if not launches:
+        return "XLA"
+    made = gpu.compiled(launches[place], device)
     spilled = f", {made.spills} B spilled" if made.spills else ""
     return f"{made.registers}{spilled}, {made.shared / 1024:.0f} KB"
 
@@ -141,9 +164,12 @@ def main() -> None:
     """Makes the chosen tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="which tables; all by default")
-    for name in parser.parse_args().tables or TABLES:
+    parser.add_argument("--only", default="", metavar="PATTERN", help="which cells of the table gpu; all by default")
+    arguments = parser.parse_args()
+    for name in arguments.tables or TABLES:
         versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-        lines = [f"{datetime.date.today()}; {versions}", "", *TABLES[name]()]
+        made = gpu_table(arguments.only) if name == "gpu" else TABLES[name]()
+        lines = [f"{datetime.date.today()}; {versions}", "", *made]
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         table = "\n".join(lines) + "\n"
         page = place.sub(lambda match, table=table: match[1] + table + match[2], PAGE.read_text(encoding="utf-8"))

@@ -25,6 +25,20 @@ SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942":
 _POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32", "bool": "*i1"}
 
 
+Row = tuple[str, dict[str, str]]  # a kernel, and its cells by device
+
+
+def recorded(page: str) -> dict[tuple[str, int, str], list[Row]]:
+    """The table of docs/kernels.md, by operator, size and dtype."""
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    (header,) = (x for x in lines if x[:3] == ["operator", "kernel", "K = V"])
+    rows: dict[tuple[str, int, str], list[Row]] = {}
+    for operator, kernel, size, dtype, *cells in (x for x in lines if len(x) == len(header) and x[1].startswith("`")):
+        row = kernel.strip("`"), dict(zip(header[4:], cells, strict=True))
+        rows.setdefault((operator, int(size), dtype), []).append(row)
+    return rows
+
+
 @dataclasses.dataclass(frozen=True)
 class Launch:
     """One kernel with everything its machine code depends on."""
@@ -43,7 +57,10 @@ class Launch:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What a program takes: registers of a thread, bytes of a thread that do not fit them, shared bytes."""
+    """What a program takes: registers of a thread, bytes of a thread that do not fit them, shared bytes.
+
+    Scalars that AMD's compiler keeps in lanes of a vector register have their place: they do not go to memory.
+    """
 
     registers: int
     spills: int
@@ -52,10 +69,11 @@ class Compiled:
 
 def launches(function: Callable, *arguments: Any) -> list[Launch]:
     """The different kernels that ``function`` launches, in order."""
-    return list(dict.fromkeys(map(_launch, calls("triton_kernel_call", function, *arguments))))
+    return list(dict.fromkeys(map(launched, calls("triton_kernel_call", function, *arguments))))
 
 
-def _launch(equation: Any) -> Launch:
+def launched(equation: Any) -> Launch:
+    """One launch, from its equation."""
     kernel, constants = equation.params["fn"], dict(equation.params["metaparams"])
     names = [p.name for p in kernel.params if not p.is_constexpr]
     bound = jax.tree.unflatten(equation.params["in_tree"], [v.aval for v in equation.invars])
@@ -107,8 +125,8 @@ def _read_nvidia(ptx: str, arch: int, shared: int) -> Compiled:
 
 
 def _read_amd(assembly: str, shared: int) -> Compiled:
-    spilled = sum(_number(rf"\.{kind}gpr_spill_count:\s*(\d+)", assembly) for kind in "vs")
-    return Compiled(_number(r"\.vgpr_count:\s*(\d+)", assembly), 4 * spilled, shared)
+    spilled = _number(r"\.private_segment_fixed_size:\s*(\d+)", assembly)
+    return Compiled(_number(r"\.vgpr_count:\s*(\d+)", assembly), spilled, shared)
 
 
 def _number(pattern: str, text: str) -> int:
