@@ -1,27 +1,30 @@
 """Writes the tables of docs/scaling.md: plans of the published sizes, and scaling over simulated devices.
 
-    python -m tools.scaling [rows] [sent] [weak] [plans]
+    python -m tools.scaling [rows] [long] [sent] [weak] [plans]
 
     rows    one long row of mom-tiny split over 1 to 8 simulated devices: bytes and FLOPs of a device fall
+    long    one row of 65,536 tokens of mom-340m, compiled for eight TPUs and for one
     sent    mom-tiny on simulated devices along each axis: what they send each other in a step
     weak    mom-tiny on 1 to 512 simulated devices, the same rows for each: bytes and FLOPs of a device stay
     plans   the training step of mom-340m and mom-1.3b, compiled for TPUs and GPUs that are not here
 
 Needs the compilers of tools/install_compilers.py. A plan takes minutes; those that are in scaling.json are not made
-anew unless `--anew` is given. A plan is what ``mom-jax plan PRESET --topology NAME --compile 1 --json`` says.
+anew unless `--anew` is given. A plan is what ``mom-jax plan PRESET --topology NAME --compile 1 --json`` says, with the
+options of `PLANS` and `LONG_ROW`.
 """
 
 import argparse
 import collections
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,41 +47,65 @@ from mom_jax.training.sharding import check_fit, make_mesh
 PAGE = Path(__file__).resolve().parents[1] / "docs/scaling.md"
 RECORD = Path(__file__).with_suffix(".json")
 PLANS = (
-    ("mom-340m", "h100:8"), ("mom-1.3b", "v5p:8x8x8"), ("mom-340m", "v5e:4x4"), ("mom-1.3b", "h100:64"),
-    ("mom-340m", "v6e:2x4"), ("mom-1.3b", "v6e:8x8"), ("mom-340m", "v5p:2x2x2"), ("mom-1.3b", "v5e:16x16"),
+    "mom-340m --topology h100:8", "mom-1.3b --topology v5p:8x8x8",
+    "mom-1.3b --topology v5p:8x8x8 --mesh.data 8 --mesh.fsdp 64", "mom-340m --topology v5e:4x4",
+    "mom-1.3b --topology h100:64", "mom-340m --topology v6e:2x4", "mom-1.3b --topology v6e:8x8",
+    "mom-340m --topology v5p:2x2x2", "mom-1.3b --topology v5e:16x16",
 )  # fmt: skip
+_ONE_ROW = "mom-340m --global-batch 1 --seq-len 65536 --remat full --mesh.data 1 --topology"
+LONG_ROW = (f"{_ONE_ROW} v5e:2x4 --mesh.sequence 8", f"{_ONE_ROW} v5e:1x1")  # which on one device cannot be split
 ALONG = ({"data": 8}, {"fsdp": 8}, {"sequence": 8}, {"tensor": 2}, {"fsdp": 2, "sequence": 2, "tensor": 2})
 PIECES, LONG = (1, 2, 4, 8), 8192  # simulated devices, and tokens of a row that is split over them
 DEVICES = (1, 8, 64, 512)
 ROWS, LENGTH = 8, 128  # of each simulated device
+_EXCHANGED = {
+    "collective-permute": "states and inputs of convolutions (permuted)",
+    "all-gather": "parameters (gathered)",
+    "reduce-scatter": "gradients (reduce-scattered)",
+    "all-reduce": "losses, loads, small gradients (summed)",
+}
 CONSTANT = 0.05  # share by which weak scaling may differ from one device
 
 
-def plans(anew: bool, guess: bool) -> Iterator[str]:
-    """Makes the plans that the record lacks, keeping each as it is made; what is only guessed is compiled next time."""
-    record: dict[str, Any] = {}
-    if RECORD.is_file() and not anew:
-        record = json.loads(RECORD.read_text(encoding="utf-8"))
-    for preset, topology in PLANS:
-        name = f"{preset} {topology}"
-        if name not in record or not (guess or record[name]["compiled"]):
+def planned(lines: Sequence[str], anew: bool, guess: bool) -> list[dict[str, Any]]:
+    """What the record says of plans, made where it lacks them; one that is only guessed is compiled next time."""
+    record: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
+    for line in lines:
+        if anew or line not in record or not (guess or record[line]["compiled"] or not record[line]["fits"]):
             said = io.StringIO()
             with contextlib.redirect_stdout(said):
-                verb.main([preset, "--topology", topology, "--compile", str(int(not guess)), "--json"])
-            record[name] = json.loads(said.getvalue())
+                verb.main([*line.split(), "--compile", str(int(not guess)), "--json"])
+            record[line] = json.loads(said.getvalue())
             RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return [record[line] for line in lines]
+
+
+def plans(anew: bool, guess: bool) -> Iterator[str]:
+    """The published sizes on the devices that are sold."""
     yield "| preset | devices | mesh | remat | compiled | GiB of | MFU, at most | tokens / s | days | device hours |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
-    for preset, topology in sorted(PLANS, key=lambda x: x[0], reverse=True):
-        yield _line(preset, record[f"{preset} {topology}"])
+    yield from map(_line, sorted(planned(PLANS, anew, guess), key=lambda x: x["preset"], reverse=True))
 
 
-def _line(preset: str, said: dict[str, Any]) -> str:
+def long(anew: bool, guess: bool) -> Iterator[str]:
+    """A row that one device cannot hold: what eight exchange for it."""
+    yield "| devices | GiB of | | exchanged by a device and step | times | MiB |"
+    yield "|---|---|---|---|---|---|"
+    for said in planned(LONG_ROW, anew, guess):
+        held = f"{said['hbm_bytes_per_device'] / 2**30:.1f} of {said['hbm_bytes_available'] / 2**30:.1f}"
+        fits = f"fits, {said['custom_kernels']} kernels" if said["compiled"] else "the compiler refuses it"
+        yield f"| {said['devices']} | {held} | {fits} | | | |"
+        for kind, by_axes in said["collectives"].items():
+            times, size = (sum(entry[x] for entry in by_axes.values()) for x in ("count", "bytes"))
+            yield f"| | | | {_EXCHANGED.get(kind, kind)} | {times:,.0f} | {size / 2**20:,.0f} |"
+
+
+def _line(said: dict[str, Any]) -> str:
     mesh = " x ".join(str(size) for size in said["mesh"].values())
     held, there = (said[x] / 2**30 for x in ("hbm_bytes_per_device", "hbm_bytes_available"))
     compiled = f"{said['compile_seconds']:,.0f} s, {said['custom_kernels']} kernels" if said["compiled"] else "no"
     return (
-        f"| {preset} | {said['topology']} ({said['devices']}) | {mesh} | {said['remat']} | {compiled} "
+        f"| {said['preset']} | {said['topology']} ({said['devices']}) | {mesh} | {said['remat']} | {compiled} "
         f"| {held:.1f} of {there:.1f} | {100 * said['mfu_estimate']:.0f} % | {said['tokens_per_second_estimate']:,.0f} "
         f"| {said['days_estimate']:.2f} | {said['device_hours_estimate']:,.0f} |"
     )
@@ -149,13 +176,14 @@ def weak() -> Iterator[str]:
 def main() -> None:
     """Makes the chosen tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    names = ["rows", "sent", "weak", "plans"]
+    names = ["rows", "long", "sent", "weak", "plans"]
     parser.add_argument("tables", nargs="*", choices=[*names, []], help="which tables; all by default")
     parser.add_argument("--anew", action="store_true", help="make every plan again")
     parser.add_argument("--guess", action="store_true", help="compile nothing: guess the plans that are not there yet")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
-    tables = {"rows": rows, "sent": sent, "weak": weak, "plans": lambda: plans(arguments.anew, arguments.guess)}
+    tables = {"rows": rows, "sent": sent, "weak": weak}
+    tables |= {made.__name__: functools.partial(made, arguments.anew, arguments.guess) for made in (long, plans)}
     for name in arguments.tables or tables:
         table = "\n".join(tables[name]()) + "\n"
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -91,7 +91,7 @@ def _end_with_parent() -> None:
 def _reason(said: Path, status: int) -> str:
     text = said.read_text(encoding="utf-8", errors="replace")
     if found := _FATAL.search(text):
-        words = " ".join(found[1].split())
+        words = " ".join(found[1].replace("] ", ": ", 1).split())
         return words if len(words) <= _LONGEST else words[:_LONGEST] + "..."
     if found := _SIGNAL.search(text):
         return found[1]
