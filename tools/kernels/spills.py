@@ -64,12 +64,13 @@ def _programs(equation: Any, case: Case) -> int:
 
 def xla(operator: str) -> Counts:
     """Launches and KB of XLA's forward and backward pass on an H100."""
-    primitive = OPERATORS["gpu"][operator].primitive
+    primitive: Any = OPERATORS["gpu"][operator].primitive
     made = shapes(primitive, {"N": _ROWS, "H": HEADS, "K": SIZE, "V": SIZE})
     made = {name: None if name in primitive.shared else jax.ShapeDtypeStruct(x, "float32") for name, x in made.items()}
     chunks = _ROWS // CHUNK["gpu"]
-    integers, flags = (jax.ShapeDtypeStruct((chunks,), dtype) for dtype in ("int32", "bool"))
-    counts = jax.ShapeDtypeStruct((_SEGMENTS,), "int32")
+    integers: Any = jax.ShapeDtypeStruct((chunks,), "int32")
+    flags: Any = jax.ShapeDtypeStruct((chunks,), "bool")
+    counts: Any = jax.ShapeDtypeStruct((_SEGMENTS,), "int32")
     table: Any = ChunkTable(integers, flags, flags, counts, None, CHUNK["gpu"], _SEGMENTS)
 
     def both(rows, table, do):
