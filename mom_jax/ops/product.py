@@ -44,11 +44,15 @@ def _dot(
 ) -> Float[Array, "*batch outputs"]:
     """``x @ weight``, whose gradient in the weight is a product too: JAX's own is one that is transposed, for which XLA
     copies the gradient of all rows on a CPU. Those of products that are apart may be joined."""
+    return _plain_dot(x, weight, apart)
+
+
+def _plain_dot(x, weight, apart):
     return jnp.dot(jax.lax.optimization_barrier(x) if apart else x, weight)
 
 
 def _dot_fwd(x, weight, apart):
-    return _dot(x, weight, apart), (x, weight)
+    return _plain_dot(x, weight, apart), (x, weight)  # no call of `_dot`, in which policies would see no product
 
 
 def _dot_bwd(apart, residuals, dy):

@@ -17,6 +17,7 @@ from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.loss import chunked_cross_entropy
 from mom_jax.ops.routing import auxiliary_loss
+from tools.kernels.equations import calls
 
 
 def tokens(rows=2, time=12, seed=0):
@@ -49,6 +50,19 @@ def simple(small):
 def test_rematerialisation_changes_nothing(simple, remat):
     """Loss and gradients agree with keeping everything."""
     assert_close(loss_and_gradients(simple, remat), loss_and_gradients(simple), 1e-5)
+
+
+def test_rematerialisation_keeps_what_it_says(small):
+    """The more is kept, the fewer dense products there are: least where those themselves are."""
+
+    def products(remat):
+        config = dataclasses.replace(small, compute_dtype="bfloat16")  # where products have gradients of their own
+        run = functools.partial(loss_and_gradients, config, remat)
+        found = [x.params["dimension_numbers"] for x in calls("dot_general", run)]
+        return sum(not any(batch) for _, batch in found)
+
+    dots, mixer, full = map(products, ("dots", "mixer", "full"))
+    assert dots < mixer < full, (dots, mixer, full)
 
 
 def test_bfloat16(simple):
