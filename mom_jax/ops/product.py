@@ -1,7 +1,5 @@
 """The product of activations and a weight."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -34,34 +32,30 @@ def product(
         dtype = wide(x.dtype) if bias is not None or x.size == x.shape[-1] else x.dtype
         weight = weight.astype(x.dtype)
         apart = apart and on_gpu and x.shape[-2] > 1
-        y = _dot(x, weight, apart) if dtype == x.dtype else jnp.dot(x, weight, preferred_element_type=dtype)
+        y = _rounded_dot(x, weight, apart) if dtype == x.dtype else jnp.dot(x, weight, preferred_element_type=dtype)
     return (y if bias is None else y + bias).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dot(
     x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"], apart: bool
 ) -> Float[Array, "*batch outputs"]:
-    """``x @ weight``, whose gradient in the weight is a product too: JAX's own is one that is transposed, for which XLA
-    copies the gradient of all rows on a CPU. Those of products that are apart may be joined."""
-    return _plain_dot(x, weight, apart)
-
-
-def _plain_dot(x, weight, apart):
     return jnp.dot(jax.lax.optimization_barrier(x) if apart else x, weight)
 
 
-def _dot_fwd(x, weight, apart):
-    return _plain_dot(x, weight, apart), (x, weight)  # no call of `_dot`, in which policies would see no product
+def _dot_forward(x, weight, apart):
+    return _dot(x, weight, apart), (x, weight)  # a product that policies of `jax.checkpoint` see
 
 
-def _dot_bwd(apart, residuals, dy):
+def _dot_backward(apart, residuals, dy):
     x, weight = residuals
     rows = tuple(range(x.ndim - 1))
     return jnp.dot(dy, weight.T), jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
 
 
-_dot.defvjp(_dot_fwd, _dot_bwd)
+# The gradient in the weight is a product too: JAX's own is one that is transposed, for which XLA copies the gradient of
+# all rows on a CPU. Those of products that are apart may be joined.
+_rounded_dot = jax.custom_vjp(_dot, nondiff_argnums=(2,))
+_rounded_dot.defvjp(_dot_forward, _dot_backward)
 
 
 def _row(x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"]) -> Float[Array, "*batch outputs"]:
