@@ -1,7 +1,7 @@
 """The parts of a router, and what memories differ in, one changed at a time.
 
     mom-jax experiment routers --scale tiny        two CPU cores, ten minutes
-    mom-jax experiment routers --scale small       two CPU cores, six hours; one GPU, half an hour
+    mom-jax experiment routers --scale small       two CPU cores, an hour; one GPU, minutes
     mom-jax experiment routers --scale paper       32 GPUs, ten hours a model
 
 Tiny and small: synthetic recall, as in `studies/capacity.py`. The paper's router is a softmax whose largest two are
