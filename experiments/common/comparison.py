@@ -162,13 +162,14 @@ class Comparison:
     def plot(self, records: list[Record], folder: Path) -> list[Path]:
         """A panel for each measure: a dot for every seed, a bar at their mean."""
         groups = grouped(records)
-        names = list(self.models)
+        ours, *_ = self.models
+        names = [name for name in self.models if any(name in models for models in groups.values())]
         figure = Figure(figsize=(4.2 * len(groups) + 1.2, 0.42 * len(names) + 1.6), layout="constrained")
         panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
         for axes, ((size, measure), models) in zip(panels, groups.items(), strict=True):
             for model, group in models.items():
                 values, place = every(measure, group), names.index(model)
-                colour = "C0" if place == 0 else "C7"
+                colour = "C0" if model == ours else "C7"
                 axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.6, markersize=7)
                 axes.plot([np.mean(values)], [place], "|", color=colour, markersize=20, markeredgewidth=2)
             better = "lower" if MEASURES[measure].lower else "higher"
