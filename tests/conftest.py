@@ -55,7 +55,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # runs long all the same. A worker has one core or few, and gains nothing from a program that is cut into parts.
 _CHEAP = ["backend_optimization_level=0", "backend_extra_options=xla_cpu_disable_new_fusion_emitters",
           "cpu_parallel_codegen_split_count=1"]  # fmt: skip
-_CHEAP += ["cpu_max_isa=SSE4_2"] * (platform.machine() == "x86_64")  # short vectors, a sixth less
+_CHEAP += ["cpu_max_isa=AVX"] * (platform.machine() == "x86_64")  # short vectors, a sixth less
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in _CHEAP))
 # Triton reads this when a kernel is defined: its interpreter then runs the kernel on the host. A test that compiles
 # kernels, or runs them on a GPU, does so in a process without it.

@@ -1,7 +1,8 @@
 """Triton's interpreter, made to round as an NVIDIA GPU does, and to lose no time between a kernel's functions.
 
-By itself it knows bfloat16 as bits alone and multiplies float32 exactly, whatever precision a product asks for; and at
-every call of a function of a kernel it replaces all of `triton.language` once more. It works on NumPy arrays, and is
+By itself it knows bfloat16 as bits alone and multiplies float32 exactly, whatever precision a product asks for; at
+every call of a function of a kernel it replaces all of `triton.language` once more, and it repeats every sum of whole
+numbers in 64 bits, to see whether it overflows, which no GPU does. It works on NumPy arrays, and is
 there only in a process that was started with ``TRITON_INTERPRET=1``.
 """
 
@@ -29,6 +30,8 @@ def as_on_a_gpu() -> Iterator[None]:
             stack.enter_context(mock.patch.object(interpreter, name, made))
         for name, made in _methods(interpreter).items():
             stack.enter_context(mock.patch.object(interpreter.InterpreterBuilder, name, made))
+        options = interpreter.InterpreterOptions(sanitize_overflow=False)
+        stack.enter_context(mock.patch.object(interpreter.interpreter_builder, "options", options))
         yield
 
 
