@@ -24,7 +24,7 @@ from support.recurrences import outputs as outputs_of
 from mom_jax.errors import InputError
 
 CASES = PRIMITIVES | VARIANTS
-CHUNK = 16  # rows
+CHUNK = 8  # rows
 
 
 def outputs(primitive, impl, layout, resets, inputs):

@@ -11,7 +11,7 @@ from support.compare import assert_close
 from support.kernels import CASES, cotangents_of, example, of_tokens, program
 from support.packed import Layout
 from support.primitives import OF_KERNELS
-from support.recurrences import DIRECTIONS, DOCUMENTS, EXTREMES, RAGGED
+from support.recurrences import DIRECTIONS, EXTREMES, FEW_CHUNKS, FEW_DOCUMENTS
 
 from mom_jax.models.config import MoMConfig
 from mom_jax.models.lm import MoMForCausalLM
@@ -66,10 +66,10 @@ def test_recurrences(impl, name, size, dtype):
 @pytest.mark.parametrize("impl", ON)
 def test_limits(impl, name):
     """Log gates from 0 to -1e4, and keys of one direction, in float32."""
-    layout, case = Layout(RAGGED, 16), OF_KERNELS[name]
+    layout, case = Layout(FEW_CHUNKS, 16), OF_KERNELS[name]
     changes = [dict.fromkeys(case.gates, gate) for gate in EXTREMES.values() if case.gates]
     for change in (*changes, *(DIRECTIONS.values() if "beta" in case.rows else ())):
-        check(impl, name, example(name, layout, (64, 64), **change), layout, DOCUMENTS)
+        check(impl, name, example(name, layout, (64, 64), **change), layout, FEW_DOCUMENTS)
 
 
 def same_bits(function, *arguments):

@@ -129,7 +129,7 @@ def _rwkv7_rows(q, k, v, g, kk, rate):
 SLOTS = 6
 FEW = 3
 PAIRS = 3
-LEVELS = 7
+LEVELS = 6
 MINI_BATCH = 6  # no divisor of a chunk
 
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-RAGGED = (17, 0, 1, 16, 33, 1, 2, 0)  # tokens of segments
-DOCUMENTS = (0, 5, 16, 17, 18, 40, 41, 66, 68)  # tokens that begin one
-# The same kinds in half as many chunks of 16 rows, where each chunk is interpreted by itself.
+RAGGED = (9, 0, 1, 8, 17, 1, 2, 0)  # tokens of segments, in chunks of 8 rows
+DOCUMENTS = (0, 3, 8, 9, 10, 21, 22, 34, 36)  # tokens that begin one
+# The same kinds in half as many chunks, of 16 rows, where each chunk is interpreted by itself.
 FEW_CHUNKS = (33, 0, 1, 16, 0)
 FEW_DOCUMENTS = (0, 5, 16, 33, 40, 49)  # at a border of chunks, where a segment begins, inside, on the last token
 TOLERANCE = 1e-5  # of the largest value of each array, in float32
