@@ -17,10 +17,11 @@ ARCHITECTURES = {
     "equal-total-keys": ("single, equal total state in keys", "C9"),
     "equal-total-heads": ("single, equal total state in heads", "C6"),
     "equal-parameters": ("single, equal active parameters", "C2"),
+    "equal-all-parameters": ("single, equal total parameters", "C8"),
     "attention": ("attention", "C4"),
 }
 # those of equal state
-COMPARED = tuple(name for name in ARCHITECTURES if name != "equal-parameters")
+COMPARED = tuple(name for name in ARCHITECTURES if not name.endswith("parameters"))
 
 
 def mixture(point: Point) -> MoMConfig:
@@ -55,6 +56,7 @@ def architecture(name: str, config: MoMConfig) -> MoMConfig:
         "equal-total-keys": lambda: one_memory(config, keys=memories),
         "equal-total-heads": lambda: one_memory(config, heads=memories),
         "equal-parameters": lambda: with_parameters_of(config),
+        "equal-all-parameters": lambda: with_parameters_of(config, "parameters"),
         "attention": lambda: transformer(config),
     }
     return made[name]()
@@ -67,13 +69,21 @@ def one_memory(config: MoMConfig, keys: int = 1, values: int = 1, heads: int = 1
     return dataclasses.replace(single(config), **sizes)
 
 
-def with_parameters_of(config: MoMConfig) -> MoMConfig:
-    """One memory of the mixture's size, with the MLP that brings its parameters next to those a token activates."""
+def with_parameters_of(config: MoMConfig, count: str = "activated") -> MoMConfig:
+    """One memory of the mixture's size, with an MLP that makes up for the mixture's parameters.
+
+    Args:
+        config: the mixture.
+        count: which of them: those that a token uses (``activated``), or all (``parameters``).
+    """
     from mom_jax.models.accounting import account, total  # imports JAX
 
+    def counted(model: MoMConfig) -> int:
+        return getattr(total(account(model, 1)), count)
+
     alone = single(config)
-    missing = total(account(config, 1)).activated - total(account(alone, 1)).activated
     wider = dataclasses.replace(alone, intermediate_size=alone.mlp_dim + 1)
     norm = 0 if alone.mlp_dim else config.hidden_size * config.num_hidden_layers  # an MLP brings its norm
-    one = total(account(wider, 1)).activated - total(account(alone, 1)).activated - norm
+    one = counted(wider) - counted(alone) - norm
+    missing = counted(config) - counted(alone)
     return dataclasses.replace(alone, intermediate_size=alone.mlp_dim + max(0, round((missing - norm) / one)))

@@ -3,8 +3,8 @@
 Tiny: bytes of the Python standard library's source, two layers of width 64 with one head of 32 channels, windows of
 512 bytes, 2,048 bytes a step, 200 steps. The paper's: `mom-340m` on 15B tokens of SlimPajama, `mom-1.3b` on
 100B, windows of 2,048 tokens of the Mistral tokenizer. Medium: 8 layers of width 512 with four heads of 128 channels
-(57M parameters as a mixture) on 1B tokens of the same text, 131,072 a step. Small: bytes of the standard library's
-source, three layers of width 128 with two heads of 32 channels, windows of 2,048 bytes, 16,384 bytes a step, 10.5 MB.
+(57M parameters as a mixture) on 1B tokens of the same text, 131,072 a step. Small: models as of tiny, 10.5 MB of the
+same text in windows of 2,048 bytes, 16,384 bytes a step.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ SIZES = {"tiny": (TINY,), "small": (SMALL,), "medium": (MEDIUM,), "paper": ("mom
 _SMALL = {"hidden_size": 64, "num_heads": 1, "head_dim": 32, "num_slots": 32, "gate_low_rank_dim": 8,
           "decay_low_rank_dim": 16, "proj_low_rank_dim": 8, "a_low_rank_dim": 16}  # fmt: skip
 _MIDDLE = {"hidden_size": 512, "num_hidden_layers": 8, "head_dim": 128}
-_MODEL = {TINY: _SMALL, SMALL: {"num_hidden_layers": 3}, MEDIUM: _MIDDLE}
+_MODEL = {TINY: _SMALL, SMALL: _SMALL, MEDIUM: _MIDDLE}
 _PRESET = {TINY: "mom-tiny", SMALL: "mom-tiny", MEDIUM: "mom-340m"}  # others are presets
 _PAPER_TEXT = {"path": "hf:cerebras/SlimPajama-627B:default:train",
                "held_out_path": "hf:cerebras/SlimPajama-627B:default:validation"}  # fmt: skip

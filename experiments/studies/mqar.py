@@ -54,11 +54,12 @@ SMALL = tuple(
     if task.task == "mqar" and task.hidden_size == 64
 )
 TASKS = {"tiny": (TINY,), "small": SMALL, "paper": PAPER}
+MODELS = {name: look for name, look in ARCHITECTURES.items() if name != "equal-all-parameters"}
 
 
 def points(scale: str) -> list[Point]:
     """Task by task, each with every model."""
-    return [point for task in TASKS[scale] for point in points_of(task, tuple(ARCHITECTURES))]
+    return [point for task in TASKS[scale] for point in points_of(task, tuple(MODELS))]
 
 
 def run(point: Point, models: Path) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
 
 
 def _panel(axes: Axes, records: list[Record]) -> None:
-    for (name, (label, colour)), marker in zip(ARCHITECTURES.items(), "os^DvP*X", strict=True):
+    for (name, (label, colour)), marker in zip(MODELS.items(), "os^DvP*X", strict=True):
         widths = [record for record in records if record["point"]["architecture"] == name]
         widths.sort(key=lambda record: record["point"]["hidden_size"])
         if widths:

@@ -37,7 +37,8 @@ def test_what_is_equal(point):
     assert costs["single"].activated < costs["equal-parameters"].activated
     step = 3 * config.hidden_size * config.num_hidden_layers  # parameters of one more channel of the MLP
     assert abs(costs["equal-parameters"].activated - costs["mom"].activated) <= step / 2
-    assert set(costs) == {point["architecture"] for point in mqar.points("tiny")}
+    assert abs(costs["equal-all-parameters"].parameters - costs["mom"].parameters) <= step / 2
+    assert set(mqar.MODELS) == {point["architecture"] for point in mqar.points("tiny")}
 
 
 def test_fused_tokens_are_sums_of_embeddings():
@@ -98,10 +99,10 @@ def test_table_plot_and_contrasts(tmp_path):
     """Every seed is shown; the mixture is held against every other model of its task."""
     records = [{"point": point, "result": tuned_result([0.5, 0.6])} for point in mqar.points("small")]
     heading, *rows = mqar.table(records)
-    assert len(rows) == 4 * len(ARCHITECTURES) and all(len(row) == len(heading) for row in rows)
+    assert len(rows) == 4 * len(mqar.MODELS) and all(len(row) == len(heading) for row in rows)
     assert rows[0][:4] == ["mqar 64", "4", "64", "MoM"] and rows[0][5] == "0.500 0.600"
     contrasts = mqar.contrasts(records)
-    assert len(contrasts) == 4 * (len(ARCHITECTURES) - 1)
+    assert len(contrasts) == 4 * (len(mqar.MODELS) - 1)
     assert {contrast.questions for contrast in contrasts} == {(), ("active-state",), ("parameters",)}
     (picture,) = mqar.plot(records, tmp_path)
     assert picture.stat().st_size > 10_000

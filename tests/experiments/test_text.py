@@ -53,6 +53,41 @@ def test_scores_and_costs(run_dir):
     assert scores["parameters"] > scores["activated"] > 0 and scores["state"] > 0
 
 
+def test_history(run_dir, monkeypatch):
+    """The last bytes of a passage are scored as in one window, whatever the pieces; the ends of all are the same."""
+    import math
+
+    from flax import nnx
+    from mom_jax.experiments.common import history
+
+    from mom_jax.data.prepare import prepared
+    from mom_jax.runs import one_device, opened_run
+
+    monkeypatch.setattr(history, "SCORED", 16)
+    bits = history.history_bits(run_dir, (32, 64))
+    with opened_run(run_dir, one_device()) as (config, model, _):
+        rows = history.passages(prepared(config.data).held_out, 65)
+        at_once = nnx.jit(lambda model, rows: model.token_nats(model.hidden_states(rows[:, :-1]).hidden, rows[:, 1:]))
+        for length, found in zip((32, 64), bits, strict=True):
+            nats = at_once(model, rows[:, -length - 1 :])[:, -16:]
+            assert found == pytest.approx(float(nats.mean()) / math.log(2), rel=1e-5)
+    assert bits[0] != bits[1]
+
+
+def test_passages():
+    """From the beginning of each document, side by side; what is left over or too short is not among them."""
+    from mom_jax.experiments.common.history import passages
+
+    class Text:
+        def __len__(self):
+            return 12
+
+        def read(self, start, stop):
+            return np.arange(12), np.isin(np.arange(12), (0, 7, 9))
+
+    np.testing.assert_array_equal(passages(Text(), 3), [[0, 1, 2], [3, 4, 5]])
+
+
 def test_what_routers_see(run_dir):
     """The memory that is chosen first is the likeliest by the router's weight on the state that is reported."""
     from mom_jax.runs import one_device, opened_run
