@@ -9,7 +9,7 @@ from mom_jax.models.config import MoMConfig
 
 from ..registry import Point
 from .seeds import Task, learned
-from .tuned import GRID
+from .tuned import EIGHT, GRID
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ def small(pairs: int) -> Pairs:
     """Fused tokens of the small scale: 256 pairs a step, however many in a row; eight seeds, since some runs stray."""
     return Pairs(task="fused", length=2 * pairs, pairs=pairs, vocab=512, hidden_size=64, num_layers=1, head_dim=8,
                  num_memories=4, steps=1500, batch_size=256 // pairs, questions=pairs, test_rows=1024, rates=GRID,
-                 seeds=tuple(range(8)), together=4)  # fmt: skip
+                 seeds=EIGHT, together=4)  # fmt: skip
 
 
 def recalled(config: MoMConfig, point: Point, models: Path) -> dict[str, Any]:

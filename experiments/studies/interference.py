@@ -1,7 +1,7 @@
 """What later writes do to earlier ones, of their own kind and of another; the paper has no such result.
 
     mom-jax experiment interference --scale tiny       two CPU cores, three minutes
-    mom-jax experiment interference --scale small      two CPU cores, two hours; one GPU, minutes
+    mom-jax experiment interference --scale small      two CPU cores, half an hour; one GPU, minutes
     mom-jax experiment interference --scale paper      one GPU; spread it with --shard i/n
 
 The paper's reason for several memories is that a write to one leaves the others as they are. So what is written later
@@ -13,10 +13,9 @@ the kinds is the mutual information of a write's kind and its memory, in bits: 0
 most 1 where two of four memories are chosen (2 of top-1). The models are a mixture, one memory of its size, of equal
 active state, of equal total state in three forms, and attention, which overwrites nothing.
 
-Tiny: 4 pairs and up to 4 distractors, 50 steps. Small: 4 pairs and up to 12 distractors, vocabulary 512, one layer of
-width 64 with one head of 8 key and 16 value channels, 4 memories of which 2 are chosen, 8,000 steps of 32 rows (after
-1,500 of 16 all four seeds of the mixture were still at chance). Paper: 32 pairs and up to 480 distractors, vocabulary
-8192, two layers of width 128 with one head of 32 key and 64 value channels.
+Tiny: 4 pairs and up to 4 distractors, 50 steps. Small: 4 pairs and up to 12 distractors, vocabulary 256, one layer of
+width 64 with one head of 8 key and 16 value channels, 4 memories of which 2 are chosen, 2,500 steps of 16 rows. Paper:
+32 pairs and up to 480 distractors, vocabulary 8192, two layers of width 128 with one head of 32 key and 64 value channels.
 """
 
 import dataclasses
@@ -33,7 +32,7 @@ from mom_jax.drawing import legend_below
 from ..common.architectures import ARCHITECTURES, COMPARED, architecture, mixture
 from ..common.seeds import CELLS, Task, cells, draw, learned, points_of, rate_cell, scores, trained
 from ..common.statistics import mean_interval
-from ..common.tuned import GRID, SEEDS
+from ..common.tuned import EIGHT, GRID
 from ..registry import Contrast, Experiment, Point, Record
 from .mqar import PAPER_RATES
 
@@ -53,8 +52,8 @@ class Probe(Task):
 TASKS = {
     "tiny": Probe(pairs=4, distractors=(0, 4), vocab=128, hidden_size=32, num_layers=1, head_dim=4, num_memories=4,
                   steps=50, batch_size=32, questions=8, rates=(1e-2,), seeds=(0, 1)),
-    "small": Probe(pairs=4, distractors=(0, 4, 12), vocab=512, hidden_size=64, num_layers=1, head_dim=8, num_memories=4,
-                   steps=8000, batch_size=32, questions=16, rates=GRID, seeds=SEEDS, test_rows=1024),
+    "small": Probe(pairs=4, distractors=(0, 4, 12), vocab=256, hidden_size=64, num_layers=1, head_dim=8, num_memories=4,
+                   steps=2500, batch_size=16, questions=16, rates=GRID, seeds=EIGHT, test_rows=1024, together=4),
     "paper": Probe(pairs=32, distractors=(0, 32, 96, 224, 480), vocab=8192, hidden_size=128, num_layers=2, head_dim=32,
                    num_memories=4, steps=50_000, batch_size=128, questions=512, rates=PAPER_RATES, seeds=(0, 1, 2),
                    together=1),

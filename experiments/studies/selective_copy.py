@@ -1,7 +1,7 @@
 """Items among blanks, said again in order (Gu and Dao, arXiv 2312.00752, section 3.1), by models of equal state.
 
     mom-jax experiment selective-copy --scale tiny       two CPU cores, four minutes
-    mom-jax experiment selective-copy --scale small      one GPU
+    mom-jax experiment selective-copy --scale small      two CPU cores, half an hour; one GPU, minutes
     mom-jax experiment selective-copy --scale paper      GPUs; spread it with --shard i/n
 
 A model has to write items, pass over blanks, and tell the i-th marker from the others, which are the same token: it has
@@ -9,8 +9,8 @@ to count. The models are those of recall (`studies/mqar.py`): the mixture, one m
 of equal total state, and attention. All but attention have short convolutions.
 
 Tiny: 4 items of 14 in 16 tokens, two layers of width 32 with one head of 4 key and 8 value channels, 4 memories
-of which 2 are chosen, one learning rate, two seeds. Small: 8 and 16 items in 64 tokens, 4,000 steps, learning rates
-chosen as `common/tuned.py` says.
+of which 2 are chosen, one learning rate, two seeds. Small: 8 items in 32 tokens, 2,000 steps, learning rates chosen as
+`common/tuned.py` says.
 Paper: 16 items of 14 in 4096 tokens, two layers of width 64, 400,000 steps of 64 rows, as Gu and Dao have it; memories
 of 16 key and 32 value channels, and their learning rate and larger ones.
 """
@@ -26,7 +26,7 @@ from mom_jax.data.recall import selective_copy
 
 from ..common.architectures import ARCHITECTURES, COMPARED, architecture, mixture
 from ..common.seeds import CELLS, Task, beside_mixture, cells, draw, learned, points_of, rate_cell
-from ..common.tuned import GRID, SEEDS
+from ..common.tuned import EIGHT, GRID
 from ..registry import Contrast, Experiment, Point, Record
 
 
@@ -43,10 +43,9 @@ TINY = (
     Items(length=16, items=4, vocab=16, hidden_size=32, num_layers=2, head_dim=4, num_memories=4, steps=50,
           batch_size=32, questions=4, rates=(1e-2,), seeds=(0, 1)),
 )  # fmt: skip
-SMALL = tuple(
-    Items(length=64, items=items, vocab=16, hidden_size=32, num_layers=2, head_dim=4, num_memories=4, steps=4000,
-          batch_size=32, questions=items, rates=GRID, seeds=SEEDS)
-    for items in (8, 16)
+SMALL = (
+    Items(length=32, items=8, vocab=16, hidden_size=32, num_layers=2, head_dim=4, num_memories=4, steps=2000,
+          batch_size=32, questions=8, rates=GRID, seeds=EIGHT, together=4),
 )  # fmt: skip
 PAPER = (
     Items(length=4096, items=16, vocab=16, hidden_size=64, num_layers=2, head_dim=16, num_memories=4, steps=400_000,
