@@ -17,8 +17,8 @@ def scores(gain: float, bits: float, histories: int = 3) -> dict:
     losses = [3.0, *(bits + gain * (1 - i / 6) for i in range(7))]
     buckets = [{"start": start, "loss": nats * loss} for start, loss in zip(starts, losses, strict=True)]
     costs = {"activated": 100, "parameters": 200, "state": 300}
-    gained = context.gained({"by_position": buckets})
-    return {"bits_per_byte": bits, "by_position": buckets, **gained, "history": [bits - gain * i for i in range(histories)], **costs}
+    gained, history = context.gained({"by_position": buckets}), [bits - gain * i for i in range(histories)]
+    return {"bits_per_byte": bits, "by_position": buckets, **gained, "history": history, **costs}
 
 
 def test_the_recipe():
