@@ -59,7 +59,7 @@ def config_of(point: Point, rate: float, seed: int) -> TrainConfig:
 
 
 def run(point: Point, models: Path) -> dict[str, Any]:
-    """The best rate; of each seed ``bits_per_byte``, ``gain``, ``by_position`` and ``history`` [bits per byte]; n-grams."""
+    """The best rate; of each seed ``bits_per_byte``, ``gain``, ``by_position``, ``history`` (bits); n-gram models."""
     from mom_jax.training.log import read_metrics
 
     from ..common.history import history_bits
@@ -97,7 +97,8 @@ def values(record: Record, name: str) -> tuple[Any, ...]:
 def table(records: list[Record]) -> list[list[str]]:
     """Bits, in-context gain and bits after each history of every model, and what it costs."""
     after = [f"after {length - SCORED:,} bytes" for length in HISTORY]
-    heading = ["model", "bits per byte [95 %]", "in-context gain [95 %]", *after, "rate", "active", "parameters", "state"]
+    heading = ["model", "bits per byte [95 %]", "in-context gain [95 %]", *after]
+    heading += ["rate", "active", "parameters", "state"]
     rows = []
     for record in records:
         first = record["result"]["runs"][0]
@@ -142,7 +143,7 @@ def _line(axes: Axes, places: list[int], of_seeds: Sequence[Sequence[float]], **
 
 
 def contrasts(records: list[Record]) -> list[Contrast]:
-    """Each model's in-context gain and what the longest history spares it, beside none; the mixture's bits beside others'."""
+    """What context gains each model, and a longer history, beside nothing; the mixture's bits beside the others'."""
     gains = {"in-context gain, bits per byte": gain_of, "bits per byte that the longest history spares": spared}
     made = [
         Contrast(what, _label(record), "none", measure(record), (0.0,) * len(measure(record)))

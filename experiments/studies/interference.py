@@ -15,7 +15,8 @@ active state, of equal total state in three forms, and attention, which overwrit
 
 Tiny: 4 pairs and up to 4 distractors, 50 steps. Small: 4 pairs and up to 12 distractors, vocabulary 256, one layer of
 width 64 with one head of 8 key and 16 value channels, 4 memories of which 2 are chosen, 2,500 steps of 16 rows. Paper:
-32 pairs and up to 480 distractors, vocabulary 8192, two layers of width 128 with one head of 32 key and 64 value channels.
+32 pairs and up to 480 distractors, vocabulary 8192, two layers of width 128 with one head of 32 key and 64 value
+channels.
 """
 
 import dataclasses
