@@ -24,10 +24,10 @@ TINY = Pairs(task="fused", length=24, pairs=8, vocab=64, hidden_size=32, num_lay
              steps=50, batch_size=32, questions=8, rates=(1e-2,), seeds=(0, 1))  # fmt: skip
 
 
-def small(pairs: int) -> Pairs:
+def small(pairs: int, steps: int = 1500) -> Pairs:
     """Fused tokens of the small scale: 256 pairs a step, however many in a row; eight seeds, since some runs stray."""
     return Pairs(task="fused", length=2 * pairs, pairs=pairs, vocab=512, hidden_size=64, num_layers=1, head_dim=8,
-                 num_memories=4, steps=1500, batch_size=256 // pairs, questions=pairs, test_rows=1024, rates=GRID,
+                 num_memories=4, steps=steps, batch_size=256 // pairs, questions=pairs, test_rows=1024, rates=GRID,
                  seeds=EIGHT, together=4)  # fmt: skip
 
 
