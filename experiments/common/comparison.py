@@ -6,7 +6,7 @@ Recall has one point for all rates and seeds of a model (`seeds.learned`), text 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from mom_jax.training.config import TrainConfig
 from ..registry import Contrast, Experiment, Point, Record
 from .architectures import mixture
 from .recall import TINY, Pairs, recalled, small
-from .seeds import rate_cell, scores, trained
+from .seeds import cells, rate_cell, scores, trained
 from .statistics import mean_interval
 from .text import SIZES, recipe
 
@@ -139,12 +139,10 @@ class Comparison:
         rows = []
         for (size, measure), models in grouped(records).items():
             for model, group in models.items():
-                values, result = every(measure, group), costs_of(group[0])
-                rate = rate_cell(group[0]) if measure == "recall" else "–"
-                cells = [measure, size, model, str(mean_interval(values)), _each(values), _failures(measure, group)]
+                result, rate = costs_of(group[0]), rate_cell(group[0]) if measure == "recall" else "–"
                 costs = [f"{result[name]:,}" for name in ("activated", "parameters", "state")]
-                rows.append([*cells, rate, *costs])
-        heading = ["measure", "size", "model", "mean [95 %]", "each seed", "failed to train", "rate"]
+                rows.append([measure, size, model, *measured(measure, group), rate, *costs])
+        heading = ["measure", "size", "model", "mean [95 %]", "each seed (at chance)", "failed to train", "rate"]
         return [[*heading, "active", "parameters", "state"], *rows]
 
     def contrasts(self, records: list[Record]) -> list[Contrast]:
@@ -160,7 +158,7 @@ class Comparison:
         ]
 
     def plot(self, records: list[Record], folder: Path) -> list[Path]:
-        """A panel for each measure: a dot for every seed, a bar at their mean."""
+        """A panel for each measure: a dot for every seed, a bar at their mean, crosses for runs at chance."""
         groups = grouped(records)
         ours, *_ = self.models
         names = [name for name in self.models if any(name in models for models in groups.values())]
@@ -168,10 +166,13 @@ class Comparison:
         panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
         for axes, ((size, measure), models) in zip(panels, groups.items(), strict=True):
             for model, group in models.items():
-                values, place = every(measure, group), names.index(model)
+                learnt, place = good(measure, group), names.index(model)
+                failed = [value for value in every(measure, group) if value not in learnt]
                 colour = "C0" if model == ours else "C7"
-                axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.6, markersize=7)
-                axes.plot([np.mean(values)], [place], "|", color=colour, markersize=20, markeredgewidth=2)
+                axes.plot(learnt, [place] * len(learnt), "o", color=colour, alpha=0.6, markersize=7)
+                axes.plot(failed, [place] * len(failed), "x", color=colour, markersize=6)
+                if learnt:
+                    axes.plot([np.mean(learnt)], [place], "|", color=colour, markersize=20, markeredgewidth=2)
             better = "lower" if MEASURES[measure].lower else "higher"
             axes.set_xlabel(f"{MEASURES[measure].title} ({better} is better)")
             axes.set_title(size, fontsize=10)
@@ -233,10 +234,9 @@ def costs_of(record: Record) -> dict[str, Any]:
     return record["result"]["runs"][0] if "runs" in record["result"] else record["result"]
 
 
-def _failures(measure: str, group: list[Record]) -> str:
+def measured(measure: str, group: list[Record]) -> list[str]:
+    """Three cells: the mean with its interval, every seed, failures to train."""
+    if measure == "recall":
+        return cells(group[0])
     values = every(measure, group)
-    return f"{len(values) - len(good(measure, group))} of {len(values)}" if measure == "recall" else "–"
-
-
-def _each(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.4g}" for value in values)
+    return [str(mean_interval(values)), " ".join(f"{value:.4g}" for value in values), "–"]

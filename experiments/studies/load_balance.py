@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from mom_jax.drawing import legend_below
 from mom_jax.models.router_config import RouterBalance
 
-from ..common.comparison import Comparison, Model, every, grouped
+from ..common.comparison import Comparison, Model, grouped, measured
 from ..common.text import recipe
 from ..registry import Experiment, Point, Record
 
@@ -78,16 +78,14 @@ def table(records: list[Record]) -> list[list[str]]:
     rows = []
     for (size, measure), models in grouped(records).items():
         for model, group in models.items():
-            values = every(measure, group)
             loads = np.asarray(loads_of(group))  # [seeds, L, M]
             dead = int((loads < DEAD_SHARE / loads.shape[-1]).sum())
             churn = [r["result"]["history"]["routing_churn"] for r in group if r["result"].get("history")]
             last = f"{np.mean([c[-1][1] for c in churn if c]):.3f}" if any(churn) else "–"
-            cells = [measure, size, model, f"{np.mean(values):.4g}"]
-            cells += [" ".join(f"{value:.4g}" for value in values), f"{loads.min():.3f}", f"{loads.max():.3f}"]
+            cells = [measure, size, model, *measured(measure, group), f"{loads.min():.3f}", f"{loads.max():.3f}"]
             rows.append([*cells, f"{dead} of {loads.size}", last])
-    heading = ["measure", "size", "kept even by", "mean", "each seed", "smallest share", "largest share"]
-    return [[*heading, "dead memories", "churn at the end"], *rows]
+    heading = ["measure", "size", "kept even by", "mean [95 %]", "each seed (at chance)", "failed to train"]
+    return [[*heading, "smallest share", "largest share", "dead memories", "churn at the end"], *rows]
 
 
 def plot(records: list[Record], folder: Path) -> list[Path]:

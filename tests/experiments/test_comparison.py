@@ -43,7 +43,7 @@ def test_every_point_is_shown(name, scale, tmp_path):
     measured = [(p["size"], measure, p["model"]) for p in points for measure in p["measure"].split("+")]
     groups = set(measured)
     assert len(rows) == len(groups) and all(len(row) == len(heading) for row in rows)
-    seeds = heading.index("each seed")
+    seeds = heading.index("each seed (at chance)")
     assert sum(len(row[seeds].split()) for row in rows) == sum(2 if m[1] == "recall" else 1 for m in measured)
     contrasts = experiment.compared(scale, records)
     beside_first = len(groups) - len({group[:2] for group in groups})
