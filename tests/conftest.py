@@ -10,6 +10,7 @@ threads of two do not wait for each other. XLA still gets several threads there:
 callback, which waits for its operands to be copied by another thread, for ever where there is none (jax issue 24255).
 """
 
+import contextlib
 import gc
 import importlib.util
 import os
@@ -32,6 +33,8 @@ MARKERS = (*HARDWARE, "parity", "compilers", *ON_DEMAND)
 FIRST = ("cli/test_processes.py", "models/test_sharding.py", "training/test_sharding.py")
 # Folders whose programs others compile again: other tests, and the processes which they start.
 SHARED = ("cli", "training")
+# Folders whose tests check annotations.
+ANNOTATED = ("tests", "ops", "layers", "models")
 _NOT_RUN: dict[str, list[str]] = {}
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OWN_CACHE = _CACHE not in os.environ
@@ -55,7 +58,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # runs long all the same. A worker has one core or few, and gains nothing from a program that is cut into parts.
 _CHEAP = ["backend_optimization_level=0", "backend_extra_options=xla_cpu_disable_new_fusion_emitters",
           "cpu_parallel_codegen_split_count=1"]  # fmt: skip
-_CHEAP += ["cpu_max_isa=AVX"] * (platform.machine() == "x86_64")  # short vectors, a sixth less
+_CHEAP += ["cpu_max_isa=AVX"] * (platform.machine() == "x86_64")  # fewer kinds of registers
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in _CHEAP))
 # Triton reads this when a kernel is defined: its interpreter then runs the kernel on the host. A test that compiles
 # kernels, or runs them on a GPU, does so in a process without it.
@@ -102,6 +105,14 @@ def programs(request):
             patch.setattr(trace_cache, "_program", lambda path, function, *_: function)
         yield
     jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def annotations(request):
+    """Annotations are checked where the annotated functions are tested; elsewhere models call the same ones."""
+    checked = request.path.parent.name in ANNOTATED
+    with contextlib.nullcontext() if checked else typechecked.unchecked():
+        yield
 
 
 @pytest.fixture(autouse=True)

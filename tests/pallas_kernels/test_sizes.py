@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from support.compile import optimised
 from support.kernels import KERNELS, PLATFORMS, compare, example
 from support.packed import Layout
 from support.recurrences import EXTREMES
@@ -32,7 +33,8 @@ def test_sizes_of_models(platform, name, tokens, chunk, sizes):
     """
     layout, one = Layout((tokens, 0), chunk), tokens < chunk
     inputs = example(name, layout, sizes)
-    (_, final), _ = compare(platform, name, inputs._replace(state=None) if one else inputs, layout, (13,))
+    jit = optimised if (platform, name) == ("tpu", "delta rule") else jax.jit  # its loops run longer than they compile
+    (_, final), _ = compare(platform, name, inputs._replace(state=None) if one else inputs, layout, (13,), jit=jit)
     assert (final is None) == one
 
 

@@ -75,7 +75,7 @@ def cotangents_of(inputs: Inputs):
 
 
 @functools.cache
-def program(run):
+def program(run, jit=jax.jit):
     """Values and gradients of ``run(rows, table, state, scale)`` for inputs, cotangents and a table."""
 
     def both(inputs, cotangents, table):
@@ -83,7 +83,7 @@ def program(run):
         outputs, pull = jax.vjp(lambda x: run(x.rows, table, x.state, scale), inputs)
         return outputs, pull(jax.tree.map(lambda y, d: d.astype(y.dtype), outputs, cotangents))[0]
 
-    return jax.jit(both)
+    return jit(both)
 
 
 @functools.cache
@@ -92,9 +92,9 @@ def interpreted(kernel, interpret):
     return lambda *arguments: kernel(*plain(arguments), interpret=interpret)
 
 
-def measured(platform, name, inputs, table, interpret: Any = True):
+def measured(platform, name, inputs, table, interpret: Any = True, jit=jax.jit):
     """Outputs [N, H, V], final states and the gradients of all inputs."""
-    return program(interpreted(kernel_of(platform, name), interpret))(inputs, cotangents_of(inputs), table)
+    return program(interpreted(kernel_of(platform, name), interpret), jit)(inputs, cotangents_of(inputs), table)
 
 
 def expected(name, inputs, table):
@@ -112,13 +112,13 @@ def of_tokens(name, layout, results):
     return (o[layout.index], final), (rows, dstate)
 
 
-def compare(platform, name, inputs, layout, resets, *, tolerance=1e-5, atol=0.0, interpret: Any = True):
+def compare(platform, name, inputs, layout, resets, *, tolerance=1e-5, atol=0.0, interpret: Any = True, jit=jax.jit):
     """Holds a kernel against `expected`, to a tolerance of each array's largest value; everything is finite.
 
     Segments without rows keep their states, and pass gradients on, bit for bit. Returns what the kernel gave.
     """
     table = layout.table(resets)
-    results = jax.device_get(measured(platform, name, inputs, table, interpret))
+    results = jax.device_get(measured(platform, name, inputs, table, interpret, jit))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(results))
     got, want = (of_tokens(name, layout, x) for x in (results, expected(name, inputs, table)))
     assert_close(jax.tree.map(lambda x: np.asarray(x, np.float64), got), want, tolerance, atol)

@@ -1,7 +1,6 @@
 """Random parameters that make every part matter, drawn by NumPy: no program is compiled for them."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -20,7 +19,7 @@ def randomised(abstract: nnx.Module, scale: float = 0.3, seed: int = 0) -> nnx.M
     def draw(path, leaf):
         name = jax.tree_util.keystr(path)
         values = rng.normal(0, scale, leaf.shape) + ("norm" in name and "bias" not in name)
-        return jnp.asarray(np.abs(values) if "lower_bound" in name else values, jnp.float32)
+        return jax.device_put(np.float32(np.abs(values) if "lower_bound" in name else values))
 
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, shapes))
 
