@@ -28,7 +28,6 @@ from mom_jax.training.config import TrainConfig
 
 from ..common.architectures import ARCHITECTURES, architecture
 from ..common.comparison import training_facts
-from ..common.history import SCORED
 from ..common.seeds import rate_cell
 from ..common.statistics import mean_interval
 from ..common.text import SMALL, recipe
@@ -38,6 +37,7 @@ from ..registry import Contrast, Experiment, Point, Record
 WINDOW = 2048
 EARLY, LATE = 16, 1024  # where the two buckets of positions begin
 HISTORY = (2048, 8192, 32_768)  # bytes that are read, those that are scored included
+SCORED = 1024
 MODELS = ("mom", "single", "equal-total-keys", "equal-parameters", "equal-all-parameters", "attention")
 SEARCH = 4  # a run that searches the rate is so many times shorter
 
@@ -75,7 +75,7 @@ def run(point: Point, models: Path) -> dict[str, Any]:
             results.append({"validation_loss": float(np.mean(late))})
             if seed != TUNING_SEED:
                 scores = held_out_scores(run_dir, point["size"], WINDOW)
-                results[-1] |= {**scores, **gained(scores), "history": history_bits(run_dir, point["history"])}
+                results[-1] |= {**scores, **gained(scores), "history": history_bits(run_dir, point["history"], SCORED)}
         return results
 
     result = tuned(train, point["rates"], point["seeds"])

@@ -38,7 +38,7 @@ from ..registry import Contrast, Experiment, Point, Record
 from .mqar import PAPER_RATES
 
 KINDS = 4
-SECOND = {"same": "same kind", "other": "another kind"}
+SECOND = {"same": "the same kind", "other": "another kind"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

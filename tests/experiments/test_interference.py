@@ -81,7 +81,7 @@ def test_what_another_kind_spares(tmp_path):
     assert len(contrasts) == 2 * len(COMPARED) - 1 and contrasts[0].theirs == (0.0,) * 3
     heading, *rows = interference.table(records)
     assert len(rows) == 6 * len(COMPARED) and all(len(row) == len(heading) for row in rows)
-    assert rows[0][1] == "0, same kind" and "(0.020)" in rows[0][3] and rows[0][4] == "1 of 4"
+    assert rows[0][1] == "0, the same kind" and "(0.020)" in rows[0][3] and rows[0][4] == "1 of 4"
     assert "1 [1, 1] bits" in interference.findings(records)[0]
     (picture,) = interference.plot(records, tmp_path)
     assert picture.stat().st_size > 10_000
