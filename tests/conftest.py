@@ -14,7 +14,6 @@ import contextlib
 import gc
 import importlib.util
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -56,9 +55,8 @@ if _OWN_CACHE:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # XLA's newer emitters of fused loops take more time than the rest of compilation; support/compile.py optimises what
 # runs long all the same. A worker has one core or few, and gains nothing from a program that is cut into parts.
-_CHEAP = ["backend_optimization_level=0", "backend_extra_options=xla_cpu_disable_new_fusion_emitters",
-          "cpu_parallel_codegen_split_count=1"]  # fmt: skip
-_CHEAP += ["cpu_max_isa=AVX"] * (platform.machine() == "x86_64")  # fewer kinds of registers
+_CHEAP = ("backend_optimization_level=0", "backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+          "cpu_parallel_codegen_split_count=1")  # fmt: skip
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in _CHEAP))
 # Triton reads this when a kernel is defined: its interpreter then runs the kernel on the host. A test that compiles
 # kernels, or runs them on a GPU, does so in a process without it.
