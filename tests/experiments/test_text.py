@@ -63,7 +63,8 @@ def test_history(run_dir, monkeypatch):
     from mom_jax.data.prepare import prepared
     from mom_jax.runs import one_device, opened_run
 
-    monkeypatch.setattr(history, "_ROWS", 1000)  # all at once, so that one program is compiled for each length
+    passages = history.passages
+    monkeypatch.setattr(history, "passages", lambda text, length: passages(text, length)[:4])
     bits = history.history_bits(run_dir, (32, 64), 16)
     with opened_run(run_dir, one_device()) as (config, model, _):
         rows = history.passages(prepared(config.data).held_out, 65)
