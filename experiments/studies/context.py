@@ -1,6 +1,6 @@
 """Text with context: how much what came before helps, by models of equal state and of equal parameters.
 
-    mom-jax experiment context --scale small       two CPU cores, two hours; one GPU, minutes
+    mom-jax experiment context --scale small       two CPU cores, three hours; one GPU, minutes
 
 Not in the paper. A language model that has learnt nothing but which bytes follow which few predicts the two-thousandth
 byte of a window no better than the twentieth, and then says nothing about memories. The in-context gain is what it does
