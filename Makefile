@@ -9,7 +9,7 @@ ARGS ?=
 # Two workers share the compilations of the suite; each stays small in memory.
 PYTEST := -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test fuzz test-second-python test-gpu test-tpu test-parity check bench bench-gpu bench-tpu kernels scaling hardware results docs package clean
+.PHONY: help demo test test-exhaustive fuzz test-second-python test-gpu test-tpu test-parity check bench bench-gpu bench-tpu kernels scaling hardware results docs package clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -19,24 +19,28 @@ demo: ## train a small model on this machine's Python sources, evaluate, write a
 	@tools/make-venv .venv all
 	@.venv/bin/mom-jax demo
 
-test: ## the whole suite
+test: ## the suite
+	@tools/make-venv .venv test
+	.venv/bin/python $(PYTEST) $(ARGS)
+
+test-exhaustive: ## further cases of what the suite tests with some: rules, sizes of heads, meshes, compiled programs
 	@tools/make-venv .venv test
 	@.venv/bin/python tools/install_compilers.py
-	.venv/bin/python $(PYTEST) $(ARGS)
+	.venv/bin/python $(PYTEST) -m exhaustive $(ARGS)
 
 fuzz: ## bad command lines and files by the hundred (seven minutes)
 	@tools/make-venv .venv test
 	.venv/bin/python -m pytest -m fuzz $(ARGS) tests/fuzz
 
 # Left out: suites that hold one implementation against another in many cases. What is measured against stored numbers stays.
-EXHAUSTIVE := ops/test_recurrences.py layers/test_rules.py layers/test_mom.py models/test_lm.py \
+LONGEST := ops/test_recurrences.py layers/test_rules.py layers/test_mom.py models/test_lm.py \
     models/test_sharding.py models/test_hybrid.py models/test_cache.py models/test_accounting.py \
     models/test_documents.py models/test_memory.py layers/test_own_rule.py \
     pallas_kernels/test_sizes.py pallas_kernels/test_inside_models.py
 
 test-second-python: ## kernels, operators, layers and models on another supported Python (without the longest suites)
 	@tools/test-second-python .venv $(PYTEST) tests/pallas_kernels tests/ops tests/layers tests/models \
-	    $(EXHAUSTIVE:%=--ignore tests/%) $(ARGS)
+	    $(LONGEST:%=--ignore tests/%) $(ARGS)
 
 test-gpu: ## the tests that need an NVIDIA GPU
 	@nvidia-smi -L >/dev/null 2>&1 || { echo "make test-gpu: no NVIDIA GPU here, nvidia-smi does not answer" >&2; exit 1; }

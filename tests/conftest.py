@@ -1,5 +1,5 @@
 """What not every machine has: a test marked ``gpu``, ``tpu`` or ``parity`` is deselected where that is missing, and
-named at the end; likewise ``fuzz`` and ``programs``, which take their time, unless they are asked for.
+named at the end; likewise ``fuzz``, ``programs`` and ``exhaustive``, which take their time, unless they are asked for.
 
 With pytest-xdist every worker collects the same tests, so a worker hands its list to the controller when it ends.
 
@@ -26,7 +26,7 @@ from support import typechecked
 from support.processes import compiler
 
 HARDWARE = ("gpu", "tpu")
-ON_DEMAND = ("fuzz", "programs")
+ON_DEMAND = ("fuzz", "programs", "exhaustive")
 MARKERS = (*HARDWARE, "parity", "compilers", *ON_DEMAND)
 # Files whose tests share what takes long: a worker takes over the last tests of another, and would make it again.
 FIRST = ("cli/test_processes.py", "models/test_sharding.py", "training/test_sharding.py")
@@ -160,6 +160,7 @@ def pytest_testnodedown(node) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Lists the tests that this machine cannot run."""
     for hardware, names in sorted(_NOT_RUN.items()):
-        terminalreporter.section(f"not run here: needs {hardware} ({len(names)})")
+        need = "not asked for:" if hardware in ON_DEMAND else "not run here: needs"
+        terminalreporter.section(f"{need} {hardware} ({len(names)})")
         for name in names:
             terminalreporter.write_line(name)

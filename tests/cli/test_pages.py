@@ -132,6 +132,7 @@ def smaller(line: str, tiny: list[str]) -> list[str]:
     return words
 
 
+@pytest.mark.exhaustive
 def test_every_line_runs_or_is_run_elsewhere(folder, tiny_run, capsys):
     """In the order of the site; every reason is needed."""
     used = set()

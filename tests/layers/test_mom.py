@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from goldens.read import parameters_by_name
+from support.cases import some
 from support.compare import assert_close
 from support.mixer import choose, dense_mixer, sequences
 
@@ -34,7 +35,7 @@ def differentiate(function, params, x, dy):
     return y, pull(dy)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", some(CASES, ("shared", "one projection, top-1", "deltanet", "sizes of a model")))
 def test_equals_the_dense_definition(make_layer, case):
     """Values and the gradients of x and of every parameter, with holes in the mask and documents."""
     options, time = CASES[case]

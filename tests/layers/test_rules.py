@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support.cases import some
 from support.compare import assert_close
 from support.mixer import choose
 from support.parameters import randomised
@@ -149,7 +150,7 @@ def check_leaks(rule, layer, want):
 ALONE = ("gated_deltanet", "rwkv7", "gated_deltaproduct", "ttt", "sse")
 
 
-@pytest.mark.parametrize("rule", MEMORY_RULES)
+@pytest.mark.parametrize("rule", some(MEMORY_RULES, (*ALONE, "gla", "kda")))
 def test_a_mixture(rule):
     """Padding on the left of one row, three documents with two numbers; one test, for one compilation."""
     layer = layer_of(rule)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from layers.test_rules import OPTIONS
+from support.cases import some
 from support.parameters import random_model
 
 from mom_jax.layers.mixer import MemoryMixer
@@ -69,7 +70,7 @@ def roundings(function, *arguments):
     return [line.strip() for line in lines if ":f32[" in line or ":bf16[" in line or ":f16[" in line]
 
 
-@pytest.mark.parametrize("rule", MEMORY_RULES)
+@pytest.mark.parametrize("rule", some(MEMORY_RULES, ("gated_deltanet", "kda", "linear_attention", "rwkv7", "titans")))
 def test_no_equation_of_a_layer_rounds(rule):
     """Neither forward nor backward; of one memory, which traces sooner."""
     config = MoMConfig(**SIZES | {"memory_rule": rule, "mixture": False} | OPTIONS.get(rule, {}))

@@ -81,6 +81,7 @@ print(json.dumps(sent))
 
 
 @pytest.mark.compilers
+@pytest.mark.exhaustive
 def test_gradients_are_scattered_on_a_tpu():
     """Those of both uses of a tied table together; nothing of its size is summed over the devices that split it."""
     sent, table = json.loads(compiling(TPU)), 4 * 2048 * 2048

@@ -12,8 +12,6 @@ from mom_jax.benchmarks.kernel_passes import OPERATORS, SIZES
 from pallas_kernels.configs import HOPPER
 from tools.kernels import gpu
 
-pytestmark = pytest.mark.compilers
-
 PAGE = Path(__file__).resolve().parents[2] / "docs/kernels.md"
 SIZE, DTYPE = 256, "bfloat16"  # the published ones; docs/kernels.md has all
 DEVICES = ("sm_90",)
@@ -122,6 +120,8 @@ def test_what_spills():
     assert all(x < 600 for (*_, size, _, device), x in spilled.items() if size <= 128 and device in HOPPER)
 
 
+@pytest.mark.compilers
+@pytest.mark.exhaustive
 def test_gpu_kernels_fit_and_a_step_launches_them():
     """The assembler of ``jax[cuda12]`` takes every kernel as it is launched, of every operator both ways; none spills
     more registers than docs/kernels.md says, or takes more shared memory than there is. A step launches those of its
@@ -137,6 +137,7 @@ def test_gpu_kernels_fit_and_a_step_launches_them():
         assert made["spills"] <= allowed[name] and made["shared"] <= made["most"], made
 
 
+@pytest.mark.compilers
 @pytest.mark.programs
 @pytest.mark.parametrize("size", SIZES)
 def test_nothing_spills_on_hopper_and_later(size):
@@ -145,6 +146,7 @@ def test_nothing_spills_on_hopper_and_later(size):
     assert [made for made in found if made["spills"] or made["shared"] > made["most"]] == []
 
 
+@pytest.mark.compilers
 @pytest.mark.programs
 def test_mosaic_gpu_kernels_fit(tmp_path):
     """Those for Hopper: next to nothing spilled, products that do not wait for each other, and none of them dropped."""
@@ -157,6 +159,8 @@ def test_mosaic_gpu_kernels_fit(tmp_path):
         assert made >= written >= 36
 
 
+@pytest.mark.compilers
+@pytest.mark.exhaustive
 def test_tpu_kernels_compile():
     """libtpu compiles the forward, state and backward kernels of every recurrence, and both of the convolution; none is
     lost on the way to the machine. Half the published size will do, but for the default rule's."""
@@ -165,6 +169,8 @@ def test_tpu_kernels_compile():
     assert kernels == {operator: {2 if operator == "short_conv" else 3} for operator in OPERATORS["tpu"]}
 
 
+@pytest.mark.compilers
+@pytest.mark.exhaustive
 def test_training_step_for_tpu():
     """A plan compiles the step for four TPUs that share the parameters: kernels inside the layers, and what is sent."""
     said = json.loads(compiling(TPU_STEP))

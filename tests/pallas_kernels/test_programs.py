@@ -51,6 +51,7 @@ def risen(pairs):
 
 
 @pytest.mark.compilers
+@pytest.mark.exhaustive
 def test_the_layer():
     """Forward with backward, on an H100."""
     assert not risen(QUICK)

@@ -1,11 +1,13 @@
 """Run by itself on sixteen fake devices: prints what agrees with one device, fails at the first thing that does not.
 
-First a small model on every mesh of eight of them, then what else there is on a mesh with two devices along each axis,
-so that one program holds every combination of axes.
+First the least model on meshes of eight of them, then others on a mesh with two devices along each axis, so that one
+program holds every combination of axes. Its argument is ``some`` or ``rest``: which meshes, and which others.
 """
 
 import dataclasses
 import functools
+import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from mom_jax.models.mixers import make_mixer
 from mom_jax.training.sharding import BATCH_SPEC
 from support.compare import assert_close
 from support.exchanged import check_exchanged
-from support.meshes import EIGHT, LEAST, SMALL, agreeing, mesh_of, on_mesh, split_over, train
+from support.meshes import EIGHT, FIRST, LEAST, SMALL, agreeing, mesh_of, on_mesh, split_over, train
 from support.parameters import random_model, randomised
 
 # Layers that split over heads in a way of their own: one memory, shared keys, a norm over all heads, token shift,
@@ -84,31 +86,44 @@ def batch():
     return [jnp.asarray(x, jnp.int32) for x in (ids, mask, documents)]
 
 
-def main():
-    """Compares the two runs, one after the other."""
-    for sizes in agreeing(LEAST, EIGHT):
-        print("agree:", sizes)
-
-    mesh, rows = mesh_of(SIZES), batch()
+def check_model(mesh):
+    """Values and gradients of a small model, the places of its parameters, and what is sent."""
+    rows = batch()
     graph, params = nnx.split(random_model(SMALL))
     split = split_over(mesh, params)
     parts = [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(split)]
     assert min(parts) == 1 / 8, parts
-    print("agree: parameters are split")
-
+    yield "parameters are split"
     made = check_training(graph, params, rows)
-    print("agree: loss, logits, gradients")
+    yield "loss, logits, gradients"
     states = 5 * 8 * 16 * 4  # of five memories of one row: one head's keys and values in float32
     check_exchanged(made, mesh, nnx.to_pure_dict(split), passes=1, tokens=rows[0].size, states=states)
-    print("agree: what is exchanged")
+    yield "what is exchanged"
+
+
+def check_others(mesh):
+    """Layers by themselves, and a hybrid."""
     for rule, options in LAYERS.items():
         check_layer(mesh, rule, options, NamedSharding(mesh, BATCH_SPEC))
-        print(f"agree: {rule}")
+        yield rule
     attention = AttentionConfig(layers=(1,), num_heads=4, num_kv_heads=2)
     hybrid = dataclasses.replace(SMALL, memory_rule="retnet", attn=attention)
-    check_hybrid(mesh, random_model(hybrid), *(x[:3] for x in rows[:2]))
-    print("agree: hybrid, three rows, in pieces")
+    check_hybrid(mesh, random_model(hybrid), *(x[:3] for x in batch()[:2]))
+    yield "hybrid, three rows, in pieces"
+
+
+RUNS = {
+    "some": ["parameters are split", "loss, logits, gradients", "what is exchanged"],
+    "rest": [*LAYERS, "hybrid, three rows, in pieces"],
+}
+
+
+def main(part):
+    """Compares the runs of a part, one after the other."""
+    meshes, check = (FIRST, check_model) if part == "some" else ([x for x in EIGHT if x not in FIRST], check_others)
+    for what in itertools.chain(agreeing(LEAST, meshes), check(mesh_of(SIZES))):
+        print("agree:", what)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -12,6 +12,7 @@ import optax
 import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
+from support.cases import some
 
 from mom_jax.models.config import MEMORY_RULES
 from mom_jax.models.lm import MoMForCausalLM
@@ -29,9 +30,10 @@ OPTIONS = {
 
 
 WHOLE = ("gated_deltanet", "rwkv7")  # with convolutions, with token shift
+FIRST = (*WHOLE, "gla", "mamba3", "gsa", "ttt")  # gates by channel, three terms, slots, an inner model
 
 
-@pytest.mark.parametrize("rule", MEMORY_RULES)
+@pytest.mark.parametrize("rule", some(MEMORY_RULES, FIRST))
 def test_fifty_steps(rule):
     """The loss is finite at every step, and falls far below that of the bytes' frequencies."""
     preset = "mom-tiny" if rule == "gated_deltanet" else f"mom-tiny-{rule.replace('_', '-')}"
