@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support.cases import some
 from support.compare import assert_close
 from support.parameters import randomised
 
@@ -86,12 +87,13 @@ def whole(mixer: MemoryMixer, x: jax.Array, mask: jax.Array, documents: Document
     return told(mixer(x, mask, documents))
 
 
-@pytest.mark.parametrize("rule", ABLE)
+@pytest.mark.parametrize("rule", some(ABLE, ("gated_deltanet", "retnet")))
 def test_pieces_equal_the_whole(rule):
-    """Outputs, router logits, loads and all gradients, with padding and packed documents."""
+    """Outputs, router logits, loads and all gradients, with padding and packed documents, in float64."""
     graph, params = nnx.split(layer(rule, ABLE[rule]))
     x, mask, documents = batch()
-    weight = jnp.asarray(np.random.default_rng(2).normal(size=x.shape), jnp.float32)
+    weight = np.random.default_rng(2).normal(size=x.shape)
+    params, x = jax.tree.map(np.float64, (params, x))
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(how, params, x):
@@ -101,7 +103,8 @@ def test_pieces_equal_the_whole(rule):
 
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
 
-    assert_close(run(in_pieces, params, x), run(whole, params, x), 1e-5, atol=1e-6)
+    with jax.enable_x64(True):
+        assert_close(run(in_pieces, params, x), run(whole, params, x), 1e-12)
 
 
 def test_without_documents_a_row_goes_on():
