@@ -109,12 +109,17 @@ def rate_cell(record: Record) -> str:
     return f"{result['learning_rate']:.3g}{note}"
 
 
+# The questions that a model beside the mixture answers.
+_ANSWERS = {"equal-active": ("active-state",), "equal-parameters": ("parameters",)}
+_ANSWERS |= dict.fromkeys(("equal-total", "equal-total-keys", "equal-total-heads"), ("total-state",))
+
+
 def beside_mixture(what: str, records: list[Record], test: str = "") -> list[Contrast]:
     """The mixture beside each other model, of the seeds that learnt the task."""
     models = {record["point"]["architecture"]: trained(record, test) for record in records}
-    ours, of = models.pop("mom", ()), {"equal-active": ("active-state",), "equal-parameters": ("parameters",)}
+    ours = models.pop("mom", ())
     return [
-        Contrast(what, ARCHITECTURES["mom"][0], ARCHITECTURES[name][0], ours, theirs, questions=of.get(name, ()))
+        Contrast(what, ARCHITECTURES["mom"][0], ARCHITECTURES[name][0], ours, theirs, questions=_ANSWERS.get(name, ()))
         for name, theirs in models.items()
         if ours and theirs
     ]

@@ -103,6 +103,6 @@ def test_table_plot_and_contrasts(tmp_path):
     assert rows[0][:4] == ["mqar 64", "4", "64", "MoM"] and rows[0][5] == "0.500 0.600"
     contrasts = mqar.contrasts(records)
     assert len(contrasts) == 4 * (len(mqar.MODELS) - 1)
-    assert {contrast.questions for contrast in contrasts} == {(), ("active-state",), ("parameters",)}
+    assert {contrast.questions for contrast in contrasts} == {(), ("active-state",), ("total-state",), ("parameters",)}
     (picture,) = mqar.plot(records, tmp_path)
     assert picture.stat().st_size > 10_000
