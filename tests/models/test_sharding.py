@@ -1,7 +1,7 @@
 """Simulated devices compute what one computes: a process of its own, since their number is fixed at start-up."""
 
 import pytest
-from support.meshes import EIGHT, FIRST
+from support.meshes import EIGHT, MESHES
 from support.processes import TESTS, on_fake_devices
 from support.sixteen_devices import RUNS
 
@@ -18,14 +18,14 @@ def rest():
     return on_fake_devices(16, TESTS / "support/sixteen_devices.py", "rest").splitlines()
 
 
-@pytest.mark.parametrize("sizes", FIRST, ids=str)
+@pytest.mark.parametrize("sizes", MESHES["some"], ids=str)
 def test_eight_devices_equal_one(checked, sizes):
     """Loss, router logits and all gradients, of packed documents and padding."""
     assert f"agree: {','.join(map(str, sizes))}" in checked
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("sizes", [sizes for sizes in EIGHT if sizes not in FIRST], ids=str)
+@pytest.mark.parametrize("sizes", MESHES["rest"], ids=str)
 def test_eight_devices_of_other_sizes(rest, sizes):
     """The same on the other meshes."""
     assert f"agree: {','.join(map(str, sizes))}" in rest

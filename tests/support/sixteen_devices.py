@@ -20,7 +20,7 @@ from mom_jax.models.mixers import make_mixer
 from mom_jax.training.sharding import BATCH_SPEC
 from support.compare import assert_close
 from support.exchanged import check_exchanged
-from support.meshes import EIGHT, FIRST, LEAST, SMALL, agreeing, mesh_of, on_mesh, split_over, train
+from support.meshes import LEAST, MESHES, SMALL, agreeing, mesh_of, on_mesh, split_over, train
 from support.parameters import random_model, randomised
 
 # Layers that split over heads in a way of their own: one memory, shared keys, a norm over all heads, token shift,
@@ -120,8 +120,8 @@ RUNS = {
 
 def main(part):
     """Compares the runs of a part, one after the other."""
-    meshes, check = (FIRST, check_model) if part == "some" else ([x for x in EIGHT if x not in FIRST], check_others)
-    for what in itertools.chain(agreeing(LEAST, meshes), check(mesh_of(SIZES))):
+    check = {"some": check_model, "rest": check_others}[part]
+    for what in itertools.chain(agreeing(LEAST, MESHES[part]), check(mesh_of(SIZES))):
         print("agree:", what)
 
 
