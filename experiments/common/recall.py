@@ -2,12 +2,17 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from numpy.random import Generator
+
+from mom_jax.data.recall import RecallBatch, fused_mqar, mqar
 from mom_jax.models.config import MoMConfig
 
 from ..registry import Point
+from .rows import Rows
 from .seeds import Task, learned
 from .tuned import EIGHT, GRID
 
@@ -39,10 +44,17 @@ def recalled(config: MoMConfig, point: Point, models: Path) -> dict[str, Any]:
         point: fields of `Pairs`.
         models: where results are kept.
     """
-    from mom_jax.data.recall import fused_mqar, mqar
-
     maker = {"mqar": mqar, "fused": fused_mqar}[point["task"]]
-    sizes = {name: point[name] for name in ("length", "pairs", "vocab")}
-    facts = {"task": point["task"], **sizes}
+    make = functools.partial(maker, length=point["length"], vocab=point["vocab"])
+    facts = {name: point[name] for name in ("task", "length", "pairs", "vocab")}
+    rows = Rows(facts, functools.partial(make, pairs=point["pairs"]))
+    if "fewest" in point:
+        lessons = functools.partial(_of_some_pairs, make, point["fewest"], point["pairs"])
+        rows = Rows({**facts, "fewest": point["fewest"]}, rows.make, lessons)
     config = dataclasses.replace(config, impl="xla")  # kernels run one model at a time
-    return learned(point, config, functools.partial(maker, **sizes), facts, models, chance=1 / point["pairs"])
+    return learned(point, config, rows, models, chance=1 / point["pairs"])
+
+
+def _of_some_pairs(make: Callable[..., RecallBatch], fewest: int, most: int, rng: Generator, batch: int) -> RecallBatch:
+    """Rows of as many pairs each: a power of two of the fewest, drawn."""
+    return make(rng, batch, pairs=fewest << int(rng.integers((most // fewest).bit_length())))

@@ -19,9 +19,7 @@ from .statistics import mean_interval
 from .tuned import kept, tuned
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from .synthetic import Maker
+    from .rows import Rows
 
 AT_CHANCE = 1.5
 
@@ -51,30 +49,20 @@ def points_of(task: Task, architectures: "tuple[str, ...]") -> list[Point]:
     return [{**dataclasses.asdict(task), **lists, "architecture": name} for name in architectures]
 
 
-def learned(
-    point: Point,
-    config: MoMConfig,
-    make: "Maker",
-    facts: dict[str, Any],
-    models: Path,
-    chance: float,
-    tests: "Mapping[str, Maker] | None" = None,
-    kinds: int = 0,
-) -> dict[str, Any]:
+def learned(point: Point, config: MoMConfig, rows: "Rows", models: Path, chance: float) -> dict[str, Any]:
     """The result of a point: `tuned`, with the accuracy of guessing (``chance``).
 
     Args:
         point: fields of `Task`.
         config: the model.
-        make, tests, kinds: rows, see `synthetic.train_together`.
-        facts: what tells these rows from others.
+        rows: what it reads.
         models: where runs are kept.
         chance: accuracy of guessing.
     """
     from .synthetic import Training
 
     training = Training(0.0, point["steps"], point["batch_size"], 0, point["questions"], test_rows=point["test_rows"])
-    train = kept(config, make, training, facts, models, point["together"], tests, kinds)
+    train = kept(config, rows, training, models, point["together"])
     return {**tuned(train, point["rates"], point["seeds"]), "chance": chance}
 
 
@@ -125,9 +113,7 @@ def beside_mixture(what: str, records: list[Record], test: str = "") -> list[Con
     ]
 
 
-def draw(
-    axes: Axes, places: list[float], records: list[Record], test: list[str] | None = None, **look: Any
-) -> None:
+def draw(axes: Axes, places: list[float], records: list[Record], test: list[str] | None = None, **look: Any) -> None:
     """Means with their intervals, joined by a line; a small cross for each run that stayed at chance."""
     names = test or [""] * len(records)
     shown = [(x, mean_interval(trained(r, t))) for x, r, t in zip(places, records, names, strict=True) if trained(r, t)]

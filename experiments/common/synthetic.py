@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,8 @@ from mom_jax.ops.routing import RouterOutput, auxiliary_loss, router_z_loss
 from mom_jax.training.balance import balance_routers
 from mom_jax.training.exploration import router_training
 
-Maker = Callable[[np.random.Generator, int], RecallBatch]  # (generator, rows) to a batch
+from .rows import Maker, Rows
+
 _STEPS = 25  # steps of one compiled call
 
 
@@ -55,42 +56,29 @@ class Training:
     look_every: int = 100
 
 
-def train_and_score(
-    config: MoMConfig, make: Maker, training: Training, tests: Mapping[str, Maker] | None = None
-) -> dict[str, Any]:
-    """Trains a fresh model on batches made on the fly and scores it on rows that it has not seen.
+def train_together(config: MoMConfig, rows: Rows, trainings: Sequence[Training]) -> list[dict[str, Any]]:
+    """Trains fresh models on batches made on the fly and scores them on rows that they have not seen.
+
+    They differ in learning rate and seed, and are trained in one program, which stops when all are solved. Models of
+    one seed start alike and see the same rows.
 
     Args:
-        config: of the model; its routers are balanced as it says.
-        make: makes batches of one shape, with the same number of labels in each row.
-        training: how to train it, and how many rows to test it on.
-        tests: other rows to score the trained model on, by name.
+        config: of the models; their routers are balanced as it says.
+        rows: what they read.
+        trainings: how to train each, and how many rows to test it on.
 
     Returns:
-        JSON-ready: ``accuracy`` on the test (share of queries whose likeliest token is the value), ``validation`` and
-        ``validation_loss`` (nats), ``loss`` in nats, ``steps`` until solved or all, ``curve`` [[step, validation
-        accuracy]] and ``losses`` [[step, validation loss]], ``parameters``, ``activated``, ``state`` (bytes of one
-        sequence), ``tests`` (the accuracy on each of them), and ``load`` [L][M] where there is a router.
-    """
-    return train_together(config, make, [training], tests)[0]
-
-
-def train_together(
-    config: MoMConfig,
-    make: Maker,
-    trainings: Sequence[Training],
-    tests: Mapping[str, Maker] | None = None,
-    kinds: int = 0,
-) -> list[dict[str, Any]]:
-    """`train_and_score` for several models that differ in learning rate and seed, all in one program.
-
-    They stop together, when all are solved. Models of one seed start alike and see the same rows. Where tokens say
-    of which of several ``kinds`` they are (`mom_jax.data.recall.interference`), ``kinds`` [L][kinds][M] of a mixture is
-    the share of all writes that are of a kind and go to a memory.
+        JSON-ready, of each model: ``accuracy`` on the test (share of queries whose likeliest token is the value),
+        ``validation`` and ``validation_loss`` (nats), ``loss`` in nats, ``steps`` until solved or all, ``curve``
+        [[step, validation accuracy]] and ``losses`` [[step, validation loss]], ``parameters``, ``activated``,
+        ``state`` (bytes of one sequence), ``tests`` (the accuracy on each of them), and where there is a router
+        ``load`` [L][M] and, where tokens tell their kind, ``kinds`` [L][kinds][M]: the share of all writes that are
+        of a kind and go to a memory.
     """
     training = trainings[0]
     # Seeds of test and validation are the same for all, those of training differ: no row is met twice but by chance.
-    test, validation = make(_generator(1), training.test_rows), make(_generator(2), training.test_rows // 4)
+    test = rows.make(_generator(1), training.test_rows)
+    validation = rows.make(_generator(2), training.test_rows // 4)
     streams = {each.seed: _generator(3, each.seed) for each in trainings}
     graph = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, 0)))
     keys = jnp.stack([jax.random.key(each.seed) for each in trainings])
@@ -99,8 +87,8 @@ def train_together(
     step, looks = 0, []
     while step < training.steps:
         count = min(_STEPS, training.steps - step)
-        rows = [_rows_of_each(make, streams, training) for _ in range(count)]
-        batches = {name: np.stack([[r[t.seed][name] for t in trainings] for r in rows]) for name in _FIELDS}
+        read = [_rows_of_each(rows.lessons or rows.make, streams, training) for _ in range(count)]
+        batches = {name: np.stack([[r[t.seed][name] for t in trainings] for r in read]) for name in _FIELDS}
         rates = np.asarray([[_rate(each, step + i) for each in trainings] for i in range(count)], np.float32)
         steps = np.arange(step, step + count)
         params, moments = _train(graph, config, training.weight_decay, params, moments, keys, batches, rates, steps)
@@ -109,9 +97,9 @@ def train_together(
             looks.append([step, _scores(graph, params, validation, training.questions)])
             if all(score["accuracy"] >= training.solved for score in looks[-1][1]):
                 break
-    others = {name: other(_generator(1), training.test_rows) for name, other in (tests or {}).items()}
-    of_others = {name: _scores(graph, params, rows, training.questions) for name, rows in others.items()}
-    own = _scores(graph, params, test, training.questions, kinds)
+    others = {name: make(_generator(1), training.test_rows) for name, make in rows.tests.items()}
+    of_others = {name: _scores(graph, params, batch, training.questions) for name, batch in others.items()}
+    own = _scores(graph, params, test, training.questions, rows.kinds)
     costs = total(account(config, test.tokens.shape[1]))
     facts = {"parameters": costs.parameters, "activated": costs.activated, "state": costs.state_bytes, "steps": step}
     return [
@@ -134,9 +122,7 @@ def _stacked(trees: list[Any]) -> Any:
 
 def _rows_of_each(make: Maker, streams: Mapping[int, np.random.Generator], training: Training) -> dict[int, Any]:
     """A step's rows for each seed."""
-    return {
-        seed: _questions(make(stream, training.batch_size), training.questions) for seed, stream in streams.items()
-    }
+    return {seed: _questions(make(stream, training.batch_size), training.questions) for seed, stream in streams.items()}
 
 
 def recall_hidden_states(

@@ -17,7 +17,8 @@ from mom_jax.files import json_line, read_json, with_nan, write_atomically
 from mom_jax.models.config import MoMConfig
 
 if TYPE_CHECKING:
-    from .synthetic import Maker, Training
+    from .rows import Rows
+    from .synthetic import Training
 
 GRID = (1e-3, 2e-3, 4e-3, 8e-3)
 SEEDS = (0, 1, 2, 3)
@@ -82,24 +83,14 @@ def _beyond(losses: Mapping[float, float]) -> list[float]:
     return [best * factor**n for n in (1, 2)]
 
 
-def kept(
-    config: MoMConfig,
-    make: "Maker",
-    training: "Training",
-    facts: Mapping[str, Any],
-    models: Path,
-    together: int,
-    tests: "Mapping[str, Maker] | None" = None,
-    kinds: int = 0,
-) -> Train:
+def kept(config: MoMConfig, rows: "Rows", training: "Training", models: Path, together: int) -> Train:
     """Trains a model with rates and seeds as asked, and keeps the results, so that a stopped point goes on.
 
     Args:
         config: the model.
-        make, tests, kinds: its rows, see `synthetic.train_together`.
+        rows: what it reads.
         training: all but rate and seed.
-        facts: what tells these rows from others: files are named after all of this.
-        models: the folder.
+        models: the folder; files are named after the rows' facts, the model and the training.
         together: this many models at most run in one program.
     """
     from .synthetic import train_together
@@ -109,10 +100,10 @@ def kept(
         return [run for i in range(0, len(each), together) for run in part(each[i : i + together])]
 
     def part(each: "list[Training]") -> list[Run]:
-        key = json.dumps([facts, config.to_dict(), [dataclasses.asdict(one) for one in each]], sort_keys=True)
+        key = json.dumps([rows.facts, config.to_dict(), [dataclasses.asdict(one) for one in each]], sort_keys=True)
         path = models / f"tuned-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
         if not path.is_file():
-            runs = train_together(config, make, each, tests, kinds)
+            runs = train_together(config, rows, each)
             models.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json_line({"runs": runs}))  # a loss that was NaN is null there
         return with_nan(read_json(path, dict[str, Any], "delete it to train again")["runs"])

@@ -31,6 +31,7 @@ from mom_jax.data.recall import interference
 from mom_jax.drawing import legend_below
 
 from ..common.architectures import ARCHITECTURES, COMPARED, architecture, mixture
+from ..common.rows import Rows
 from ..common.seeds import CELLS, Task, cells, draw, learned, points_of, rate_cell, scores, trained
 from ..common.statistics import mean_interval
 from ..common.tuned import EIGHT, GRID
@@ -71,16 +72,16 @@ def run(point: Point, models: Path) -> dict[str, Any]:
     """Trains a model on recall, and tests it with each number of distractors of each kind."""
     written = point["pairs"] + max(point["distractors"])
     sizes = {"length": 2 * written, "pairs": point["pairs"], "vocab": point["vocab"], "kinds": KINDS}
-    rows = functools.partial(interference, **sizes)
+    make = functools.partial(interference, **sizes)
     tests = {
-        f"{second} {count}": functools.partial(rows, distractors=count, second=second)
+        f"{second} {count}": functools.partial(make, distractors=count, second=second)
         for count in point["distractors"]
         for second in SECOND
     }
-    make = functools.partial(rows, distractors=max(point["distractors"]), asked="all")
+    asked = functools.partial(make, distractors=max(point["distractors"]), asked="all")
     config = dataclasses.replace(architecture(point["architecture"], mixture(point)), impl="xla")
     facts = {"task": point["task"], "distractors": point["distractors"], **sizes}
-    return learned(point, config, make, facts, models, 1 / written, tests, KINDS)
+    return learned(point, config, Rows(facts, asked, tests=tests, kinds=KINDS), models, chance=1 / written)
 
 
 def information(record: Record) -> list[float]:

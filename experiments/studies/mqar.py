@@ -1,7 +1,7 @@
 """Multi-query associative recall at equal state and at equal parameters; the paper has no such result.
 
     mom-jax experiment mqar --scale tiny       two CPU cores, four minutes
-    mom-jax experiment mqar --scale small      one GPU
+    mom-jax experiment mqar --scale small      two CPU cores, forty minutes
     mom-jax experiment mqar --scale paper      one GPU; spread it with --shard i/n
 
 A mixture is compared with what else its resources could buy, under the same rule (gated delta rule):
@@ -15,7 +15,9 @@ A mixture is compared with what else its resources could buy, under the same rul
 
 Tiny: 8 pairs in fused tokens (a key and its value in one, `mom_jax.data.recall`), vocabulary 64, one layer of
 width 32 with one head of 4 key and 8 value channels, 4 memories of which 2 are chosen, one learning rate, two seeds.
-Small: Zoology's grid as below at width 64, 20,000 steps of a quarter of the rows.
+Small: 8 pairs in 32 tokens, vocabulary 512, two layers of width 64 with one head of 8 key and 16 value channels,
+3,000 steps of 32 rows. What is learnt is a leap that comes early from few pairs and late from many: a step's rows have
+1, 2, 4 or 8 pairs, and embeddings begin as large as the inverse root of the width.
 Paper: Zoology's grid (arXiv 2312.04927, figure 2): vocabulary 8192; (64, 4), (128, 8), (256, 16), (512, 64) tokens and
 pairs, the same pairs in fused tokens; widths 64 to 512, two layers; learning rates logspace(-4, -2, 4), chosen as
 `common/tuned.py` says; as many rows as 64 epochs of 100,000; three seeds. Zoology reports that attention solves all
@@ -36,8 +38,17 @@ from mom_jax.drawing import legend_below
 from ..common.architectures import ARCHITECTURES, architecture, mixture
 from ..common.recall import TINY, Pairs, recalled
 from ..common.seeds import CELLS, beside_mixture, cells, draw, points_of, rate_cell
-from ..common.tuned import GRID
+from ..common.tuned import GRID, SEEDS
 from ..registry import Contrast, Experiment, Point, Record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lessons(Pairs):
+    """Pairs that are learnt from rows of fewer, too: of the ``fewest``, and of twice as many until all."""
+
+    fewest: int
+    initializer_range: float
+
 
 PAPER_RATES = tuple(float(rate) for rate in np.logspace(-4, -2, 4).round(7))
 PAPER = tuple(
@@ -48,11 +59,11 @@ PAPER = tuple(
     for length, pairs, batch_size in ((64, 4, 512), (128, 8, 512), (256, 16, 256), (512, 64, 128))
     for width in (64, 128, 256, 512)
 )  # fmt: skip
-SMALL = tuple(
-    dataclasses.replace(task, steps=20_000, batch_size=task.batch_size // 4, together=4, rates=GRID)
-    for task in PAPER
-    if task.task == "mqar" and task.hidden_size == 64
-)
+SMALL = (
+    Lessons(task="mqar", length=32, pairs=8, vocab=512, hidden_size=64, num_layers=2, head_dim=8, num_memories=4,
+            steps=3000, batch_size=32, questions=8, rates=GRID, seeds=SEEDS, together=4, fewest=1,
+            initializer_range=0.125),
+)  # fmt: skip
 TASKS = {"tiny": (TINY,), "small": SMALL, "paper": PAPER}
 MODELS = {name: look for name, look in ARCHITECTURES.items() if name != "equal-all-parameters"}
 
@@ -64,7 +75,10 @@ def points(scale: str) -> list[Point]:
 
 def run(point: Point, models: Path) -> dict[str, Any]:
     """The best learning rate of a model, and every seed with it."""
-    return recalled(architecture(point["architecture"], mixture(point)), point, models)
+    config = mixture(point)
+    if "initializer_range" in point:
+        config = dataclasses.replace(config, initializer_range=point["initializer_range"])
+    return recalled(architecture(point["architecture"], config), point, models)
 
 
 def table(records: list[Record]) -> list[list[str]]:

@@ -26,6 +26,7 @@ from mom_jax.data.tokenizer_kinds import ByteTokenizer
 from mom_jax.drawing import legend_below
 
 from ..common.architectures import ARCHITECTURES, COMPARED, architecture, mixture
+from ..common.rows import Rows
 from ..common.seeds import CELLS, Task, beside_mixture, cells, draw, learned, points_of, rate_cell
 from ..common.tuned import GRID, SEEDS
 from ..registry import Contrast, Experiment, Point, Record
@@ -65,12 +66,12 @@ def points(scale: str) -> list[Point]:
 
 def run(point: Point, models: Path) -> dict[str, Any]:
     """Trains a model at the first length, and asks it at all."""
-    rows = functools.partial(_rows, point["needle"])
-    make = functools.partial(rows, length=point["lengths"][0])
-    tests = {str(length): functools.partial(rows, length=length) for length in point["lengths"]}
+    make = functools.partial(_rows, point["needle"])
+    tests = {str(length): functools.partial(make, length=length) for length in point["lengths"]}
     config = dataclasses.replace(architecture(point["architecture"], mixture(point)), impl="xla")
     facts = {"task": "needles", "needle": point["needle"], "lengths": point["lengths"]}
-    return learned(point, config, make, facts, models, guessing(point["needle"]), tests)
+    rows = Rows(facts, functools.partial(make, length=point["lengths"][0]), tests=tests)
+    return learned(point, config, rows, models, guessing(point["needle"]))
 
 
 def _rows(needle: str, rng: np.random.Generator, batch: int, length: int) -> RecallBatch:

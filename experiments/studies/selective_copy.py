@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from mom_jax.data.recall import selective_copy
 
 from ..common.architectures import ARCHITECTURES, COMPARED, architecture, mixture
+from ..common.rows import Rows
 from ..common.seeds import CELLS, Task, beside_mixture, cells, draw, learned, points_of, rate_cell
 from ..common.tuned import EIGHT, GRID
 from ..registry import Contrast, Experiment, Point, Record
@@ -62,10 +63,10 @@ def points(scale: str) -> list[Point]:
 def run(point: Point, models: Path) -> dict[str, Any]:
     """The best learning rate of a model, and every seed with it."""
     sizes = {name: point[name] for name in ("length", "items", "vocab")}
-    make, chance = functools.partial(selective_copy, **sizes), 1 / (point["vocab"] - 2)
+    rows = Rows({"task": point["task"], **sizes}, functools.partial(selective_copy, **sizes))
     config = architecture(point["architecture"], dataclasses.replace(mixture(point), use_short_conv=True))
     config = dataclasses.replace(config, impl="xla")  # kernels run one model at a time
-    return learned(point, config, make, {"task": point["task"], **sizes}, models, chance)
+    return learned(point, config, rows, models, chance=1 / (point["vocab"] - 2))
 
 
 def table(records: list[Record]) -> list[list[str]]:

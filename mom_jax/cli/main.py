@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mom_jax import __version__, importing
+from mom_jax.cli import huge_pages
 from mom_jax.cli.failures import complain
 from mom_jax.compilation_cache import OFF, keep_programs
 from mom_jax.errors import InputError
@@ -75,6 +76,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or one of `mom_jax.cli.failures` with one line on stderr.
     """
+    if args is None and sys.argv[1:2] and sys.argv[1] in huge_pages.VERBS:
+        huge_pages.use_huge_pages()
     prepare_streams()
     logging.basicConfig(format="mom-jax: %(message)s")  # of warnings, on stderr
     importing.in_command = args is None

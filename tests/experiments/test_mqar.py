@@ -1,13 +1,16 @@
 """The models that recall compares, and one short training of each kind of task."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from mom_jax.experiments.common.architectures import ARCHITECTURES, architecture, mixture
-from mom_jax.experiments.common.synthetic import Training, recall_hidden_states, train_and_score, train_together
+from mom_jax.experiments.common.recall import recalled
+from mom_jax.experiments.common.rows import Rows
+from mom_jax.experiments.common.synthetic import Training, recall_hidden_states, train_together
 from mom_jax.experiments.studies import mqar
 from support.made_up import tuned_result
 
@@ -64,7 +67,7 @@ def learned():
     """Two pairs from few tokens: learned in a minute by a mixture."""
     config = mixture({**POINTS[0], "vocab": 16, "hidden_size": 16, "num_memories": 2})
     make = functools.partial(fused_mqar, length=8, pairs=2, vocab=16)
-    return train_and_score(config, make, Training(2e-2, 200, 32, 0, questions=3, test_rows=128))
+    return train_together(config, Rows({}, make), [Training(2e-2, 200, 32, 0, questions=3, test_rows=128)])[0]
 
 
 def test_a_mixture_learns_to_recall(learned):
@@ -80,29 +83,44 @@ def test_training_ends_when_solved():
     """Validation decides; two keys with one value each are soon known by heart."""
     config = architecture("attention", mixture({**POINTS[0], "vocab": 4, "hidden_size": 16}))
     make = functools.partial(make_mqar, length=4, pairs=1, vocab=4)
-    result = train_and_score(config, make, Training(2e-2, 2000, 32, 0, 1, test_rows=64, look_every=25))
+    training = Training(2e-2, 2000, 32, 0, 1, test_rows=64, look_every=25)
+    (result,) = train_together(config, Rows({}, make), [training])
     assert result["steps"] < 2000 and result["accuracy"] >= 0.99
 
 
 def test_several_rates_and_seeds_in_one_program():
     """Each as if it were trained alone."""
     config = architecture("attention", mixture({**POINTS[0], "vocab": 8, "hidden_size": 16}))
-    make = functools.partial(fused_mqar, length=4, pairs=2, vocab=8)
+    rows = Rows({}, functools.partial(fused_mqar, length=4, pairs=2, vocab=8))
     asked = [Training(rate, 20, 16, seed, questions=2, test_rows=64) for rate, seed in ((2e-2, 0), (1e-2, 1))]
-    together = train_together(config, make, asked)
-    for one, alone in zip(together, (train_and_score(config, make, training) for training in asked), strict=True):
+    together = train_together(config, rows, asked)
+    for one, training in zip(together, asked, strict=True):
+        (alone,) = train_together(config, rows, [training])
         np.testing.assert_allclose(one["loss"], alone["loss"], rtol=1e-4)
     assert together[0]["loss"] != together[1]["loss"]
+
+
+def test_lessons_have_fewer_pairs(tmp_path, monkeypatch):
+    """Rows of training have any number of them, those of test and validation all; both are told apart where kept."""
+    asked = {}
+    monkeypatch.setattr("mom_jax.experiments.common.recall.learned", lambda point, config, rows, *_, **__: rows)
+    for point in mqar.points("small")[0], {**mqar.points("paper")[0], "pairs": 8}:
+        rows = recalled(mixture(point), point, tmp_path)
+        rng, read = np.random.default_rng(0), rows.lessons or rows.make
+        labels = np.concatenate([read(rng, 4).labels for _ in range(40)])
+        asked[json.dumps(rows.facts)] = {*(labels >= 0).sum(-1).tolist()}
+        assert (rows.make(rng, 4).labels >= 0).sum(-1).tolist() == [8] * 4
+    assert list(asked.values()) == [{1, 2, 4, 8}, {8}]
 
 
 def test_table_plot_and_contrasts(tmp_path):
     """Every seed is shown; the mixture is held against every other model of its task."""
     records = [{"point": point, "result": tuned_result([0.5, 0.6])} for point in mqar.points("small")]
     heading, *rows = mqar.table(records)
-    assert len(rows) == 4 * len(mqar.MODELS) and all(len(row) == len(heading) for row in rows)
-    assert rows[0][:4] == ["mqar 64", "4", "64", "MoM"] and rows[0][5] == "0.500 0.600"
+    assert len(rows) == len(mqar.MODELS) and all(len(row) == len(heading) for row in rows)
+    assert rows[0][:4] == ["mqar 32", "8", "64", "MoM"] and rows[0][5] == "0.500 0.600"
     contrasts = mqar.contrasts(records)
-    assert len(contrasts) == 4 * (len(mqar.MODELS) - 1)
+    assert len(contrasts) == len(mqar.MODELS) - 1
     assert {contrast.questions for contrast in contrasts} == {(), ("active-state",), ("total-state",), ("parameters",)}
     (picture,) = mqar.plot(records, tmp_path)
     assert picture.stat().st_size > 10_000
