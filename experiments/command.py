@@ -45,7 +45,7 @@ class ExperimentConfig:
     """Show all experiments and how much of each is done."""
     scale: Literal["tiny", "small", "medium", "paper"] = "tiny"
     """tiny: proves in minutes that the code runs; small: the evidence that two CPU cores or a GPU can give in hours;
-    medium: 60M parameters on 1B tokens; paper: the published sizes."""
+    medium: a GPU for a day, 60M parameters on 1B tokens or needles; paper: the published sizes."""
     only: tuple[str, ...] = ()
     """Do only points with these values, as in: --only model=MoM size=mom-340m."""
     dry_run: bool = False

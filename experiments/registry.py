@@ -29,7 +29,7 @@ class Record(TypedDict):
 SCALES = {
     "tiny": "minutes: proves that the code runs, and claims nothing",
     "small": "hours of two CPU cores or half an hour of one GPU: the evidence",
-    "medium": "models of 60M parameters on 1B tokens: a GPU for a day for a table",
+    "medium": "a GPU for a day: a table with models of 60M parameters on 1B tokens, or needles at 512 to 16K",
     "paper": "the published sizes",
 }
 

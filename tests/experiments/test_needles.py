@@ -13,7 +13,7 @@ from mom_jax.data.tokenizer_kinds import ByteTokenizer
 from mom_jax.labels import IGNORE
 
 
-@pytest.mark.parametrize("scale", ["tiny", "small"])
+@pytest.mark.parametrize("scale", ["tiny", "medium"])
 def test_points(scale):
     """JSON-ready; every model of every task; as many questions as an answer has bytes."""
     points = needles.points(scale)
@@ -34,7 +34,7 @@ def test_guessing():
 
 def test_table_plot_and_contrasts(tmp_path):
     lengths = tuple(map(str, needles.LENGTHS))
-    records = [{"point": p, "result": tuned_result([0.5, 0.6, 0.7], tests=lengths)} for p in needles.points("small")]
+    records = [{"point": p, "result": tuned_result([0.5, 0.6, 0.7], tests=lengths)} for p in needles.points("medium")]
     heading, *rows = needles.table(records)
     assert len(rows) == 6 * len(COMPARED) * len(lengths) and all(len(row) == len(heading) for row in rows)
     assert rows[0][:3] == ["single", "512", "MoM"] and len(needles.contrasts(records)) == 12 * (len(COMPARED) - 1)
