@@ -26,8 +26,8 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        bounds = f"[{self.low:.3g}, {self.high:.3g}]" if np.isfinite(self.low) else "(one seed, no interval)"
-        return f"{self.value:.3g} {bounds}"
+        bounds = f"[{self.low:.3f}, {self.high:.3f}]" if np.isfinite(self.low) else "(one seed, no interval)"
+        return f"{self.value:.3f} {bounds}"
 
     def within(self, low: float, high: float) -> "Interval":
         """Cut to the values that there are."""

@@ -115,13 +115,15 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
     """Bits per byte by position in the window, and of the same bytes by history: means of the seeds with intervals."""
     figure = Figure(figsize=(10.4, 4.8), layout="constrained")
     windows, histories = figure.subplots(1, 2)
-    for record, marker in zip(records, "os^DvP*X", strict=False):
+    for number, (record, marker) in enumerate(zip(records, "os^DvP*X", strict=False)):
+        aside = 2 ** (0.12 * (number - (len(records) - 1) / 2))  # intervals would hide each other
         look = {"fmt": f"{marker}-", "color": ARCHITECTURES[record["point"]["architecture"]][1], "capsize": 3}
         buckets = [run["by_position"] for run in record["result"]["runs"]]
-        places = [max(bucket["start"], 8) for bucket in buckets[0]]
+        places = [aside * max(bucket["start"], 8) for bucket in buckets[0]]
         bits = [[bucket["loss"] / math.log(2) for bucket in of_seed] for of_seed in buckets]
         _line(windows, places, bits, label=_label(record), **look)
-        _line(histories, [length - SCORED for length in record["point"]["history"]], values(record, "history"), **look)
+        lengths = [aside * (length - SCORED) for length in record["point"]["history"]]
+        _line(histories, lengths, values(record, "history"), **look)
     trigram = records[0]["result"]["ngrams"]["trigram"]
     windows.axhline(trigram, color="0.3", linestyle=":", label="trigrams of bytes")
     windows.set(title="held-out source code", xlabel="position in the window (byte)", ylabel="bits per byte")
@@ -135,7 +137,7 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
     return [path]
 
 
-def _line(axes: Axes, places: list[int], of_seeds: Sequence[Sequence[float]], **look: Any) -> None:
+def _line(axes: Axes, places: Sequence[float], of_seeds: Sequence[Sequence[float]], **look: Any) -> None:
     """Means over the seeds with their intervals, of results [seed][place]."""
     means = [mean_interval(at) for at in zip(*of_seeds, strict=True)]
     halves = [mean.high - mean.value if np.isfinite(mean.high) else 0 for mean in means]
