@@ -1,7 +1,7 @@
 """Multi-query associative recall at equal state and at equal parameters; the paper has no such result.
 
     mom-jax experiment mqar --scale tiny       two CPU cores, four minutes
-    mom-jax experiment mqar --scale small      two CPU cores, forty minutes
+    mom-jax experiment mqar --scale small      two CPU cores, an hour
     mom-jax experiment mqar --scale paper      one GPU; spread it with --shard i/n
 
 A mixture is compared with what else its resources could buy, under the same rule (gated delta rule):
@@ -16,7 +16,7 @@ A mixture is compared with what else its resources could buy, under the same rul
 Tiny: 8 pairs in fused tokens (a key and its value in one, `mom_jax.data.recall`), vocabulary 64, one layer of
 width 32 with one head of 4 key and 8 value channels, 4 memories of which 2 are chosen, one learning rate, two seeds.
 Small: 8 pairs in 32 tokens, vocabulary 512, two layers of width 64 with one head of 8 key and 16 value channels,
-3,000 steps of 32 rows. Recall is learnt in a leap that comes early from few pairs and late from many: a step's rows
+6,000 steps of 32 rows. Recall is learnt in a leap that comes early from few pairs and late from many: a step's rows
 have 1, 2, 4 or 8 pairs, and embeddings begin as large as the inverse root of the width. With a vocabulary of 8,192 the
 leap was under way after 4,000 such steps of a single memory (0.48), at four times the cost of a step.
 Paper: Zoology's grid (arXiv 2312.04927, figure 2): vocabulary 8192; (64, 4), (128, 8), (256, 16), (512, 64) tokens and
@@ -62,7 +62,7 @@ PAPER = tuple(
 )  # fmt: skip
 SMALL = (
     Lessons(task="mqar", length=32, pairs=8, vocab=512, hidden_size=64, num_layers=2, head_dim=8, num_memories=4,
-            steps=3000, batch_size=32, questions=8, rates=GRID, seeds=SEEDS, together=4, fewest=1,
+            steps=6000, batch_size=32, questions=8, rates=GRID, seeds=SEEDS, together=4, fewest=1,
             initializer_range=0.125),
 )  # fmt: skip
 TASKS = {"tiny": (TINY,), "small": SMALL, "paper": PAPER}
