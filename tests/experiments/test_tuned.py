@@ -57,5 +57,5 @@ def test_runs_at_chance_are_counted_and_not_averaged():
     record = {"result": {"runs": runs, "chance": 0.05}}
     assert trained(record) == (0.9, 0.8) and trained(record, "t") == (0.45, 0.4)
     mean, each, failures = cells(record)
-    assert mean.startswith("0.85 [") and each == "0.900 (0.060) 0.800" and failures == "1 of 3"
+    assert mean.startswith("0.850 [") and each == "0.900 (0.060) 0.800" and failures == "1 of 3"
     assert cells({"result": {"runs": runs[1:2], "chance": 0.05}})[0] == "–"
