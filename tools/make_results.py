@@ -98,8 +98,12 @@ def results() -> str:
 
 
 def not_run(scale: str, records: dict[str, list[Record]]) -> str:
-    """The experiments of a scale that have no record."""
-    names = [f"`{name}`" for name in EXPERIMENTS if scale in get_experiment(name).scales and name not in records]
+    """How many points of each experiment of a scale have no record."""
+    totals = {
+        name: len(get_experiment(name).points(scale)) for name in EXPERIMENTS if scale in get_experiment(name).scales
+    }
+    left = {name: total - len(records.get(name, ())) for name, total in totals.items()}
+    names = [f"`{name}` ({left[name]} of {total} points)" for name, total in totals.items() if left[name]]
     return f"## Not yet run at this scale\n\n{', '.join(names) or 'Nothing'}.\n"
 
 
