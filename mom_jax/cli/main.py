@@ -65,6 +65,8 @@ def dispatch(args: Sequence[str]) -> int:
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS) or list(VERBS)
         raise InputError("verb", verb or "''", f"unknown; did you mean {' or '.join(close)}?")
+    if importing.in_command and verb in huge_pages.VERBS:
+        huge_pages.use_huge_pages()
     with importing.loading():
         module = importlib.import_module(VERBS[verb][0])
     return module.main(rest)
@@ -76,8 +78,6 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or one of `mom_jax.cli.failures` with one line on stderr.
     """
-    if args is None and sys.argv[1:2] and sys.argv[1] in huge_pages.VERBS:
-        huge_pages.use_huge_pages()
     prepare_streams()
     logging.basicConfig(format="mom-jax: %(message)s")  # of warnings, on stderr
     importing.in_command = args is None

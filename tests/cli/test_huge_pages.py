@@ -55,7 +55,15 @@ def test_libraries_that_cannot_ask(restarts, monkeypatch, library):
     assert restarts == []
 
 
-@pytest.mark.parametrize("words, asks", [(["train", "--help"], 1), (["generate", "--help"], 0), (["--version"], 0)])
+WORDS = [
+    (["train", "--help"], 1),
+    (["--no-compile-cache", "eval", "--help"], 1),
+    (["generate", "--help"], 0),
+    (["--version"], 0),
+]
+
+
+@pytest.mark.parametrize("words, asks", WORDS)
 def test_which_commands_ask(restarts, monkeypatch, capsys, words, asks):
     """Those that compute for long; a call from Python never starts its process again."""
     monkeypatch.setattr(sys, "argv", ["mom-jax", *words])
