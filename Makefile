@@ -23,7 +23,7 @@ test: ## the suite
 	@tools/make-venv .venv test
 	.venv/bin/python $(PYTEST) $(ARGS)
 
-test-exhaustive: ## further cases of what the suite tests with some: rules, sizes of heads, meshes, compiled programs
+test-exhaustive: ## further cases of what the suite tests with some: rules, sizes of heads, meshes, processes, compiled programs
 	@tools/make-venv .venv test
 	@.venv/bin/python tools/install_compilers.py
 	.venv/bin/python $(PYTEST) -m exhaustive $(ARGS)

@@ -4,7 +4,6 @@ What users bring (names, paths, texts) is printed as it is: nothing here reads R
 """
 
 import io
-import itertools
 import logging
 import os
 import select
@@ -93,20 +92,21 @@ def counting(what: str, total: int, quiet: bool = False) -> Iterator[Callable[..
     """Tells on stderr how many of ``total`` things are done: a bar on a terminal, a line for every tenth elsewhere.
 
     Yields:
-        What to call after each of them, with a note such as a rate or without one.
+        What to call after each of them, or after ``count`` of them, with a note such as a rate or without one.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    out, numbers = console(sys.stderr, quiet), itertools.count(1)
+    out, done = console(sys.stderr, quiet, outlives_reader=True), 0
     note_column = TextColumn("{task.fields[note]}", markup=False)
     columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note_column)
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         task = bar.add_task(what, total=total, note="")
 
-        def advance(note: str = "") -> None:
-            done = next(numbers)
-            bar.update(task, advance=1, note=note)
-            if not out.is_terminal and done * 10 // total > (done - 1) * 10 // total:
+        def advance(note: str = "", count: int = 1) -> None:
+            nonlocal done
+            done += count
+            bar.update(task, completed=done, note=note)
+            if not out.is_terminal and done * 10 // total > (done - count) * 10 // total:
                 out.print(f"{what}: {done:,} of {total:,}{note and f', {note}'}")
 
         yield advance

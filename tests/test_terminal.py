@@ -107,15 +107,15 @@ def test_no_colour(monkeypatch):
     assert os.environ["PYTHON_TYRO_ANSI_CODES"] == "False"
 
 
-@pytest.mark.parametrize(("total", "lines"), [(957, 10), (3, 3), (0, 0)])
-def test_progress_in_a_pipe_is_few_lines(total, lines, monkeypatch):
+@pytest.mark.parametrize(("total", "each", "lines"), [(957, 1, 10), (3, 1, 3), (0, 1, 0), (6000, 25, 10), (40, 20, 2)])
+def test_progress_in_a_pipe_is_few_lines(total, each, lines, monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with terminal.counting("[/b] windows", total) as advance:
-        for _ in range(total):
-            advance()
+        for _ in range(total // each):
+            advance(count=each)
     told = sys.stderr.getvalue().splitlines()
     assert len(told) == lines and "\r" not in "".join(told)
-    assert not lines or told[-1] == f"[/b] windows: {total} of {total}"
+    assert not lines or told[-1] == f"[/b] windows: {total:,} of {total:,}"
 
 
 def test_progress_on_a_terminal_is_a_bar_and_may_be_left_out(monkeypatch):

@@ -21,6 +21,7 @@ from mom_jax.models.structure import build_model, decays
 from mom_jax.ops.loss import token_cross_entropy
 from mom_jax.ops.router_statistics import router_statistics
 from mom_jax.ops.routing import RouterOutput, auxiliary_loss, router_z_loss
+from mom_jax.terminal import counting
 from mom_jax.training.balance import balance_routers
 from mom_jax.training.exploration import router_training
 
@@ -79,33 +80,18 @@ def train_together(config: MoMConfig, rows: Rows, trainings: Sequence[Training])
     # Seeds of test and validation are the same for all, those of training differ: no row is met twice but by chance.
     test = rows.make(_generator(1), training.test_rows)
     validation = rows.make(_generator(2), training.test_rows // 4)
-    streams = {each.seed: _generator(3, each.seed) for each in trainings}
     graph = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, 0)))
-    keys = jnp.stack([jax.random.key(each.seed) for each in trainings])
-    params = _stacked([_init(config, key) for key in keys])
-    moments = jax.vmap(_optimizer(training.weight_decay).init)(params)
-    step, looks = 0, []
-    while step < training.steps:
-        count = min(_STEPS, training.steps - step)
-        read = [_rows_of_each(rows.lessons or rows.make, streams, training) for _ in range(count)]
-        batches = {name: np.stack([[r[t.seed][name] for t in trainings] for r in read]) for name in _FIELDS}
-        rates = np.asarray([[_rate(each, step + i) for each in trainings] for i in range(count)], np.float32)
-        steps = np.arange(step, step + count)
-        params, moments = _train(graph, config, training.weight_decay, params, moments, keys, batches, rates, steps)
-        step += count
-        if step % training.look_every < _STEPS or step == training.steps:
-            looks.append([step, _scores(graph, params, validation, training.questions)])
-            if all(score["accuracy"] >= training.solved for score in looks[-1][1]):
-                break
+    params, looks = _trained(graph, config, rows, trainings, validation)
     others = {name: make(_generator(1), training.test_rows) for name, make in rows.tests.items()}
     of_others = {name: _scores(graph, params, batch, training.questions) for name, batch in others.items()}
     own = _scores(graph, params, test, training.questions, rows.kinds)
     costs = total(account(config, test.tokens.shape[1]))
-    facts = {"parameters": costs.parameters, "activated": costs.activated, "state": costs.state_bytes, "steps": step}
+    facts = {"parameters": costs.parameters, "activated": costs.activated, "state": costs.state_bytes}
     return [
         {
             **score,
             **facts,
+            "steps": looks[-1][0],
             "validation": looks[-1][1][i]["accuracy"],
             "validation_loss": looks[-1][1][i]["loss"],
             "curve": [[at, scores[i]["accuracy"]] for at, scores in looks],
@@ -114,6 +100,33 @@ def train_together(config: MoMConfig, rows: Rows, trainings: Sequence[Training])
         }
         for i, score in enumerate(own)
     ]
+
+
+def _trained(
+    graph: Any, config: MoMConfig, rows: Rows, trainings: Sequence[Training], validation: RecallBatch
+) -> tuple[Any, list[tuple[int, list[dict[str, Any]]]]]:
+    """The parameters [N, ...] of models that are trained side by side; (step, scores [N] on validation rows)."""
+    training = trainings[0]
+    streams = {each.seed: _generator(3, each.seed) for each in trainings}
+    keys = jnp.stack([jax.random.key(each.seed) for each in trainings])
+    params = _stacked([_init(config, key) for key in keys])
+    moments = jax.vmap(_optimizer(training.weight_decay).init)(params)
+    looks, note = [], ""
+    with counting(f"steps of training {len(trainings)} models", training.steps) as advance:
+        for step in range(0, training.steps, _STEPS):
+            steps = np.arange(step, min(step + _STEPS, training.steps))
+            read = [_rows_of_each(rows.lessons or rows.make, streams, training) for _ in steps]
+            batches = {name: np.stack([[r[t.seed][name] for t in trainings] for r in read]) for name in _FIELDS}
+            rates = np.asarray([[_rate(each, number) for each in trainings] for number in steps], np.float32)
+            params, moments = _train(graph, config, training.weight_decay, params, moments, keys, batches, rates, steps)
+            done = step + len(steps)
+            if done % training.look_every < _STEPS or done == training.steps:
+                looks.append((done, _scores(graph, params, validation, training.questions)))
+                note = "validation accuracy " + " ".join(f"{score['accuracy']:.2f}" for score in looks[-1][1])
+            advance(note, len(steps))
+            if looks and all(score["accuracy"] >= training.solved for score in looks[-1][1]):
+                break
+    return params, looks
 
 
 def _stacked(trees: list[Any]) -> Any:

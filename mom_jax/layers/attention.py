@@ -1,6 +1,7 @@
 """Causal softmax attention with rotary positions, for hybrid models and the Transformer++ baseline."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from mom_jax.ops.documents import DocumentRuns, count_documents
 from mom_jax.ops.precision import widened
 from mom_jax.ops.rotary import rotary
 from mom_jax.typing import AnyArray, Array, Bool, Float, Int, Mask, Shaped
+
+_QUERIES, _BLOCKS = 256, 8  # queries of a block at least, blocks at most
 
 
 class Attention(nnx.Module):
@@ -109,7 +112,7 @@ class Attention(nnx.Module):
         if spread and devices is not None:  # each device's queries attend to keys and values that it gathers
             k, v = devices.whole_rows(k), devices.whole_rows(v)
         if cache is None and attention_mask is None and documents is None and not spread:
-            o = _attend(q, k, v, window=self.window)
+            o = _attend_in_order(q, k, v, window=self.window)
         else:
             new = _Keys(k, v, jnp.where(keep, position, -1), None if documents is None else documents.index)
             keys = new
@@ -117,7 +120,8 @@ class Attention(nnx.Module):
                 cache, keys = _remember(cache, layer, new)
                 if documents is not None:
                     cache = dataclasses.replace(cache, document=cache.document.at[layer].set(documents.number))
-            o = _attend(q, keys.k, keys.v, mask=self._visible(position, new.document, keys))
+            attend = _attend_in_order if cache is None and not spread else _attend
+            o = attend(q, keys.k, keys.v, mask=self._visible(position, new.document, keys))
         if cache is not None and self.window is None:
             o = jnp.where(jnp.any(position >= cache.keys.shape[2], 1)[:, None, None, None], jnp.nan, o)
         if self.gated:
@@ -177,18 +181,45 @@ def _remember(cache: AttentionCache, layer: int | Array, new: _Keys) -> tuple[At
     return cache, jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], 1), old, new)
 
 
+def _attend_in_order(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T heads K"],
+    v: Float[Array, "B T heads K"],
+    mask: Bool[Array, "#B T T"] | None = None,
+    window: int | None = None,
+) -> Float[Array, "B T H K"]:
+    """`_attend` of tokens to each other, none to a later one: little more than half of the square of T.
+
+    A block of queries attends to the keys up to its own end. The flash kernel leaves out the rest by itself.
+    """
+    time = q.shape[1]
+    blocks = min(_BLOCKS, time // _QUERIES)
+    if blocks < 2 or _by_flash(q, mask):
+        return _attend(q, k, v, mask, window)
+    mask = _causal(time, time, window) if mask is None else mask
+    ends = itertools.pairwise(time * i // blocks for i in range(blocks + 1))
+    return jnp.concatenate([_attend(q[:, a:b], k[:, :b], v[:, :b], mask[:, a:b, :b]) for a, b in ends], 1)
+
+
+def _by_flash(q: Float[Array, "B T H K"], mask: Bool[Array, "#B T S"] | None) -> bool:
+    return q.dtype in (jnp.bfloat16, jnp.float16) and mask is None and jax.default_backend() == "gpu"
+
+
+def _causal(queries: int, keys: int, window: int | None) -> Bool[Array, "1 T S"]:
+    distance = jnp.arange(queries)[:, None] - jnp.arange(keys)
+    return ((distance >= 0) & (distance < (window or keys)))[None]
+
+
 def _attend(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S heads K"],
     v: Float[Array, "B S heads K"],
-    mask: Bool[Array, "B T S"] | None = None,
+    mask: Bool[Array, "#B T S"] | None = None,
     window: int | None = None,
 ) -> Float[Array, "B T H K"]:
     """Attention in the dtype of q; cuDNN's flash kernel where it can run, otherwise XLA."""
     if q.dtype == jnp.float64:  # JAX's own takes every softmax in float32
         return _attend_in_float64(q, k, v, mask, window)
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    implementation = "cudnn" if half and mask is None and jax.default_backend() == "gpu" else "xla"
     return jax.nn.dot_product_attention(
         q,
         k.astype(q.dtype),
@@ -196,7 +227,7 @@ def _attend(
         mask=None if mask is None else mask[:, None],
         is_causal=mask is None,
         local_window_size=None if window is None else (window - 1, 0),
-        implementation=implementation,
+        implementation="cudnn" if _by_flash(q, mask) else "xla",
     )
 
 
@@ -204,13 +235,11 @@ def _attend_in_float64(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S heads K"],
     v: Float[Array, "B S heads K"],
-    mask: Bool[Array, "B T S"] | None,
+    mask: Bool[Array, "#B T S"] | None,
     window: int | None,
 ) -> Float[Array, "B T H K"]:
     """`_attend`, for gradients that are checked by differences."""
-    if mask is None:
-        distance = jnp.arange(q.shape[1])[:, None] - jnp.arange(k.shape[1])
-        mask = ((distance >= 0) & (distance < (window or k.shape[1])))[None]
+    mask = _causal(q.shape[1], k.shape[1], window) if mask is None else mask
     grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
     scores = jnp.einsum("bthgk,bshk->bhgts", grouped, k) * q.shape[3] ** -0.5
     shares = jax.nn.softmax(jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min), -1)

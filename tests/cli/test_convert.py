@@ -191,6 +191,7 @@ def test_a_mixture_begins_as_its_model(single, tmp_path, capsys):
     assert "topk=5: must lie between 1 and num_memories (4)" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_a_mixture_is_trained_on(single, tmp_path):
     """By the command that converting shows: it starts from these weights, with the loss that they have."""
     text, run = tmp_path / "text.txt", tmp_path / "mixture"

@@ -120,6 +120,7 @@ def met(command, alone, tmp_path_factory):
     return SimpleNamespace(run_dir=run_dir, ends=ends, printed=printed, complaints=complaints, seen=seen, places=places)
 
 
+@pytest.mark.exhaustive
 def test_a_signal_to_one_stops_both_at_one_step(met):
     assert all("it was set aside" in line for text in met.complaints for line in text.splitlines())
     first, second = met.printed
@@ -130,6 +131,7 @@ def test_a_signal_to_one_stops_both_at_one_step(met):
     assert json.loads((met.run_dir / "sittings.jsonl").read_text(encoding="utf-8"))["devices"] == "4 cpu"
 
 
+@pytest.mark.exhaustive
 def test_one_process_goes_on_with_the_same_losses(met, alone, command):
     assert main(["train", "mom-tiny", *command, "--run-dir", str(met.run_dir)]) == 0
     together, by_one = losses(met.run_dir), losses(alone)
@@ -137,6 +139,7 @@ def test_one_process_goes_on_with_the_same_losses(met, alone, command):
     np.testing.assert_allclose([x for _, x in together], [x for _, x in by_one], rtol=2e-4)
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_that_only_one_finds_damaged(met):
     """Where it is the first process, which checks it for all, both go on from the one before; otherwise both end."""
     (status, first, _), (other, second, _) = (end["go on"] for end in met.ends)
@@ -147,6 +150,7 @@ def test_a_checkpoint_that_only_one_finds_damaged(met):
     assert f"{met.seen[1][1]}/12/params: cannot be read" in second[1]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_what_is_wrong_in_one_ends_both(mistake, met):
     for message, end in zip(MISTAKES[mistake][1], met.ends, strict=True):
@@ -165,6 +169,7 @@ def test_other_versions_are_refused(monkeypatch):
         check_same(packages(), "install the same versions for all of them")
 
 
+@pytest.mark.exhaustive
 def test_no_cluster_is_one_line(met):
     """Before JAX has met anybody."""
     for end in met.ends:

@@ -8,6 +8,7 @@ from flax import nnx
 from support.compare import assert_close
 from support.dependence import dependence
 
+from mom_jax.layers import attention
 from mom_jax.layers.attention import Attention
 
 ROWS, TIME, HIDDEN, HEADS = 2, 9, 16, 4
@@ -17,6 +18,13 @@ def make(**options) -> Attention:
     """Four query heads of four channels; large weights, so that attention is far from uniform."""
     options = {"num_kv_heads": 2, "initializer_range": 0.5, **options}
     return Attention(HIDDEN, HEADS, **options, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(params=["whole", "in blocks"])
+def blocks(request, monkeypatch):
+    """The square of all queries and keys, and blocks of two to three queries, as in longer rows."""
+    if request.param == "in blocks":
+        monkeypatch.setattr(attention, "_QUERIES", 2)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +62,7 @@ def by_definition(layer: Attention, x, keep, documents):
     return y
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_definition(x, window, ragged):
@@ -68,6 +77,7 @@ def test_definition(x, window, ragged):
     assert not np.asarray(y)[keep == 0].any()
 
 
+@pytest.mark.usefixtures("blocks")
 def test_who_sees_whom(x):
     """Gradients: exactly 0 from later tokens, other rows, other documents, padding and outside of the window."""
     layer, keep, documents = make(window=4), np.ones((ROWS, TIME), int), np.zeros((ROWS, TIME), int)

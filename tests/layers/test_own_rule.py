@@ -63,6 +63,7 @@ def test_pieces_equal_the_whole(folder, module):
     assert all(jnp.isfinite(leaf).all() and jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradients["rule"]))
 
 
+@pytest.mark.exhaustive
 def test_on_the_command_line(folder, capsys):
     """It plans, trains, goes on and generates, by its name alone."""
     rule = ["--model.memory-rule", "my_rules:SimpleGLA", *SMALL]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support.cases import some
 from support.compare import assert_close
 from support.dependence import values_and_dependence
 from support.parameters import randomised
@@ -123,7 +124,7 @@ def check_steps(case, full):
     assert_close(jnp.concatenate(got, 1), full, 2e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", some(CASES, ("all at once", "in training")))
 def test_decisions(case):
     """Values and contributions by definition, no dependence where none may be, exactly; the same by steps."""
     layer, x = layer_of(case), hidden()

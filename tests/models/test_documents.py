@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support.cases import some
 from support.compare import assert_close
 from support.dependence import dependence
 from support.parameters import random_model
@@ -60,7 +61,7 @@ def alone(kind):
     return want
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS, ("routed memories alone", "hybrid with a window")))
 def test_every_cut_equals_documents_alone(kind):
     """Two calls that are cut anywhere, inside documents and between them, padded to one length with other numbers."""
     model, run = taken_apart(kind)

@@ -47,7 +47,7 @@ def simple(small):
     return dataclasses.replace(small, memory_rule="linear_attention", feature_map="elu")
 
 
-@pytest.mark.parametrize("remat", some(["full", "dots", "recurrence", "mixer"], ("full", "mixer")))
+@pytest.mark.parametrize("remat", some(["full", "dots", "recurrence", "mixer"], ("full",)))
 def test_rematerialisation_changes_nothing(simple, remat):
     """Loss and gradients agree with keeping everything."""
     assert_close(loss_and_gradients(simple, remat), loss_and_gradients(simple), 1e-5)

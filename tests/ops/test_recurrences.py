@@ -165,6 +165,7 @@ def test_no_state_is_a_state_of_zeros(name):
     assert_close(got, want, 1e-6)
 
 
+@pytest.mark.exhaustive
 def test_long_sequence():
     """Thousands of tokens, with slow decay and with decay that underflows in a chunk: no overflow, no lost digits."""
     tokens = 3_000
@@ -175,6 +176,7 @@ def test_long_sequence():
     assert_close(got, want, TOLERANCE)
 
 
+@pytest.mark.exhaustive
 def test_sizes_of_models():
     """K = V = 64 in a chunk of 64 rows and a part of one, a document inside; the delta rule's are in `test_mom.py`."""
     inputs = example("kda", 70, 2, (64, 64))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from support.cases import some
 from support.compare import assert_close
 from support.parameters import random_model
 
@@ -52,7 +53,7 @@ def measured(impl):
     return jax.jit(jax.grad(loss, has_aux=True))(params)
 
 
-@pytest.mark.parametrize("platform", DEVICES)
+@pytest.mark.parametrize("platform", some(DEVICES, ("gpu",)))
 def test_model(platform, monkeypatch):
     """Kernels give what XLA gives."""
     want = measured("xla")

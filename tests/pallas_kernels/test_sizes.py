@@ -22,8 +22,8 @@ SIZES = [
     ("tpu", "delta rule", 140, 128, (64, 128)),
     ("gpu", "delta rule", 70, 64, (64, 128)),
 ]
-# a product that decides what is written, a decay of each kind
-FIRST = [SIZES[0], *SIZES[4:6], SIZES[7]]
+# without a product that decides what is written, and with one; with a decay
+FIRST = [SIZES[1], *SIZES[4:6]]
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,10 @@ def test_gates_in_long_chunks():
 
 HALF = {"bfloat16": 2**-6, "float16": 2e-3}
 HALVES = [*((*case, "bfloat16") for case in KERNELS), ("gpu", "delta rule", "float16")]
+HALVES_FIRST = [case for case in HALVES if case[:2] == ("gpu", "delta rule")]
 
 
-@pytest.mark.parametrize("platform, name, dtype", some(HALVES, [case for case in HALVES if case[1] == "delta rule"]))
+@pytest.mark.parametrize("platform, name, dtype", some(HALVES, HALVES_FIRST))
 def test_half_precision(platform, name, dtype):
     """Outputs and gradients in their dtypes, float32 states, all near those of the same rows in float64.
 

@@ -28,8 +28,8 @@ LEAST = dataclasses.replace(SMALL, memory_rule="retnet", num_heads=8, head_dim=4
                             topk=1, router_renormalise=False, use_short_conv=False, use_output_gate=False,
                             intermediate_size=0)  # fmt: skip
 EIGHT = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(sizes) == 8]
-# Each axis alone and any three together, and what is left: one axis of four devices beside one of two.
-MESHES = {"some": [sizes for sizes in EIGHT if 4 not in sizes], "rest": [sizes for sizes in EIGHT if 4 in sizes]}
+# Any three axes together, and what is left: one axis alone, and one of four devices beside one of two.
+MESHES = {"some": [sizes for sizes in EIGHT if max(sizes) == 2], "rest": [sizes for sizes in EIGHT if max(sizes) > 2]}
 Sizes = tuple[int, ...]  # along each of `AXES`
 
 

@@ -44,6 +44,7 @@ def run(path, minutes=5.0, only=()):
     return results, page(results)
 
 
+@pytest.mark.exhaustive
 def test_right_and_timed(made):
     """Values and gradients are those of single tokens, the same bits come twice, and times are there."""
     results, text = run(made)

@@ -30,7 +30,7 @@ OPTIONS = {
 
 
 WHOLE = ("gated_deltanet", "rwkv7")  # with convolutions, with token shift
-FIRST = (*WHOLE, "gla", "mamba3", "gsa", "ttt")  # gates by channel, three terms, slots, an inner model
+FIRST = ("gated_deltanet", "gla")  # with all parts, and without
 
 
 @pytest.mark.parametrize("rule", some(MEMORY_RULES, FIRST))

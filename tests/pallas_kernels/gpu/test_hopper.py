@@ -55,6 +55,7 @@ NEEDED = pytest.mark.skipif(
 
 
 @NEEDED
+@pytest.mark.exhaustive
 def test_the_same_as_by_triton(capfd):
     """Values, states and gradients, up to the order of sums; nothing is read or written too early."""
     assert_close(differentiated(delta_rule_hopper), differentiated(delta_rule), 2**-7)

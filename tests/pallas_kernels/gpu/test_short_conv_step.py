@@ -52,7 +52,7 @@ def by_rows(packing, reset, x, weight, states, bias, **form):
 @pytest.mark.parametrize(
     ("taps", "gathered", "bias", "documents", "normalise", "dtype"),
     [
-        (4, True, False, True, True, jnp.float32),
+        pytest.param(4, True, False, True, True, jnp.float32, marks=pytest.mark.exhaustive),
         (2, False, True, False, False, jnp.float32),
         (3, False, False, True, True, jnp.bfloat16),
     ],
