@@ -1,7 +1,7 @@
 """Multi-query associative recall at equal state and at equal parameters; the paper has no such result.
 
     mom-jax experiment mqar --scale tiny       two CPU cores, four minutes
-    mom-jax experiment mqar --scale small      two CPU cores, an hour
+    mom-jax experiment mqar --scale small      two CPU cores, an hour and a half
     mom-jax experiment mqar --scale paper      one GPU; spread it with --shard i/n
 
 A mixture is compared with what else its resources could buy, under the same rule (gated delta rule):
@@ -99,14 +99,15 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
     tasks = by_task(records)
     columns = min(4, len(tasks))
     rows = -(-len(tasks) // columns)
-    figure = Figure(figsize=(3.6 * columns + 0.4, 3.2 * rows + 1.2), layout="constrained")
+    figure = Figure(figsize=(max(8.5, 3.6 * columns + 0.4), 3.2 * rows + 1.2), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes in grid.flat[len(tasks) :]:
         axes.set_visible(False)
     for axes, ((task, length, pairs), group) in zip(grid.flat, tasks.items(), strict=False):
         _panel(axes, group)
         axes.set_title(f"{task}, {pairs} pairs in {length} tokens")
-    figure.supxlabel("state of one sequence (bytes)")
+    for axes in grid[-1]:
+        axes.set_xlabel("state of one sequence (bytes)")
     figure.supylabel("accuracy")
     legend_below(figure, 3)
     path = folder / "accuracy.png"
