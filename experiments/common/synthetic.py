@@ -117,7 +117,7 @@ def _trained(
             steps = np.arange(step, min(step + _STEPS, training.steps))
             read = [_rows_of_each(rows.lessons or rows.make, streams, training) for _ in steps]
             batches = {name: np.stack([[r[t.seed][name] for t in trainings] for r in read]) for name in _FIELDS}
-            rates = np.asarray([[_rate(each, number) for each in trainings] for number in steps], np.float32)
+            rates = np.asarray([[_rate(each, number) for each in trainings] for number in steps.tolist()], np.float32)
             params, moments = _train(graph, config, training.weight_decay, params, moments, keys, batches, rates, steps)
             done = step + len(steps)
             if done % training.look_every < _STEPS or done == training.steps:
