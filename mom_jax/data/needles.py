@@ -158,12 +158,17 @@ def needle_sample(task: str, rng: np.random.Generator, tokenizer: Tokenizer, len
         sample = made(sentences)
         return len(tokenizer.encode(sample.prompt + sample.answer))
 
-    if tokens(0) > length:
-        raise InputError("length", length, f"must be at least {tokens(0)} tokens for a question of {task}")
-    low, high = 0, length  # a sentence has more than one token
+    shortest = tokens(0)
+    if shortest > length:
+        raise InputError("length", length, f"must be at least {shortest} tokens for a question of {task}")
+    low, high, of_sentence = 0, length, 10.0  # that many sentences fit, do not (each has more than one token)
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if tokens(middle) <= length else (low, middle)
+        number = min(max(int((length - shortest) / of_sentence), low + 1), high - 1)
+        if (count := tokens(number)) <= length:
+            low = number
+        else:
+            high = number
+        of_sentence = (count - shortest) / number
     return made(low)
 
 
