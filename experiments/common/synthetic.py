@@ -163,12 +163,9 @@ _FIELDS = ("tokens", "places", "answers")
 
 def _questions(batch: RecallBatch, width: int) -> dict[str, np.ndarray]:
     """`_FIELDS` of a batch; the places [B, width] of its labels, since only these positions need logits."""
-    rows, places = np.nonzero(batch.labels != IGNORE)
-    places = places.reshape(len(batch.labels), -1).astype(np.int32)
-    answers = batch.labels[rows.reshape(places.shape), places]
-    free = ((0, 0), (0, width - places.shape[1]))
-    answers = np.pad(answers, free, constant_values=IGNORE)
-    return {"tokens": batch.tokens, "places": np.pad(places, free), "answers": answers}
+    unasked = batch.labels == IGNORE  # such positions fill up rows of fewer labels
+    places = np.argsort(unasked, 1, kind="stable")[:, :width].astype(np.int32)
+    return {"tokens": batch.tokens, "places": places, "answers": np.take_along_axis(batch.labels, places, 1)}
 
 
 @functools.partial(jax.jit, static_argnums=0)

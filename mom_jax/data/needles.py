@@ -14,14 +14,21 @@ has a length in tokens of any tokenizer: prompt and answer together fill it as f
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from mom_jax.data.recall import BLANK, RecallBatch
-from mom_jax.data.tokenizers import Tokenizer
 from mom_jax.errors import InputError
 from mom_jax.labels import IGNORE
+
+
+class Encoder(Protocol):
+    """What is asked of a tokenizer."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of ``text``, int32 [T]."""
+        ...
 
 
 class Sample(NamedTuple):
@@ -135,7 +142,7 @@ NEEDLES: dict[str, Callable[[np.random.Generator], _Haystack]] = {
 }
 
 
-def needle_sample(task: str, rng: np.random.Generator, tokenizer: Tokenizer, length: int) -> Sample:
+def needle_sample(task: str, rng: np.random.Generator, tokenizer: Encoder, length: int) -> Sample:
     """A question whose prompt and answer take at most ``length`` tokens, and would not with one sentence more.
 
     Args:
@@ -172,7 +179,7 @@ def needle_sample(task: str, rng: np.random.Generator, tokenizer: Tokenizer, len
     return made(low)
 
 
-def needle_rows(task: str, rng: np.random.Generator, batch: int, tokenizer: Tokenizer, length: int) -> RecallBatch:
+def needle_rows(task: str, rng: np.random.Generator, batch: int, tokenizer: Encoder, length: int) -> RecallBatch:
     """Rows to learn or to score: a label stands at each position from which a token of the answer is to be told.
 
     Blanks (0) fill the beginning of a row, so that all answers end at its end.
