@@ -31,9 +31,8 @@ HEAD = """# Results
 
 What the small scale of the experiments found: the evidence that two CPU cores or one GPU can give in hours, from models
 of one or two layers that learn synthetic recall, and of some 150,000 parameters that read 10.5 MB of source code. How
-language models of 340M or 1.3B parameters rank, only `--scale paper` can say, and who finds needles in long texts only
-`--scale medium`; neither has been run. [results/tiny.md](results/tiny.md) shows that every experiment runs; it claims
-nothing.
+language models of 57M parameters rank, only `--scale medium` can say, and of 340M or 1.3B only `--scale paper`; neither
+has been run. [results/tiny.md](results/tiny.md) shows that every experiment runs; it claims nothing.
 
 - `mom-jax experiment NAME --scale small` runs one; `python -m tools.make_results --run none` writes this page.
 - {method} This page has {count} comparisons. *Ahead* and *behind* mean that the corrected p is below 0.05 and that the
