@@ -65,7 +65,8 @@ def courses_plot(records: Sequence[Record], pairs: int) -> Figure:
                 steps, losses = course(record)
                 number = list(NAMES).index(record["point"]["architecture"])
                 label = NAMES[record["point"]["architecture"]]
-                axes.plot(steps, losses, dashes[number % 4], color=f"C{number % 10}", label=label)
+                marker = "o" if len(steps) == 1 else ""
+                axes.plot(steps, losses, marker + dashes[number % 4], color=f"C{number % 10}", label=label)
         axes.set(title=f"{RULE_NAMES[rule]}, {pairs} pairs", xlabel="step")
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from mom_jax.drawing import legend_beside
 from mom_jax.models.baselines import single
 
-from ..common.comparison import MEASURES, Comparison, Model, good, grouped
+from ..common.comparison import MEASURES, Comparison, Model, every, good, grouped
 from ..registry import Experiment, Record
 
 RATIOS = {"half chosen": (0.5, "C0"), "a quarter chosen": (0.25, "C1")}
@@ -41,7 +41,7 @@ _ALL = Comparison(_MODELS, tiny=())
 
 
 def plot(records: list[Record], folder: Path) -> list[Path]:
-    """Each measure against the number of memories: a line for each share that is chosen, a dot for a seed."""
+    """Each measure against the number of memories: a line for each share that is chosen, a dot or cross for a seed."""
     groups = grouped(records)
     figure = Figure(figsize=(4.6 * len(groups) + 0.4, 3.8), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
@@ -51,10 +51,13 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
         for name, (ratio, colour) in RATIOS.items():
             line = {1: models.get("1 memory")}
             line |= {m: models.get(label(m, k)) for m, k in sorted(PAIRS) if k == ratio * m}
-            line = {m: learnt for m, group in line.items() if (learnt := good(measure, group or []))}
-            axes.plot(list(line), [np.mean(values) for values in line.values()], "o-", color=colour, label=name)
-            for m, values in line.items():
-                axes.plot([m] * len(values), values, ".", color=colour, alpha=0.6)
+            runs = {m: (every(measure, group), good(measure, group)) for m, group in line.items() if group}
+            means = {m: np.mean(learnt) for m, (_, learnt) in runs.items() if learnt}
+            axes.plot(list(means), list(means.values()), "o-", color=colour, label=name)
+            for m, (values, learnt) in runs.items():
+                at_chance = [value for value in values if value not in learnt]
+                axes.plot([m] * len(learnt), learnt, ".", color=colour, alpha=0.6)
+                axes.plot([m] * len(at_chance), at_chance, "x", color=colour)
         better = "lower" if MEASURES[measure].lower else "higher"
         axes.set(title=size, xlabel="memories", ylabel=f"{MEASURES[measure].title} ({better} is better)")
         axes.set_xscale("log", base=2)
