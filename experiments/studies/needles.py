@@ -12,11 +12,10 @@ convolutions. A row of the training holds as many questions of one task and one 
 of it and so on, as short as the facts allow.
 
 Tiny: one number, 256 bytes, asked at 256 and 512. Small: one number, and one of six keys, at 512 tokens, asked at up to
-16,384; a token is a word, a sign, or two digits, so guessing is right in one of a hundred; two layers of width 64 with
-one head of 16 key and 32 value channels, 4 memories of which 2 are chosen, 1,500 steps of 8 rows. In bytes two cores
-get nowhere: a single memory of that width that had read one number in 256 bytes 16,000 times still drew its digits at
-random. Medium: all six in 512 bytes, asked at up to 16,384; width 128 with 32 key and 64 value channels, 10,000 steps
-of 16 rows.
+16,384. A token is a word, a sign, or two digits: guessing is right in one of a hundred, and telling the number of any of
+the six keys in one of six. Two layers of width 64 with one head of 16 key and 32 value channels, 4 memories of which 2
+are chosen, 1,500 steps of 8 rows for every model. Medium: all six in 512 bytes, asked at up to 16,384; width 128 with
+32 key and 64 value channels, 10,000 steps of 16 rows.
 """
 
 import dataclasses
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from mom_jax.data.needles import NEEDLES, Encoder, needle_rows, needle_sample
 from mom_jax.data.recall import RecallBatch
@@ -177,14 +177,18 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
         figsize=(max(7.5, 3.6 * columns + 0.6), 3.0 * -(-len(needles) // columns) + 1.2), layout="constrained"
     )
     grid = figure.subplots(-(-len(needles) // columns), columns, sharey=True, squeeze=False)
+    ticks = [f"{length // 1024}K" if length >= 1024 else str(length) for length in lengths]
     for axes, needle in zip(grid.flat, needles, strict=False):
         tests = [test_name(needle, length) for length in lengths]
-        for record, marker in zip(records, "os^DvP*X", strict=False):
+        for number, (record, marker) in enumerate(zip(records, "os^DvP*X", strict=False)):
             label, colour = ARCHITECTURES[record["point"]["architecture"]]
-            draw(axes, list(map(float, lengths)), [record] * len(lengths), tests, color=colour, label=label,
-                 fmt=f"{marker}-", markersize=5)  # fmt: skip
+            places = [length * 1.04 ** (number - len(records) // 2) for length in lengths]  # intervals lie side by side
+            draw(axes, places, [record] * len(lengths), tests, color=colour, label=label, fmt=f"{marker}-",
+                 markersize=5)  # fmt: skip
         axes.set(title=needle.replace("_", " "), ylim=(0, 1.03), xlabel="length (tokens)")
         axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, ticks)
+        axes.xaxis.set_minor_locator(NullLocator())
     grid[0][0].set_ylabel("right tokens of the answer")
     legend_below(figure, 3)
     path = folder / "length.png"
