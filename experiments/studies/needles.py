@@ -11,11 +11,11 @@ grows. Answers are counted token by token. The models are those of `studies/mqar
 convolutions. A row of the training holds as many questions of one task and one length as fit: the full length, or half
 of it and so on, as short as the facts allow.
 
-Tiny: one number, 256 bytes, asked at 256 and 512. Small: one number, and one of six keys, at 512 tokens, asked at up to
-16,384. A token is a word, a sign, or two digits: guessing is right in one of a hundred, and telling the number of any
-of the six keys in one of six. Two layers of width 64 with one head of 16 key and 32 value channels, 4 memories of which 2
-are chosen, 1,500 steps of 8 rows for every model. Medium: all six in 512 bytes, asked at up to 16,384; width 128 with
-32 key and 64 value channels, 10,000 steps of 16 rows.
+Tiny: one number, 256 bytes, asked at 256 and 512. Small: one number, and one of six keys, at 512 tokens, asked at up
+to 16,384. A token is a word, a sign, or two digits: guessing is right in one of a hundred, and telling the number of
+any of the six keys in one of six. Two layers of width 64 with one head of 16 key and 32 value channels, 4 memories of
+which 2 are chosen, 1,500 steps of 8 rows for every model. Medium: all six in 512 bytes, asked at up to 16,384; width
+128 with 32 key and 64 value channels, 10,000 steps of 16 rows.
 """
 
 import dataclasses
