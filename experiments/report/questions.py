@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..common.architectures import ARCHITECTURES
 from ..common.capacity_plot import NAMES, RULE_NAMES, costs_plot
 from ..common.seeds import scores, trained
 from ..common.statistics import Judged, Verdict
-from ..registry import Record
+from ..registry import Point, Record, get_experiment
 
 # name: (question, the experiment whose small scale answers it)
 QUESTIONS = {
@@ -63,7 +64,7 @@ def _answer(name: str, records: Mapping[str, Sequence[Record]], judged: list[Jud
     if not judged:
         command = f"mom-jax experiment {experiment} --scale small"
         return Answer(name, question, [f"Not yet run at the small scale: `{command}`."], [], None)
-    lines = [_short(judged), *_by_rival(judged), *_long(judged), *_failures(records.get(experiment, ()), judged)]
+    lines = [_short(judged), *_by_rival(judged), *_long(judged), *_failures(records, judged)]
     return Answer(name, question, lines, judged, lambda: forest(judged, question))
 
 
@@ -113,18 +114,31 @@ def _rival(one: Judged) -> str:
     return f"{one.contrast.other} ({value:+.2f} [{low:+.2f}, {high:+.2f}], {seeds})"
 
 
-def _failures(records: Sequence[Record], judged: list[Judged]) -> list[str]:
-    """Which of the models that are compared have seeds that failed to train."""
-    compared = {name for one in judged for name in (one.contrast.first, one.contrast.other)}
+def _failures(records: Mapping[str, Sequence[Record]], judged: list[Judged]) -> list[str]:
+    """Which of the models that are compared have seeds that failed to train, by experiment."""
+    compared = {one.contrast for one in judged}
     told = []
-    for record in records:
-        point, all_seeds, good = record["point"], scores(record), trained(record)
-        name = point.get("model") or NAMES.get(point["architecture"])
-        if name in compared and len(good) < len(all_seeds):
-            of = [RULE_NAMES[point["rule"]]] if "rule" in point else []
-            task = ", ".join([*of, f"{point['pairs']} pairs"])
-            told.append(f"{name} {len(all_seeds) - len(good)} of {len(all_seeds)} ({task})")
+    for experiment, group in records.items():
+        contrasts = compared.intersection(get_experiment(experiment).contrasts(list(group)))
+        names = {name for contrast in contrasts for name in (contrast.first, contrast.other)}
+        told += [_failed(experiment, record) for record in group if _name(record["point"]) in names]
+    told = [line for line in told if line]
     return [f"Failed to train, and so part of no comparison: {', '.join(told)}."] if told else []
+
+
+def _name(point: Point) -> str:
+    architecture = point.get("architecture", "")
+    return point.get("model") or NAMES.get(architecture) or ARCHITECTURES.get(architecture, ("",))[0]
+
+
+def _failed(experiment: str, record: Record) -> str:
+    """A model, how many of its seeds failed, and at what; empty if none did or what it learns has no chance level."""
+    point = record["point"]
+    if "chance" not in record["result"] or not (failures := len(scores(record)) - len(trained(record))):
+        return ""
+    rule = [RULE_NAMES[point["rule"]]] if "rule" in point else []
+    task = ", ".join([*rule, *([f"{point['pairs']} pairs"] if "pairs" in point else [])]) or experiment
+    return f"{_name(point)} {failures} of {len(scores(record))} ({task})"
 
 
 def _costs(records: Sequence[Record]) -> list[str]:

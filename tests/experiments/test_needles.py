@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 from mom_jax.experiments.common.architectures import COMPARED
+from mom_jax.experiments.common.statistics import judge
+from mom_jax.experiments.report.questions import answers
 from mom_jax.experiments.studies import needles
 from support.made_up import tuned_result
 
@@ -87,3 +89,16 @@ def test_table_plot_and_contrasts(tmp_path, scale, tasks):
     assert len(needles.contrasts(records)) == 2 * tasks * (len(COMPARED) - 1)
     (picture,) = needles.plot(records, tmp_path)
     assert picture.stat().st_size > 10_000
+
+
+def test_failures_to_train_stand_with_the_question():
+    """Those of every experiment whose comparisons answer it, and of the models that are compared."""
+    tests = [f"{task} {length}" for task in ("single", "multi_key") for length in needles.LENGTHS]
+    failed = {"equal-active": [0.5, 0.01, 0.7], "attention": [0.01, 0.5, 0.6]}
+    records = [
+        {"point": point, "result": tuned_result(failed.get(point["architecture"], [0.5, 0.6, 0.7]), tests=tests)}
+        for point in needles.points("small")
+    ]
+    active, total, *_ = answers({"needles": records}, judge(needles.contrasts(records)))
+    assert active.lines[-1].endswith("comparison: single, equal active state 1 of 3 (needles).")
+    assert not any("Failed" in line for line in total.lines)
