@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -12,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from mom_jax.drawing import legend_below
 
 from ..registry import Record
-from .seeds import draw
+from .seeds import course, draw
 
 TIMES = (3, 5, 9)  # state that a token touches with k of 2 or 4, and all of 4 or 8 memories with the shared one
 MIXTURES = ((4, 2), (8, 2), (8, 4))  # memories, chosen
@@ -75,13 +74,6 @@ def courses_plot(records: Sequence[Record], pairs: int) -> Figure:
     panels[0].set_ylabel("validation loss (nats), mean of seeds")
     legend_below(figure, 3)
     return figure
-
-
-def course(record: Record) -> tuple[list[int], list[float]]:
-    """Steps, and the mean validation loss of the seeds there; as far as all of them went."""
-    each = [run["losses"] for run in record["result"]["runs"]]
-    steps = [step for step, _ in min(each, key=len)]
-    return steps, [float(np.mean([losses[i][1] for losses in each])) for i in range(len(steps))]
 
 
 def costs_plot(records: Sequence[Record]) -> Figure:

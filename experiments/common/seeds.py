@@ -6,9 +6,11 @@ is no part of a mean, which is to say what a model can hold.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from mom_jax.models.config import MoMConfig
@@ -111,6 +113,29 @@ def beside_mixture(what: str, records: list[Record], test: str = "") -> list[Con
         for name, theirs in models.items()
         if ours and theirs
     ]
+
+
+def course(record: Record) -> tuple[list[int], list[float]]:
+    """Steps, and the mean validation loss of the seeds there; as far as all of them went."""
+    each = [run["losses"] for run in record["result"]["runs"]]
+    steps = [step for step, _ in min(each, key=len)]
+    return steps, [float(np.mean([losses[i][1] for losses in each])) for i in range(len(steps))]
+
+
+def late_fall(records: Mapping[str, Record]) -> str:
+    """A sentence: whether training had come to an end. Records are named by their model."""
+    fell = {name: _fall(record) for name, record in records.items()}
+    most = max(fell, key=lambda name: fell[name])
+    return (
+        "In the last fifth of the steps, where the learning rate goes to zero, the mean validation loss fell by "
+        f"{100 * min(fell.values()):.1f} to {100 * fell[most]:.1f} % (the most: {most})."
+    )
+
+
+def _fall(record: Record) -> float:
+    """Share by which the mean validation loss fell in the last fifth of the steps; 0 where it rose."""
+    _, losses = course(record)
+    return max(0.0, 1 - losses[-1] / losses[-1 - len(losses) // 5])
 
 
 def draw(axes: Axes, places: list[float], records: list[Record], test: list[str] | None = None, **look: Any) -> None:

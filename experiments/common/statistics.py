@@ -6,6 +6,7 @@ from Holm's correction over all comparisons that are shown together: the chance 
 is at most 5 % then. Where the corrected p is larger, or the interval holds zero, a comparison is undecided.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -63,7 +64,9 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[Interval
         return Interval(value, -np.inf, np.inf), 1.0
     if np.ptp(ours) == np.ptp(theirs) == 0:
         return Interval(value, value, value), float(value == 0)
-    test: Any = stats.ttest_ind(ours, theirs, equal_var=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)  # of one group without spread: it is exact
+        test: Any = stats.ttest_ind(ours, theirs, equal_var=False)
     bounds = test.confidence_interval(LEVEL)
     return Interval(value, float(bounds.low), float(bounds.high)), float(test.pvalue)
 

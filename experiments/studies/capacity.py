@@ -27,8 +27,8 @@ from mom_jax.models.config import MoMConfig
 
 from ..common import recall
 from ..common.architectures import mixture, one_memory, with_parameters_of
-from ..common.capacity_plot import MIXTURES, NAMES, PARTS, RULE_NAMES, TIMES, capacity_plot, course
-from ..common.seeds import CELLS, cells, points_of, rate_cell, trained
+from ..common.capacity_plot import MIXTURES, NAMES, PARTS, RULE_NAMES, TIMES, capacity_plot
+from ..common.seeds import CELLS, cells, late_fall, points_of, rate_cell, trained
 from ..registry import Contrast, Experiment, Point, Record
 
 Change = Callable[[MoMConfig], MoMConfig]
@@ -147,19 +147,8 @@ def _questions(question: str, ours: Record, other: Record) -> tuple[str, ...]:
 
 def findings(records: list[Record]) -> list[str]:
     """Whether training had come to an end."""
-    fell = {f"{NAMES[r['point']['architecture']]}, {r['point']['pairs']} pairs": fall(r) for r in records}
-    most = max(fell, key=lambda name: fell[name])
-    return [
-        "In the last fifth of the steps, where the learning rate goes to zero, the mean validation loss fell by "
-        f"{100 * min(fell.values()):.1f} to {100 * fell[most]:.1f} % (the most: {most}). "
-        "All models of a number of pairs saw as many tokens."
-    ]
-
-
-def fall(record: Record) -> float:
-    """Share by which the mean validation loss fell in the last fifth of the steps; 0 where it rose."""
-    _, losses = course(record)
-    return max(0.0, 1 - losses[-1] / losses[-1 - len(losses) // 5])
+    named = {f"{NAMES[r['point']['architecture']]}, {r['point']['pairs']} pairs": r for r in records}
+    return [f"{late_fall(named)} All models of a number of pairs saw as many tokens."]
 
 
 EXPERIMENT = Experiment(points, run, capacity_plot, table, findings, contrasts, scales=("tiny", "small"))

@@ -87,6 +87,8 @@ def test_table_plot_and_contrasts(tmp_path, scale, tasks):
     assert len(rows) == tasks * len(COMPARED) * len(needles.LENGTHS) and all(len(row) == len(heading) for row in rows)
     assert rows[0][:3] == ["single", "512", "MoM"]
     assert len(needles.contrasts(records)) == 2 * tasks * (len(COMPARED) - 1)
+    fell, spread = needles.findings(records)
+    assert "fell by" in fell and "MoM 1.00 (1.00 1.00 1.00), single memory 1.00 (" in spread
     (picture,) = needles.plot(records, tmp_path)
     assert picture.stat().st_size > 10_000
 

@@ -1,6 +1,7 @@
 """Differences over seeds, and what a page of them bears out."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -36,6 +37,16 @@ def test_one_seed_says_nothing_and_equal_ones_say_all():
     assert math.isinf(interval.high) and p == 1
     assert mean_interval([0.5]).low == -math.inf and "one seed" in str(mean_interval([0.5]))
     assert difference([1.0, 1.0], [0.5, 0.5])[1] == 0 and difference([1.0, 1.0], [1.0, 1.0])[1] == 1
+
+
+def test_one_group_without_spread_is_as_good_as_any():
+    """As a model has whose seeds all know everything; nothing is warned of."""
+    theirs = (0.2, 0.6, 0.3, 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        interval, p = difference([1.0] * 4, theirs)
+    alone = mean_interval(theirs)
+    assert (interval.low, interval.high) == pytest.approx((1 - alone.high, 1 - alone.low)) and 0 < p < 0.05
 
 
 def test_holm():
