@@ -86,6 +86,8 @@ def _beyond(losses: Mapping[float, float]) -> list[float]:
 def kept(config: MoMConfig, rows: "Rows", training: "Training", models: Path, together: int) -> Train:
     """Trains a model with rates and seeds as asked, and keeps the results, so that a stopped point goes on.
 
+    Runs of a grid, which count for nothing else, are not scored on ``rows.tests``.
+
     Args:
         config: the model.
         rows: what it reads.
@@ -103,7 +105,8 @@ def kept(config: MoMConfig, rows: "Rows", training: "Training", models: Path, to
         key = json.dumps([rows.facts, config.to_dict(), [dataclasses.asdict(one) for one in each]], sort_keys=True)
         path = models / f"tuned-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
         if not path.is_file():
-            runs = train_together(config, rows, each)
+            tests = {} if each[0].seed == TUNING_SEED else rows.tests
+            runs = train_together(config, dataclasses.replace(rows, tests=tests), each)
             models.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json_line({"runs": runs}))  # a loss that was NaN is null there
         return with_nan(read_json(path, dict[str, Any], "delete it to train again")["runs"])

@@ -4,8 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from mom_jax.experiments.common import synthetic
+from mom_jax.experiments.common.rows import Rows
 from mom_jax.experiments.common.seeds import cells, rate_cell, trained
-from mom_jax.experiments.common.tuned import GRID, TUNING_SEED, tuned
+from mom_jax.experiments.common.tuned import GRID, TUNING_SEED, kept, tuned
+
+from mom_jax.data.recall import mqar
+from mom_jax.models.presets import get_preset
 
 
 def trainer(best, diverges_from=math.inf):
@@ -26,6 +31,22 @@ def test_the_best_rate_is_chosen_on_a_seed_of_its_own():
     assert result["learning_rate"] == 2e-3 and result["inside"] is True
     assert asked[:4] == [(rate, TUNING_SEED) for rate in GRID] and asked[4:] == [(2e-3, seed) for seed in (0, 1, 2)]
     assert [rate for rate, _ in result["grid"]] == list(GRID) and len(result["runs"]) == 3
+
+
+def test_runs_of_a_grid_are_asked_nothing_but_the_validation_rows(tmp_path, monkeypatch):
+    """Tests of long rows cost as much as the training."""
+    asked = []
+
+    def train_together(config, rows, trainings):
+        asked.append((set(rows.tests), [each.seed for each in trainings]))
+        return [{"validation_loss": abs(np.log(each.learning_rate / 2e-3))} for each in trainings]
+
+    monkeypatch.setattr(synthetic, "train_together", train_together)
+    rows = Rows({"task": "any"}, lambda rng, batch: mqar(rng, batch, 8, 2, 16), tests={"longer": mqar})
+    train = kept(get_preset("mom-tiny"), rows, synthetic.Training(0.0, 1, 1, 0, 2), tmp_path, together=8)
+    first = tuned(train, GRID, (0, 1))
+    assert asked == [(set(), [TUNING_SEED] * len(GRID)), ({"longer"}, [0, 1])]
+    assert tuned(train, GRID, (0, 1)) == first and len(asked) == 2, "what is kept is not trained again"
 
 
 @pytest.mark.parametrize(("best", "found"), [(1.6e-2, 1.6e-2), (5e-4, 5e-4), (4e-2, 6.4e-2 / 2)])
