@@ -200,7 +200,8 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
 def findings(records: list[Record]) -> list[str]:
     """Whether training had come to an end, and how far apart the seeds ended."""
     named = {ARCHITECTURES[record["point"]["architecture"]][0]: record for record in records}
-    return [f"{late_fall(named)} All models saw as many tokens.", _spread(named)]
+    searched = {name: record for name, record in named.items() if record["result"]["grid"]}
+    return [f"{late_fall(named)} All models saw as many tokens.", *([_spread(searched)] if searched else [])]
 
 
 def _spread(named: dict[str, Record]) -> str:

@@ -89,6 +89,9 @@ def test_table_plot_and_contrasts(tmp_path, scale, tasks):
     assert len(needles.contrasts(records)) == 2 * tasks * (len(COMPARED) - 1)
     fell, spread = needles.findings(records)
     assert "fell by" in fell and "MoM 1.00 (1.00 1.00 1.00), single memory 1.00 (" in spread
+    for record in records:
+        record["result"]["grid"] = []
+    assert needles.findings(records) == [fell], "no rate was searched"
     (picture,) = needles.plot(records, tmp_path)
     assert picture.stat().st_size > 10_000
 
