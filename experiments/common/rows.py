@@ -13,7 +13,7 @@ Maker = Callable[[np.random.Generator, int], RecallBatch]  # (generator, rows) t
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of a task: makers of batches of one shape, with the same number of labels in each row of a batch.
+    """Rows of a task: makers of batches of one shape, whose rows have at most `synthetic.Training.questions` labels.
 
     Attributes:
         facts: JSON; what tells these rows from others.

@@ -164,6 +164,8 @@ _FIELDS = ("tokens", "places", "answers")
 def _questions(batch: RecallBatch, width: int) -> dict[str, np.ndarray]:
     """`_FIELDS` of a batch; the places [B, width] of its labels, since only these positions need logits."""
     unasked = batch.labels == IGNORE  # such positions fill up rows of fewer labels
+    if (most := int((~unasked).sum(1).max())) > width:
+        raise ValueError(f"a row has {most} labels, and there are places for {width}")
     places = np.argsort(unasked, 1, kind="stable")[:, :width].astype(np.int32)
     return {"tokens": batch.tokens, "places": places, "answers": np.take_along_axis(batch.labels, places, 1)}
 

@@ -9,7 +9,8 @@ from mom_jax.experiments.common.rows import Rows
 from mom_jax.experiments.common.seeds import cells, rate_cell, trained
 from mom_jax.experiments.common.tuned import GRID, TUNING_SEED, kept, tuned
 
-from mom_jax.data.recall import mqar
+from mom_jax.data.recall import RecallBatch, mqar
+from mom_jax.labels import IGNORE
 from mom_jax.models.presets import get_preset
 
 
@@ -80,3 +81,13 @@ def test_runs_at_chance_are_counted_and_not_averaged():
     mean, each, failures = cells(record)
     assert mean.startswith("0.850 [") and each == "0.900 (0.060) 0.800" and failures == "1 of 3"
     assert cells({"result": {"runs": runs[1:2], "chance": 0.05}})[0] == "–"
+
+
+def test_rows_of_a_batch_may_have_different_numbers_of_labels():
+    """Places hold every label in order, what is left is ignored, and no label is lost in silence."""
+    labels = np.array([[IGNORE, 5, IGNORE, 6, 7], [8, IGNORE, IGNORE, IGNORE, IGNORE]])
+    made = synthetic._questions(RecallBatch(np.zeros_like(labels), labels), 3)
+    assert made["answers"].tolist() == [[5, 6, 7], [8, IGNORE, IGNORE]]
+    assert made["places"][0].tolist() == [1, 3, 4] and made["places"][1, 0] == 0
+    with pytest.raises(ValueError, match="3 labels, and there are places for 2"):
+        synthetic._questions(RecallBatch(np.zeros_like(labels), labels), 2)
