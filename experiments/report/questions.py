@@ -121,8 +121,8 @@ def _failures(records: Mapping[str, Sequence[Record]], judged: list[Judged]) -> 
     for experiment, group in records.items():
         contrasts = compared.intersection(get_experiment(experiment).contrasts(list(group)))
         names = {name for contrast in contrasts for name in (contrast.first, contrast.other)}
-        told += [_failed(experiment, record) for record in group if _name(record["point"]) in names]
-    told = [line for line in told if line]
+        beside = [record for record in group if _name(record["point"]) in names]
+        told += [line for record in beside if (line := _failed(experiment, record))]
     return [f"Failed to train, and so part of no comparison: {', '.join(told)}."] if told else []
 
 
