@@ -60,7 +60,7 @@ class ChunkForm(NamedTuple):
     backward: Callable[[Chunk, State, State], tuple[State, Any]]
 
 
-def run_in_groups(
+def _run_in_groups(
     form: ChunkForm, shape: jax.ShapeDtypeStruct, rows: Rows, table: ChunkTable, state: Float[Array, "S H K V"] | None
 ) -> _Results:
     """Outputs of all chunks, and the state of every segment after its last one.
@@ -72,13 +72,6 @@ def run_in_groups(
         table: segments and documents of the chunks.
         state: of every segment; None starts from 0 and returns none.
     """
-    return _run(form, shape, rows, table, state)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(
-    form: ChunkForm, shape: jax.ShapeDtypeStruct, rows: Rows, table: ChunkTable, state: Float[Array, "S H K V"] | None
-) -> _Results:
     return _run_fwd(form, shape, rows, table, state)[0]
 
 
@@ -141,7 +134,8 @@ def _backward_group(
     return carried, pull(chunks, states, gradients)
 
 
-_run.defvjp(_run_fwd, _run_bwd)
+run_in_groups = jax.custom_vjp(_run_in_groups, nondiff_argnums=(0, 1))
+run_in_groups.defvjp(_run_fwd, _run_bwd)
 
 
 def _states_before(

@@ -96,18 +96,19 @@ def border_states(
     initial_state: Float[Array, "S H K V"] | None,
 ) -> tuple[Float[Array, "chunks H K V"], Float[Array, "S H K V"] | None]:
     """States at chunk borders of ``S' = across * S + update``: what enters each chunk, and the final ones."""
-
-    def body(carried, xs):
-        state, stored = carried
-        update_c, across_c, first, segment, last = xs
-        entering = load(stored, state, segment, first)
-        state = across_c * entering + update_c
-        return (state, store(stored, state, segment, last)), entering
-
     shape = jax.ShapeDtypeStruct(update.shape[1:], update.dtype)
     xs = (update, across, table.first, table.segment, table.last)
-    (_, stored), states = jax.lax.scan(body, initial_carry(initial_state, shape), xs)
+    (_, stored), states = jax.lax.scan(_border, initial_carry(initial_state, shape), xs)
     return states, final_states(stored)
+
+
+def _border(carried: tuple[State, Stored], xs: tuple[Array, ...]) -> tuple[tuple[State, Stored], State]:
+    """One chunk of ``S' = across * S + update``; gives what enters it."""
+    state, stored = carried
+    update, across, first, segment, last = xs
+    entering = load(stored, state, segment, first)
+    state = across * entering + update
+    return (state, store(stored, state, segment, last)), entering
 
 
 def _border_states_fwd(
@@ -125,17 +126,9 @@ def _border_states_bwd(
 ) -> tuple[Float[Array, "chunks H K V"], Float[Array, "chunks H #K 1"], None, Float[Array, "S H K V"] | None]:
     states, across, table = residuals
     dstates, dfinal = cotangents
-
-    def body(carried, xs):
-        dstate, dstored = carried
-        dstate_c, across_c, first, segment, last = xs
-        leaving = load(dstored, dstate, segment, last)
-        dstate = across_c * leaving + dstate_c
-        return (dstate, store(dstored, dstate, segment, first)), leaving
-
     shape = jax.ShapeDtypeStruct(states.shape[1:], states.dtype)
-    xs = (dstates, across, table.first, table.segment, table.last)
-    (_, dstored), dupdate = jax.lax.scan(body, initial_carry(dfinal, shape), xs, reverse=True)
+    xs = (dstates, across, table.last, table.segment, table.first)
+    (_, dstored), dupdate = jax.lax.scan(_border, initial_carry(dfinal, shape), xs, reverse=True)
     axes = tuple(i for i in range(-2, 0) if across.shape[i] == 1)
     return dupdate, jnp.sum(dupdate * states, axes, keepdims=True), None, final_states(dstored)
 
@@ -143,7 +136,7 @@ def _border_states_bwd(
 border_states.defvjp(_border_states_fwd, _border_states_bwd)
 
 
-def scan_chunks(
+def _scan_chunks(
     body: Callable[[Any, State, Any], tuple[State, Any]],
     shapes: Any,
     parameters: Any,
@@ -164,12 +157,6 @@ def scan_chunks(
     Returns:
         The stacked ``y``, and the state of every segment after its last chunk, or None.
     """
-    return _scan_chunks(body, shapes, parameters, xs, table, initial_state)
-
-
-def _run_chunks(
-    body: Callable, shapes: Any, parameters: Any, xs: Any, table: ChunkTable, initial_state: Any
-) -> tuple[Any, Any]:
     return _scan_chunks_fwd(body, shapes, parameters, xs, table, initial_state)[0]
 
 
@@ -208,5 +195,5 @@ def _scan_chunks_bwd(
     return dparameters, dxs, None, final_states(dstored)
 
 
-_scan_chunks = jax.custom_vjp(_run_chunks, nondiff_argnums=(0, 1))
-_scan_chunks.defvjp(_scan_chunks_fwd, _scan_chunks_bwd)
+scan_chunks = jax.custom_vjp(_scan_chunks, nondiff_argnums=(0, 1))
+scan_chunks.defvjp(_scan_chunks_fwd, _scan_chunks_bwd)

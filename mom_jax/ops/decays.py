@@ -5,7 +5,6 @@ gates next to very negative ones: a gate of -1e4 costs three digits. At the star
 mask cuts every path across it, so that nothing has to cancel.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -99,16 +98,6 @@ def _join(
     return x.reshape(*x.shape[:-4], -1, x.shape[-1])
 
 
-def _assemble(corners: Iterator[Array], diagonal: Float[Array, "*batch C"]) -> Float[Array, "*batch C C"]:
-    """A lower triangle, from its diagonal and the blocks below each cut, [..., blocks, b, b]."""
-    x = diagonal[..., None, None]
-    for corner in corners:
-        first, second = paired(x)
-        top = jnp.concatenate([first, jnp.zeros_like(first)], -1)
-        x = jnp.concatenate([top, jnp.concatenate([corner, second], -1)], -2)
-    return x[..., 0, :, :]
-
-
 def head_decays(
     g: Float[Array, "chunks H C"], table: ChunkTable
 ) -> tuple[
@@ -150,12 +139,14 @@ def decayed_scores(
     left: Float[Array, "chunks H C K"], right: Float[Array, "chunks H C K"], decays: ChannelDecays, table: ChunkTable
 ) -> Float[Array, "chunks H C C"]:
     """``sum_c left_tc right_ic exp(sum of g_jc over i < j < t)`` for i < t of one document, else 0."""
-    corners = (
-        products(halves(left, 1 << level)[1] * cut.since, halves(right, 1 << level)[0] * cut.to)
-        for level, cut in enumerate(decays.cuts)
-    )
-    scores = _assemble(corners, jnp.zeros(left.shape[:-1], left.dtype))
-    return masked(scores, documents(table).between)
+    # [chunks, H, blocks, b, b], from a block for each row to one
+    scores = jnp.zeros((*left.shape[:-1], 1, 1), left.dtype)
+    for level, cut in enumerate(decays.cuts):
+        corner = products(halves(left, 1 << level)[1] * cut.since, halves(right, 1 << level)[0] * cut.to)
+        first, second = paired(scores)
+        top = jnp.concatenate([first, jnp.zeros_like(first)], -1)
+        scores = jnp.concatenate([top, jnp.concatenate([corner, second], -1)], -2)
+    return masked(scores[..., 0, :, :], documents(table).between)
 
 
 def decayed_values(

@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows, delta_rule_chunked, delta_rule_step
-from mom_jax.ops.dispatch import Target, kernel_for
+from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows, delta_rule_chunked
 from mom_jax.ops.handover import by_columns
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Form, Primitive, matrix
+from mom_jax.ops.primitive import Form, Primitive, kernels_over, matrix
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.ops.sub_rows import only_at, sub_rows, sub_table
 from mom_jax.typing import Array, Float
@@ -42,7 +41,7 @@ def delta_product_step(
     o = jnp.zeros(rows.v.shape[:2] + rows.v.shape[-1:], rows.v.dtype)
     for j in range(rows.k.shape[2]):
         decay = g if j == 0 else jnp.zeros_like(g)
-        o, state = delta_rule_step(DeltaRuleRows(q, k[:, :, j], v[:, :, j], decay, beta[..., j]), state, scale)
+        o, state = DELTA_RULE.step(DeltaRuleRows(q, k[:, :, j], v[:, :, j], decay, beta[..., j]), state, scale)
     return o.astype(rows.v.dtype), state
 
 
@@ -60,12 +59,6 @@ def _by_sub_rows(
     )
     o, state = form(each, sub_table(table, steps), state, scale)
     return o[steps - 1 :: steps], state
-
-
-def _with_kernel(
-    device: Target, rows: DeltaProductRows, table: ChunkTable, state: Float[Array, "S H K V"] | None, scale: float
-) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
-    return _by_sub_rows(kernel_for(device, DELTA_RULE.kernels), rows, table, state, scale)
 
 
 def _beside(
@@ -88,7 +81,7 @@ def delta_product(steps: int) -> Primitive:
         handover=by_columns,
         split=True,
         beside=_beside,
-        kernels=dict.fromkeys(DELTA_RULE.kernels, _with_kernel),
+        kernels=kernels_over(DELTA_RULE, _by_sub_rows),
         inert=("g", "beta"),
         flops=lambda chunk, keys, values: _flops(steps, chunk, keys, values),
     )

@@ -17,7 +17,7 @@ from mom_jax.ops.chunks import from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import head_decays
 from mom_jax.ops.handover import by_columns
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Primitive, Transition, advanced, matrix
+from mom_jax.ops.primitive import Primitive, Transition, matrix, step_by
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.ops.triangular import unit_lower_inverse
 from mom_jax.typing import Array, Float
@@ -38,14 +38,6 @@ def delta_rule_transition(rows: DeltaRuleRows) -> Transition:
     q, k, v, g, beta = map(widened, rows)
     beta, kept = beta[..., None], jnp.broadcast_to(jnp.exp(g)[..., None], k.shape)
     return Transition(kept * q, q, k, beta * v, kept, a=kept * k, b=-beta * k)
-
-
-def delta_rule_step(
-    rows: DeltaRuleRows, state: Float[Array, "N H K V"], scale: float
-) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
-    """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
-    o, state = advanced(delta_rule_transition(rows), state, scale)
-    return o.astype(rows.v.dtype), state
 
 
 def delta_rule_chunked(
@@ -258,7 +250,7 @@ DELTA_RULE = Primitive(
     name="delta rule",
     rows=DeltaRuleRows,
     state=matrix,
-    step=delta_rule_step,
+    step=step_by(delta_rule_transition),
     transition=delta_rule_transition,
     handover=by_columns,
     split=True,

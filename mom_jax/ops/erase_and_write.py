@@ -26,10 +26,9 @@ import jax.numpy as jnp
 from mom_jax.ops.chunk_groups import ChunkForm, run_in_groups
 from mom_jax.ops.chunks import from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import before_decay, channel_decays, decayed_scores, head_decays
-from mom_jax.ops.dispatch import Target, kernel_for
 from mom_jax.ops.handover import by_columns
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Primitive, Transition, advanced, matrix
+from mom_jax.ops.primitive import Primitive, Transition, kernels_over, matrix, step_by
 from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.ops.triangular import unit_lower_inverse
@@ -89,14 +88,6 @@ def erase_and_write_transition(rows: EraseAndWriteRows) -> Transition:
     q, k, v, g, a = map(widened, rows)
     kept = _of_channels(jnp.exp(g), k)
     return Transition(kept * q, q, k, v, kept, a, -k)
-
-
-def erase_and_write_step(
-    rows: EraseAndWriteRows, state: Float[Array, "N H K V"], scale: float
-) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
-    """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
-    o, state = advanced(erase_and_write_transition(rows), state, scale)
-    return o.astype(rows.v.dtype), state
 
 
 def erase_and_write_chunked(
@@ -276,12 +267,6 @@ _FORM = ChunkForm(
 )
 
 
-def _with_kernel(
-    device: Target, rows: EraseAndWriteRows, table: ChunkTable, state: Float[Array, "S H K V"] | None, scale: float
-) -> tuple[Float[Array, "N H V"], Float[Array, "S H K V"] | None]:
-    return kernel_for(device, RANK_ONE_DECAY.kernels)(as_rank_one(rows), table, state, scale)
-
-
 def _beside(
     rows: EraseAndWriteRows, read: Callable[[Float[Array, "N H K"]], Float[Array, "N H V"]]
 ) -> tuple[EraseAndWriteRows, Float[Array, "N H V"]]:
@@ -302,13 +287,13 @@ ERASE_AND_WRITE = Primitive(
     name="erase and write",
     rows=EraseAndWriteRows,
     state=matrix,
-    step=erase_and_write_step,
+    step=step_by(erase_and_write_transition),
     transition=erase_and_write_transition,
     handover=by_columns,
     split=True,
     beside=_beside,
     chunked=erase_and_write_chunked,
-    kernels=dict.fromkeys(RANK_ONE_DECAY.kernels, _with_kernel),
+    kernels=kernels_over(RANK_ONE_DECAY, lambda form, rows, *rest: form(as_rank_one(rows), *rest)),
     inert=("v", "g", "a"),
     flops=erase_and_write_flops,
 )

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from mom_jax.ops.chunks import scan_chunks
 from mom_jax.ops.precision import widened
+from mom_jax.ops.segment_rows import place_in_document
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Bool, Float, Int
 
@@ -43,16 +44,12 @@ def normalised_gradient(
     eps: float = 1e-6,
 ) -> Float[Array, "*batch V"]:
     """The gradient, in the prediction, of half the squared error of ``layer_norm(prediction) * weight + bias``."""
-    unit, spread = _standardise(prediction, eps)
+    centred = prediction - jnp.mean(prediction, -1, keepdims=True)
+    spread = jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + eps)
+    unit = centred * spread
     slope = (unit * weight + bias - target) * weight
     flat = slope - jnp.mean(slope, -1, keepdims=True) - unit * jnp.mean(slope * unit, -1, keepdims=True)
     return flat * spread
-
-
-def _standardise(x: Float[Array, "*batch V"], eps: float) -> tuple[Float[Array, "*batch V"], Float[Array, "*batch 1"]]:
-    centred = x - jnp.mean(x, -1, keepdims=True)
-    spread = jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + eps)
-    return centred * spread, spread
 
 
 def counted_state(
@@ -100,14 +97,9 @@ def progress(
 ) -> tuple[Progress, Float[Array, " S"] | None]:
     """Mini-batches of all rows, from the tokens that segments have already counted, and the new counts."""
     rows, size = valid.shape[0], table.chunk_size
-    index = jnp.arange(rows)
-    opens = jnp.zeros(rows, bool).at[::size].set(table.first)
     resets = jnp.zeros(rows, bool) if table.reset is None else table.reset
-    begin = jax.lax.cummax(jnp.where(opens | resets, index, 0))
-    place = index - begin
+    place = place_in_document(None if count is None else count.astype(jnp.int32), table)
     if count is not None:
-        before = count.at[jnp.repeat(table.segment, size)].get(mode="clip").astype(jnp.int32)
-        place += jnp.where(resets[begin], 0, before)
         lasts = jnp.sum(valid.reshape(-1, size), -1) - 1 + jnp.arange(0, rows, size)
         ended = ((place[lasts] + 1) % mini_batch).astype(count.dtype)
         count = count.at[jnp.where(table.last, table.segment, count.shape[0])].set(ended, mode="drop")

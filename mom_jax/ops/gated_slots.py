@@ -18,17 +18,10 @@ import jax.numpy as jnp
 
 from mom_jax.ops.chunks import border_states, from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import channel_decays, decayed_values, documents, masked
-from mom_jax.ops.dispatch import Target, kernel_for
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Form, Primitive, overlap, read_all
+from mom_jax.ops.primitive import Form, Primitive, float32, kernels_over, overlap, read_all
 from mom_jax.ops.segments import ChunkTable
-from mom_jax.ops.vector_decay import (
-    VECTOR_DECAY,
-    VectorDecayRows,
-    vector_decay_chunked,
-    vector_decay_flops,
-    vector_decay_step,
-)
+from mom_jax.ops.vector_decay import VECTOR_DECAY, VectorDecayRows, vector_decay_chunked, vector_decay_flops
 from mom_jax.typing import Array, Float
 
 Slots = tuple[Float[Array, "S H K M"], Float[Array, "S H M V"]]
@@ -53,7 +46,7 @@ def gated_slots_step(rows: GatedSlotsRows, state: Slots, scale: float) -> tuple[
     (before,) = read_all(keys, q)
     p = jax.nn.softmax(scale * (kept * before + overlap(q, k) * slots), -1)
     keys = kept[..., None, :] * keys + k[..., None] * slots[..., None, :]
-    o, values = vector_decay_step(VectorDecayRows(p, slots, rows.v, rows.g), values, 1.0)
+    o, values = VECTOR_DECAY.step(VectorDecayRows(p, slots, rows.v, rows.g), values, 1.0)
     return o, (keys, values)
 
 
@@ -68,12 +61,6 @@ def _in_two_passes(
     p, keys = _slot_scores(rows, table, keys, scale)
     o, values = second(VectorDecayRows(jax.nn.softmax(p, -1), rows.s, rows.v, rows.g), table, values, 1.0)
     return o, None if keys is None or values is None else (keys, values)
-
-
-def _with_kernel(
-    device: Target, rows: GatedSlotsRows, table: ChunkTable, state: Slots | None, scale: float
-) -> tuple[Float[Array, "N H V"], Slots | None]:
-    return _in_two_passes(kernel_for(device, VECTOR_DECAY.kernels), rows, table, state, scale)
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)
@@ -100,10 +87,6 @@ def _slot_scores(
 def gated_slots(num_slots: int) -> Primitive:
     """Gated slot attention with M slots in each head."""
 
-    def state(heads: int, keys: int, values: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        sizes = (heads, keys, num_slots), (heads, num_slots, values)
-        return jax.ShapeDtypeStruct(sizes[0], jnp.float32), jax.ShapeDtypeStruct(sizes[1], jnp.float32)
-
     def flops(chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
         keys = 2 * 2.0 * key_dim * num_slots + 2.0 * chunk * (key_dim + num_slots / 2)
         forward = keys + vector_decay_flops(chunk, num_slots, value_dim)[0]
@@ -112,10 +95,10 @@ def gated_slots(num_slots: int) -> Primitive:
     return Primitive(
         name="gated slots",
         rows=GatedSlotsRows,
-        state=state,
+        state=lambda heads, keys, values: (float32(heads, keys, num_slots), float32(heads, num_slots, values)),
         step=gated_slots_step,
         chunked=functools.partial(_in_two_passes, vector_decay_chunked),
-        kernels=dict.fromkeys(VECTOR_DECAY.kernels, _with_kernel),
+        kernels=kernels_over(VECTOR_DECAY, _in_two_passes),
         inert=("g", "s"),
         flops=flops,
     )

@@ -84,8 +84,9 @@ def _by_xla(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " 
 
 
 @jax.custom_vjp
+@sequential_vmap  # neither loop nor ragged_dot has a batched form
 def _grouped_matmul(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"]) -> Products:
-    return _products(x, weights, group_sizes)
+    return jax.lax.platform_dependent(x, weights, group_sizes, cpu=_tiled, default=_ragged)
 
 
 def _forward(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"]) -> tuple[Products, _Inputs]:
@@ -98,11 +99,6 @@ def _backward(residuals: _Inputs, dys: Products) -> tuple[Float[Array, "N D"], W
 
 
 _grouped_matmul.defvjp(_forward, _backward)
-
-
-@sequential_vmap  # neither loop nor ragged_dot has a batched form
-def _products(x: Float[Array, "N D"], weights: Weights, group_sizes: Int[Array, " G"]) -> Products:
-    return jax.lax.platform_dependent(x, weights, group_sizes, cpu=_tiled, default=_ragged)
 
 
 @sequential_vmap

@@ -17,14 +17,16 @@ token of a call reads are passed over.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.dispatch import Target, kernel_for
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Form, Primitive
+from mom_jax.ops.primitive import Form, Primitive, float32
 from mom_jax.ops.scalar_decay import SCALAR_DECAY
 from mom_jax.ops.segment_rows import last_rows, place_in_document
 from mom_jax.ops.segments import ChunkTable
@@ -86,18 +88,19 @@ def _bit(place: Int[Array, "..."], level: Int[Array, "..."]) -> Bool[Array, "...
 
 
 def _in_passes(
-    form: Form, rows: LogLinearRows, table: ChunkTable, state: State | None, scale: float
+    form_of: Callable[[Primitive], Form], rows: LogLinearRows, table: ChunkTable, state: State | None, scale: float
 ) -> tuple[Float[Array, "N H V"], State | None]:
-    """The same function, level by level."""
+    """The same function, level by level, each by a form of the recurrence below."""
     q, k, v, weights = map(widened, rows[:4])
     count = None if state is None else state[1].astype(jnp.int32)
     place = place_in_document(count, table)
-    make, levels = _below(rows.g).rows, weights.shape[-1]
+    below, levels = _below(rows.g), weights.shape[-1]
+    form = form_of(below)
 
     def one_pass(level: Int[Array, ""]):
         second = _bit(place, level)[:, None, None]
         reads = jnp.where(second, q * jnp.take(weights, level, -1)[..., None], 0)
-        given = make(reads, k, jnp.where(second, 0, v), rows.g)
+        given = below.rows(reads, k, jnp.where(second, 0, v), rows.g)
         begins = dataclasses.replace(table, reset=rows.valid & (place % (1 << level) == 0))
         return form(given, begins, None if state is None else _entering(state, level), scale)
 
@@ -140,28 +143,13 @@ def _leaving(
     return new, jnp.where(some, behind[:, 0] + 1, count).astype(count.dtype)
 
 
-def _chunked(
-    rows: LogLinearRows, table: ChunkTable, state: State | None, scale: float
-) -> tuple[Float[Array, "N H V"], State | None]:
-    chunked = _below(rows.g).chunked
-    assert chunked is not None
-    return _in_passes(chunked, rows, table, state, scale)
-
-
-def _with_kernel(
-    device: Target, rows: LogLinearRows, table: ChunkTable, state: State | None, scale: float
-) -> tuple[Float[Array, "N H V"], State | None]:
-    return _in_passes(kernel_for(device, _below(rows.g).kernels), rows, table, state, scale)
+def _with_kernel(device: Target, *arguments: Any) -> tuple[Float[Array, "N H V"], State | None]:
+    return _in_passes(lambda below: kernel_for(device, below.kernels), *arguments)
 
 
 @functools.cache
 def log_linear(levels: int) -> Primitive:
     """The hierarchy of that many levels, L."""
-
-    def state(heads: int, keys: int, values: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """The levels, and how many tokens they are of."""
-        shape = (heads, levels, keys, values)
-        return jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
 
     def flops(chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
         """Of all levels; those that a short sequence does not reach are passed over."""
@@ -171,9 +159,10 @@ def log_linear(levels: int) -> Primitive:
     return Primitive(
         name="log linear",
         rows=LogLinearRows,
-        state=state,
+        # the levels, and how many tokens they are of
+        state=lambda heads, keys, values: (float32(heads, levels, keys, values), float32()),
         step=log_linear_step,
-        chunked=_chunked,
+        chunked=functools.partial(_in_passes, attrgetter("chunked")),
         kernels=dict.fromkeys(SCALAR_DECAY.kernels, _with_kernel),
         skips=False,
         inert=("k", "g", "valid"),

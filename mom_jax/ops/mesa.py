@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from mom_jax.ops.chunks import border_states, from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import head_decays
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Primitive
+from mom_jax.ops.primitive import Primitive, float32
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Float
 
@@ -107,11 +107,6 @@ def conjugate_gradients(
     return jax.lax.while_loop(unfinished, advance, start)[1]
 
 
-def _state(heads: int, keys: int, values: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    shape = (heads, keys)
-    return jax.ShapeDtypeStruct((*shape, keys), jnp.float32), jax.ShapeDtypeStruct((*shape, values), jnp.float32)
-
-
 def _flops(chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
     """The backward pass runs the forward one again and solves once more."""
     state, inside = 2.0 * key_dim * (key_dim + value_dim), 2.0 * chunk * (key_dim + value_dim)
@@ -123,7 +118,7 @@ def _flops(chunk: int, key_dim: int, value_dim: int) -> tuple[float, float]:
 MESA = Primitive(
     name="mesa",
     rows=MesaRows,
-    state=_state,
+    state=lambda heads, keys, values: (float32(heads, keys, keys), float32(heads, keys, values)),
     step=mesa_step,
     chunked=mesa_chunked,
     inert=("g", "beta"),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.chunks import final_states, initial_carry, load, store
-from mom_jax.ops.dispatch import Kernel, select
+from mom_jax.ops.dispatch import Kernel, Target, kernel_for, select
 from mom_jax.ops.segment_rows import opens_segment
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Bool, Float, Shaped
@@ -162,25 +162,44 @@ def default_scale(rows: Rows, scale: float | None) -> float:
     return rows.k.shape[-1] ** -0.5 if scale is None else scale
 
 
+def float32(*shape: int) -> Any:
+    """An array of a state, by its shape."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
 def matrix(heads: int, keys: int, values: int) -> jax.ShapeDtypeStruct:
     """The state of most recurrences: [H, K, V] in float32."""
-    return jax.ShapeDtypeStruct((heads, keys, values), jnp.float32)
+    return float32(heads, keys, values)
 
 
-def advanced(
-    token: Transition, state: Float[Array, "N H K V"], scale: float
-) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
-    """Outputs and new states of one token for each of N states.
+def kernels_over(below: Primitive, around: Callable[..., tuple[Array, State]]) -> dict[str, Kernel]:
+    """Kernels of a recurrence that is ``around(form, rows, table, state, scale)`` of any form of the one ``below``."""
+
+    def run(device: Target, *arguments: Any) -> tuple[Array, State]:
+        return around(kernel_for(device, below.kernels), *arguments)
+
+    return dict.fromkeys(below.kernels, run)
+
+
+def step_by(transition: Callable[[Any], Transition]) -> Callable[[Rows, Array, float], tuple[Array, Array]]:
+    """The step of a recurrence, by what one token does to its states: outputs (``v.dtype``) and new states.
 
     Everything that is read is read of the old state, in one pass: a step is bound by the bytes of its memories.
     """
-    read, *others = read_all(state, token.r, *([] if token.a is None else [token.a]))
-    o = read + overlap(token.q, token.k) * token.v
-    state = token.kept[..., None] * state + token.k[..., None] * token.v[..., None, :]
-    if token.b is not None:
-        (u,) = others
-        o, state = o + overlap(token.q, token.b) * u, state + token.b[..., None] * u[..., None, :]
-    return scale * o, state
+
+    def step(
+        rows: Rows, state: Float[Array, "N H K V"], scale: float
+    ) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
+        token = transition(rows)
+        read, *others = read_all(state, token.r, *([] if token.a is None else [token.a]))
+        o = read + overlap(token.q, token.k) * token.v
+        state = token.kept[..., None] * state + token.k[..., None] * token.v[..., None, :]
+        if token.b is not None:
+            (u,) = others
+            o, state = o + overlap(token.q, token.b) * u, state + token.b[..., None] * u[..., None, :]
+        return (scale * o).astype(rows.v.dtype), state
+
+    return step
 
 
 def read_all(state: Float[Array, "N H K V"], *queries: Float[Array, "N H K"]) -> list[Float[Array, "N H V"]]:

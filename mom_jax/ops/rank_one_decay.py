@@ -19,7 +19,7 @@ from mom_jax.ops.chunks import from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import channel_decays, decayed_scores
 from mom_jax.ops.handover import by_columns
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Primitive, Transition, advanced, matrix
+from mom_jax.ops.primitive import Primitive, Transition, matrix, step_by
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.ops.triangular import unit_lower_inverse
 from mom_jax.typing import Array, Float
@@ -41,14 +41,6 @@ def rank_one_decay_transition(rows: RankOneDecayRows) -> Transition:
     q, k, v, g, a, b = map(widened, rows)
     kept = jnp.exp(g)
     return Transition(kept * q, q, k, v, kept, a, b)
-
-
-def rank_one_decay_step(
-    rows: RankOneDecayRows, state: Float[Array, "N H K V"], scale: float
-) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
-    """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
-    o, state = advanced(rank_one_decay_transition(rows), state, scale)
-    return o.astype(rows.v.dtype), state
 
 
 def rank_one_decay_chunked(
@@ -230,7 +222,7 @@ RANK_ONE_DECAY = Primitive(
     name="rank one decay",
     rows=RankOneDecayRows,
     state=matrix,
-    step=rank_one_decay_step,
+    step=step_by(rank_one_decay_transition),
     transition=rank_one_decay_transition,
     handover=by_columns,
     split=True,

@@ -22,7 +22,7 @@ from mom_jax.ops.chunks import border_states, from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import documents, head_decays, masked
 from mom_jax.ops.handover import by_decays
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Primitive, Transition, advanced, matrix
+from mom_jax.ops.primitive import Primitive, Transition, matrix, step_by
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Float
 
@@ -41,14 +41,6 @@ def scalar_decay_transition(rows: ScalarDecayRows) -> Transition:
     q, k, v = map(widened, rows[:3])
     kept = jnp.ones_like(k) if rows.g is None else jnp.broadcast_to(jnp.exp(widened(rows.g))[..., None], k.shape)
     return Transition(kept * q, q, k, v, kept)
-
-
-def scalar_decay_step(
-    rows: ScalarDecayRows, state: Float[Array, "N H K V"], scale: float
-) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
-    """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
-    o, state = advanced(scalar_decay_transition(rows), state, scale)
-    return o.astype(rows.v.dtype), state
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)
@@ -103,7 +95,7 @@ SCALAR_DECAY = Primitive(
     name="scalar decay",
     rows=ScalarDecayRows,
     state=matrix,
-    step=scalar_decay_step,
+    step=step_by(scalar_decay_transition),
     transition=scalar_decay_transition,
     handover=by_decays,
     beside=lambda rows, read: (rows, read(scalar_decay_transition(rows).r)),

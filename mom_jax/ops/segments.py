@@ -214,11 +214,16 @@ def _pack_fwd(x: Shaped[Array, "B T *rest"], packing: Packing) -> tuple[Shaped[A
 
 
 def _pack_bwd(packing: Packing, dy: Float[Array, "N *rest"]) -> tuple[Float[Array, "B T *rest"], None]:
-    rows = (dy.at[packing.row[..., j]].get(mode="fill", fill_value=0) for j in range(packing.row.shape[-1]))
-    return functools.reduce(jnp.add, rows), None
+    return functools.reduce(jnp.add, _at_places(dy, packing)), None
 
 
 pack.defvjp(_pack_fwd, _pack_bwd)
+
+
+def _at_places(y: Float[Array, "N *rest"], packing: Packing) -> Iterator[Float[Array, "B T *rest"]]:
+    """What stands in the row of each of a token's places, place by place; 0 where there is none."""
+    for j in range(packing.row.shape[-1]):
+        yield y.at[packing.row[..., j]].get(mode="fill", fill_value=0)
 
 
 @jax.custom_vjp
@@ -230,15 +235,9 @@ def unpack_mix(
     Weights are of whole rows, or of each of their heads. Masked tokens read exactly 0. Sums in float32 or
     wider, returns ``y.dtype``.
     """
-    return functools.reduce(jnp.add, _weighted_rows(y, weights, packing)).astype(y.dtype)
-
-
-def _weighted_rows(
-    y: Float[Array, "N *rest"], weights: Float[Array, "B T A *heads"], packing: Packing
-) -> Iterator[Float[Array, "B T *rest"]]:
-    for j in range(packing.row.shape[-1]):
-        rows = y.at[packing.row[..., j]].get(mode="fill", fill_value=0)
-        yield widened(rows) * _expand(weights[:, :, j], rows.ndim)
+    places = enumerate(_at_places(y, packing))
+    weighted = (widened(rows) * _expand(weights[:, :, j], rows.ndim) for j, rows in places)
+    return functools.reduce(jnp.add, weighted).astype(y.dtype)
 
 
 def _expand(x: Shaped[Array, "*shape"], ndim: int) -> Shaped[Array, "..."]:
@@ -256,10 +255,7 @@ def _unpack_mix_bwd(
 ) -> tuple[Float[Array, "N *rest"], Float[Array, "B T A *heads"], None]:
     y, weights, packing = residuals
     rest = tuple(range(weights.ndim - 1, do.ndim))
-    dweights = [
-        jnp.sum(widened(y.at[packing.row[..., j]].get(mode="fill", fill_value=0)) * do, rest)
-        for j in range(weights.shape[2])
-    ]
+    dweights = [jnp.sum(widened(rows) * do, rest) for rows in _at_places(y, packing)]
     weight = _of_rows(weights, packing.row)
     weight = weight.reshape(-1, *weight.shape[3:]).at[packing.assignment].get(mode="fill", fill_value=0)
     dy = do.reshape(-1, *do.shape[2:]).at[packing.token].get(mode="fill", fill_value=0)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mom_jax.errors import InputError
 from mom_jax.ops.dispatch import may_be_kernels, select
 from mom_jax.ops.norm import l2_norm_of_heads
 from mom_jax.ops.precision import widened
@@ -52,15 +53,21 @@ def short_conv(
         Rows in ``x.dtype``. Padding rows hold no meaningful value, and their cotangents are to be 0.
 
     Raises:
-        InputError: a kernel that cannot run here.
+        InputError: a kernel that cannot run here, or a norm without heads.
     """
+    if normalise and head is None:
+        raise InputError("head", head, "normalise is each head's norm: say how many channels a head has")
     table, reach = packing.table, _reach(packing, weight.shape[1])
     gathered = (packing.token, packing.row.reshape(-1, packing.row.shape[-1])) if x.ndim == 3 else (None, None)
     name = impl if may_be_kernels(impl) and table.chunk_size > 1 else "xla"
-    options = activate, head, normalise
-    by_xla = lambda *_: _by_xla(x, weight, bias, state, packing, reach, *options)  # noqa: E731
+
+    def by_xla(*_: Any) -> Float[Array, "N D"]:
+        rows = pack(x, packing) if x.ndim == 3 else x
+        y: Any = _convolved(rows, weight, bias, state, packing, reach, activate)
+        return l2_norm_of_heads(y, head or y.shape[1]) if normalise else y
+
     run = select(name, {"xla": by_xla}, KERNELS)
-    flat = x.reshape(-1, x.shape[-1])
+    flat, options = x.reshape(-1, x.shape[-1]), (activate, head, normalise)
     return run(flat, weight, bias, state, table, reach, *gathered, table.num_segments, *options)
 
 
@@ -134,22 +141,6 @@ def _inputs_at(
     return jnp.where((place >= 0)[..., None], fresh, old)
 
 
-def _by_xla(
-    x: Float[Array, "..."],
-    weight: Float[Array, "D W"],
-    bias: Float[Array, " D"] | None,
-    state: Float[Array, "S W-1 D"] | None,
-    packing: Packing,
-    reach: Reach,
-    activate: bool,
-    head: int | None,
-    normalise: bool,
-) -> Float[Array, "N D"]:
-    rows = pack(x, packing) if x.ndim == 3 else x
-    y: Any = _convolved(rows, weight, bias, state, packing, reach, activate)
-    return l2_norm_of_heads(y, head or y.shape[1]) if normalise else y
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _convolved(
     x: Float[Array, "N D"],
@@ -165,16 +156,8 @@ def _convolved(
     return (jax.nn.silu(t) if activate else t).reshape(x.shape).astype(x.dtype)
 
 
-def _convolved_fwd(
-    x: Float[Array, "N D"],
-    weight: Float[Array, "D W"],
-    bias: Float[Array, " D"] | None,
-    state: Float[Array, "S W-1 D"] | None,
-    packing: Packing,
-    reach: Reach,
-    activate: bool,
-) -> tuple[Float[Array, "N D"], tuple[Any, ...]]:
-    return _convolved(x, weight, bias, state, packing, reach, activate), (x, weight, bias, state, packing, reach)
+def _convolved_fwd(*arguments: Any) -> tuple[Float[Array, "N D"], tuple[Any, ...]]:
+    return _convolved(*arguments), arguments[:-1]
 
 
 def _convolved_bwd(activate: bool, residuals: tuple[Any, ...], dy: Float[Array, "N D"]) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from mom_jax.ops.erase_and_write import erase_and_write_chunked, kda_rows
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Place, Primitive, State
+from mom_jax.ops.primitive import Place, Primitive, State, float32
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.ops.sparse_slots import run_over_slots, touched
 from mom_jax.ops.vector_decay import VectorDecayRows, vector_decay_chunked
@@ -119,7 +119,7 @@ def sparse_delta(slots: int, residual: Residual = "aggregate") -> Primitive:
     return Primitive(
         name="sparse delta",
         rows=SparseDeltaRows,
-        state=lambda heads, keys, values: jax.ShapeDtypeStruct((heads, slots, values), jnp.float32),
+        state=lambda heads, keys, values: float32(heads, slots, values),
         step=functools.partial(_step, residual=residual),
         step_in_place=functools.partial(_step_in_place, residual=residual),
         chunked=functools.partial(_chunked, **kept),

@@ -15,7 +15,6 @@ paper has it. That function also returns ``o + layer_norm(o)``, one line of code
 import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.fast_weights import (
@@ -35,7 +34,7 @@ from mom_jax.ops.fast_weights import (
     window_rows,
 )
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Primitive
+from mom_jax.ops.primitive import Primitive, float32
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Bool, Float
 
@@ -174,16 +173,11 @@ def titans_linear(mini_batch: int, gradient: Gradient | None = None) -> Primitiv
         mini_batch: tokens that take their gradients at the same memory; 1 is the paper's recurrence.
         gradient: of half the loss, ``(prediction, target, *norm)``; the squared error's if None.
     """
-
-    def state(heads: int, keys: int, values: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """M, P and M', and how many tokens came since M'."""
-        shape = (heads, 3, keys, values)
-        return jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
-
     return Primitive(
         name="titans linear",
         rows=TitansRows,
-        state=state,
+        # M, P and M', and how many tokens came since M'
+        state=lambda heads, keys, values: (float32(heads, 3, keys, values), float32()),
         step=functools.partial(_step, mini_batch=mini_batch, gradient=gradient),
         chunked=functools.partial(_by_windows, mini_batch=mini_batch, gradient=gradient),
         skips=False,

@@ -23,9 +23,8 @@ import jax.numpy as jnp
 
 from mom_jax.ops.chunks import final_states, from_chunks, initial_carry, load, store, to_chunks
 from mom_jax.ops.decays import documents, masked
-from mom_jax.ops.dispatch import Target, kernel_for
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Form, Primitive, overlap
+from mom_jax.ops.primitive import Form, Primitive, float32, kernels_over, overlap
 from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows, scalar_decay_chunked
 from mom_jax.ops.segment_rows import first_rows, last_rows, row_before, row_behind
 from mom_jax.ops.segments import ChunkTable
@@ -135,28 +134,18 @@ def _shifted(
     return o, TrapezoidState(memory, last_theta, k, v)
 
 
-def _with_kernel(
-    device: Target, rows: TrapezoidRows, table: ChunkTable, state: TrapezoidState | None, scale: float
-) -> tuple[Float[Array, "N H V"], TrapezoidState | None]:
-    return _shifted(kernel_for(device, SCALAR_DECAY.kernels), rows, table, state, scale)
-
-
 @functools.cache
 def trapezoid(pairs: int) -> Primitive:
     """The trapezoidal rule whose heads turn that many pairs of channels, R."""
-
-    def state(heads: int, keys: int, values: int) -> Any:
-        shapes = (heads, keys, values), (heads, pairs), (heads, keys), (heads, values)
-        of: list[Any] = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-        return TrapezoidState(*of)
-
     return Primitive(
         name="trapezoid",
         rows=TrapezoidRows,
-        state=state,
+        state=lambda heads, keys, values: TrapezoidState(
+            float32(heads, keys, values), float32(heads, pairs), float32(heads, keys), float32(heads, values)
+        ),
         step=trapezoid_step,
         chunked=functools.partial(_shifted, scalar_decay_chunked),
-        kernels=dict.fromkeys(SCALAR_DECAY.kernels, _with_kernel),
+        kernels=kernels_over(SCALAR_DECAY, _shifted),
         skips=False,
         inert=("g", "now", "before", "turn", "valid"),
         flops=lambda chunk, keys, values: _flops(pairs, chunk, keys, values),

@@ -20,7 +20,6 @@ above returns ``o + layer_norm(o)``. Either is one line of code on top of o.
 import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from mom_jax.ops.fast_weights import (
@@ -38,7 +37,7 @@ from mom_jax.ops.fast_weights import (
     window_rows,
 )
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Primitive
+from mom_jax.ops.primitive import Primitive, float32
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Bool, Float
 
@@ -147,16 +146,11 @@ def _coefficients(
 @functools.cache
 def ttt_linear(mini_batch: int) -> Primitive:
     """TTT-Linear in which ``mini_batch`` tokens in a row take their gradients at the same memory."""
-
-    def state(heads: int, keys: int, values: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """W' and the gradients gathered since, and how many tokens those are of."""
-        shape = (heads, 2, keys + 1, values)
-        return jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
-
     return Primitive(
         name="ttt linear",
         rows=TTTRows,
-        state=state,
+        # W' and the gradients gathered since, and how many tokens those are of
+        state=lambda heads, keys, values: (float32(heads, 2, keys + 1, values), float32()),
         step=functools.partial(_step, mini_batch=mini_batch),
         chunked=functools.partial(_by_windows, mini_batch=mini_batch),
         skips=False,

@@ -20,7 +20,7 @@ from mom_jax.ops.chunks import border_states, from_chunks, to_chunks, transpose
 from mom_jax.ops.decays import channel_decays, decayed_scores
 from mom_jax.ops.handover import by_decays
 from mom_jax.ops.precision import widened
-from mom_jax.ops.primitive import Primitive, Transition, advanced, matrix
+from mom_jax.ops.primitive import Primitive, Transition, matrix, step_by
 from mom_jax.ops.segments import ChunkTable
 from mom_jax.typing import Array, Float
 
@@ -41,14 +41,6 @@ def vector_decay_transition(rows: VectorDecayRows) -> Transition:
     kept = jnp.exp(g)
     through, weight = (kept * q, q) if rows.bonus is None else (q, q * widened(rows.bonus))
     return Transition(through, weight, k, v, kept)
-
-
-def vector_decay_step(
-    rows: VectorDecayRows, state: Float[Array, "N H K V"], scale: float
-) -> tuple[Float[Array, "N H V"], Float[Array, "N H K V"]]:
-    """One token for each of N independent states. Returns outputs (``v.dtype``) and new states."""
-    o, state = advanced(vector_decay_transition(rows), state, scale)
-    return o.astype(rows.v.dtype), state
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)
@@ -90,7 +82,7 @@ VECTOR_DECAY = Primitive(
     name="vector decay",
     rows=VectorDecayRows,
     state=matrix,
-    step=vector_decay_step,
+    step=step_by(vector_decay_transition),
     transition=vector_decay_transition,
     handover=by_decays,
     beside=lambda rows, read: (rows, read(vector_decay_transition(rows).r)),
