@@ -14,7 +14,7 @@ import contextlib
 import functools
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -270,18 +270,6 @@ def packed_documents(folder: Path) -> Rows:
 STUDIES = (training_leak, unstable_sort, zero_weights, hybrid, continuation, sequence_length, packed_documents)
 
 
-@contextlib.contextmanager
-def operators_of(kernels: str) -> Iterator[None]:
-    """The kernels, with nothing else repaired."""
-    if kernels == "interpreter":
-        yield
-        return
-    from mom_jax.evals.reference.operators import naive_operators
-
-    with naive_operators():
-        yield
-
-
 def main() -> None:
     """Runs all studies and prints them."""
     parser = argparse.ArgumentParser(description="Measures what is wrong in the PyTorch reference of MoM.")
@@ -289,9 +277,12 @@ def main() -> None:
     kernels = parser.parse_args().kernels
     versions = ", ".join(f"{package} {version}" for package, version in installed_versions().items())
     interpreter.enable()
+    from mom_jax.evals.reference.operators import naive_operators
+
     warnings.filterwarnings("ignore", module="fla")
     print(f"{versions}; {kernels} kernels on a CPU", flush=True)
-    with operators_of(kernels), tempfile.TemporaryDirectory() as folder:
+    run_with = naive_operators() if kernels == "naive" else contextlib.nullcontext()
+    with run_with, tempfile.TemporaryDirectory() as folder:
         for study in STUDIES:
             print(f"\n**{study.__name__.replace('_', ' ').capitalize()}.** {study.__doc__}\n")
             print("| measured | reference | ours |\n|---|---|---|")

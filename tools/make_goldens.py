@@ -1,5 +1,5 @@
 # The stored arrays depend on every random draw below in its order, so the code stays as it ran.
-# ruff: noqa: B905, BLE001, C408, E402, E501, E731, F401, SIM115, RUF059
+# ruff: noqa: B905, C408, E402, E501, E731, SIM115
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
 # pyright: reportIndexIssue=false, reportOperatorIssue=false, reportOptionalMemberAccess=false
 # pyright: reportGeneralTypeIssues=false, reportReturnType=false, reportOptionalOperand=false, reportOptionalSubscript=false
@@ -25,14 +25,13 @@ Every .npz file holds:
 
 import argparse
 import contextlib
-import io
 import json
 import math
 import os
 import sys
 import time
 import warnings
-import zipfile
+from functools import partial
 
 warnings.filterwarnings("ignore")
 
@@ -49,13 +48,8 @@ from mom_jax.evals.reference import interpreter
 
 interpreter.enable()
 
-import fla.layers.attn as fla_attn
-import fla.layers.mom as fla_mom
-import fla.models.mom.modeling_mom as fla_modeling_mom
 from fla.layers.mom import MomAttention
 from fla.models.mom import MomConfig, MomForCausalLM
-from fla.models.utils import Cache
-from fla.modules import FusedRMSNormGated, GatedMLP, RMSNorm, ShortConvolution
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
 from triton.runtime.autotuner import Autotuner
@@ -63,7 +57,6 @@ from triton.runtime.autotuner import Autotuner
 from mom_jax.evals.reference import operators
 
 interpreter.convert_loops()
-ARGSORT_DEFAULT = torch.Tensor.argsort
 torch.Tensor.argsort = interpreter.stable_argsort
 # FusedCrossEntropyLoss wants a device, so every config has fuse_cross_entropy=False (torch.nn.CrossEntropyLoss: same
 # mathematics).
@@ -196,21 +189,6 @@ def finite(d, name):
                 assert np.abs(v).max() > 0, (name, k, "all zero")
 
 
-def savez(path, arrays):
-    """npz with the smaller of deflate and LZMA for each entry (np.load reads both)"""
-    with zipfile.ZipFile(path, "w") as z:
-        for k, v in arrays.items():
-            b = io.BytesIO()
-            np.lib.format.write_array(b, np.asanyarray(v), allow_pickle=False)
-            raw, sizes = b.getvalue(), {}
-            for m in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
-                t = io.BytesIO()
-                with zipfile.ZipFile(t, "w", m, compresslevel=9) as y:
-                    y.writestr("x", raw)
-                sizes[m] = len(t.getvalue())
-            z.writestr(zipfile.ZipInfo(k + ".npy", (1980, 1, 1, 0, 0, 0)), raw, min(sizes, key=sizes.get), 9)
-
-
 def save(name, arrays, meta, config=None):
     finite(arrays, name)
     arrays = dict(arrays)
@@ -218,7 +196,7 @@ def save(name, arrays, meta, config=None):
     if config is not None:
         arrays["config"] = np.array(json.dumps(config))
     path = os.path.join(OUT, name + ".npz")
-    savez(path, arrays)
+    np.savez_compressed(path, **arrays)
     meta["bytes"] = os.path.getsize(path)
     LOG[name] = meta
     print(f"{name}: {meta['bytes'] / 1024:.0f} KiB", json.dumps(meta), flush=True)
@@ -252,9 +230,7 @@ def best_seed(seed, B, T, mask, n=16, **kw):
     return best[1]
 
 
-def model_case(
-    name, seed, B, T, mask=None, grads=True, check=True, cu_seqlens=None, note="", cross=True, sd=True, **kw
-):
+def model_case(name, seed, B, T, mask=None, grads=True, cu_seqlens=None, note="", sd=True, **kw):
     if cu_seqlens is None:
         seed = best_seed(seed, B, T, mask, **kw)
     cfg, m, ids = build_ids(seed, B, T, mask, **kw)
@@ -314,6 +290,7 @@ def model_case(
     meta["tokens_per_memory"] = sel
     if sd:
         a.update(pack_sd(m))
+    g1 = {}
     if grads:
         t = time.time()
         og = m(**call)
@@ -324,29 +301,28 @@ def model_case(
         meta["t_bwd_s"] = round(time.time() - t, 1)
         none = [n for n, p in m.named_parameters() if p.grad is None]
         meta["params_without_grad"] = none
-        global GRADS_KEPT
-        GRADS_KEPT = g1 = {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None}
+        g1 = {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None}
         for n, g in g1.items():
             a["grad/" + n] = cut(g)
-    if cross:  # same official model code, all Triton ops replaced by torch
-        m.zero_grad()
-        t = time.time()
-        with operators.naive_operators(), contextlib.nullcontext() if grads else torch.no_grad():
-            ot = m(**call)
-            if grads:
-                ot.loss.backward()
-        meta["t_torch_only_s"] = round(time.time() - t, 1)
-        meta["logits_interp_vs_torch_only_maxabs"] = maxdiff(o.logits, ot.logits)[0]
+    # same official model code, all Triton ops replaced by torch
+    m.zero_grad()
+    t = time.time()
+    with operators.naive_operators(), contextlib.nullcontext() if grads else torch.no_grad():
+        ot = m(**call)
         if grads:
-            w = max(
-                (
-                    (maxdiff(g1[n], p.grad)[0] / max(float(p.grad.abs().max()), 1e-7), maxdiff(g1[n], p.grad)[0], n)
-                    for n, p in m.named_parameters()
-                    if n in g1
-                )
+            ot.loss.backward()
+    meta["t_torch_only_s"] = round(time.time() - t, 1)
+    meta["logits_interp_vs_torch_only_maxabs"] = maxdiff(o.logits, ot.logits)[0]
+    if grads:
+        w = max(
+            (
+                (maxdiff(g1[n], p.grad)[0] / max(float(p.grad.abs().max()), 1e-7), maxdiff(g1[n], p.grad)[0], n)
+                for n, p in m.named_parameters()
+                if n in g1
             )
-            meta["grad_interp_vs_torch_only_worst"] = dict(rel_to_tensor_max=w[0], maxabs=w[1], name=w[2])
-    if check and cu_seqlens is None:  # fully independent definition, layer by layer
+        )
+        meta["grad_interp_vs_torch_only_worst"] = dict(rel_to_tensor_max=w[0], maxabs=w[1], name=w[2])
+    if cu_seqlens is None:  # fully independent definition, layer by layer
         worst = 0.0
         with torch.no_grad():
             for i, blk in enumerate(m.model.layers):
@@ -358,7 +334,7 @@ def model_case(
                     worst = max(worst, maxdiff(y[keep], z[keep])[0])
         meta["layer_vs_dense_definition_maxabs"] = worst
     save(name, a, meta, cfg)
-    return m, call, o
+    return m, call, o, g1
 
 
 # ----------------------------------------------------------------------------------------
@@ -372,7 +348,7 @@ def left_mask(B, T, pads):
 
 
 def case_a():
-    m, call, o = model_case(
+    m, call, o, ge = model_case(
         "a_default",
         1,
         2,
@@ -383,7 +359,6 @@ def case_a():
         intermediate_size=32,
         note="default routing: 4 memories, top-2, shared memory; T>64 so chunk also without autograd",
     )
-    ge = GRADS_KEPT
     m.train()
     m.zero_grad()
     ot = m(**call)
@@ -404,51 +379,6 @@ def case_a():
         ),
     )
     m.eval()
-
-
-def case_b():
-    model_case("b_noshared", 2, 2, 40, shared_mem=False)
-
-
-def case_c():
-    model_case("c_single_kv", 3, 2, 40, single_kv_proj=True)
-
-
-def case_d():
-    model_case(
-        "d_top1of3",
-        4,
-        2,
-        44,
-        num_memories=3,
-        topk=1,
-        num_hidden_layers=1,
-        note="top-1: normalised weight is exactly 1, so gate.weight gets gradient from the aux loss only",
-    )
-
-
-def case_e():
-    model_case("e_expand_v2", 5, 1, 40, expand_v=2.0, num_hidden_layers=1)
-
-
-def case_f():
-    model_case(
-        "f_tied",
-        6,
-        2,
-        40,
-        tie_word_embeddings=True,
-        num_hidden_layers=1,
-        note="grad of the tied tensor is under model.embeddings.weight",
-    )
-
-
-def case_g():
-    model_case("g_leftpad", 7, 3, 48, mask=left_mask(3, 48, [0, 7, 19]), num_hidden_layers=1)
-
-
-def case_i():
-    model_case("i_nogate", 8, 2, 40, use_output_gate=False, num_hidden_layers=1)
 
 
 def case_j():
@@ -490,30 +420,6 @@ def case_k():
     best_seed = keep
 
 
-def case_l():
-    model_case(
-        "l_cu_seqlens",
-        11,
-        1,
-        45,
-        cu_seqlens=torch.tensor([0, 9, 40, 45]),
-        grads=False,
-        note="packed varlen input through cu_seqlens; router_logits/aux loss include the left padding rows (B*max_len)",
-    )
-
-
-def case_m():
-    model_case(
-        "m_tiny",
-        12,
-        2,
-        6,
-        num_memories=6,
-        num_hidden_layers=1,
-        note="empty memories and segments shorter than conv_size (pad_for_conv)",
-    )
-
-
 def states_of(cache, m):
     d = {}
     for i in range(m.config.num_hidden_layers):
@@ -527,36 +433,30 @@ def states_of(cache, m):
     return d
 
 
-def cached(name, seed, pads, sd=True):
-    B, P, S = len(pads), 20, 8
-    mask = left_mask(B, P + S, pads) if any(pads) else None
-    seed = best_seed(seed, B, P + S, None, use_cache=True)  # same weights with and without padding
-    cfg, m, ids = build_ids(seed, B, P + S, mask, use_cache=True)
-    mk = lambda n: {} if mask is None else {"attention_mask": mask[:, :n]}
+def case_h():
+    B, P, S = 2, 20, 8
+    seed = best_seed(13, B, P + S, None, use_cache=True)
+    cfg, m, ids = build_ids(seed, B, P + S, None, use_cache=True)
     a = {"in/input_ids": npy(ids).astype(np.int32)}
-    if mask is not None:
-        a["in/attention_mask"] = npy(mask).astype(np.int32)
     t = time.time()
     with torch.no_grad():
-        full = m(ids, use_cache=False, **mk(P + S))
-        o = m(ids[:, :P], use_cache=True, **mk(P))
+        full = m(ids, use_cache=False)
+        o = m(ids[:, :P], use_cache=True)
         seq_len_reported = int(o.past_key_values.get_seq_length())
         a["out/prefill_logits"] = npy(o.logits)
-        if sd:
-            for k_, v_ in states_of(o.past_key_values, m).items():
-                if k_.startswith("layer0"):
-                    a["state_prefill/" + k_] = v_
-        steps, rl = [], list(full.router_logits)
+        for k_, v_ in states_of(o.past_key_values, m).items():
+            if k_.startswith("layer0"):
+                a["state_prefill/" + k_] = v_
+        steps = []
         for s in range(S):
-            o = m(ids[:, P + s : P + s + 1], past_key_values=o.past_key_values, use_cache=True, **mk(P + s + 1))
+            o = m(ids[:, P + s : P + s + 1], past_key_values=o.past_key_values, use_cache=True)
             steps.append(o.logits[:, 0])
         for k_, v_ in states_of(o.past_key_values, m).items():
             a["state_final/" + k_] = v_
     st = torch.stack(steps, 1)
     a["out/step_logits"] = npy(st)
-    keep = slice(None) if mask is None else mask[:, :P].bool()
     meta = dict(
-        case=name,
+        case="h_cache",
         seed=seed,
         B=B,
         prefill=P,
@@ -564,20 +464,14 @@ def cached(name, seed, pads, sd=True):
         t_s=round(time.time() - t, 1),
         step_vs_full_maxabs=maxdiff(st, full.logits[:, P:])[0],
         modes="prefill and steps: fused_recurrent (no autograd, T<=64)",
-        prefill_vs_full_maxabs=maxdiff(torch.from_numpy(a["out/prefill_logits"])[keep], full.logits[:, :P][keep])[0],
+        prefill_vs_full_maxabs=maxdiff(torch.from_numpy(a["out/prefill_logits"]), full.logits[:, :P])[0],
         get_seq_length_after_prefill=seq_len_reported,
-        min_topk_prob_gap=topk_gap([r if mask is None else r[mask.flatten().bool()] for r in rl], cfg["topk"]),
+        min_topk_prob_gap=topk_gap(list(full.router_logits), cfg["topk"]),
         layout="recurrent: [M*B (memory-major) | B, H, V, K] (v first); conv: [M*B | B, D, W], newest token last; "
         "step logits are for the position of the fed token",
     )
-    if sd:
-        a.update(pack_sd(m))
-    save(name, a, meta, cfg)
-
-
-def case_h():
-    cached("h_cache", 13, [0, 0])
-    cached("h_cache_leftpad", 13, [0, 6], sd=False)  # same weights as h_cache
+    a.update(pack_sd(m))
+    save("h_cache", a, meta, cfg)
 
 
 def case_layer():
@@ -665,8 +559,6 @@ def op_gdr():
     }
     meta["fused_recurrent_vs_naive"] = {"o": maxdiff(of, on), "state": maxdiff(sf, sn)}
     interpreter.use_tiles(lambda configurations: configurations[0])
-    from fla.ops.gated_delta_rule import chunk as chunk_mod
-
     for m in list(sys.modules.values()):
         if getattr(m, "__name__", "").startswith("fla."):
             for v_ in list(vars(m).values()):
@@ -916,220 +808,62 @@ def op_naive():
 
 
 EXTRA = {}
-GRADS_KEPT = None
-
-
-# ----------------------------------------------------------------------------------------
-# 6. experiments on the reference (results go to experiments.json)
-# ----------------------------------------------------------------------------------------
-def experiments():
-    E = {}
-    cfg, m = build(50, num_hidden_layers=1)
-    gen = torch.Generator().manual_seed(51)
-    ids1 = torch.randint(3, 64, (1, 70), generator=gen)
-
-    def leak(train, ids, pos, row=0):
-        m.train(train)
-        with torch.no_grad():
-            a = m(ids).logits
-            ids2 = ids.clone()
-            ids2[row, pos] = (ids2[row, pos] + 7 - 3) % 61 + 3
-            b = m(ids2).logits
-        m.eval()
-        return (a - b).abs().amax(-1)
-
-    r = {}
-    for train in (False, True):
-        d = leak(train, ids1, 69)[0]
-        d40 = leak(train, ids1, 40)[0]
-        r["train" if train else "eval"] = dict(
-            perturb_token_69=dict(
-                max_change_before=float(d[:69].max()),
-                n_positions_before=int((d[:69] > 1e-5).sum()),
-                change_at_69=float(d[69]),
-            ),
-            perturb_token_68=dict(n_positions_before=int((leak(train, ids1, 68)[0][:68] > 1e-5).sum())),
-            perturb_token_40=dict(
-                max_change_before=float(d40[:40].max()), n_positions_before=int((d40[:40] > 1e-5).sum())
-            ),
-        )
-    E["causality_leak_1_layer_B1"] = r
-    ids2 = torch.randint(3, 64, (2, 70), generator=gen)
-    E["batch_leak_1_layer_B2"] = {
-        ("train" if tr else "eval"): dict(
-            perturb_row0_changes_row1=float(leak(tr, ids2, 69, 0)[1].max()),
-            perturb_row1_changes_row0=float(leak(tr, ids2, 69, 1)[0].max()),
-        )
-        for tr in (False, True)
-    }
-
-    # unstable argsort
-    cfg, m = build(2, shared_mem=False)
-    ids = torch.randint(3, 64, (2, 40), generator=torch.Generator().manual_seed(1002))
-    with torch.no_grad():
-        s = m(ids).logits  # P4 active: stable
-        torch.Tensor.argsort = ARGSORT_DEFAULT
-        base = m(ids).logits
-        idsp = ids.clone()
-        idsp[:, -1] = (idsp[:, -1] + 4) % 61 + 3
-        pert = m(idsp).logits
-        torch.Tensor.argsort = lambda self: self.shape[0] - 1 - torch.sort(self.flip(0), stable=True).indices
-        u = m(ids).logits  # ties reversed: a legal result of a non-stable sort
-        torch.Tensor.argsort = interpreter.stable_argsort
-    x = torch.randint(0, 4, (160,), generator=gen)
-    E["argsort"] = dict(
-        cpu_argsort_equals_stable_n160=bool(torch.equal(ARGSORT_DEFAULT(x), interpreter.stable_argsort(x))),
-        logits_default_vs_stable=maxdiff(base, s)[0],
-        logits_ties_reversed_vs_stable=maxdiff(u, s)[0],
-        logits_absmax=float(s.abs().max()),
-        eval_default_argsort_perturb_last_token_max_earlier_change=float((base - pert)[:, :-1].abs().max()),
-    )
-
-    # routing weight underflow: softmax prob of the 2nd choice is exactly 0
-    cfg, m = build(52, num_hidden_layers=1)
-    layer = m.model.layers[0].attn
-    x = torch.randn(1, 40, 32, generator=torch.Generator().manual_seed(53))
-    un = {}
-    for mult in (1.0, 30.0, 100.0, 300.0):
-        w0 = layer.gate.weight.detach().clone()
-        with torch.no_grad():
-            layer.gate.weight.mul_(mult)
-            y, _, _, rl = layer(x)
-            z, _ = dense_mom(layer, x)
-            pw = rl.softmax(-1).topk(2, -1).values
-            un[f"gate x{mult:g}"] = dict(
-                tokens_with_zero_second_weight=int((pw[:, 1] == 0).sum()),
-                vs_dense_definition=maxdiff(y, z),
-                y_absmax=float(y.abs().max()),
-            )
-            layer.gate.weight.copy_(w0)
-    E["routing_weight_underflow"] = un
-
-    # hybrid crash
-    hyb = dict(attn={"layers": [1], "num_heads": 2, "num_kv_heads": 2, "window_size": None})
-    try:
-        build(9, **hyb)
-        E["hybrid_without_flash_attn"] = "no error"
-    except Exception as e:
-        E["hybrid_without_flash_attn"] = repr(e)
-    had = fla_attn.flash_attn_func
-    fla_attn.flash_attn_func = lambda q, k, v, **kw: F.scaled_dot_product_attention(
-        *(t.transpose(1, 2) for t in (q, k, v)), is_causal=True
-    ).transpose(1, 2)
-    try:
-        cfg, m = build(9, **hyb)
-        with torch.no_grad():
-            m(ids[:1])
-        E["hybrid_with_working_flash_attn_func"] = "no error"
-    except Exception as e:
-        E["hybrid_with_working_flash_attn_func"] = repr(e)
-    fla_attn.flash_attn_func = had
-
-    # continuing a cache with several tokens at once; decoding with autograd on
-    def cont(M, n, B=1, P=20, grad=False, seed=13):
-        cfg, m = build(seed, use_cache=True, num_memories=M)
-        ids = torch.randint(3, 64, (B, P + n), generator=torch.Generator().manual_seed(1013))
-        with torch.no_grad():
-            full = m(ids, use_cache=False).logits
-            o = m(ids[:, :P], use_cache=True)
-        try:
-            with torch.set_grad_enabled(grad):
-                y = m(ids[:, P:], past_key_values=o.past_key_values, use_cache=True).logits
-            return dict(vs_full=maxdiff(y, full[:, P:])[0], logits_absmax=float(full.abs().max()))
-        except Exception as e:
-            return repr(e)[:300]
-
-    E["cache_continue"] = {
-        "M4_n1": cont(4, 1),
-        "M4_n2": cont(4, 2),
-        "M4_n3_B1": cont(4, 3),
-        "M4_n8": cont(4, 8),
-        "M2_n2_all_active": cont(2, 2),
-        "M2_n8_all_active": cont(2, 8),
-        "M4_n1_autograd_on": cont(4, 1, grad=True),
-        "M4_n70_chunk": cont(4, 70),
-    }
-    cfg, m = build(13, use_cache=True)
-    ids = torch.randint(3, 64, (2, 20), generator=gen)
-    with torch.no_grad():
-        o = m(ids, use_cache=True)
-        E["get_seq_length_after_20_tokens"] = int(o.past_key_values.get_seq_length())
-        o = m(ids[:, :1], past_key_values=o.past_key_values, use_cache=True)
-        E["get_seq_length_after_21_tokens"] = int(o.past_key_values.get_seq_length())
-
-    # prefill shorter than conv_size / unvisited memory, then decode
-    def short(P, M=8, B=2):
-        cfg, m = build(14, use_cache=True, num_memories=M)
-        ids = torch.randint(3, 64, (B, P + 6), generator=torch.Generator().manual_seed(1014))
-        try:
-            with torch.no_grad():
-                full = m(ids, use_cache=False).logits
-                o = m(ids[:, :P], use_cache=True)
-                d = [maxdiff(o.logits, full[:, :P])[0]]
-                for t in range(P, P + 6):
-                    o = m(ids[:, t : t + 1], past_key_values=o.past_key_values, use_cache=True)
-                    d.append(maxdiff(o.logits[:, 0], full[:, t])[0])
-            return [float(f"{v:.2e}") for v in d]
-        except Exception as e:
-            return repr(e)[:300]
-
-    E["short_prefill_then_decode_diff_per_step"] = {f"P{P}_M8": short(P) for P in (1, 2, 3, 6)}
-
-    # left padding equals no padding (eval); what comes out at pad positions; right padding
-    cfg, m = build(7)
-    ids = torch.randint(3, 64, (1, 30), generator=gen)
-    with torch.no_grad():
-        a = m(ids).logits
-        pid = torch.cat([torch.zeros(1, 9, dtype=torch.long), ids], 1)
-        lm = left_mask(1, 39, [9])
-        b = m(pid, attention_mask=lm).logits[:, 9:]
-        c = m(torch.cat([ids, torch.zeros(1, 9, dtype=torch.long)], 1), attention_mask=lm.flip(1)).logits[:, :30]
-        x = torch.randn(1, 39, 32, generator=gen)
-        E["left_pad_vs_unpadded"] = maxdiff(b, a)[0]
-        E["right_pad_vs_unpadded"] = maxdiff(c, a)[0]
-        E["layer_output_at_pads_absmax"] = float(m.model.layers[0].attn(x, attention_mask=lm)[0][:, :9].abs().max())
-        pk = torch.cat([ids, ids.flip(1)[:, :13]], 1)
-        cu = torch.tensor([0, 30, 43])
-        E["cu_seqlens_vs_unpacked"] = maxdiff(m(pk, cu_seqlens=cu).logits[:, :30], a)[0]
-        bal = m(pk, cu_seqlens=cu, labels=pk)
-        pad2 = torch.cat([torch.cat([ids], 1), torch.cat([torch.zeros(1, 17, dtype=torch.long), pk[:, 30:]], 1)], 0)
-        bal2 = m(pad2, attention_mask=left_mask(2, 30, [0, 17]), labels=pad2)
-        E["aux_loss_packed_vs_masked_same_tokens"] = [float(bal.aux_loss), float(bal2.aux_loss)]
-    # labels cross document boundaries in packed mode: labels are only shifted by one
-    # dropped arguments
-    with torch.no_grad():
-        _, m1 = build(2, use_layer_wise_balance=True, capacity=1.0)
-        _, m2 = build(2, use_layer_wise_balance=False, capacity=0.1)
-        E["capacity_and_use_layer_wise_balance_ignored"] = (
-            maxdiff(m1(ids, labels=ids).loss, m2(ids, labels=ids).loss)[0] == 0.0
-        )
-    try:
-        MomForCausalLM(MomConfig(**{**BASE, "use_short_conv": False}))
-        E["use_short_conv_False"] = "no error"
-    except BaseException as e:
-        E["use_short_conv_False"] = repr(e)[:120]
-    json.dump(E, open(os.path.join(OUT, "experiments.json"), "w", encoding="utf-8"), indent=1)
-    print(json.dumps(E, indent=1), flush=True)
 
 
 CASES = dict(
     a=case_a,
-    b=case_b,
-    c=case_c,
-    d=case_d,
-    e=case_e,
-    f=case_f,
-    g=case_g,
+    b=partial(model_case, "b_noshared", 2, 2, 40, shared_mem=False),
+    c=partial(model_case, "c_single_kv", 3, 2, 40, single_kv_proj=True),
+    d=partial(
+        model_case,
+        "d_top1of3",
+        4,
+        2,
+        44,
+        num_memories=3,
+        topk=1,
+        num_hidden_layers=1,
+        note="top-1: normalised weight is exactly 1, so gate.weight gets gradient from the aux loss only",
+    ),
+    e=partial(model_case, "e_expand_v2", 5, 1, 40, expand_v=2.0, num_hidden_layers=1),
+    f=partial(
+        model_case,
+        "f_tied",
+        6,
+        2,
+        40,
+        tie_word_embeddings=True,
+        num_hidden_layers=1,
+        note="grad of the tied tensor is under model.embeddings.weight",
+    ),
+    g=partial(model_case, "g_leftpad", 7, 3, 48, mask=left_mask(3, 48, [0, 7, 19]), num_hidden_layers=1),
     h=case_h,
-    i=case_i,
+    i=partial(model_case, "i_nogate", 8, 2, 40, use_output_gate=False, num_hidden_layers=1),
     j=case_j,
     k=case_k,
-    l=case_l,
-    m=case_m,
+    l=partial(
+        model_case,
+        "l_cu_seqlens",
+        11,
+        1,
+        45,
+        cu_seqlens=torch.tensor([0, 9, 40, 45]),
+        grads=False,
+        note="packed varlen input through cu_seqlens; router_logits/aux loss include the left padding rows (B*max_len)",
+    ),
+    m=partial(
+        model_case,
+        "m_tiny",
+        12,
+        2,
+        6,
+        num_memories=6,
+        num_hidden_layers=1,
+        note="empty memories and segments shorter than conv_size (pad_for_conv)",
+    ),
     layer=case_layer,
     op_gdr=op_gdr,
     op_naive=op_naive,
-    experiments=experiments,
 )
 
 if __name__ == "__main__":
