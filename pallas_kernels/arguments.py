@@ -12,6 +12,11 @@ FLOAT32 = ("float32",)
 Expected = tuple[jax.Array, tuple[int, ...], tuple[str, ...]]  # an argument, its shape, and the dtypes it may have
 
 
+def like(x: jax.Array | jax.ShapeDtypeStruct | None) -> Any:
+    """An output of the same shape and dtype; None of None."""
+    return None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
 class Limits(NamedTuple):
     """Sizes and dtypes that the kernels of a platform have programs for."""
 
@@ -87,21 +92,18 @@ def check(
     if count == 0 or rows % count:
         raise ValueError(f"chunks.segment has {count} chunks: expected a divisor of the {rows} rows of q")
     limits.check(K=keys, V=values, dtype=q.dtype.name, chunk=rows // count)
+    segments = chunks.runs.shape[0] - 1 if initial_state is None else initial_state.shape[0]
     expected: dict[str, Expected] = {
         "v": (v, (rows, heads, values), limits.dtypes),
         **others,
         "chunks.segment": (chunks.segment, (count,), ("int32",)),
         "chunks.first": (chunks.first, (count,), ("bool",)),
         "chunks.last": (chunks.last, (count,), ("bool",)),
-        "chunks.runs": (chunks.runs, (_segments(chunks, initial_state) + 1, 3), ("int32",)),
+        "chunks.runs": (chunks.runs, (segments + 1, 3), ("int32",)),
     }
     if chunks.document is not None:
         expected["chunks.document"] = (chunks.document, (rows,), ("int32",))
     if initial_state is not None:
-        expected["initial_state"] = (initial_state, (*initial_state.shape[:1], heads, keys, values), FLOAT32)
+        expected["initial_state"] = (initial_state, (segments, heads, keys, values), FLOAT32)
     limits.check_arrays(expected)
     return rows // count
-
-
-def _segments(chunks: Chunks, initial_state: jax.Array | None) -> int:
-    return chunks.runs.shape[0] - 1 if initial_state is None else initial_state.shape[0]

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Chunks(NamedTuple):
@@ -17,6 +18,21 @@ class Chunks(NamedTuple):
     last: jax.Array  # [chunks] bool: last chunk of its segment
     runs: jax.Array  # [S + 1, 3] int32: segments with their first and number of chunks, longest first; S the last
     document: jax.Array | None  # [N] int32: documents begun inside the row's chunk up to the row; None: no documents
+
+    def by_chunk(self) -> jax.Array | None:
+        """Documents begun up to each row of a chunk, [chunks, 1, C]; None if there are none."""
+        return None if self.document is None else self.document.reshape(self.segment.shape[0], 1, -1)
+
+    def where_visited(self, states: jax.Array | None, otherwise: jax.Array | float | None) -> jax.Array | None:
+        """States [S, ...] of segments that have a chunk; of the others, which no kernel visits, ``otherwise``.
+
+        None without states. One more behind them, of the unused chunks, is left out.
+        """
+        if states is None or otherwise is None:
+            return None
+        segments = self.runs.shape[0] - 1
+        visited = jnp.any(self.segment == jnp.arange(segments)[:, None], 1)
+        return jnp.where(visited.reshape(-1, *[1] * (states.ndim - 1)), states[:segments], otherwise)
 
 
 class Unsupported(ValueError):

@@ -60,6 +60,7 @@ def check(
         "state": (state, (segments, taps - 1, channels)),
         "chunks.first": (chunks.first, (count,)),
         "chunks.last": (chunks.last, (count,)),
+        "chunks.runs": (chunks.runs, (segments + 1, 3)),
         "reach": (reach, (rows,)),
         "copies": (copies, (x.shape[0], *([] if copies is None else copies.shape[1:]))),
     }

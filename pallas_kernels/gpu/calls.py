@@ -12,11 +12,6 @@ from pallas_kernels.configs import Config, Configs, find
 from pallas_kernels.gpu.launch import Grid, float32_precision, launch
 
 
-def like(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """An output of the same shape and dtype."""
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
 class Call(NamedTuple):
     """Everything besides the arrays that a recurrence's kernels depend on."""
 
@@ -31,6 +26,11 @@ class Call(NamedTuple):
     device: str
     interpret: bool
 
+    @property
+    def cuts(self) -> int:
+        """How often a chunk can be halved."""
+        return self.rows.bit_length() - 1
+
     def config(self, configs: Configs, name: str) -> Config:
         """Of a kernel, its blocks no larger than K and V."""
         config = find(configs[name], self.device, jnp.dtype(self.dtype).itemsize, max(self.keys, self.values))
@@ -41,16 +41,16 @@ class Call(NamedTuple):
         self,
         kernel: Any,
         config: Config,
-        *inputs: jax.Array,
+        *inputs: jax.Array | None,
         grid: Grid,
-        outputs: Sequence[jax.ShapeDtypeStruct],
+        outputs: Sequence[jax.ShapeDtypeStruct | None],
         flops: int,
         **scalars: Any,
-    ) -> list[jax.Array]:
+    ) -> list[Any]:
         """Launches a kernel, with those of a call's constants that it has parameters for."""
         constants = {
             "SCALE": self.scale, "DOCUMENTS": self.documents, "HEADS": self.heads, "K": self.keys, "V": self.values,
-            "C": self.rows, "BK": config.block_k, "BV": config.block_v,
+            "C": self.rows, "BK": config.block_k, "BV": config.block_v, "cuts": self.cuts,
             "PRECISION": float32_precision(self.device),
         }  # fmt: skip
         constants = {name: x for name, x in constants.items() if name in kernel.arg_names}

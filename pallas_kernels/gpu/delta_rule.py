@@ -20,15 +20,15 @@ for -dv. Nothing is accumulated in memory, so results do not depend on the order
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.arguments import FLOAT32, Expected
+from pallas_kernels.arguments import FLOAT32, Expected, like
 from pallas_kernels.chunks import Chunks
 from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry
-from pallas_kernels.gpu.calls import Call, checked_call, like
+from pallas_kernels.gpu.calls import Call, checked_call
 from pallas_kernels.gpu.delta_rule_gradients import gradients_kernel
 from pallas_kernels.gpu.delta_rule_kernels import borders_kernel, forward_kernel, prepare_kernel, reverse_kernel
 from pallas_kernels.remat import keep
@@ -129,9 +129,9 @@ def delta_rule(
 class Along(NamedTuple):
     """What runs along the chunks of a segment, by whichever compiler."""
 
-    outputs: Callable[..., tuple[jax.Array, jax.Array | None]]
+    outputs: Callable[..., Sequence[Any]]  # of values, and final states or None
     borders: Callable[..., Sequence[jax.Array]]
-    reverse: Callable[..., tuple[jax.Array, jax.Array, jax.Array | None]]
+    reverse: Callable[..., Sequence[Any]]  # gradients of borders and values, and of initial states or None
     check: Callable[[Call, Chunks], None] = lambda call, chunks: None  # raises `Unsupported` for what they do not take
 
 
@@ -169,22 +169,20 @@ class Prepared(NamedTuple):
 
 def _prepare(q, k, g, beta, chunks, call):
     square = jax.ShapeDtypeStruct((*k.shape[:2], call.rows), k.dtype)
-    inputs = (q, k, g, beta, chunks.segment if chunks.document is None else chunks.document)
+    inputs = (q, k, g, beta, chunks.document)
     outputs = (square, square, like(g), like(g))
     return Prepared(*_each("prepare", prepare_kernel, inputs, outputs, call))
 
 
 def _outputs(q, k, v, beta, prepared, chunks, initial_state, call):
-    outputs = (like(v), _like_states(initial_state))
-    inputs = (q, k, v, beta, *prepared, chunks.runs, _or(initial_state, beta))
-    o, final = _along("forward", forward_kernel, inputs, outputs, initial_state, chunks, call, tail=1)
-    return o, None if initial_state is None else final
+    inputs, outputs = (q, k, v, beta, *prepared, chunks.runs), (like(v), like(initial_state))
+    return _along("forward", forward_kernel, inputs, outputs, initial_state, chunks, call, tail=1)
 
 
 def _borders(k, v, beta, prepared, chunks, initial_state, call):
     """The states that enter the pairs of chunks, the errors, and each chunk's number in its segment."""
     decays = (prepared.inverse, prepared.enter, prepared.leave)
-    inputs = (k, v, beta, *decays, chunks.runs, _or(initial_state, beta))
+    inputs = (k, v, beta, *decays, chunks.runs)
     outputs = (like_borders(k, chunks, call), like(v), like(chunks.segment))
     return _along("borders", borders_kernel, inputs, outputs, initial_state, chunks, call)
 
@@ -194,16 +192,13 @@ def _reverse(q, k, beta, prepared, chunks, do, dfinal, call):
 
     That of values is 0 in unused chunks, for which the kernel has no program.
     """
-    outputs = (like_borders(k, chunks, call), like(do), _like_states(dfinal))
-    inputs = (q, k, beta, *prepared, chunks.runs, do, _or(dfinal, beta))
-    dborder, dv, dinitial = _along("reverse", reverse_kernel, inputs, outputs, dfinal, chunks, call, tail=1)
-    return dborder, dv, None if dfinal is None else dinitial
+    inputs, outputs = (q, k, beta, *prepared, chunks.runs, do), (like_borders(k, chunks, call), like(do), like(dfinal))
+    return _along("reverse", reverse_kernel, inputs, outputs, dfinal, chunks, call, tail=1)
 
 
 def _gradients(q, k, g, beta, prepared, chunks, place, border, error, do, dborder, dv, call):
     """Gradients of q, k, g and beta."""
-    document = chunks.segment if chunks.document is None else chunks.document
-    inputs = (q, k, g, beta, document, *prepared[1:], chunks.segment, place, border, error, do, dborder, dv)
+    inputs = (q, k, g, beta, chunks.document, *prepared[1:], chunks.segment, place, border, error, do, dborder, dv)
     outputs = [*(like(x) for x in (q, k, g, beta)), jax.ShapeDtypeStruct((call.chunks, call.heads), jnp.float32)]
     segments = chunks.runs.shape[0] - 1
     dq, dk, dg, dbeta, beyond = _each("gradients", gradients_kernel, inputs, outputs, call, segments=segments)
@@ -217,11 +212,15 @@ def _each(name, kernel, inputs, outputs, call, **scalars):
 
 
 def _along(name, kernel, inputs, outputs, states, chunks, call, tail=0):
-    """Runs a kernel that keeps a block of the state and passes through the chunks of each run, the unused ones last."""
+    """Runs a kernel that keeps a block of the state and passes through the chunks of each run, the unused ones last.
+
+    ``states``, with which segments begin, are its last input.
+    """
     config, segments = call.config(CONFIGS, name), chunks.runs.shape[0] - 1
     grid = {"blocks": call.values // config.block_v, "heads": call.heads, "segments": segments + tail}
-    stated = states is not None
-    return call.run(kernel, config, *inputs, grid=grid, outputs=outputs, flops=_flops(name, call), STATE=stated)
+    return call.run(
+        kernel, config, *inputs, states, grid=grid, outputs=outputs, flops=_flops(name, call), STATE=states is not None
+    )
 
 
 def _flops(name, call):
@@ -233,13 +232,3 @@ def like_borders(k: jax.Array, chunks: Chunks, call: Call) -> jax.ShapeDtypeStru
     """States at the borders of the pairs of chunks."""
     pairs = (call.chunks + chunks.runs.shape[0] - 1) // 2
     return jax.ShapeDtypeStruct((pairs, call.heads, call.keys, call.values), k.dtype)
-
-
-def _like_states(states):
-    """Final states; where there are none, the kernel does not touch the array that it gets in their place."""
-    return jax.ShapeDtypeStruct((1,) if states is None else states.shape, jnp.float32)
-
-
-def _or(states, instead):
-    """A placeholder for pointers where there are no states."""
-    return instead if states is None else states

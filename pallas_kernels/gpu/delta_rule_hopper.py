@@ -13,8 +13,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.arguments import like
 from pallas_kernels.gpu import delta_rule as by_triton
-from pallas_kernels.gpu.calls import like
 from pallas_kernels.gpu.delta_rule import Along, like_borders
 from pallas_kernels.gpu.hopper import TILE, Consumer, State, along, check, turned
 

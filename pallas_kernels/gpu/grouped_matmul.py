@@ -23,7 +23,7 @@ from pallas_kernels.gpu.launch import float32_precision, launch
 
 TILES = (16, 32, 64, 128)
 NARROW = 64  # columns
-WIDE, TOGETHER = 2, 3  # weights of a launch: wide ones, and all with the narrow ones side by side
+WIDE = 2  # weights of a launch, beside the narrow ones
 
 _FLOAT32 = Config(block_m=64, block_n=64, block_k=32, num_warps=4)
 _HALF = Config(block_m=128, block_n=128, block_k=32, num_warps=4)
@@ -84,7 +84,10 @@ def grouped_matmul(
     order = [i for i in range(len(weights)) if i not in narrow]
     launches = [tuple(weights[i] for i in order[n : n + WIDE]) for n in range(0, len(order), WIDE)] or [()]
     if narrow:
-        launches[-1] += (jnp.concatenate([weights[i] for i in narrow], 2),)
+        beside = jnp.concatenate([weights[i] for i in narrow], 2)
+        if beside.shape[2] >= NARROW and len(launches[-1]) == WIDE:  # together they are wide
+            launches.append(())
+        launches[-1] += (beside,)
     call = _Call(tile, device, interpret)
     run: Any = _grouped_matmul
     products = [y for some in launches for y in run(x, some, group_sizes, token, copies, call)]
@@ -118,7 +121,7 @@ class _Call(NamedTuple):
         """Of a kernel."""
         return find(CONFIGS[name], self.device, x.dtype.itemsize, x.shape[1])
 
-    def run(self, kernel: Any, config: Config, *inputs: jax.Array, **options: Any) -> list[jax.Array]:
+    def run(self, kernel: Any, config: Config, *inputs: Any, **options: Any) -> list[jax.Array]:
         """Launches a kernel whose last input is the groups' sizes."""
         groups = inputs[-1].shape[0]
         return launch(
@@ -152,18 +155,6 @@ _grouped_matmul.defvjp(_forward, _backward)
 def _width(block: int, size: int) -> int:
     """A block no wider than it must be; Triton multiplies 16 columns at least."""
     return min(block, max(16, triton.next_power_of_2(size)))
-
-
-def _three(arrays, instead):
-    """Arrays in the kernels' three places, and something to point to where there is none."""
-    return *arrays, *[instead] * (TOGETHER - len(arrays))
-
-
-def _columns(arrays, block, size="N", blocks="BN"):
-    """Columns of three arrays and of their blocks, as the kernels name them."""
-    columns = [*(y.shape[-1] for y in arrays), *[0] * (TOGETHER - len(arrays))]
-    constants = {f"{size}{i}": n for i, n in enumerate(columns)}
-    return constants | {f"{blocks}{i}": _width(block, n) for i, n in enumerate(columns)}
 
 
 def _tiles(rows, groups, height, tile):
@@ -204,14 +195,15 @@ def _products(x, weights, group_sizes, token, call):
 
 def _row_gradient(dys, weights, group_sizes, call):
     (rows, _), inputs = dys[0].shape, weights[0].shape[1]
-    config, columns = call.config("product", dys[0]), sum(dy.shape[1] for dy in dys)
+    config, (places, columns) = call.config("product", dys[0]), _places(dys)
     height, width = min(config.block_m, 1 << (rows - 1).bit_length()), _width(config.block_n, inputs)
+    _, constants = _blocks(columns, config.block_k)
     return call.run(
-        row_gradient_kernel, config, *_three(dys, dys[0]), *_three(weights, dys[0]), group_sizes,
+        row_gradient_kernel, config, *places, *_places(weights)[0], group_sizes,
         grid={"tiles": _tiles(rows, group_sizes.shape[0], height, call.tile) * -(-inputs // width)},
         outputs=[jax.ShapeDtypeStruct((rows, inputs), dys[0].dtype)],
-        flops=2 * rows * inputs * columns,
-        rows=rows, N=inputs, BM=height, BN=width, **_columns(dys, config.block_k, "K", "BK"),
+        flops=2 * rows * inputs * sum(columns),
+        rows=rows, K=inputs, BM=height, BK=width, **constants,
     )[0]  # fmt: skip
 
 

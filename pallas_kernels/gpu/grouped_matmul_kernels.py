@@ -128,26 +128,26 @@ def product_kernel(
 @triton.jit
 def row_gradient_kernel(
     p_dy0, p_dy1, p_dy2, p_w0, p_w1, p_w2, p_sizes, p_dx, rows,
-    GROUPS: tl.constexpr, SLOTS: tl.constexpr, N: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK0: tl.constexpr, BK1: tl.constexpr, BK2: tl.constexpr,
-    PRECISION: tl.constexpr,
+    GROUPS: tl.constexpr, SLOTS: tl.constexpr, K: tl.constexpr, N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, BN2: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``dx``, the sum of ``dy @ w[g]^T`` over all weights, for one tile of rows and one block of columns."""
-    blocks = tl.cdiv(N, BN)
-    column = (tl.program_id(0) % blocks) * BN
+    """``dx`` [.., K], the sum of ``dy @ w[g]^T`` over all weights, for one tile of rows and one block of columns."""
+    blocks = tl.cdiv(K, BK)
+    column = (tl.program_id(0) % blocks) * BK
     g, first, end = group_of(tl.program_id(0) // blocks, p_sizes, rows, GROUPS, SLOTS, BM)
     if g > GROUPS:
         return
     row = first + tl.arange(0, BM)
     inside = row < end
-    total = tl.zeros((BM, BN), tl.float32)
+    total = tl.zeros((BM, BK), tl.float32)
     if g < GROUPS:
-        total = multiply(p_dy0, p_w0, total, row, inside, g, column, N, K0, True, BN, BK0, PRECISION)
-        if K1 > 0:
-            total = multiply(p_dy1, p_w1, total, row, inside, g, column, N, K1, True, BN, BK1, PRECISION)
-        if K2 > 0:
-            total = multiply(p_dy2, p_w2, total, row, inside, g, column, N, K2, True, BN, BK2, PRECISION)
-    store_tile(p_dx, total, first, inside, column, N, BM, BN)
+        if N0 > 0:
+            total = multiply(p_dy0, p_w0, total, row, inside, g, column, K, N0, True, BK, BN, PRECISION)
+        if N1 > 0:
+            total = multiply(p_dy1, p_w1, total, row, inside, g, column, K, N1, True, BK, BN, PRECISION)
+        if N2 > 0:
+            total = multiply(p_dy2, p_w2, total, row, inside, g, column, K, N2, True, BK, BN2, PRECISION)
+    store_tile(p_dx, total, first, inside, column, K, BM, BK)
 
 
 @triton.jit

@@ -22,9 +22,9 @@ MOST_PROGRAMS = (2**31 - 1, 2**16 - 1, 2**16 - 1)  # along x, y and z, of CUDA
 
 def launch(
     kernel: Any,
-    *inputs: jax.Array,
+    *inputs: jax.Array | None,
     grid: Grid,
-    outputs: Sequence[jax.ShapeDtypeStruct],
+    outputs: Sequence[jax.ShapeDtypeStruct | None],
     interpret: bool,
     device: str,
     num_warps: int,
@@ -33,20 +33,23 @@ def launch(
     moved: int | None = None,
     aliases: Mapping[int, int] | None = None,
     **scalars: Any,
-) -> list[jax.Array]:
+) -> list[Any]:
     """Runs ``kernel(*inputs, *outputs, **scalars)`` on ``grid`` and returns the outputs.
+
+    In the place of an input or output that is None the kernel gets a pointer that it must not touch; such an output is
+    returned as None.
 
     Args:
         kernel: a ``triton.jit`` function: pointers to inputs, pointers to outputs, integers, ``constexpr`` arguments.
-        inputs: contiguous arrays.
+        inputs: contiguous arrays, or None.
         grid: programs along up to three axes, by names for messages.
-        outputs: shapes and dtypes; every element must be written by the kernel.
+        outputs: shapes and dtypes, or None; every element must be written by the kernel.
         interpret: run in Triton's interpreter on the host.
         device: what the kernel is compiled for: ``sm_`` and NVIDIA's compute capability, or ``gfx`` and AMD's number.
         num_warps, num_stages: Triton's launch parameters, without meaning in the interpreter.
         aliases: inputs that are changed in place, and which outputs they are, by number; one pointer for both.
         flops: the kernel's work, for profilers.
-        moved: its bytes, for them too; those of inputs and outputs if None.
+        moved: its bytes, for them too; those of inputs and outputs if not given.
         scalars: integers and ``constexpr`` arguments by name. Another integer needs no other program, unless it
             becomes or ceases to be 1 or a multiple of 16.
 
@@ -57,31 +60,38 @@ def launch(
     for (name, programs), most in zip(grid.items(), MOST_PROGRAMS, strict=False):
         if programs > most:
             raise Unsupported(f"{name}={programs}: the GPU kernels run {most} at most")
-    if interpret:
-        run = _Interpreted(kernel, tuple(grid.values()), outputs, aliases or {}, scalars)
-        return jax.pure_callback(run, list(outputs), *inputs, vmap_method="sequential")
-    import jax_triton
-
-    nvidia = device.startswith("sm_")
-    if moved is None:
-        moved = sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs))
+    aliases = dict(aliases or {})
     blocks: Any = tuple(grid.values())
-    cost: Any = {"flops": flops, "bytes_accessed": moved}
-    results = jax_triton.triton_call(
-        *inputs,
-        kernel=kernel,
-        out_type=list(outputs),
-        grid=blocks,
-        num_warps=num_warps,
-        num_stages=num_stages,
-        compute_capability=int(device.removeprefix("sm_")) if nvidia else None,
-        backend_options={"enable_fp_fusion": True, **({"ptx_version": ptx_version()} if nvidia else {})},
-        input_output_aliases=dict(aliases or {}),
-        cost_estimate=cost,
-        **scalars,
-    )
-    # A result that is used and also stored in a loop's array would be computed for each of the two, by two calls.
-    return results if aliases else jax.lax.optimization_barrier(results)
+    # not one that is changed in place, which XLA would copy for it
+    least = min((x for i, x in enumerate(inputs) if x is not None and i not in aliases), key=lambda x: x.size)
+    arrays = [least if x is None else x for x in inputs]
+    shapes = [jax.ShapeDtypeStruct((1,), jnp.float32) if x is None else x for x in outputs]
+    if interpret:
+        run = _Interpreted(kernel, blocks, shapes, aliases, scalars)
+        results = jax.pure_callback(run, shapes, *arrays, vmap_method="sequential")
+    else:
+        import jax_triton
+
+        nvidia = device.startswith("sm_")
+        if moved is None:
+            moved = sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs) if x is not None)
+        cost: Any = {"flops": flops, "bytes_accessed": moved}
+        results = jax_triton.triton_call(
+            *arrays,
+            kernel=kernel,
+            out_type=shapes,
+            grid=blocks,
+            num_warps=num_warps,
+            num_stages=num_stages,
+            compute_capability=int(device.removeprefix("sm_")) if nvidia else None,
+            backend_options={"enable_fp_fusion": True, **({"ptx_version": ptx_version()} if nvidia else {})},
+            input_output_aliases=aliases,
+            cost_estimate=cost,
+            **scalars,
+        )
+        # A result that is used and also stored in a loop's array would be computed for each of the two, by two calls.
+        results = results if aliases else jax.lax.optimization_barrier(results)
+    return [None if wanted is None else x for wanted, x in zip(outputs, results, strict=True)]
 
 
 def float32_precision(device: str) -> str:

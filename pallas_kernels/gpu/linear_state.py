@@ -20,13 +20,13 @@ gradients for each chunk from the two.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import triton
 import triton.language as tl
 
+from pallas_kernels.arguments import like
 from pallas_kernels.chunks import Chunks
 from pallas_kernels.configs import AMD, HOPPER, Config, Entry
-from pallas_kernels.gpu.calls import Call, like
+from pallas_kernels.gpu.calls import Call
 from pallas_kernels.gpu.states import load_state, store_state
 from pallas_kernels.gpu.tiles import load_run, per_row, place_of, tile
 
@@ -198,45 +198,35 @@ def row_gradients(
     return dscores, dreads, dwrites, dacross
 
 
-def _or(x: jax.Array | None, instead: jax.Array) -> jax.Array:
-    """Something to point to where an argument is not read."""
-    return instead if x is None else x
-
-
 def outputs(
     rows: Rows, v: jax.Array, chunks: Chunks, initial_state: jax.Array | None, call: Call
 ) -> tuple[jax.Array, jax.Array | None]:
     """Outputs [N, H, V] in the values' dtype, and final states, None without initial ones."""
     config, runs = call.config(CONFIGS, "outputs"), chunks.runs
-    final = jax.ShapeDtypeStruct((1,) if initial_state is None else initial_state.shape, jnp.float32)
-    factors = _or(rows.read_factor, runs), _or(rows.write_factor, runs)
-    o, last = call.run(
-        outputs_kernel, config,
-        rows.reads, rows.writes, *factors, rows.across, rows.scores, v, runs, _or(initial_state, runs),
+    o, final = call.run(
+        outputs_kernel, config, *rows, v, runs, initial_state,
         grid={"blocks": runs.shape[0] * call.heads * (call.values // config.block_v)},
-        outputs=[like(v), final],
+        outputs=[like(v), like(initial_state)],
         flops=2 * v.size * (2 * call.keys + call.rows),
         FACTORS=rows.read_factor is not None, VECTOR=rows.across.ndim == 3, STATE=initial_state is not None,
     )  # fmt: skip
-    return o, None if initial_state is None else last
+    return o, final
 
 
 def _borders(rows, factor, across, v, chunks, initial_state, call, *, reverse):
     """States before each chunk [chunks, H, K, V] in the values' dtype; in ``reverse`` also those at the other end."""
     config, runs = call.config(CONFIGS, "borders"), chunks.runs
     blocks = (call.keys // config.block_k) * (call.values // config.block_v)
-    store = reverse and initial_state is not None
-    of_final = initial_state.shape if reverse and initial_state is not None else (1,)
     states = jax.ShapeDtypeStruct((call.chunks, call.heads, call.keys, call.values), v.dtype)
-    states, final = call.run(
-        borders_kernel, config, rows, _or(factor, runs), across, v, runs, _or(initial_state, runs),
+    final = like(initial_state) if reverse else None
+    return call.run(
+        borders_kernel, config, rows, factor, across, v, runs, initial_state,
         grid={"blocks": runs.shape[0] * call.heads * blocks},
-        outputs=[states, jax.ShapeDtypeStruct(of_final, jnp.float32)],
+        outputs=[states, final],
         flops=2 * v.size * call.keys,
-        FACTORS=factor is not None, VECTOR=across.ndim == 3, STATE=initial_state is not None, FINAL=store,
-        REVERSE=reverse,
+        FACTORS=factor is not None, VECTOR=across.ndim == 3, STATE=initial_state is not None,
+        FINAL=final is not None, REVERSE=reverse,
     )  # fmt: skip
-    return states, final if store else None
 
 
 class Borders(NamedTuple):
@@ -257,9 +247,7 @@ def both_borders(
     call: Call,
 ) -> Borders:
     """What the gradients of each chunk need of the other chunks."""
-    states, _ = _borders(
-        rows.writes, rows.write_factor, rows.across, v, chunks, initial_state, call, reverse=False
-    )  # fmt: skip
+    states, _ = _borders(rows.writes, rows.write_factor, rows.across, v, chunks, initial_state, call, reverse=False)
     leaving, dinitial = _borders(rows.reads, rows.read_factor, rows.across, do, chunks, dfinal, call, reverse=True)
     return Borders(states, leaving, dinitial)
 
@@ -268,7 +256,7 @@ def value_gradient(rows: Rows, v: jax.Array, do: jax.Array, leaving: jax.Array, 
     """The gradient of v, in its dtype."""
     config = call.config(CONFIGS, "value_gradient")
     return call.run(
-        value_gradient_kernel, config, rows.scores, rows.writes, _or(rows.write_factor, rows.scores), leaving, do,
+        value_gradient_kernel, config, rows.scores, rows.writes, rows.write_factor, leaving, do,
         grid={"blocks": call.chunks * call.heads * (call.values // config.block_v)},
         outputs=[like(v)],
         flops=2 * v.size * (call.keys + call.rows),

@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import triton
 
-from pallas_kernels.arguments import FLOAT32, GPU, Expected
+from pallas_kernels.arguments import FLOAT32, GPU, Expected, like
 from pallas_kernels.chunks import Unsupported
 from pallas_kernels.configs import Config, Entry, find
-from pallas_kernels.gpu.calls import like
 from pallas_kernels.gpu.launch import launch
 from pallas_kernels.gpu.mixing_kernels import backward_kernel, forward_kernel
 
@@ -40,14 +39,14 @@ class _Call(NamedTuple):
 
 
 class _Reads(NamedTuple):
-    """What is mixed, and what follows, as arrays."""
+    """What is mixed, and what follows, as arrays; in the kernels' order."""
 
     y: jax.Array
     weights: jax.Array
+    row: jax.Array
     scale: jax.Array | None
     gate: jax.Array | None
-    row: jax.Array
-    assignment: jax.Array
+    assignment: jax.Array  # for gradients
 
     @property
     def units(self) -> int:
@@ -93,7 +92,7 @@ def mixing(
         ValueError: arrays that do not fit each other.
     """
     GPU.check(device=device, dtype=y.dtype.name)
-    reads = _Reads(y, weights, scale, gate, row, assignment)
+    reads = _Reads(y, weights, row, scale, gate, assignment)
     _check(reads)
     for name in (before, activation):
         if name not in (None, *ACTIVATIONS):
@@ -102,7 +101,7 @@ def mixing(
 
 
 def _check(reads: _Reads) -> None:
-    y, weights, scale, gate, row, assignment = reads
+    y, weights, row, scale, gate, assignment = reads
     if y.ndim != 3 or row.ndim != 2 or weights.ndim not in (2, 3) or weights.shape[1] > row.shape[1]:
         found = f"y {y.shape}, weights {weights.shape}, row {row.shape}"
         raise ValueError(f"{found} do not fit: expected [N, H, V], [T, k] or [T, k, H], [T, A]")
@@ -122,7 +121,7 @@ def _check(reads: _Reads) -> None:
 def _mix(reads, call):
     y, config = reads.y, _config("forward", reads, call)
     return launch(
-        forward_kernel, *_operands(reads),
+        forward_kernel, *reads[:5],
         grid={"heads": -(-reads.units // config.block_m)},
         outputs=[jax.ShapeDtypeStruct((reads.row.shape[0], *y.shape[1:]), y.dtype)],
         flops=2 * reads.row.size * y[0].size,
@@ -139,22 +138,20 @@ def _backward(call, reads, do):
     config = _config("backward", reads, call)
     part = find(CONFIGS["backward"], call.device, y.dtype.itemsize, y.shape[2]).block_m
     programs = -(-reads.units // part)
-    nothing = jax.ShapeDtypeStruct((1,), jnp.float32)
     outputs = [
         like(y),
         jax.ShapeDtypeStruct((tokens, number, y.shape[1]), jnp.float32),
-        nothing if reads.scale is None else jax.ShapeDtypeStruct((programs, y.shape[2]), jnp.float32),
-        nothing if reads.gate is None else like(reads.gate),
+        None if reads.scale is None else jax.ShapeDtypeStruct((programs, y.shape[2]), jnp.float32),
+        like(reads.gate),
     ]
     dy, dweights, dscale, dgate = launch(
-        backward_kernel, *_operands(reads), reads.assignment, do,
+        backward_kernel, *reads, do,
         grid={"programs": programs + -(-y.shape[0] * y.shape[1] // part)},
         outputs=outputs, flops=6 * reads.row.size * y[0].size,
         assignments=reads.row.size, programs=programs, PART=part, **_constants(config, reads, call),
     )  # fmt: skip
     dweights = dweights if reads.weights.ndim == 3 else jnp.sum(dweights, -1)
     dscale = None if reads.scale is None else jnp.sum(dscale, 0)
-    dgate = None if reads.gate is None else dgate
     return (reads._replace(y=dy, weights=dweights, scale=dscale, gate=dgate, row=None, assignment=None),)
 
 
@@ -169,13 +166,8 @@ def _config(name: str, reads: _Reads, call: _Call) -> Config:
     return config._replace(block_m=max(1, config.block_n // held), block_n=channels)
 
 
-def _operands(reads: _Reads) -> tuple[jax.Array, ...]:
-    y, weights, scale, gate, row, _ = reads
-    return y, weights, row, y if scale is None else scale, y if gate is None else gate  # y: in the place of none
-
-
 def _constants(config: Config, reads: _Reads, call: _Call) -> dict[str, Any]:
-    y, weights, scale, _, row, _ = reads
+    y, weights, row, scale, *_ = reads
     return {
         "rows": y.shape[0], "units": reads.units, "HEADS": y.shape[1], "V": y.shape[2], "COPIES": row.shape[1],
         "WEIGHTS": weights.shape[1], "OF_HEADS": weights.ndim == 3, "BEFORE": call.before, "NORM": scale is not None,

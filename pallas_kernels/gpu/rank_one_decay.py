@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.arguments import FLOAT32, GPU, Expected
+from pallas_kernels.arguments import FLOAT32, GPU, Expected, like
 from pallas_kernels.chunks import Chunks
 from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry
-from pallas_kernels.gpu.calls import checked_call, like
+from pallas_kernels.gpu.calls import checked_call
 from pallas_kernels.gpu.rank_one_decay_gradients import gradients_kernel, score_gradients_kernel
 from pallas_kernels.gpu.rank_one_decay_kernels import along_kernel, prepare_kernel
 
@@ -48,9 +48,9 @@ CONFIGS = {
         Entry(Config(block_k=16, num_warps=8, num_stages=1), NVIDIA),
         Entry(Config(block_k=16, num_warps=4, num_stages=1), AMD),
     ],
-    "outputs": _ALONG,
-    "borders": _ALONG,
-    "reverse": _ALONG,
+    "outputs": [*_ALONG],
+    "borders": [*_ALONG],
+    "reverse": [*_ALONG],
     "score_gradients": [
         Entry(Config(block_v=16, num_warps=8, num_stages=1), itemsize=4),
         Entry(Config(block_v=32, num_warps=8, num_stages=2), ("sm_80",), itemsize=2),
@@ -159,29 +159,18 @@ class _Ready(NamedTuple):
         return _Ready(*readers, *writers, self.inverse, self.ox, self.xv, self.ov, self.across)
 
 
-def _document(chunks):
-    """Documents; where there are none, something that no kernel reads."""
-    return chunks.segment if chunks.document is None else chunks.document
-
-
 def _squares(call):
     return jax.ShapeDtypeStruct((call.chunks, call.heads, call.rows, call.rows), call.dtype)
-
-
-def _cuts(call):
-    """How often a chunk can be halved."""
-    return call.rows.bit_length() - 1
 
 
 def _prepare(rows, g, chunks, call) -> _Ready:
     q, k, _, a, b = rows
     across = jax.ShapeDtypeStruct((call.chunks, call.heads, call.keys), jnp.float32)
     reads_a, reads_q, writes_b, writes_k, across, inverse, ak, qb, qk = call.run(
-        prepare_kernel, call.config(CONFIGS, "prepare"), q, k, a, b, g, _document(chunks),
+        prepare_kernel, call.config(CONFIGS, "prepare"), q, k, a, b, g, chunks.document,
         grid={"chunks and heads": call.chunks * call.heads},
         outputs=[*map(like, (a, q, b, k)), across, *[_squares(call)] * 4],
-        flops=2 * q.size * call.rows * (5 * _cuts(call) + 2),
-        cuts=_cuts(call),
+        flops=2 * q.size * call.rows * (5 * call.cuts + 2),
     )  # fmt: skip
     return _Ready(reads_a, reads_q, writes_b, writes_k, inverse, ak, qb, qk, across)
 
@@ -194,24 +183,21 @@ def _along(name, ready: _Ready, v, chunks, initial_state, call):
     config, runs = call.config(CONFIGS, name), chunks.runs
     borders, final = name != "outputs", name != "borders" and initial_state is not None
     states = jax.ShapeDtypeStruct((call.chunks, call.heads, call.keys, call.values), v.dtype)
-    made = (name != "borders", like(v)), (borders, like(v)), (borders, states), (final, initial_state)
-    nothing = jax.ShapeDtypeStruct((1,), jnp.float32)
-    results = call.run(
-        along_kernel, config, *ready, v, runs, runs if initial_state is None else initial_state,
+    made = (name != "borders", like(v)), (borders, like(v)), (borders, states), (final, like(initial_state))
+    return call.run(
+        along_kernel, config, *ready, v, runs, initial_state,
         grid={"blocks": runs.shape[0] * call.heads * (call.values // config.block_v)},
-        outputs=[like(x) if wanted and x is not None else nothing for wanted, x in made],
+        outputs=[x if wanted else None for wanted, x in made],
         flops=2 * v.size * (3 * call.keys + 2 * call.rows + (name != "borders") * (call.keys + 2 * call.rows)),
         OUTPUTS=name != "borders", BORDERS=borders, STATE=initial_state is not None, FINAL=final,
         REVERSE=name == "reverse",
     )  # fmt: skip
-    return [x if wanted else None for (wanted, _), x in zip(made, results, strict=True)]
 
 
 def _gradients(rows, of_values, borders, leaving, chunks, call):
     """Gradients of q, k, a, b and g; ``of_values`` are v, u and the gradients of what q and a read."""
-    document = _document(chunks)
     scores = call.run(
-        score_gradients_kernel, call.config(CONFIGS, "score_gradients"), *of_values, document,
+        score_gradients_kernel, call.config(CONFIGS, "score_gradients"), *of_values, chunks.document,
         grid={"chunks and heads": call.chunks * call.heads},
         outputs=[_squares(call)] * 4,
         flops=8 * of_values[0].size * call.rows,
@@ -219,9 +205,8 @@ def _gradients(rows, of_values, borders, leaving, chunks, call):
     config = call.config(CONFIGS, "gradients")
     v, *others = of_values
     return call.run(
-        gradients_kernel, config, *rows, v, document, *others, borders, leaving, *scores,
+        gradients_kernel, config, *rows, v, chunks.document, *others, borders, leaving, *scores,
         grid={"blocks": call.chunks * call.heads * (call.keys // config.block_k)},
         outputs=list(map(like, rows)),
-        flops=8 * v.size * call.keys + 2 * rows[0].size * call.rows * (12 * _cuts(call) + 4),
-        cuts=_cuts(call),
+        flops=8 * v.size * call.keys + 2 * rows[0].size * call.rows * (12 * call.cuts + 4),
     )  # fmt: skip

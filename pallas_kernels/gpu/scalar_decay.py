@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from pallas_kernels.arguments import FLOAT32, Expected
+from pallas_kernels.arguments import FLOAT32, Expected, like
 from pallas_kernels.chunks import Chunks
 from pallas_kernels.configs import AMD, NVIDIA, Config, Entry
 from pallas_kernels.gpu import linear_state
-from pallas_kernels.gpu.calls import checked_call, like
+from pallas_kernels.gpu.calls import checked_call
 from pallas_kernels.gpu.decays import decays_between, load_documents
 from pallas_kernels.gpu.linear_state import Borders, Rows, both_borders, outputs, row_gradients, value_gradient
 from pallas_kernels.gpu.tiles import per_row, place_of, tile
@@ -30,9 +30,8 @@ from pallas_kernels.remat import keep
 
 CONFIGS = linear_state.CONFIGS | {
     "scores": [
-        Entry(Config(block_k=64, num_warps=4, num_stages=1), itemsize=4),
         Entry(Config(block_k=64, num_warps=4, num_stages=2), NVIDIA, itemsize=2),
-        Entry(Config(block_k=64, num_warps=4, num_stages=1), AMD, itemsize=2),
+        Entry(Config(block_k=64, num_warps=4, num_stages=1)),
     ],
     "gradients": [
         Entry(Config(block_k=32, block_v=16, num_warps=8, num_stages=1), ("sm_80",), itemsize=4),
@@ -151,7 +150,7 @@ def _scalar_decay(q, k, v, g, chunks, initial_state, call):
 def _forward(q, k, v, g, chunks, initial_state, call):
     g = _by_chunk(g, chunks)
     scores = keep(_scores(q, k, g, chunks, call))
-    rows = Rows(q, k, *_row_decays(g, _documents(chunks), call.scale), scores)
+    rows = Rows(q, k, *_row_decays(g, chunks.by_chunk(), call.scale), scores)
     o, final = outputs(rows, v, chunks, initial_state, call)
     return (o, final), (q, k, v, g, scores, chunks, initial_state)
 
@@ -159,7 +158,7 @@ def _forward(q, k, v, g, chunks, initial_state, call):
 def _backward(call, residuals, cotangents):
     q, k, v, g, scores, chunks, initial_state = residuals
     do, dfinal = cotangents
-    decays, pull = jax.vjp(lambda g: _row_decays(g, _documents(chunks), call.scale), g)
+    decays, pull = jax.vjp(lambda g: _row_decays(g, chunks.by_chunk(), call.scale), g)
     rows = Rows(q, k, *decays, scores)
     borders = both_borders(rows, v, do, chunks, initial_state, dfinal, call)
     dq, dk, dg, ddecays = _gradients(q, k, v, do, g, decays, scores, borders, chunks, call)
@@ -174,11 +173,6 @@ _scalar_decay.defvjp(_forward, _backward)
 def _by_chunk(g: jax.Array, chunks: Chunks) -> jax.Array:
     """Gates [N, H] as [chunks, H, C]."""
     return jnp.swapaxes(g.reshape(chunks.segment.shape[0], -1, g.shape[1]), 1, 2)
-
-
-def _documents(chunks: Chunks) -> jax.Array | None:
-    """Documents begun up to each row of a chunk, [chunks, 1, C]."""
-    return None if chunks.document is None else chunks.document.reshape(chunks.segment.shape[0], 1, -1)
 
 
 def _row_decays(g: jax.Array, document: jax.Array | None, scale: float) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -199,7 +193,7 @@ def _row_decays(g: jax.Array, document: jax.Array | None, scale: float) -> tuple
 
 def _scores(q, k, g, chunks, call):
     return call.run(
-        scores_kernel, call.config(CONFIGS, "scores"), q, k, g, g if chunks.document is None else chunks.document,
+        scores_kernel, call.config(CONFIGS, "scores"), q, k, g, chunks.document,
         grid={"chunks and heads": call.chunks * call.heads},
         outputs=[jax.ShapeDtypeStruct((call.chunks, call.heads, call.rows, call.rows), k.dtype)],
         flops=2 * k.size * call.rows,
@@ -211,9 +205,7 @@ def _gradients(q, k, v, do, g, decays, scores, borders: Borders, chunks, call):
     parts = call.keys // config.block_k
     float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     dq, dk, dg, *dfactors = call.run(
-        gradients_kernel, config,
-        q, k, v, do, g, g if chunks.document is None else chunks.document,
-        *decays[:2], scores, borders.states, borders.leaving,
+        gradients_kernel, config, q, k, v, do, g, chunks.document, *decays[:2], scores, borders.states, borders.leaving,
         grid={"blocks": call.chunks * call.heads * parts},
         outputs=[like(q), like(k), like(g), *map(float32, [(parts, *g.shape)] * 2), float32((parts, *g.shape[:2]))],
         flops=2 * v.size * (2 * call.keys + call.rows * parts) + 4 * k.size * call.rows,

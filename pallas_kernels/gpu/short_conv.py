@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import triton
 
 from pallas_kernels import convolutions
-from pallas_kernels.arguments import GPU
+from pallas_kernels.arguments import GPU, like
 from pallas_kernels.chunks import Chunks
 from pallas_kernels.configs import Config, Entry, find
 from pallas_kernels.convolutions import EPS, Tables, of_copies
-from pallas_kernels.gpu.calls import like
 from pallas_kernels.gpu.launch import launch
 from pallas_kernels.gpu.short_conv_kernels import backward_kernel, forward_kernel
 
@@ -106,16 +105,12 @@ def _backward(call, residuals, dy):
     _, weight, bias, state, tables = residuals
     chunks, (channels, taps) = tables.chunks.segment.shape[0], weight.shape
     sums = jax.ShapeDtypeStruct((chunks, channels, taps + (bias is not None)), jnp.float32)
-    dstate = jax.ShapeDtypeStruct((1,), jnp.float32) if state is None else like(state)
-    dx, sums, dstate = _run("backward", backward_kernel, residuals, (dy,), [like(dy), sums, dstate], call)
+    dx, sums, dstate = _run("backward", backward_kernel, residuals, (dy,), [like(dy), sums, like(state)], call)
     sums = jnp.sum(sums, 0)
     if tables.copies is not None:
         dx = of_copies(dx, tables.copies)
-    if state is not None:  # a segment without rows has no program
-        seen = jnp.any(tables.chunks.segment == jnp.arange(call.segments)[:, None], 1)
-        dstate = jnp.where(seen[:, None, None], dstate, 0)
     dbias = None if bias is None else sums[:, taps].astype(bias.dtype)
-    return dx, sums[:, :taps].astype(weight.dtype), dbias, None if state is None else dstate, None
+    return dx, sums[:, :taps].astype(weight.dtype), dbias, tables.chunks.where_visited(dstate, 0), None
 
 
 _short_conv.defvjp(_forward, _backward)
@@ -126,10 +121,8 @@ def _run(name, kernel, arguments, cotangents, outputs, call):
     channels, taps = weight.shape
     config, width = find(CONFIGS[name], call.device, x.dtype.itemsize, channels), call.head or min(channels, CHANNELS)
     count, rows = chunks.segment.shape[0], outputs[0].shape[0]
-    unused = chunks.segment  # in the place of arrays that there are not
-    optional = [unused if a is None else a for a in (bias, state, reach, token)]
     return launch(
-        kernel, x, weight, *optional, chunks.segment, chunks.first, chunks.last, *cotangents,
+        kernel, x, weight, bias, state, reach, token, chunks.segment, chunks.first, chunks.last, *cotangents,
         grid={"blocks": count * -(-channels // width)}, outputs=outputs, interpret=call.interpret, device=call.device,
         num_warps=config.num_warps, num_stages=config.num_stages, flops=2 * rows * channels * taps,
         BIAS=bias is not None, STATE=state is not None, DOCUMENTS=reach is not None, GATHER=token is not None,

@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import triton
 
-from pallas_kernels.arguments import GPU
+from pallas_kernels.arguments import GPU, like
 from pallas_kernels.chunks import Unsupported
 from pallas_kernels.configs import Config, Entry, find
 from pallas_kernels.convolutions import EPS, TAPS, of_tokens
-from pallas_kernels.gpu.calls import like
 from pallas_kernels.gpu.launch import launch
 from pallas_kernels.gpu.short_conv import CHANNELS
 from pallas_kernels.gpu.short_conv_kernels import step_kernel
@@ -88,9 +87,8 @@ def _step(x, weight, bias, states, rows, call):
     channels, taps = weight.shape
     count, width = rows.place.shape[0], call.head or min(channels, CHANNELS)
     config = find(CONFIGS["step"], call.device, x.dtype.itemsize, channels)
-    token, reset = (rows.place if a is None else a for a in (rows.token, rows.reset))
     y, after = launch(
-        step_kernel, x, weight, weight if bias is None else bias, token, rows.place, reset, states,
+        step_kernel, x, weight, bias, *rows, states,
         grid={"blocks": count * -(-channels // width)}, outputs=[jax.ShapeDtypeStruct((count, channels), x.dtype),
         like(states)], aliases={6: 1}, interpret=call.interpret, device=call.device,
         moved=count * channels * (2 * (taps - 1) * states.dtype.itemsize + 2 * x.dtype.itemsize),

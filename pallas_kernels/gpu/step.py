@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from pallas_kernels.arguments import GPU
+from pallas_kernels.arguments import GPU, like
 from pallas_kernels.configs import Config, Entry, find
-from pallas_kernels.gpu.calls import like
 from pallas_kernels.gpu.launch import launch
 
 CONFIGS = {"step": [Entry(Config(block_v=32, num_warps=4, num_stages=1))]}
@@ -94,18 +93,18 @@ def step(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def _step(token, place, states, scale, dtype, device, interpret):
-    r, q, k, v, kept, a, b = token
-    (rows, heads, keys), values, rank_one = k.shape, v.shape[-1], a is not None
+    _, _, k, v, _, a, _ = token
+    (rows, heads, keys), values = k.shape, v.shape[-1]
     config = find(CONFIGS["step"], device, states.dtype.itemsize, max(keys, values))
     block = min(config.block_v or values, values)
     o, after = launch(
-        step_kernel, r, q, k, v, kept, a if rank_one else k, b if rank_one else k, place, states,
+        step_kernel, *token, place, states,
         grid={"rows and heads": rows * heads, "blocks": values // block},
         outputs=[jax.ShapeDtypeStruct(v.shape, dtype), like(states)], aliases={8: 1},
         interpret=interpret, device=device,
         moved=2 * states.dtype.itemsize * rows * heads * keys * values,  # states in and out; the rest is small
         num_warps=config.num_warps, num_stages=config.num_stages, flops=8 * rows * heads * keys * values,
-        SCALE=scale, HEADS=heads, K=keys, V=values, BV=block, RANK_ONE=rank_one,
+        SCALE=scale, HEADS=heads, K=keys, V=values, BV=block, RANK_ONE=a is not None,
     )  # fmt: skip
     return o, after
 

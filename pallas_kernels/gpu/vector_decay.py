@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from pallas_kernels.arguments import FLOAT32, Expected
+from pallas_kernels.arguments import FLOAT32, Expected, like
 from pallas_kernels.chunks import Chunks
 from pallas_kernels.configs import AMD, HOPPER, NVIDIA, Config, Entry
 from pallas_kernels.gpu import linear_state
-from pallas_kernels.gpu.calls import checked_call, like
+from pallas_kernels.gpu.calls import checked_call
 from pallas_kernels.gpu.cuts import border_decays, from_cut, masked_sums, parted, to_cut
 from pallas_kernels.gpu.decays import load_documents
 from pallas_kernels.gpu.linear_state import Borders, Rows, both_borders, outputs, row_gradients, value_gradient
@@ -34,10 +34,9 @@ from pallas_kernels.gpu.tiles import per_row, place_of, tile
 
 CONFIGS = linear_state.CONFIGS | {
     "prepare": [
-        Entry(Config(block_k=16, num_warps=8, num_stages=1), NVIDIA, itemsize=4),
-        Entry(Config(block_k=16, num_warps=4, num_stages=1), AMD, itemsize=4),
-        Entry(Config(block_k=16, num_warps=8, num_stages=1), ("sm_80",), itemsize=2),
         Entry(Config(block_k=32, num_warps=8, num_stages=1), HOPPER, itemsize=2),
+        Entry(Config(block_k=16, num_warps=8, num_stages=1), NVIDIA),
+        Entry(Config(block_k=16, num_warps=4, num_stages=1), AMD, itemsize=4),
         Entry(Config(block_k=32, num_warps=4, num_stages=1), AMD, itemsize=2),
     ],
     "gradients": [
@@ -211,21 +210,15 @@ def _backward(call, residuals, cotangents):
 _vector_decay.defvjp(_forward, _backward)
 
 
-def _cuts(call):
-    """How often a chunk can be halved."""
-    return call.rows.bit_length() - 1
-
-
 def _prepare(q, k, g, bonus, chunks, call) -> Rows:
     square = jax.ShapeDtypeStruct((call.chunks, call.heads, call.rows, call.rows), k.dtype)
     across = jax.ShapeDtypeStruct((call.chunks, call.heads, call.keys), jnp.float32)
     scores, reads, writes, across = call.run(
-        prepare_kernel, call.config(CONFIGS, "prepare"),
-        q, k, g, g if bonus is None else bonus, g if chunks.document is None else chunks.document,
+        prepare_kernel, call.config(CONFIGS, "prepare"), q, k, g, bonus, chunks.document,
         grid={"chunks and heads": call.chunks * call.heads},
         outputs=[square, like(q), like(k), across],
-        flops=4 * k.size * call.rows * (_cuts(call) + 1),
-        BONUS=bonus is not None, cuts=_cuts(call),
+        flops=4 * k.size * call.rows * (call.cuts + 1),
+        BONUS=bonus is not None,
     )  # fmt: skip
     return Rows(reads, writes, None, None, across, scores)
 
@@ -233,14 +226,12 @@ def _prepare(q, k, g, bonus, chunks, call) -> Rows:
 def _gradients(q, k, v, do, g, bonus, borders: Borders, chunks, call):
     config = call.config(CONFIGS, "gradients")
     parts = call.keys // config.block_k
-    of_bonus = jax.ShapeDtypeStruct((1,) if bonus is None else (call.chunks, call.heads, call.keys), jnp.float32)
+    of_bonus = None if bonus is None else jax.ShapeDtypeStruct((call.chunks, *bonus.shape), jnp.float32)
     dq, dk, dg, dbonus = call.run(
-        gradients_kernel, config,
-        q, k, v, do, g, g if bonus is None else bonus, g if chunks.document is None else chunks.document,
-        borders.states, borders.leaving,
+        gradients_kernel, config, q, k, v, do, g, bonus, chunks.document, borders.states, borders.leaving,
         grid={"blocks": call.chunks * call.heads * parts},
         outputs=[like(q), like(k), like(g), of_bonus],
-        flops=2 * v.size * (2 * call.keys + call.rows * parts) + 8 * k.size * call.rows * (_cuts(call) + 1),
-        BONUS=bonus is not None, cuts=_cuts(call),
+        flops=2 * v.size * (2 * call.keys + call.rows * parts) + 8 * k.size * call.rows * (call.cuts + 1),
+        BONUS=bonus is not None,
     )  # fmt: skip
     return dq, dk, dg, None if bonus is None else dbonus.sum(0)

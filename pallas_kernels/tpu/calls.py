@@ -10,7 +10,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.chunks import Unsupported
-from pallas_kernels.tpu.layout import Blocks
 
 LANES = 128
 DEFAULT_SCOPE = 16 * 2**20  # bytes of VMEM that a kernel gets unless it asks for more
@@ -65,20 +64,23 @@ def launch(
     inputs: Operands,
     outputs: Operands,
     *,
-    state: tuple[int, ...],
-    blocks: Blocks,
+    grid: tuple[int, int],
+    scratch: Mapping[str, tuple[int, ...]],
     vmem: int,
     flops: int,
     interpret: Interpret,
+    transcendentals: int = 0,
 ) -> dict[str, jax.Array]:
-    """Runs ``body(table, state=..., **inputs, **outputs)`` on the grid (heads / MB, chunks).
+    """Runs ``body(table, **inputs, **outputs, **scratch)`` on a grid.
 
     Args:
         body: takes references by name; None for an operand that is None.
-        table: `pack_table`, prefetched.
-        state: shape of the float32 scratch that persists from chunk to chunk.
+        table: prefetched.
+        inputs, outputs: operands by name.
+        grid: its first axis is run in any order (on two cores at once where a chip has them), its second in sequence.
+        scratch: shapes of float32 memory that persists along the second axis.
         vmem: bytes of VMEM that the kernel may use; below 16 MiB it may use those.
-        flops: of the whole call, for profilers.
+        flops, transcendentals: of the whole call, for profilers.
         interpret: run on the host.
 
     Returns:
@@ -89,26 +91,24 @@ def launch(
     absent = dict.fromkeys(name for name, x in (*inputs.items(), *outputs.items()) if x is None)
 
     def kernel(table, *refs):
-        body(table, **dict(zip((*present, *produced, "state"), refs, strict=True)), **absent)
+        body(table, **dict(zip((*present, *produced, *scratch), refs, strict=True)), **absent)
 
-    heads = next(iter(present.values())).array.shape[0]
     results = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(heads // blocks.heads, blocks.chunks),
+            grid=grid,
             in_specs=[x.spec for x in present.values()],
             out_specs=[x.spec for x in produced.values()],
-            scratch_shapes=[pltpu.VMEM(state, jnp.float32)],
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
         ),
         out_shape=[x.array for x in produced.values()],
-        # heads in any order (on two cores at once where a chip has them), chunks one after the other
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=max(vmem, DEFAULT_SCOPE)
         ),
         cost_estimate=pl.CostEstimate(
             flops=flops,
-            transcendentals=0,
+            transcendentals=transcendentals,
             bytes_accessed=sum(x.array.size * x.array.dtype.itemsize for x in (*present.values(), *produced.values())),
         ),
         interpret=interpret,

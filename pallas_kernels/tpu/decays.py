@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.tpu.products import column_index, pieces, product, row_index, to_column
+from pallas_kernels.tpu.states import Ref
 
 
 class Documents(NamedTuple):
@@ -21,11 +22,11 @@ class Documents(NamedTuple):
     across: jax.Array | None  # bool [1, 1, 1]: start and end
 
 
-def documents(number: jax.Array | None) -> Documents:
+def documents(number: Ref | None) -> Documents:
     """The masks of a chunk's document numbers, int32 [1, C]."""
     if number is None:
         return Documents(None, None, None, None)
-    row = number.astype(jnp.float32)[None]  # exact: at most C
+    row = number[...].astype(jnp.float32)[None]  # exact: at most C
     column, last = to_column(row), jnp.max(row, -1, keepdims=True)
     return Documents(column == row, column == 0, column == last, last == 0)
 

@@ -28,7 +28,6 @@ are written with a strength near 2 carry errors on instead of forgetting them: u
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from pallas_kernels.arguments import FLOAT32, TPU, check
 from pallas_kernels.chunks import Chunks
@@ -36,15 +35,7 @@ from pallas_kernels.remat import keep
 from pallas_kernels.tpu import calls
 from pallas_kernels.tpu.calls import Interpret
 from pallas_kernels.tpu.delta_rule_calls import CONFIGS, KERNELS, Sizes, heads_per_block, run, vmem_bytes
-from pallas_kernels.tpu.layout import (
-    heads_first,
-    pack_documents,
-    pack_gates,
-    pack_table,
-    rows_first,
-    unpack_gates,
-    visited,
-)
+from pallas_kernels.tpu.layout import heads_first, pack_gates, pack_table, rows_first, unpack_gates
 
 __all__ = ["CONFIGS", "delta_rule"]
 
@@ -100,7 +91,8 @@ def _forward(q, k, v, g, beta, chunks, initial, scale, interpret, *, outputs):
     sizes, inputs = _sizes(q, v, chunks, initial), _inputs(q, k, v, g, beta, chunks) | {"initial": initial}
     outputs = [name for name in outputs if name != "final" or initial is not None]
     results = run("forward", sizes, pack_table(chunks), inputs, outputs, interpret, scale=scale)
-    return (rows_first(results["o"]), _states(results, "final", initial, chunks)), results.get("inverse")
+    final = chunks.where_visited(results.get("final"), initial)
+    return (rows_first(results["o"]), final), results.get("inverse")
 
 
 def _sizes(q, v, chunks, initial):
@@ -113,14 +105,7 @@ def _inputs(q, k, v, g, beta, chunks):
     size = q.shape[0] // chunks.segment.shape[0]
     rows = {"q": heads_first(q), "k": heads_first(k), "v": heads_first(v)}
     gates = {"g": pack_gates(g, size), "beta": pack_gates(beta, size)}
-    return rows | gates | {"document": pack_documents(chunks)}
-
-
-def _states(results, name, otherwise, chunks):
-    """The states that a kernel stored; ``otherwise`` for segments without a chunk, which it never visits."""
-    if otherwise is None:
-        return None
-    return jnp.where(visited(chunks, otherwise.shape[0]), results[name][:-1], otherwise)
+    return rows | gates | {"document": chunks.by_chunk()}
 
 
 def _rule_bwd(scale, interpret, residuals, cotangents):
@@ -134,7 +119,7 @@ def _rule_bwd(scale, interpret, residuals, cotangents):
     results = run("reverse", sizes, table, inputs, outputs, interpret, scale=scale)
     rows = (rows_first(results[name]) for name in ("dq", "dk", "dv"))
     gates = (unpack_gates(results[name]) for name in ("dg", "dbeta"))
-    return *rows, *gates, None, _states(results, "dinitial", dfinal, chunks)
+    return *rows, *gates, None, chunks.where_visited(results.get("dinitial"), dfinal)
 
 
 _rule.defvjp(_rule_fwd, _rule_bwd)

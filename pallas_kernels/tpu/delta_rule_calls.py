@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.configs import Config, Entry, find
 from pallas_kernels.tpu import calls, delta_rule_kernels
-from pallas_kernels.tpu.calls import LANES, LARGE_VMEM, Interpret, Operand, Operands
+from pallas_kernels.tpu.calls import LANES, LARGE_VMEM, Interpret, Operand
 from pallas_kernels.tpu.layout import Blocks
 
 
@@ -24,35 +24,22 @@ class Sizes(NamedTuple):
     segments: int  # S
     dtype: str
 
-    def arrays(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Every array of the kernels by name."""
+    def operands(self, blocks: Blocks) -> dict[str, Operand]:
+        """Every array of the kernels by name, with its blocks."""
         heads, chunks, rows, keys, values, segments, dtype = self
-        shapes = {
-            ("q", "k", "dq", "dk"): ((heads, chunks * rows, keys), dtype),
-            ("v", "o", "do", "dv", "errors"): ((heads, chunks * rows, values), dtype),
-            ("g", "beta", "dg", "dbeta"): ((heads, chunks, 1, rows), "float32"),
-            ("document",): ((chunks, 1, rows), "int32"),
-            ("inverse",): ((heads, chunks, rows, rows), dtype),
-            ("states",): ((heads, chunks, keys, values), dtype),
-            ("initial", "dfinal"): ((segments, heads, keys, values), "float32"),
-            ("final", "dinitial"): ((segments + 1, heads, keys, values), "float32"),
+        state = keys, values
+        groups = {
+            ("q", "k", "dq", "dk"): ((heads, chunks * rows, keys), dtype, blocks.rows(keys)),
+            ("v", "o", "do", "dv", "errors"): ((heads, chunks * rows, values), dtype, blocks.rows(values)),
+            ("g", "beta", "dg", "dbeta"): ((heads, chunks, 1, rows), "float32", blocks.gates()),
+            ("document",): ((chunks, 1, rows), "int32", blocks.documents()),
+            ("inverse",): ((heads, chunks, rows, rows), dtype, blocks.per_chunk(rows, rows)),
+            ("states",): ((heads, chunks, *state), dtype, blocks.per_chunk(*state)),
+            ("initial", "dfinal"): ((segments, heads, *state), "float32", blocks.loaded(segments, *state)),
+            ("final", "dinitial"): ((segments + 1, heads, *state), "float32", blocks.stored(*state)),
         }
-        return {name: jax.ShapeDtypeStruct(*x) for names, x in shapes.items() for name in names}
-
-    def specs(self, blocks: Blocks) -> dict[str, Any]:
-        """Their blocks."""
-        rows_k, rows_v, gates = blocks.rows(self.keys), blocks.rows(self.values), blocks.gates()
-        state = self.keys, self.values
-        loaded, stored = blocks.loaded(self.segments, *state), blocks.stored(*state)
-        return (
-            dict.fromkeys(("q", "k", "dq", "dk"), rows_k)
-            | dict.fromkeys(("v", "o", "do", "dv", "errors"), rows_v)
-            | dict.fromkeys(("g", "beta", "dg", "dbeta"), gates)
-            | dict.fromkeys(("initial", "dfinal"), loaded)
-            | dict.fromkeys(("final", "dinitial"), stored)
-            | {"document": blocks.documents(), "inverse": blocks.per_chunk(self.rows, self.rows)}
-            | {"states": blocks.per_chunk(*state)}
-        )
+        arrays = {names: Operand(jax.ShapeDtypeStruct(shape, of), spec) for names, (shape, of, spec) in groups.items()}
+        return {name: x for names, x in arrays.items() for name in names}
 
 
 class Kernel(NamedTuple):
@@ -120,8 +107,8 @@ def heads_per_block(name: str, sizes: Sizes, generation: str) -> int:
 
 def vmem_bytes(name: str, sizes: Sizes, heads: int) -> int:
     """Bytes of VMEM that a kernel needs with ``heads`` in a block, spilled registers included."""
-    kernel, arrays, specs = KERNELS[name], sizes.arrays(), sizes.specs(Blocks(heads, sizes.rows, sizes.chunks))
-    operands = {n: Operand(arrays[n], specs[n]) for n in (*kernel.inputs, *kernel.outputs)}
+    kernel, every = KERNELS[name], sizes.operands(Blocks(heads, sizes.rows, sizes.chunks))
+    operands = {n: every[n] for n in (*kernel.inputs, *kernel.outputs)}
     rows, keys, values = sizes.rows, max(sizes.keys, LANES), max(sizes.values, LANES)
     a, b, c = kernel.spilled[sizes.dtype]
     spilled = a * keys * values + b * rows * (keys + values) // 2 + c * rows * max(rows, LANES)
@@ -141,16 +128,15 @@ def run(
     kernel, target = KERNELS[name], calls.device()
     heads = heads_per_block(name, sizes, target.generation)
     blocks = Blocks(heads, sizes.rows, sizes.chunks, kernel.reverse)
-    shapes, specs = sizes.arrays(), sizes.specs(blocks)
-    inputs: Operands = {n: None if (x := arrays[n]) is None else Operand(x, specs[n]) for n in kernel.inputs}
-    results = {n: Operand(shapes[n], specs[n]) if n in outputs else None for n in kernel.outputs}
+    operands = sizes.operands(blocks)
+    inputs = {n: None if arrays[n] is None else operands[n]._replace(array=arrays[n]) for n in kernel.inputs}
     return calls.launch(
         functools.partial(kernel.body, blocks=blocks, **constants),
         table,
         inputs,
-        results,
-        state=(heads, sizes.keys, sizes.values),
-        blocks=blocks,
+        {n: operands[n] if n in outputs else None for n in kernel.outputs},
+        grid=(sizes.heads // heads, sizes.chunks),
+        scratch={"state": (heads, sizes.keys, sizes.values)},
         vmem=min(vmem_bytes(name, sizes, heads) * 5 // 4, target.vmem),  # compilers differ
         flops=_flops(kernel, sizes),
         interpret=interpret,

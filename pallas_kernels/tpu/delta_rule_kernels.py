@@ -146,7 +146,7 @@ def reverse(
 
 
 def _read(k, g, beta, document):
-    decays = head_decays(g[...], documents(None if document is None else document[...]))
+    decays = head_decays(g[...], documents(document))
     return _Chunk(k[...], beta[...], decays, to_column(beta[...]) * decays.leave)
 
 

@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.arguments import TPU
 from pallas_kernels.chunks import Unsupported
 from pallas_kernels.configs import Config, Entry, find
 from pallas_kernels.tpu import calls
-from pallas_kernels.tpu.calls import DEFAULT_SCOPE, LANES, Interpret, Operand, tile_bytes
+from pallas_kernels.tpu.calls import LANES, Interpret, Operand, tile_bytes
 from pallas_kernels.tpu.grouped_matmul_kernels import Visit, product, row_gradient, visits, weight_gradients
 
 _EACH = [Entry(Config(block_m=512), itemsize=2), Entry(Config(block_m=256))]
@@ -91,7 +90,7 @@ def _backward(interpret, residuals, dys):
     operands = [plan.rows(x), *(plan.rows(dy, blocked=True) for dy in dys)]
     outputs = [plan.weights(jax.ShapeDtypeStruct(w.shape, w.dtype), 2) for w in weights]
     blocks: list[Any] = [y.spec.block_shape for y in outputs]
-    sums = [pltpu.VMEM(block[1:], jnp.float32) for block in blocks]
+    sums = [block[1:] for block in blocks]
     return dx, plan.launch(weight_gradients, group_sizes, operands, outputs, sums, interpret), None
 
 
@@ -117,7 +116,7 @@ class _Plan(NamedTuple):
             blocks *= 2
             if not _divide(cut, blocks):
                 raise Unsupported(f"weights {inputs} x {columns[0]} need {need / 2**20:.0f} MiB of VMEM")
-        vmem = min(max(need * 5 // 4, DEFAULT_SCOPE), calls.device().vmem)  # compilers differ
+        vmem = min(need * 5 // 4, calls.device().vmem)  # compilers differ
         return cls(name, _height(name, x), blocks, vmem, 2 * rows * inputs * sum(columns))
 
     def rows(self, array: Any, blocked: bool = False) -> Operand:
@@ -146,44 +145,34 @@ class _Plan(NamedTuple):
         group_sizes: jax.Array,
         inputs: Sequence[Operand],
         outputs: Sequence[Operand],
-        sums: Sequence[Any],
+        sums: Sequence[tuple[int, ...]],
         interpret: Interpret,
     ) -> tuple[jax.Array, ...]:
         """Runs ``body(visit, *inputs, *outputs, *sums)`` for all visits of each block of columns."""
         rows = next(x.array.shape[0] for x in (*inputs, *outputs) if x.array.ndim == 2)
         table = visits(group_sizes, rows, self.height)
 
-        def kernel(table, *refs):
+        def visited(table, **refs):
             v = pl.program_id(1)
             tile, begin, end, flags = (table[i, v] for i in range(1, 5))
             top = tile * self.height
             meets, is_group = (begin < end) & (end > top), table[0, v] < group_sizes.shape[0]
             is_first, is_last = is_group & (flags % 2 == 1), is_group & (flags >= 2)
             has_rows, is_behind = meets & is_group, meets & jnp.logical_not(is_group)
-            body(Visit(tile, begin, end, has_rows, is_behind, is_first, is_last), *refs)
+            body(Visit(tile, begin, end, has_rows, is_behind, is_first, is_last), *refs.values())
 
-        operands = [x.array for x in inputs]
-        results = pl.pallas_call(
-            kernel,
-            grid_spec=pltpu.PrefetchScalarGridSpec(
-                num_scalar_prefetch=1,
-                grid=(self.blocks, table.shape[1]),
-                in_specs=[x.spec for x in inputs],
-                out_specs=[x.spec for x in outputs],
-                scratch_shapes=list(sums),
-            ),
-            out_shape=[x.array for x in outputs],
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=self.vmem
-            ),
-            cost_estimate=pl.CostEstimate(
-                flops=self.flops,
-                transcendentals=0,
-                bytes_accessed=sum(x.array.size * x.array.dtype.itemsize for x in (*inputs, *outputs)),
-            ),
+        results = calls.launch(
+            visited,
+            table,
+            {f"input{i}": x for i, x in enumerate(inputs)},
+            {f"output{i}": x for i, x in enumerate(outputs)},
+            grid=(self.blocks, table.shape[1]),
+            scratch={f"sum{i}": shape for i, shape in enumerate(sums)},
+            vmem=self.vmem,
+            flops=self.flops,
             interpret=interpret,
-        )(table, *operands)
-        return tuple(results)
+        )
+        return tuple(results.values())
 
 
 def _launches(x: jax.Array, weights: Arrays) -> list[list[int]]:

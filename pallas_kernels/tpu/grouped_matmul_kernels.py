@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from pallas_kernels.tpu import products
+
 Ref = Any
 
 
@@ -72,7 +74,7 @@ def product(visit: Visit, x: Ref, *refs: Ref) -> None:
     @pl.when(visit.has_rows)
     def _():
         for w, y in zip(weights, ys, strict=True):
-            visit.put(y, _dot(x[...], w[...], "nn"))
+            visit.put(y, products.product(x[...], w[...]))
 
     visit.clear(*ys)
 
@@ -84,8 +86,8 @@ def row_gradient(visit: Visit, *refs: Ref) -> None:
 
     @pl.when(visit.has_rows)
     def _():
-        total = functools.reduce(jnp.add, (_dot(dy[...], w[...], "nt") for dy, w in zip(dys, weights, strict=True)))
-        visit.put(dx, total)
+        each = (products.product(dy[...], w[...], "nt") for dy, w in zip(dys, weights, strict=True))
+        visit.put(dx, functools.reduce(jnp.add, each))
 
     visit.clear(dx)
 
@@ -102,19 +104,8 @@ def weight_gradients(visit: Visit, x: Ref, *refs: Ref) -> None:
         @pl.when(visit.has_rows)
         def _(dy=dy, total=total):  # what lies behind the last row may be anything
             own, of_dy = (jnp.where(visit.inside(a), a[...], jnp.zeros_like(a)) for a in (x, dy))
-            total[...] += _dot(own, of_dy, "tn")
+            total[...] += products.product(own, of_dy, "tn")
 
         @pl.when(visit.is_last)
         def _(dw=dw, total=total):
             dw[...] = total[...].astype(dw.dtype)
-
-
-_AXES = {"nn": (1, 0), "nt": (1, 1), "tn": (0, 0)}  # summed over, of a and of b
-
-
-def _dot(a: jax.Array, b: jax.Array, form: str) -> jax.Array:
-    """``a b``, ``a b^T`` or ``a^T b`` in float32."""
-    left, right = _AXES[form]
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    dimensions = ((left,), (right,)), ((), ())
-    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)

@@ -31,11 +31,6 @@ def unpack_gates(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1).T
 
 
-def pack_documents(chunks: Chunks) -> jax.Array | None:
-    """Document numbers [N] as int32 [chunks, 1, C]."""
-    return None if chunks.document is None else chunks.document.reshape(chunks.segment.shape[0], 1, -1)
-
-
 def pack_table(chunks: Chunks) -> jax.Array:
     """Segments and flags in one int32 for each chunk."""
     return chunks.segment * 4 + chunks.first.astype(jnp.int32) * 2 + chunks.last.astype(jnp.int32)
@@ -54,11 +49,6 @@ def is_first(entry: jax.Array) -> jax.Array:
 def is_last(entry: jax.Array) -> jax.Array:
     """Whether the chunk is its segment's last."""
     return (entry & 1) != 0
-
-
-def visited(chunks: Chunks, segments: int) -> jax.Array:
-    """bool [S, 1, 1, 1]: segments that have a chunk. No kernel writes the states of the others."""
-    return jnp.any(chunks.segment == jnp.arange(segments)[:, None], 1)[:, None, None, None]
 
 
 class Blocks(NamedTuple):

@@ -14,12 +14,12 @@ _AXES = {"nn": (-1, -2), "nt": (-1, -1), "tn": (-2, -2)}  # summed over, of a an
 
 
 def product(a: jax.Array, b: jax.Array, form: str = "nn") -> jax.Array:
-    """Batched ``a b`` (form nn), ``a b^T`` (nt) or ``a^T b`` (tn) in float32.
+    """``a b`` (form nn), ``a b^T`` (nt) or ``a^T b`` (tn) in float32, batched over all axes but the last two.
 
     Float32 operands are multiplied exactly to float32; bfloat16 ones in one pass.
     """
-    a_by, b_by = _AXES[form]
-    dimensions = (((a.ndim + a_by,), (b.ndim + b_by,)), ((0,), (0,)))
+    (a_by, b_by), batch = _AXES[form], tuple(range(a.ndim - 2))
+    dimensions = (((a.ndim + a_by,), (b.ndim + b_by,)), (batch, batch))
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
@@ -75,17 +75,15 @@ def column_index(shape: tuple[int, ...]) -> jax.Array:
 
 def to_column(x: jax.Array) -> jax.Array:
     """[MB, 1, C] as [MB, C, 1]."""
-    square = (x.shape[0], x.shape[-1], x.shape[-1])
-    return jnp.sum(jnp.where(row_index(square) == column_index(square), x, 0.0), -1, keepdims=True)
+    return jnp.sum(diagonal(x), -1, keepdims=True)
 
 
 def to_row(x: jax.Array) -> jax.Array:
     """[MB, C, 1] as [MB, 1, C]."""
-    square = (x.shape[0], x.shape[1], x.shape[1])
-    return jnp.sum(jnp.where(row_index(square) == column_index(square), x, 0.0), -2, keepdims=True)
+    return jnp.sum(diagonal(x), -2, keepdims=True)
 
 
 def diagonal(x: jax.Array) -> jax.Array:
-    """The square matrix [MB, C, C] with the column [MB, C, 1] on its diagonal."""
-    square = (x.shape[0], x.shape[1], x.shape[1])
+    """The square matrix [MB, C, C] with the column [MB, C, 1] or the row [MB, 1, C] on its diagonal."""
+    square = (x.shape[0], *[max(x.shape[1:])] * 2)
     return jnp.where(row_index(square) == column_index(square), x, 0.0)

@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from pallas_kernels.arguments import like
 from pallas_kernels.chunks import Chunks
 from pallas_kernels.configs import Configs, find
 from pallas_kernels.tpu import calls
 from pallas_kernels.tpu.calls import Interpret, Operand
 from pallas_kernels.tpu.decays import Documents, documents
-from pallas_kernels.tpu.layout import Blocks, pack_documents, pack_table, rows_first, visited
+from pallas_kernels.tpu.layout import Blocks, pack_table, rows_first
 from pallas_kernels.tpu.states import load_state, store_state
 
 Arrays = Mapping[str, Any]  # by name: rows [H, N, K] or [H, N, V], gates [H, chunks, 1, C], a bonus [H, 1, K]
@@ -103,7 +104,7 @@ def _run(
     Without an initial state [S, H, K, V] every segment starts from 0, and the final states are None.
     """
     results = _launch(form, _forward_kernel, inputs, {"o": inputs["v"]}, chunks, initial_state)
-    return results["o"], _stored(results, chunks, initial_state)
+    return results["o"], chunks.where_visited(results.get("stored"), initial_state)
 
 
 run = jax.custom_vjp(_run, nondiff_argnums=(0,))
@@ -122,17 +123,10 @@ def _run_bwd(form, residuals, cotangents):
     arrays = dict(inputs) | {"do": do, "states": states}
     gradients = {f"d{name}": x for name, x in inputs.items()}
     results = _launch(form, _backward_kernel, arrays, gradients, chunks, dfinal, reverse=True)
-    return {name: results[f"d{name}"] for name in inputs}, None, _stored(results, chunks, dfinal)
+    return {name: results[f"d{name}"] for name in inputs}, None, chunks.where_visited(results.get("stored"), dfinal)
 
 
 run.defvjp(_run_fwd, _run_bwd)
-
-
-def _stored(results, chunks, otherwise):
-    """The states that a kernel stored; ``otherwise`` for segments without a chunk, which it never visits."""
-    if otherwise is None:
-        return None
-    return jnp.where(visited(chunks, otherwise.shape[0]), results["stored"][:-1], otherwise.astype(jnp.float32))
 
 
 # Kernels. What segments load and store is the state, or in reverse its gradient.
@@ -140,7 +134,7 @@ def _stored(results, chunks, otherwise):
 
 def _forward_kernel(table, *, body, blocks, state, document, loaded, o, stored, **inputs):
     entry = load_state(table, blocks, loaded, state)
-    outputs, state[...] = body(_values(inputs), state[...], _documents(document))
+    outputs, state[...] = body(_values(inputs), state[...], documents(document))
     o[...] = outputs.astype(o.dtype)
     store_state(entry, blocks, stored, state)
 
@@ -149,12 +143,12 @@ def _states_kernel(table, *, body, blocks, state, document, loaded, states, stor
     load_state(table, blocks, loaded, state)
     entering = state[...]
     states[...] = entering.astype(states.dtype)
-    _, state[...] = body(_values(inputs), entering, _documents(document))
+    _, state[...] = body(_values(inputs), entering, documents(document))
 
 
 def _backward_kernel(table, *, body, blocks, state, document, loaded, states, do, stored, **refs):
     entry = load_state(table, blocks, loaded, state)
-    inside = _documents(document)
+    inside = documents(document)
     inputs = {name: ref for name, ref in refs.items() if f"d{name}" in refs}
     entering = states[...].astype(jnp.float32)
     _, pull = jax.vjp(lambda x, before: body(x, before, inside), _values(inputs), entering)
@@ -180,33 +174,29 @@ def _values(refs):
     return {name: ref[...].astype(jnp.float32) for name, ref in refs.items()}
 
 
-def _documents(ref):
-    return documents(None if ref is None else ref[...])
-
-
 # Calls.
 
 
 def _launch(form, kernel, arrays, outputs, chunks, loaded, *, store=True, reverse=False):
     """Runs a kernel: ``arrays`` and ``outputs`` by name, and the states that segments load and store."""
     blocks = Blocks(form.heads[reverse], form.chunk, chunks.segment.shape[0], reverse)
-    operands = _operands(blocks, arrays, outputs, pack_documents(chunks), loaded, store)
+    operands, heads = _operands(blocks, arrays, outputs, chunks.by_chunk(), loaded, store), arrays["q"].shape[0]
     return calls.launch(
         functools.partial(kernel, body=form.body, blocks=blocks),
         pack_table(chunks),
         *operands,
-        state=_state_block(blocks, arrays),
-        blocks=blocks,
+        grid=(heads // blocks.heads, blocks.chunks),
+        scratch={"state": _state_block(blocks, arrays)},
         # half as much again, since compilers differ in what they spill
         vmem=min(_vmem(blocks, arrays, operands, form.inside[reverse]) * 3 // 2, calls.device().vmem),
-        flops=form.flops * arrays["q"].shape[0] * blocks.chunks * (3 if reverse else 1),
+        flops=form.flops * heads * blocks.chunks * (3 if reverse else 1),
         interpret=form.interpret,
     )
 
 
 def _operands(blocks, arrays, shapes, document, loaded, store):
     inputs: dict[str, Operand | None] = {name: Operand(x, _spec(blocks, name, x)) for name, x in arrays.items()}
-    outputs: dict[str, Operand | None] = {name: Operand(_like(x), _spec(blocks, name, x)) for name, x in shapes.items()}
+    outputs: dict[str, Operand | None] = {name: Operand(like(x), _spec(blocks, name, x)) for name, x in shapes.items()}
     inputs["document"] = None if document is None else Operand(document, blocks.documents())
     inputs["loaded"] = outputs["stored"] = None
     if loaded is not None:
@@ -215,10 +205,6 @@ def _operands(blocks, arrays, shapes, document, loaded, store):
         after = jax.ShapeDtypeStruct((segments + 1, *loaded.shape[1:]), jnp.float32)
         outputs["stored"] = Operand(after, blocks.stored(*state)) if store else None
     return inputs, outputs
-
-
-def _like(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _spec(blocks, name, x):

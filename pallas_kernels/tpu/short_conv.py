@@ -14,7 +14,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import convolutions
 from pallas_kernels.arguments import TPU
@@ -22,8 +21,8 @@ from pallas_kernels.chunks import Chunks
 from pallas_kernels.configs import Config, Entry, find
 from pallas_kernels.convolutions import Tables, of_copies, of_tokens
 from pallas_kernels.tpu import calls, short_conv_kernels
-from pallas_kernels.tpu.calls import LANES, Interpret
-from pallas_kernels.tpu.layout import heads_first, pack_table, rows_first, segment_of, visited
+from pallas_kernels.tpu.calls import LANES, Interpret, Operand
+from pallas_kernels.tpu.layout import heads_first, pack_table, rows_first, segment_of
 from pallas_kernels.tpu.short_conv_kernels import BEFORE
 
 CONFIGS = {name: [Entry(Config(block_h=4))] for name in ("forward", "backward")}
@@ -105,9 +104,7 @@ def _backward(call, residuals, dy):
     got = _run("backward", arrays, outputs, tables, call)
     dx = got["dx"] if tables.copies is None else of_copies(got["dx"], tables.copies)
     dbias = None if bias is None else got["dbias"][0].astype(bias.dtype)
-    dstate = None
-    if state is not None:  # no kernel writes the states of segments without rows
-        dstate = jnp.where(visited(tables.chunks, call.segments)[..., 0], got["dstate"][:-1], 0)
+    dstate = tables.chunks.where_visited(got.get("dstate"), 0)
     return dx, got["dweight"].T.astype(weight.dtype), dbias, dstate, None
 
 
@@ -128,37 +125,19 @@ def _run(name, arrays, outputs, tables, call):
     heads = _heads_per_block(name, arrays["x"], call.head)
     block, last = _Block(rows // chunks, heads, call.head, taps), chunks - 1
     specs = _specs(block, call.segments, (lambda step: last - step) if name == "backward" else (lambda step: step))
-    inputs, results = ({n: a for n, a in of.items() if a is not None} for of in (arrays, outputs))
-    absent = dict.fromkeys(n for n, a in (*arrays.items(), *outputs.items()) if a is None)
-    scratch = {n: (BEFORE + more * block.rows, block.width) for n, more in _SCRATCH[name].items()}
+    operands = ({n: None if a is None else Operand(a, specs[n]) for n, a in of.items()} for of in (arrays, outputs))
     constants = {"last": last, "segments": call.segments, "activate": call.activate, "normalise": call.normalise}
-
-    def kernel(table, *refs):
-        present = dict(zip((*inputs, *results, *scratch), refs, strict=True))
-        getattr(short_conv_kernels, name)(table, **present, **absent, **constants)
-
-    made = pl.pallas_call(
-        kernel,
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=(channels // block.width, chunks),
-            in_specs=[specs[n] for n in inputs],
-            out_specs=[specs[n] for n in results],
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
-        ),
-        out_shape=list(results.values()),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"),
-            vmem_limit_bytes=max(_vmem(name, block), calls.DEFAULT_SCOPE),
-        ),
-        cost_estimate=pl.CostEstimate(
-            flops=2 * rows * channels * taps,
-            transcendentals=rows * channels,
-            bytes_accessed=sum(a.size * a.dtype.itemsize for a in (*inputs.values(), *results.values())),
-        ),
+    return calls.launch(
+        functools.partial(getattr(short_conv_kernels, name), **constants),
+        pack_table(tables.chunks),
+        *operands,
+        grid=(channels // block.width, chunks),
+        scratch={n: (BEFORE + more * block.rows, block.width) for n, more in _SCRATCH[name].items()},
+        vmem=_vmem(name, block),
+        flops=2 * rows * channels * taps,
+        transcendentals=rows * channels,
         interpret=call.interpret,
-    )(pack_table(tables.chunks), *inputs.values())
-    return dict(zip(results, made, strict=True))
+    )
 
 
 class _Block(NamedTuple):

@@ -1,7 +1,11 @@
 """The search for kernel configurations, on times that are known, and that it changes what kernels run with."""
 
+import importlib
+import pkgutil
+
 import pytest
 
+import pallas_kernels
 from mom_jax.benchmarks.kernel_passes import OPERATORS, Case
 from mom_jax.benchmarks.tune import choose, chosen, configs, neighbours, search
 from pallas_kernels.chunks import Unsupported
@@ -19,6 +23,14 @@ def test_what_spills_more_than_xla_moves(operator, kernel):
     with pytest.raises(Unsupported, match="no configuration for sm_80, 4 bytes and 256 channels"):
         find(entries, "sm_80", 4, 256)
     assert all(find(entries, *x) for x in (("sm_80", 4, 128), ("sm_80", 2, 256), ("sm_90", 4, 256), ("gfx942", 4, 256)))
+
+
+def test_no_two_kernels_share_a_list():
+    """Or to tune one would change the other. Operators that run the same kernel have one list for it."""
+    names = [x.name for x in pkgutil.walk_packages(pallas_kernels.__path__, "pallas_kernels.")]
+    tables = [getattr(importlib.import_module(name), "CONFIGS", {}) for name in names]
+    lists = {(name, id(entries)) for table in tables for name, entries in table.items()}
+    assert lists and len({number for _, number in lists}) == len(lists)
 
 
 def test_neighbours():
