@@ -8,25 +8,17 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-from mom_jax.layers.rules.published import BLOCK, MATRIX, TAPS, Form, Layout, Published, Row, Shape, Table
+from mom_jax.layers.rules.gated_deltanet import GATED_TENSORS
+from mom_jax.layers.rules.published import BLOCK, MATRIX, Form, Layout, Published, Row, Shape, Table
 from mom_jax.layers.rules.registry import find_rule
 from mom_jax.models.config import MoMConfig
 
-_MEMORY: Table = {
+_MEMORY: Table = GATED_TENSORS | {
     "attn.router.weight": Row("attn.gate.weight", MATRIX),
-    "attn.rule.q_proj.weight": Row("attn.q_proj.weight", MATRIX),
     "attn.rule.k_proj": Row("attn.k_proj.{memory}.weight", MATRIX, shared="attn.shared_k.weight"),
     "attn.rule.v_proj": Row("attn.v_proj.{memory}.weight", MATRIX, shared="attn.shared_v.weight"),
     "attn.rule.b_proj": Row("attn.b_proj.{memory}.weight", MATRIX, shared="attn.shared_b.weight"),
     "attn.rule.a_proj": Row("attn.a_proj.{memory}.weight", MATRIX, shared="attn.shared_a.weight"),
-    "attn.rule.A_log": Row("attn.A_log"),
-    "attn.rule.dt_bias": Row("attn.dt_bias"),
-    "attn.rule.q_conv1d": Row("attn.q_conv1d.weight", TAPS),
-    "attn.rule.k_conv1d": Row("attn.k_conv1d.weight", TAPS),
-    "attn.rule.v_conv1d": Row("attn.v_conv1d.weight", TAPS),
-    "attn.output.g_proj.weight": Row("attn.g_proj.weight", MATRIX),
-    "attn.output.norm": Row("attn.o_norm.weight"),
-    "attn.output.o_proj.weight": Row("attn.o_proj.weight", MATRIX),
 }
 _ATTENTION: Table = {
     "attn.q_proj.weight": Row("attn.q_proj.weight", MATRIX),

@@ -30,10 +30,6 @@ _NUMBERS = {
 }
 
 
-def _mom(fields: Fields) -> Fields:
-    return fields
-
-
 def _mom_gated_deltanet(fields: Fields) -> Fields:
     """The older layout of MoM; memories were called experts at first."""
     defaults = {"expand_v": 2, "num_heads": 6, "num_hidden_layers": 21, "num_memories": 8, "shared_mem": False}
@@ -50,7 +46,7 @@ def _transformer(fields: Fields) -> Fields:
 
 
 _TRANSLATIONS: dict[str, Callable[[Fields], Fields]] = {
-    "mom": _mom,
+    "mom": lambda fields: fields,
     "mom_gated_deltanet": _mom_gated_deltanet,
     "transformer": _transformer,
 }

@@ -79,15 +79,14 @@ class _Reader:
         self.not_finite: set[str] = set()
 
     def parameter(self, plan: list[Piece], shape: tuple[int, ...], sharding: Sharding | None) -> jax.Array:
-        def part(index: Index | None) -> np.ndarray:
-            return self._part(plan, shape, index or ())
-
+        part = functools.partial(self._part, plan, shape)
         if sharding is None:
-            return jax.block_until_ready(jax.device_put(part(())))
+            return jax.block_until_ready(jax.device_put(part(None)))
         return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, part))
 
-    def _part(self, plan: list[Piece], shape: tuple[int, ...], index: Index) -> np.ndarray:
+    def _part(self, plan: list[Piece], shape: tuple[int, ...], index: Index | None) -> np.ndarray:
         lead = len(plan[0].where)  # layer and memory axes are never split
+        index = index or ()
         index = (*index, *[slice(None)] * (len(shape) - len(index)))[lead:]
         size = tuple(len(range(*cut.indices(n))) for cut, n in zip(index, shape[lead:], strict=True))
         values = _aligned((*shape[:lead], *size))

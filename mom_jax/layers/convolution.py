@@ -26,11 +26,6 @@ def conv_weight(rngs: nnx.Rngs, channels: int, taps: int, split: bool = True) ->
     return param(rngs, init, (channels, taps), ("tensor" if split else None, None))
 
 
-def conv_history(taps: int | None, **channels: int) -> dict[str, tuple[int, int]]:
-    """Inputs that convolutions of ``taps`` taps remember, (W-1, channels) by name; none without taps."""
-    return {} if taps is None else {name: (taps - 1, size) for name, size in channels.items()}
-
-
 def convolve(
     rows: dict[str, Float[Array, "..."]],
     weights: dict[str, Float[Array, "_ W"]],

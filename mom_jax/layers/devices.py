@@ -87,8 +87,14 @@ class Devices:
         return jax.lax.with_sharding_constraint(x, place)
 
     def spec(self, parameter: Array, spec: P | None) -> P:
-        """How a parameter enters a layer, from the axes in its metadata."""
-        return _own_spec(self.mesh, parameter, spec)
+        """How a parameter enters a layer, from the axes in its metadata; whole if it cannot be divided.
+
+        A scanned slice has lost its layer axis, which the metadata still have.
+        """
+        places = [_axes(place) for place in parameter_spec(spec, self.mesh)]
+        places = [()] * (parameter.ndim - len(places)) + places[len(places) - parameter.ndim :] if places else []
+        sized = zip(places, parameter.shape, strict=False)
+        return P(*(axes if axes == (TENSOR,) else _dividing(self.mesh, axes, size) for axes, size in sized))
 
     def run(
         self, module: nnx.Module, call: Callable[..., Result], inputs: Any, specs: Any, outs: Any, dtype: DTypeLike
@@ -130,14 +136,6 @@ def parameter_spec(spec: P | None, mesh: Mesh | AbstractMesh) -> P:
     """Where a parameter lies on a mesh, from the axes in its metadata."""
     marked = (PARAMETERS if place == "fsdp" else (place,) for place in tuple(spec or ()))
     return P(*(tuple(axis for axis in axes if axis in mesh.shape) for axes in marked))
-
-
-def _own_spec(mesh: AbstractMesh, value: Array, spec: P | None) -> P:
-    """The spec of a layer's own slice, as scanned slices lost their layer axis; whole if it cannot be divided."""
-    places = [_axes(place) for place in parameter_spec(spec, mesh)]
-    places = [()] * (value.ndim - len(places)) + places[len(places) - value.ndim :] if places else []
-    sized = zip(places, value.shape, strict=False)
-    return P(*(axes if axes == (TENSOR,) else _dividing(mesh, axes, size) for axes, size in sized))
 
 
 def _axes(place: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -47,9 +47,7 @@ class Router(Linear):
         options: how it decides.
     """
 
-    def __init__(
-        self, hidden_size: int, num_memories: int, num_heads: int, options: RouterOptions, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, hidden_size: int, num_memories: int, num_heads: int, options: RouterOptions, *, rngs: nnx.Rngs):
         self.options, self.num_memories = options, num_memories
         self.routers = options.kinds * (num_heads if options.router_per_head else 1)
         columns = self.routers * num_memories

@@ -13,7 +13,7 @@ from flax import nnx
 
 from mom_jax.layers.rules.rule import MemoryRule
 from mom_jax.models.config import MoMConfig
-from mom_jax.models.lm import MoMForCausalLM
+from mom_jax.models.structure import build_model
 
 BACKWARD = 2  # a matrix product's backward pass is two products of the same size
 
@@ -53,8 +53,7 @@ def account(config: MoMConfig, length: int) -> list[Cost]:
         config: of the model.
         length: tokens of a sequence, which the costs of attention depend on.
     """
-    with nnx.use_eager_sharding(False):
-        model = nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build_model(config, 0))
     cache: Any = jax.eval_shape(lambda: model.init_cache(1, length))
     table = config.vocab_size * config.hidden_size
     costs = [Cost("embedding", table, table)]

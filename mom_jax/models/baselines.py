@@ -8,9 +8,10 @@ from mom_jax.models.config import AttentionConfig, MoMConfig
 from mom_jax.models.router_config import OF_MIXTURES
 
 
-def single(config: MoMConfig) -> MoMConfig:
-    """The same rule as one memory of the same size."""
-    return _alone(config)
+def single(config: MoMConfig, **sizes: Any) -> MoMConfig:
+    """The same rule as one memory, of the same size but for ``sizes``; without what mixtures alone can do."""
+    defaults = {f.name: f.default for f in dataclasses.fields(MoMConfig) if f.name in OF_MIXTURES}
+    return dataclasses.replace(config, mixture=False, **defaults, **sizes)
 
 
 def expanded(config: MoMConfig) -> MoMConfig:
@@ -29,14 +30,8 @@ def equal_active(config: MoMConfig) -> MoMConfig:
 
 def _larger(config: MoMConfig, times: int) -> MoMConfig:
     if config.memory_rule == "ttt":
-        return _alone(config, num_heads=config.num_heads * times)
-    return _alone(config, expand_v=config.expand_v * times)
-
-
-def _alone(config: MoMConfig, **sizes: Any) -> MoMConfig:
-    """One memory, without what mixtures alone can do."""
-    defaults = {f.name: f.default for f in dataclasses.fields(MoMConfig) if f.name in OF_MIXTURES}
-    return dataclasses.replace(config, mixture=False, **defaults, **sizes)
+        return single(config, num_heads=config.num_heads * times)
+    return single(config, expand_v=config.expand_v * times)
 
 
 def transformer(config: MoMConfig) -> MoMConfig:

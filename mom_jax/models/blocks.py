@@ -100,11 +100,6 @@ class LayerPlan:
         runs = tuple((kind, len(list(run))) for kind, run in itertools.groupby(kinds[:period]))
         return cls(runs, len(kinds) // period)
 
-    @property
-    def kinds(self) -> set[str]:
-        """Kinds of layers that there are."""
-        return {kind for kind, _ in self.runs}
-
     def scan(
         self, block: Callable[[str, Any, Any], tuple[Any, RouterOutput | None]], carry: Any, layers: dict[str, Any]
     ) -> tuple[Any, RouterOutput | None]:
@@ -149,7 +144,7 @@ def run_layers(
     routing: Mapping[str, Any] = NO_ROUTING,
 ) -> tuple[Float[Array, "B T D"], RouterOutput | None]:
     """Runs all layers without a cache; gradients flow to the parameters, over which the loops run."""
-    split = {kind: nnx.split(_coupled(stack)) for kind, stack in stacks.items()}
+    split = {kind: nnx.split(coupled(stack)) for kind, stack in stacks.items()}
 
     def block(kind, x, params_and_number):
         params, layer = params_and_number
@@ -176,7 +171,7 @@ def decode_layers(
     A loop that runs over parameters copies all of them where they had to be reshaped for it, which would be most of
     a decoding step.
     """
-    split = {kind: nnx.split(_coupled(stack)) for kind, stack in stacks.items()}
+    split = {kind: nnx.split(coupled(stack)) for kind, stack in stacks.items()}
 
     def block(kind, carry, layer):
         (x, cache), (graph, params) = carry, split[kind]
@@ -206,7 +201,7 @@ def _layers(params: nnx.State) -> int:
     return jax.tree.leaves(params)[0].shape[0]
 
 
-def _coupled(stack: Block) -> Block:
+def coupled(stack: Block) -> Block:
     """The same blocks, with the parameters that depend on other layers computed from all of them."""
     stack = nnx.clone(stack)
     if stack.kind == "memory":

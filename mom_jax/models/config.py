@@ -5,12 +5,11 @@ Importing this module does not import JAX.
 
 import dataclasses
 import difflib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from mom_jax.errors import InputError
-from mom_jax.fields import Channels, Epsilon, ImplName, Name, Range, Slots, Taps, check_fields, checked
+from mom_jax.fields import Channels, Epsilon, ImplName, Name, Range, Slots, Taps, check_fields, checked, named_value
 from mom_jax.files import read_json
 from mom_jax.interop.model_types import in_our_words
 from mom_jax.layers.rules import RULES
@@ -182,7 +181,7 @@ class MoMConfig(RouterConfig):
 
     def named_rule_options(self) -> dict[str, Any]:
         """``rule_options`` by name."""
-        return dict(_named_value(text) for text in self.rule_options)
+        return dict(named_value("rule_options", text, "rank=8") for text in self.rule_options)
 
     @property
     def attention(self) -> dict[str, AttentionConfig]:
@@ -275,11 +274,3 @@ def _published_rules() -> dict[str, Any]:
     from mom_jax.layers.rules.registry import published_rules  # loads JAX
 
     return published_rules()
-
-
-def _named_value(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    try:
-        return name, json.loads(value)
-    except ValueError as error:
-        raise InputError("rule_options", text, "expected name=value with the value in JSON, as in rank=8") from error

@@ -146,10 +146,8 @@ class MoMForCausalLM(nnx.Module):
             raise InputError("remat", remat, f"choose one of {', '.join(REMAT_POLICIES)}")
         routing: dict[str, Any] = {} if training is None else {"training": training}
         if self.config.router_choice != "scores" and self.config.mixture:
-            routing["memory_ids"], cache = self.chosen_elsewhere(
-                input_ids, shape, attention_mask, documents, cache
-            )
-        stacks = {kind: self.blocks(kind) for kind in self.plan.kinds}
+            routing["memory_ids"], cache = self.chosen_elsewhere(input_ids, shape, attention_mask, documents, cache)
+        stacks = {kind: self.blocks(kind) for kind in set(self.config.layer_kinds)}
         if cache is None:
             x, router = run_layers(self.plan, stacks, x, attention_mask, documents, remat, routing)
         else:

@@ -5,6 +5,7 @@ Importing this module does not import JAX.
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -57,10 +58,6 @@ def with_rule(config: MoMConfig, rule: str) -> MoMConfig:
     return dataclasses.replace(config, memory_rule=rule, **_OF_RULE.get(rule, {}))
 
 
-def _preset(size: Callable[[], MoMConfig], rule: str) -> Callable[[], MoMConfig]:
-    return lambda: with_rule(size(), rule)
-
-
 def qwen3_next(config: MoMConfig) -> MoMConfig:
     """Three layers of gated delta memories, then gated attention; as in Qwen3-Next, but with mixtures and a SwiGLU."""
     channels = 128 if config.hidden_size >= 1024 else 64
@@ -84,30 +81,22 @@ def _three_to_one(config: MoMConfig, attn: AttentionConfig) -> MoMConfig:
     return dataclasses.replace(config, num_hidden_layers=layers, layer_pattern="3m1a", attn=attn)
 
 
-_STACKS = {"qwen3-next": qwen3_next, "kimi-linear": kimi_linear}
-
-
-def _stacked(size: Callable[[], MoMConfig], stack: Callable[[MoMConfig], MoMConfig]) -> Callable[[], MoMConfig]:
-    return lambda: stack(size())
-
-
-# A size by itself has the default rule; other rules and stacks have a preset of every size: mom-340m-gla.
-PRESETS: dict[str, Callable[[], MoMConfig]] = (
-    _SIZES
-    | {
-        f"{name}-{rule.replace('_', '-')}": _preset(size, rule)
-        for name, size in _SIZES.items()
-        for rule in MEMORY_RULES
-        if rule != "gated_deltanet"
-    }
-    | {f"{name}-{stack}": _stacked(size, _STACKS[stack]) for name, size in _SIZES.items() for stack in _STACKS}
-)
+# What a preset may have besides a size: another memory rule, or a stack of today.
+_CHANGES: dict[str, Callable[[MoMConfig], MoMConfig]] = {
+    rule.replace("_", "-"): functools.partial(with_rule, rule=rule) for rule in MEMORY_RULES if rule != "gated_deltanet"
+} | {"qwen3-next": qwen3_next, "kimi-linear": kimi_linear}
+# Every size by itself and with every change: mom-340m, mom-340m-gla.
+PRESETS: dict[str, Callable[[], MoMConfig]] = _SIZES | {
+    f"{name}-{ending}": lambda size=size, change=change: change(size())
+    for name, size in _SIZES.items()
+    for ending, change in _CHANGES.items()
+}
 
 
 def preset_names() -> str:
     """All presets in one line of a help text."""
-    ends = ", ".join(name.removeprefix("mom-tiny-") for name in PRESETS if name.startswith("mom-tiny-"))
-    return f"{', '.join(_SIZES)}, or one of these with another memory rule or stack, as mom-tiny-gla ({ends})"
+    sizes, endings = ", ".join(_SIZES), ", ".join(_CHANGES)
+    return f"{sizes}, or one of these with another memory rule or stack, as mom-tiny-gla ({endings})"
 
 
 def get_preset(name: str) -> MoMConfig:

@@ -18,9 +18,7 @@ from mom_jax.typing import AnyArray, Array, Float, Int
 TABLE_AXES = ("tensor", "fsdp")
 
 
-def looked_up(
-    table: Float[Array, "vocab D"], ids: Int[AnyArray, "B T"], dtype: DTypeLike
-) -> Float[Array, "B T D"]:
+def looked_up(table: Float[Array, "vocab D"], ids: Int[AnyArray, "B T"], dtype: DTypeLike) -> Float[Array, "B T D"]:
     """The rows of a table, in ``dtype``. Gradients are summed in float32 or wider, for a token may occur often."""
     devices = Devices.of(*ids.shape)
     if devices is None:

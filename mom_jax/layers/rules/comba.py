@@ -20,9 +20,9 @@ from flax import nnx
 from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
-from mom_jax.layers.output import HeadNormOutput, Output
+from mom_jax.layers.output import Output
 from mom_jax.layers.projections import head_log_decay, log_rates, per_memory, time_step_bias
-from mom_jax.layers.rules.gated_deltanet import GATED_TENSORS
+from mom_jax.layers.rules.gated_deltanet import GATED_DEFAULTS, GATED_TENSORS
 from mom_jax.layers.rules.published import CONV, Layout, Published, Row
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper, RuleSizes
@@ -57,7 +57,7 @@ class Comba(QueryKeyValueRule):
         Layout(_TENSORS),
         options=("use_output_gate", *CONV),
         rule_options=("correction_factor",),
-        defaults={"expand_v": 2.0, "num_heads": 6, "num_hidden_layers": 21},
+        defaults=GATED_DEFAULTS,
         only={"num_v_heads": None},
     )
     primitive = ERASE_AND_WRITE
@@ -78,7 +78,7 @@ class Comba(QueryKeyValueRule):
     def make_output(cls, sizes: RuleSizes, options: CombaOptions, rngs: nnx.Rngs) -> Output:
         """Norm within heads and a sigmoid gate."""
         gate = {"gate": options.use_output_gate, "activation": jax.nn.sigmoid, "norm_eps": options.norm_eps}
-        return HeadNormOutput(sizes.hidden_size, sizes.num_heads, sizes.head_v_dim, **gate, rngs=rngs)
+        return Output(sizes.hidden_size, sizes.num_heads, sizes.head_v_dim, **gate, rngs=rngs)
 
     def flops(self, chunk: int) -> tuple[float, float]:
         """Of decays of heads."""

@@ -35,14 +35,12 @@ class EraseThenDelta(DeltaNet):
     published = None
     primitive = delta_product(2)
     per_memory = (*DeltaNet.per_memory, "a_proj", "e_proj", "erase_proj")
-    a_proj: nnx.Param
-    e_proj: nnx.Param
-    erase_proj: nnx.Param
 
     def __init__(self, sizes: RuleSizes, options: DeltaNetOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
-        for name, outputs in (("a", sizes.num_heads), ("e", sizes.key_dim), ("erase", sizes.num_heads)):
-            setattr(self, f"{name}_proj", per_memory(rngs, sizes.projections, sizes.hidden_size, outputs))
+        self.a_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.num_heads)
+        self.e_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.key_dim)
+        self.erase_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.num_heads)
         self.A_log = log_rates(rngs, sizes.num_heads, least=1e-4)
         self.dt_bias = time_step_bias(rngs, sizes.num_heads)
 

@@ -27,6 +27,7 @@ class GatedDeltaNetOptions(DeltaNetOptions):
     reference_conv_leak: bool = False
 
 
+GATED_DEFAULTS = {"expand_v": 2.0, "num_heads": 6, "num_hidden_layers": 21}
 GATED_TENSORS = TENSORS | {
     "attn.rule.a_proj": alone("attn.a_proj.weight"),
     "attn.rule.A_log": Row("attn.A_log"),
@@ -47,7 +48,7 @@ class GatedDeltaNet(DeltaNet):
         Layout(GATED_TENSORS),
         options=("use_output_gate", *CONV, "allow_neg_eigval"),
         names={"use_output_gate": "use_gate"},
-        defaults={"expand_v": 2.0, "num_heads": 6, "num_hidden_layers": 21, "use_gate": True},
+        defaults={**GATED_DEFAULTS, "use_gate": True},
         only={"num_v_heads": None, "output_gate_activation": "swish"},
     )
     per_memory = (*DeltaNet.per_memory, "a_proj")

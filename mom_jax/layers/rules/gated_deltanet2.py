@@ -9,8 +9,6 @@ has its own key, value, erase, write and low-rank decay projections; the query p
 ``A_log`` and ``dt_bias`` are shared by all memories.
 """
 
-import dataclasses
-
 import jax
 from flax import nnx
 
@@ -25,22 +23,17 @@ from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float
 
 
-@dataclasses.dataclass(frozen=True)
-class GatedDeltaNet2Options(DeltaNetOptions):
-    """Options of Gated DeltaNet-2; ``allow_neg_eigval`` doubles the erase gate, not the write gate."""
-
-    has_own_gate = True
-
-
 class GatedDeltaNet2(KDA):
-    """Erase and write gates are sigmoids of full projections; decays are those of Kimi delta attention."""
+    """Erase and write gates are sigmoids of full projections; decays are those of Kimi delta attention.
 
-    Options = GatedDeltaNet2Options
+    ``allow_neg_eigval`` doubles the erase gate, not the write gate.
+    """
+
     paper = Paper("2605.22791", "the gated delta rule-2")
     published = None
     per_memory = (*KDA.per_memory, "w_proj")
 
-    def __init__(self, sizes: RuleSizes, options: GatedDeltaNet2Options, *, rngs: nnx.Rngs):
+    def __init__(self, sizes: RuleSizes, options: DeltaNetOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
         self.w_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.value_dim)
 

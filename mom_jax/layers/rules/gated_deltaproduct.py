@@ -19,7 +19,7 @@ from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.projections import head_log_decay, log_rates, per_memory, time_step_bias
 from mom_jax.layers.rules.deltanet import DeltaNet, DeltaNetOptions
-from mom_jax.layers.rules.gated_deltanet import GATED_TENSORS
+from mom_jax.layers.rules.gated_deltanet import GATED_DEFAULTS, GATED_TENSORS
 from mom_jax.layers.rules.published import CONV, Form, Layout, Published, Row, Table, alone
 from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
 from mom_jax.ops.delta_product import DeltaProductRows, delta_product
@@ -57,13 +57,7 @@ class GatedDeltaProduct(DeltaNet):
         Layout(_tensors),
         options=("use_output_gate", *CONV, "allow_neg_eigval"),
         rule_options=("num_householder", "use_forget_gate"),
-        defaults={
-            "expand_v": 2.0,
-            "num_heads": 6,
-            "num_hidden_layers": 21,
-            "num_householder": 1,
-            "use_forget_gate": False,
-        },
+        defaults={**GATED_DEFAULTS, "num_householder": 1, "use_forget_gate": False},
     )
     per_memory = (*DeltaNet.per_memory, "a_proj")
 

@@ -17,6 +17,7 @@ from mom_jax.layers.projections import per_memory
 from mom_jax.layers.rules.published import (
     CONV,
     QKV,
+    RATIO_DEFAULTS,
     RATIOS,
     Fields,
     Layout,
@@ -74,15 +75,7 @@ class GSA(QueryKeyValueRule):
         Layout(_TENSORS),
         sizes=Sizes(_read_sizes, _write_sizes),
         options=(*CONV, "num_slots", "gate_logit_normalizer"),
-        defaults={
-            "expand_k": 1.0,
-            "expand_v": 1.0,
-            "num_heads": 4,
-            "hidden_size": 2048,
-            "use_short_conv": False,
-            "num_slots": 64,
-            "gate_logit_normalizer": 8,
-        },
+        defaults={**RATIO_DEFAULTS, "use_short_conv": False, "num_slots": 64, "gate_logit_normalizer": 8},
         only={"num_kv_heads": None, "feature_map": "swish", "elementwise_affine": True},
     )
     scale = 1.0
@@ -101,7 +94,7 @@ class GSA(QueryKeyValueRule):
     def make_output(cls, sizes: RuleSizes, options: GSAOptions, rngs: nnx.Rngs) -> Output:
         """SiLU and a norm over all heads, without a gate."""
         shape = (sizes.hidden_size, sizes.num_heads, sizes.head_v_dim)
-        return HiddenNormOutput(*shape, activation=jax.nn.silu, norm_eps=_NORM_EPS, rngs=rngs)
+        return HiddenNormOutput(*shape, before=jax.nn.silu, norm_eps=_NORM_EPS, rngs=rngs)
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array

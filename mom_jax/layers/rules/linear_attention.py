@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.layers.cache import MemoryCache
-from mom_jax.layers.rules.published import CONV, QKV, RATIOS, Layout, Published, Row
+from mom_jax.layers.rules.published import CONV, QKV, RATIO_DEFAULTS, RATIOS, Layout, Published, Row
 from mom_jax.layers.rules.qkv import ConvOptions, QueryKeyValueRule
 from mom_jax.layers.rules.rule import Paper
 from mom_jax.ops.pieces import count_before
@@ -24,7 +24,6 @@ from mom_jax.ops.scalar_decay import SCALAR_DECAY, ScalarDecayRows
 from mom_jax.ops.segments import Packing
 from mom_jax.typing import Array, Float, Int
 
-_DEFAULTS = {"expand_k": 1.0, "expand_v": 1.0, "num_heads": 4, "hidden_size": 2048}
 GATED_TENSORS = QKV | {"attn.output.norm": Row("attn.g_norm_swish_gate.weight", also="attn.g_norm.weight")}
 FEATURE_MAPS: dict[str, Callable[[Array], Array]] = {
     "identity": lambda x: x,
@@ -57,7 +56,7 @@ class LinearAttention(QueryKeyValueRule):
         sizes=RATIOS,
         options=("feature_map", "norm_feature_map"),
         # its own default has parameters, which no map here has
-        defaults={**_DEFAULTS, "feature_map": "elementwise_product"},
+        defaults={**RATIO_DEFAULTS, "feature_map": "elementwise_product"},
         only={"num_kv_heads": None, "norm_q": False, "norm_k": False, "elementwise_affine": True},
         fixed={"use_short_conv": False, "use_output_gate": False},
     )
@@ -102,7 +101,7 @@ class RetNet(QueryKeyValueRule):
         Layout(GATED_TENSORS),
         sizes=RATIOS,
         options=("use_output_gate", *CONV),
-        defaults={**_DEFAULTS, "expand_v": 2.0, "num_heads": 8, "hidden_ratio": 2},
+        defaults={**RATIO_DEFAULTS, "expand_v": 2.0, "num_heads": 8, "hidden_ratio": 2},
         only={"num_kv_heads": None, "feature_map": None, "elementwise_affine": True},
         fixed={"use_short_conv": False},  # its model does not hand it on to its layers
         written={"use_output_gate": True},

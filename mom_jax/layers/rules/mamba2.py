@@ -20,6 +20,7 @@ from mom_jax.layers.projections import log_rates, per_memory, time_step_bias
 from mom_jax.layers.rules.published import (
     BACKBONE,
     MATRIX,
+    STATE_DEFAULTS,
     STATE_SIZES,
     Fields,
     Form,
@@ -87,16 +88,7 @@ PUBLISHED = Published(
     "Mamba2ForCausalLM",
     Layout(state_space_tensors, {}, BACKBONE, "backbone.layers.{layer}."),
     sizes=Sizes(_read_sizes, _write_sizes),
-    defaults={
-        "hidden_size": 2048,
-        "state_size": 128,
-        "head_dim": 64,
-        "expand": 2,
-        "conv_kernel": 4,
-        "norm_eps": 1e-5,
-        "num_hidden_layers": 48,
-        "pad_token_id": 0,
-    },
+    defaults={**STATE_DEFAULTS, "conv_kernel": 4},
     only={
         "n_groups": 1,
         "use_bias": False,

@@ -24,11 +24,12 @@ from mom_jax.errors import InputError
 from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
-from mom_jax.layers.output import GateOutput, HeadNormOutput, Output
+from mom_jax.layers.output import Output
 from mom_jax.layers.projections import per_memory, time_step_bias
 from mom_jax.layers.rules.published import (
     BACKBONE,
     MATRIX,
+    STATE_DEFAULTS,
     STATE_SIZES,
     TAPS,
     Fields,
@@ -40,8 +41,8 @@ from mom_jax.layers.rules.published import (
     Table,
     alone,
 )
-from mom_jax.layers.rules.qkv import ProjectionOptions, QueryKeyValueRule
-from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
+from mom_jax.layers.rules.qkv import QueryKeyValueRule
+from mom_jax.layers.rules.rule import Paper, RuleOptions, RuleSizes, heads
 from mom_jax.ops.norm import rms_norm
 from mom_jax.ops.precision import widened
 from mom_jax.ops.primitive import Primitive
@@ -57,7 +58,7 @@ _RATES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Mamba3Options(ProjectionOptions):
+class Mamba3Options(RuleOptions):
     """Options of Mamba-3."""
 
     rope_fraction: Annotated[float, Range(least=0, most=1)] = 0.5  # of the channels that turn
@@ -116,15 +117,7 @@ class Mamba3(QueryKeyValueRule):
         Layout(_tensors, {}, BACKBONE, "backbone.layers.{layer}."),
         sizes=Sizes(STATE_SIZES.read, _write_sizes),
         rule_options=("rope_fraction",),
-        defaults={
-            "hidden_size": 2048,
-            "state_size": 128,
-            "head_dim": 64,
-            "expand": 2,
-            "norm_eps": 1e-5,
-            "num_hidden_layers": 48,
-            "pad_token_id": 0,
-        },
+        defaults=STATE_DEFAULTS,
         only={
             "n_groups": 1,
             "use_bias": False,
@@ -165,10 +158,9 @@ class Mamba3(QueryKeyValueRule):
     @classmethod
     def make_output(cls, sizes: RuleSizes, options: Mamba3Options, rngs: nnx.Rngs) -> Output:
         """A gate, behind a norm within heads if asked for."""
-        shape, gate = (sizes.hidden_size, sizes.num_heads, sizes.head_v_dim), options.use_output_gate
-        if options.outproj_norm:
-            return HeadNormOutput(*shape, gate=gate, norm_eps=options.norm_eps, rngs=rngs)
-        return (GateOutput if gate else Output)(*shape, rngs=rngs)
+        shape = (sizes.hidden_size, sizes.num_heads, sizes.head_v_dim)
+        norm_eps = options.norm_eps if options.outproj_norm else None
+        return Output(*shape, gate=options.use_output_gate, norm_eps=norm_eps, rngs=rngs)
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array

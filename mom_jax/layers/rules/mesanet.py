@@ -78,17 +78,14 @@ class MesaNet(QueryKeyValueRule):
     activate = True
     normalise = True
     convolved = ("q", "k")
-    a_proj: nnx.Param
-    a_bias: nnx.Param
-    b_proj: nnx.Param
-    b_bias: nnx.Param
 
     def __init__(self, sizes: RuleSizes, options: MesaNetOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
-        memories, of_heads = sizes.projections, (None, "tensor")
-        for name in ("a", "b"):
-            setattr(self, f"{name}_proj", per_memory(rngs, memories, sizes.hidden_size, sizes.num_heads))
-            setattr(self, f"{name}_bias", param(rngs, jax.nn.initializers.zeros, (memories, sizes.num_heads), of_heads))
+        zeros, of_heads, axes = jax.nn.initializers.zeros, (sizes.projections, sizes.num_heads), (None, "tensor")
+        self.a_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.num_heads)
+        self.a_bias = param(rngs, zeros, of_heads, axes)
+        self.b_proj = per_memory(rngs, sizes.projections, sizes.hidden_size, sizes.num_heads)
+        self.b_bias = param(rngs, zeros, of_heads, axes)
         start = jax.nn.initializers.constant(_START)
         self.ridge = param(rngs, start, (sizes.key_dim,), ("tensor",), decays=False)
 

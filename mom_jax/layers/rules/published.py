@@ -222,7 +222,17 @@ def _write_state_sizes(fields: Fields) -> Fields:
 
 HEAD_SIZES = Sizes(lambda fields: {}, _write_head_sizes)  # as ours, but for rounding
 RATIOS = Sizes(_read_ratios, _write_ratios)  # all channels, as ratios of the hidden size
+RATIO_DEFAULTS: Fields = {"expand_k": 1.0, "expand_v": 1.0, "num_heads": 4, "hidden_size": 2048}
 STATE_SIZES = Sizes(_read_state_sizes, _write_state_sizes)  # K as that of a state, V as that of a head
+STATE_DEFAULTS: Fields = {
+    "hidden_size": 2048,
+    "state_size": 128,
+    "head_dim": 64,
+    "expand": 2,
+    "norm_eps": 1e-5,
+    "num_hidden_layers": 48,
+    "pad_token_id": 0,
+}
 
 
 def check_hidden_channels(model_type: str, fields: Fields, size: int) -> None:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mom_jax.fields import Taps
 from mom_jax.layers.cache import MemoryCache
-from mom_jax.layers.convolution import conv_history, conv_weight, convolve
+from mom_jax.layers.convolution import conv_weight, convolve
 from mom_jax.layers.linear import Linear, mixer_init, param
 from mom_jax.layers.projections import per_memory, project
 from mom_jax.layers.rules.rule import MemoryRule, RuleOptions, RuleSizes, heads
@@ -19,17 +19,7 @@ from pallas_kernels.remat import PROJECTION, keep
 
 
 @dataclasses.dataclass(frozen=True)
-class ProjectionOptions(RuleOptions):
-    """Options of rules without short convolutions."""
-
-    @property
-    def taps(self) -> int | None:
-        """Of short convolutions, W; None without them."""
-        return None
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvOptions(ProjectionOptions):
+class ConvOptions(RuleOptions):
     """Options of rules with short convolutions."""
 
     use_short_conv: bool = True
@@ -63,7 +53,7 @@ class QueryKeyValueRule(MemoryRule):
     shared_keys: ClassVar[bool] = False
     conv_bias: ClassVar[bool] = False
 
-    def __init__(self, sizes: RuleSizes, options: ProjectionOptions, *, rngs: nnx.Rngs):
+    def __init__(self, sizes: RuleSizes, options: RuleOptions, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
         self.taps, per_head, total = options.taps, not self.shared_keys, self._channels()
         split = "column" if per_head else "whole"
@@ -139,7 +129,7 @@ class QueryKeyValueRule(MemoryRule):
     def conv_history(self) -> dict[str, tuple[int, int]]:
         """Inputs that the short convolutions remember: (W-1, channels) by name."""
         channels = self._channels()
-        return conv_history(self.taps, **{name: channels[name] for name in self.convolved})
+        return {} if self.taps is None else {name: (self.taps - 1, channels[name]) for name in self.convolved}
 
     @property
     def head_channels(self) -> dict[str, int]:

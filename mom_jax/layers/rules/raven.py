@@ -25,10 +25,11 @@ from mom_jax.errors import InputError
 from mom_jax.fields import Divisor, Slots
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import param
-from mom_jax.layers.output import HeadNormOutput, HiddenNormOutput, Output
+from mom_jax.layers.output import HiddenNormOutput, Output
 from mom_jax.layers.projections import add_bias, head_log_decay, log_rates, per_memory, time_step_bias
 from mom_jax.layers.rules.published import (
     MATRIX,
+    RATIO_DEFAULTS,
     RATIOS,
     SAME,
     Fields,
@@ -40,8 +41,8 @@ from mom_jax.layers.rules.published import (
     alone,
     ratio,
 )
-from mom_jax.layers.rules.qkv import ProjectionOptions, QueryKeyValueRule
-from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
+from mom_jax.layers.rules.qkv import QueryKeyValueRule
+from mom_jax.layers.rules.rule import Paper, RuleOptions, RuleSizes, heads
 from mom_jax.ops.gated_slots import GatedSlotsRows, gated_slots
 from mom_jax.ops.norm import rms_norm
 from mom_jax.ops.precision import widened
@@ -52,7 +53,7 @@ from mom_jax.typing import Array, Float
 
 
 @dataclasses.dataclass(frozen=True)
-class RavenOptions(ProjectionOptions):
+class RavenOptions(RuleOptions):
     """Options of Raven."""
 
     num_slots: Slots = 64  # M for each head
@@ -131,10 +132,7 @@ class Raven(QueryKeyValueRule):
         rule_options=("slot_top_k", "slot_scores", "slot_decay", "slot_bias"),
         names={"slot_top_k": "topk", "slot_scores": "router_score", "slot_bias": "bias_rmm"},
         defaults={
-            "expand_k": 1.0,
-            "expand_v": 1.0,
-            "num_heads": 4,
-            "hidden_size": 2048,
+            **RATIO_DEFAULTS,
             "num_slots": 64,
             "gate_logit_normalizer": 8,
             "use_output_gate": False,
@@ -179,8 +177,8 @@ class Raven(QueryKeyValueRule):
         """SiLU, norm within heads and gate; without the gate SiLU and a norm over all heads."""
         shape = (sizes.hidden_size, sizes.num_heads, sizes.head_v_dim)
         if options.use_output_gate:
-            return HeadNormOutput(*shape, before=jax.nn.silu, gate=True, norm_eps=options.norm_eps, rngs=rngs)
-        return HiddenNormOutput(*shape, activation=jax.nn.silu, norm_eps=options.norm_eps, rngs=rngs)
+            return Output(*shape, before=jax.nn.silu, gate=True, norm_eps=options.norm_eps, rngs=rngs)
+        return HiddenNormOutput(*shape, before=jax.nn.silu, norm_eps=options.norm_eps, rngs=rngs)
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array

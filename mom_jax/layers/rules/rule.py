@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from mom_jax.errors import InputError
 from mom_jax.fields import Epsilon, ImplName, check_fields
 from mom_jax.layers.cache import MemoryCache
-from mom_jax.layers.output import HeadNormOutput, Output
+from mom_jax.layers.output import Output
 from mom_jax.layers.projections import of_memories
 from mom_jax.layers.rules.published import Published, Unreadable
 from mom_jax.ops.chunks import chunk_rows
@@ -77,6 +77,7 @@ class RuleOptions:
     norm_eps: Epsilon = 1e-6  # of the norm of what is read
     impl: ImplName = "auto"  # of the recurrence (`mom_jax.ops.dispatch`)
     has_own_gate: ClassVar[bool] = False  # the rule gates what is read by itself: there is no choice
+    taps: ClassVar[int | None] = None  # of short convolutions, W; None: there are none
 
     def __post_init__(self):
         check_fields(self)
@@ -129,7 +130,7 @@ class MemoryRule(nnx.Module):
     def make_output(cls, sizes: RuleSizes, options: RuleOptions, rngs: nnx.Rngs) -> Output:
         """What follows the mixing of reads: norm within heads, gate and projection, as MoM has it."""
         shape = (sizes.hidden_size, sizes.num_heads, sizes.head_v_dim)
-        return HeadNormOutput(*shape, gate=options.use_output_gate, norm_eps=options.norm_eps, rngs=rngs)
+        return Output(*shape, gate=options.use_output_gate, norm_eps=options.norm_eps, rngs=rngs)
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array

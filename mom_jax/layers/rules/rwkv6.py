@@ -35,21 +35,35 @@ class RWKV6Options(RuleOptions):
     has_own_gate = True
 
 
-class RWKV6(MemoryRule):
+class TokenShiftRule(MemoryRule):
+    """A rule that blends a token with the one that the same memory saw before it, and finishes its reads by itself."""
+
+    paces = True
+    scale = 1.0
+    whole_history = ("x",)
+
+    @classmethod
+    def make_output(cls, sizes: RuleSizes, options: RuleOptions, rngs: nnx.Rngs) -> Output:
+        """A projection alone: reads are normed and gated before they are mixed."""
+        return Output(sizes.hidden_size, sizes.num_heads, sizes.head_v_dim, rngs=rngs)
+
+    def conv_history(self) -> dict[str, tuple[int, int]]:
+        """The last token that each memory saw: (1, D)."""
+        return {"x": (1, self.sizes.hidden_size)}
+
+
+class RWKV6(TokenShiftRule):
     """Decay ``exp(-exp(W_2 tanh(W_1 x_w) + b))``; reads are normalised within heads and gated before they are mixed."""
 
     Options = RWKV6Options
     paper = Paper("2404.05892", "section 4.2")
-    paces = True
     published = Unreadable(
         "rwkv6",
         "its blocks have layer norms with biases and a channel mixing that carries a token from call to call",
     )
     primitive = VECTOR_DECAY
-    scale = 1.0
     per_memory = ("k_proj", "v_proj", "w_down", "w_up", "w_bias")
     per_row = ("q_proj", "g_proj", "x_down", "x_up")
-    whole_history = ("x",)
 
     def __init__(self, sizes: RuleSizes, options: RWKV6Options, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
@@ -70,11 +84,6 @@ class RWKV6(MemoryRule):
         self.bonus = param(rngs, zeros, (sizes.num_heads, sizes.head_k_dim), ("tensor", None))
         self.norm = param(rngs, jax.nn.initializers.ones, of_heads, ("tensor", None), decays=False)
         self.norm_bias = param(rngs, zeros, of_heads, ("tensor", None), decays=False)
-
-    @classmethod
-    def make_output(cls, sizes: RuleSizes, options: RWKV6Options, rngs: nnx.Rngs) -> Output:
-        """A projection alone: reads are normed and gated before they are mixed."""
-        return Output(sizes.hidden_size, sizes.num_heads, sizes.head_v_dim, rngs=rngs)
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
@@ -109,7 +118,3 @@ class RWKV6(MemoryRule):
         mix = jnp.einsum("nsr,srd->snd", low, self.x_up[...].astype(rows.dtype))
         mix = mix + self.x_bias[...].astype(rows.dtype)[:, None]
         return rows + delta * mix, cache
-
-    def conv_history(self) -> dict[str, tuple[int, int]]:
-        """The last token that each memory saw: (1, D)."""
-        return {"x": (1, self.sizes.hidden_size)}

@@ -18,10 +18,10 @@ from mom_jax.fields import Channels, Epsilon
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.convolution import token_before
 from mom_jax.layers.linear import Linear, mixer_init, param
-from mom_jax.layers.output import Output
 from mom_jax.layers.projections import add_bias, per_memory, through
 from mom_jax.layers.rules.published import Unreadable
-from mom_jax.layers.rules.rule import MemoryRule, Paper, RuleOptions, RuleSizes, heads
+from mom_jax.layers.rules.rule import Paper, RuleOptions, RuleSizes, heads
+from mom_jax.layers.rules.rwkv6 import TokenShiftRule
 from mom_jax.ops.norm import l2_norm, layer_norm
 from mom_jax.ops.precision import widened
 from mom_jax.ops.rank_one_decay import RANK_ONE_DECAY, RankOneDecayRows
@@ -42,7 +42,7 @@ class RWKV7Options(RuleOptions):
     has_own_gate = True
 
 
-class RWKV7(MemoryRule):
+class RWKV7(TokenShiftRule):
     """Decay ``exp(-e^-0.5 sigmoid(w))`` and removal key kk at the rate a, for each channel.
 
     Reads are normalised within heads, get the bonus of the present token and are gated before they
@@ -51,17 +51,14 @@ class RWKV7(MemoryRule):
 
     Options = RWKV7Options
     paper = Paper("2503.14456", "section 4")
-    paces = True
     published = Unreadable(
         "rwkv7",
         "its layers add the first layer's values to their own, and its channel mixing carries a token from call "
         "to call",
     )
     primitive = RANK_ONE_DECAY
-    scale = 1.0
     per_memory = ("k_proj", "v_proj", "w_down", "w_up", "w_bias", "a_down", "a_up", "a_bias")
     per_row = ("q_proj", "g_down", "g_up")
-    whole_history = ("x",)
 
     def __init__(self, sizes: RuleSizes, options: RWKV7Options, *, rngs: nnx.Rngs):
         super().__init__(sizes, options, rngs=rngs)
@@ -85,11 +82,6 @@ class RWKV7(MemoryRule):
         self.r_k = param(rngs, constant(-0.04), key_heads, of_heads)
         self.norm = param(rngs, constant(1.0), value_heads, of_heads, decays=False)
         self.norm_bias = param(rngs, constant(0.0), value_heads, of_heads, decays=False)
-
-    @classmethod
-    def make_output(cls, sizes: RuleSizes, options: RWKV7Options, rngs: nnx.Rngs) -> Output:
-        """A projection alone: reads are normed and gated before they are mixed."""
-        return Output(sizes.hidden_size, sizes.num_heads, sizes.head_v_dim, rngs=rngs)
 
     def rows(
         self, x: Float[Array, "B T D"], packing: Packing, cache: MemoryCache | None, layer: int | Array
@@ -121,7 +113,3 @@ class RWKV7(MemoryRule):
         bonus, gate = rest
         o = layer_norm(o, self.norm[...], self.norm_bias[...], self.sizes.head_k_dim * self.options.norm_eps)
         return jnp.where(packing.valid[:, None, None], (o + bonus) * widened(gate).reshape(o.shape), 0)
-
-    def conv_history(self) -> dict[str, tuple[int, int]]:
-        """The last token that each memory saw: (1, D)."""
-        return {"x": (1, self.sizes.hidden_size)}

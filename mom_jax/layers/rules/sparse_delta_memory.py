@@ -25,8 +25,8 @@ from mom_jax.errors import InputError
 from mom_jax.fields import Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.projections import head_log_decay, log_rates, per_memory, project, time_step_bias
-from mom_jax.layers.rules.qkv import ProjectionOptions, QueryKeyValueRule
-from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
+from mom_jax.layers.rules.qkv import QueryKeyValueRule
+from mom_jax.layers.rules.rule import Paper, RuleOptions, RuleSizes, heads
 from mom_jax.ops.precision import widened
 from mom_jax.ops.primitive import Primitive
 from mom_jax.ops.segments import Packing, pack
@@ -39,7 +39,7 @@ _CHUNK = 16  # rows of a chunk at most: with each, a chunk touches more slots
 
 
 @dataclasses.dataclass(frozen=True)
-class SparseDeltaMemoryOptions(ProjectionOptions):
+class SparseDeltaMemoryOptions(RuleOptions):
     """Options of sparse delta memories."""
 
     table_slots: Annotated[int, Range(least=1, most=2**24)] = 1024  # of each head, the square of a whole number

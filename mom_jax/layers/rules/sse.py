@@ -30,8 +30,8 @@ from mom_jax.fields import Channels, Divisor, Range
 from mom_jax.layers.cache import MemoryCache
 from mom_jax.layers.linear import Linear, mixer_init, param
 from mom_jax.layers.projections import add_bias, per_memory, through
-from mom_jax.layers.rules.qkv import ProjectionOptions, QueryKeyValueRule
-from mom_jax.layers.rules.rule import Paper, RuleSizes, heads
+from mom_jax.layers.rules.qkv import QueryKeyValueRule
+from mom_jax.layers.rules.rule import Paper, RuleOptions, RuleSizes, heads
 from mom_jax.ops.precision import widened
 from mom_jax.ops.segments import Packing, pack
 from mom_jax.ops.sparse_choice import among_largest
@@ -40,7 +40,7 @@ from mom_jax.typing import Array, Float
 
 
 @dataclasses.dataclass(frozen=True)
-class SSEOptions(ProjectionOptions):
+class SSEOptions(RuleOptions):
     """Options of sparse state expansion."""
 
     partitions: Annotated[int, Range(least=1, most=2**10)] = 4  # besides the one for all, P
