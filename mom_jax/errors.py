@@ -96,6 +96,11 @@ def need(module: str, extra: str, field: str, value: object, package: str = "") 
         raise InputError(field, value, f"needs {package or module}: {install(extra)}")
 
 
+def in_a_line(error: BaseException) -> str:
+    """What went wrong in a library, with the name of its exception."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 class DivergedError(ArithmeticError):
     """A run whose last steps were all skipped.
 

@@ -11,6 +11,7 @@ is left to the dataclass.
 
 import dataclasses
 import functools
+import json
 import math
 import numbers
 import os
@@ -66,20 +67,26 @@ def _number(value: float) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class NotEmpty:
-    """Text of at least one character."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Check:
     """What a function of (value, field) does not raise an `InputError` for."""
 
     function: Callable[[Any, str], None]
 
 
+def _check_text(text: str, field: str) -> None:
+    if not text:
+        raise InputError(field, text, "must not be empty")
+    if "\0" in text:
+        raise InputError(field, text, "must not hold a NUL character")
+    try:
+        os.fsencode(text)  # bytes of names that are not UTF-8 stand in it as halves of pairs, but no others
+    except UnicodeEncodeError as error:
+        raise InputError(field, ascii(text), "holds half of a surrogate pair, which is no character") from error
+
+
 Count = Annotated[int, Range(least=1, below=2**31)]
 Seed = Annotated[int, Range(least=0, below=2**32)]  # what JAX and Grain take
-Name = Annotated[str, NotEmpty()]  # of a file, a folder, a field, ...
+Name = Annotated[str, Check(_check_text)]  # of a file, a folder, a field, ...
 # Of models, far beyond any trained so far; whether it fits into memory shows when it is built.
 Channels = Annotated[int, Range(least=1, most=2**20)]
 Taps = Annotated[int, Range(least=1, most=2**8)]  # of short convolutions
@@ -181,19 +188,20 @@ def _within(field: str, original: Any, value: Any, kind: Any, rules: tuple[Any, 
             raise InputError(field, original, f"must be {rule}")
         if isinstance(rule, Check):
             rule.function(value, field)
-        if isinstance(rule, NotEmpty):
-            _check_text(field, value)
     if kind is float and value and not _FLOAT32[0] <= abs(value) <= _FLOAT32[1]:
         raise InputError(field, original, "is beyond the range of float32, in which it is used")
     return value
 
 
-def _check_text(field: str, text: str) -> None:
-    if not text:
-        raise InputError(field, text, "must not be empty")
-    if "\0" in text:
-        raise InputError(field, text, "must not hold a NUL character")
+def named_value(field: str, text: str, example: str) -> tuple[str, Any]:
+    """The name and the value that ``name=value`` in ``field`` spells, the value in JSON.
+
+    Raises:
+        InputError: it is written in another way; ``example`` shows the right one.
+    """
+    name, _, value = text.partition("=")
     try:
-        os.fsencode(text)  # bytes of names that are not UTF-8 stand in it as halves of pairs, but no others
-    except UnicodeEncodeError as error:
-        raise InputError(field, ascii(text), "holds half of a surrogate pair, which is no character") from error
+        return name, json.loads(value)
+    except ValueError as error:
+        remedy = f"expected name=value with the value in JSON, as in {example}"
+        raise InputError(field, text, remedy) from error

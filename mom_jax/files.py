@@ -13,7 +13,7 @@ import re
 import socket
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -167,6 +167,25 @@ def read_json_lines(path: Path, form: type[T]) -> tuple[list[T], list[str]]:
         except ValueError as error:
             complaints.append(f"{path}:{number} is damaged ({error})")
     return records, complaints
+
+
+def readable_lines(path: Path, form: type[T], complain: Callable[[str], None]) -> list[T]:
+    """The records of a file as `read_json_lines` has it; none where there is no such file.
+
+    Args:
+        path: the file.
+        form: of a record.
+        complain: gets a line for each one that is left out, or for the whole file where it cannot be read.
+    """
+    if not path.exists():
+        return []
+    try:
+        records, complaints = read_json_lines(path, form)
+    except InputError as error:
+        records, complaints = [], [str(error)]
+    for complaint in complaints:
+        complain(f"{complaint}; it is left out")
+    return records
 
 
 def parse_json(text: str, form: type[T]) -> T:

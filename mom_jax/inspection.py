@@ -12,7 +12,7 @@ from flax import nnx
 from mom_jax.errors import InputError
 from mom_jax.layers.mixer import MemoryMixer
 from mom_jax.layers.router import BY_TOKENS_ALONE, RouterInputs
-from mom_jax.models.blocks import Block
+from mom_jax.models.blocks import Block, coupled
 from mom_jax.models.lm import MoMForCausalLM
 from mom_jax.ops.routing import probabilities
 from mom_jax.ops.segments import plan_packing
@@ -104,7 +104,7 @@ def inspect(model: MoMForCausalLM, input_ids: Int[AnyArray, " T"]) -> Inspection
     x, views, done = model.embed(ids[None]), [], dict.fromkeys(kinds, 0)
     elsewhere = model.config.mixture and model.config.router_choice != "scores"
     chosen = model.chosen_elsewhere(ids[None], (1, ids.size), None, None, None)[0] if elsewhere else None
-    stacks = {kind: nnx.split(_coupled(model.blocks(kind))) for kind in kinds}
+    stacks = {kind: nnx.split(coupled(model.blocks(kind))) for kind in kinds}
     for number, kind in enumerate(kinds):
         x, seen = _look(*stacks[kind], done[kind], x, chosen)
         done[kind] += 1
@@ -126,13 +126,6 @@ class _Seen(NamedTuple):
     keys: Array | None
     content: Array  # [P, G], norms of memories at the start of each piece
     left: Array  # [P, C, G], what is left after each piece of the content from before each of the `_cuts`
-
-
-def _coupled(stack: Block) -> Block:
-    stack = nnx.clone(stack)
-    if stack.kind == "memory":
-        stack.attn.rule.couple_layers()
-    return stack
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -228,6 +221,7 @@ def _view(number: int, seen: _Seen) -> LayerView:
         before, left = seen.content[cuts[fits]].sum(0), seen.left[cuts[fits] + pieces - 1, fits].sum(0)
         kept[:, pieces - 1] = np.divide(left, before, out=np.full(memories, np.nan, np.float32), where=before > 0)
     order = np.argsort(-np.where(seen.memory_ids < 0, -1, seen.weights), axis=1, kind="stable")
+    shape = len(seen.memory_ids), seen.memory_ids.shape[1] + memories - seen.shares.shape[1], NEAREST
     view = LayerView(
         number=number,
         memory_ids=np.take_along_axis(np.asarray(seen.memory_ids), order, 1),
@@ -235,18 +229,14 @@ def _view(number: int, seen: _Seen) -> LayerView:
         shares=np.asarray(seen.shares, np.float32),
         kept_after=length * np.arange(1, 1 + kept.shape[1]),
         kept=kept,
-        nearest=np.full((*_assigned(seen, memories), NEAREST), -1),
-        similarity=np.full((*_assigned(seen, memories), NEAREST), np.nan, np.float32),
+        nearest=np.full(shape, -1),
+        similarity=np.full(shape, np.nan, np.float32),
     )
     if seen.queries is not None and seen.keys is not None:
         shared = np.arange(seen.memory_ids.shape[1], seen.queries.shape[1])
         places = np.concatenate([order, np.broadcast_to(shared, (len(order), shared.size))], 1)[..., None, None]
         _find_nearest(view, *(np.take_along_axis(np.asarray(x), places, 1) for x in (seen.queries, seen.keys)))
     return view
-
-
-def _assigned(seen: _Seen, memories: int) -> tuple[int, int]:
-    return len(seen.memory_ids), seen.memory_ids.shape[1] + memories - seen.shares.shape[1]
 
 
 def _find_nearest(view: LayerView, queries: np.ndarray, keys: np.ndarray) -> None:

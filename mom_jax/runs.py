@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from rich.console import Console
 
 from mom_jax.data.config import DataConfig
@@ -35,7 +35,7 @@ from mom_jax.training.log import time_left
 from mom_jax.training.loop import Outcome
 from mom_jax.training.processes import is_first
 from mom_jax.training.run_places import written_back
-from mom_jax.training.sharding import AXES, make_mesh, shard_batch
+from mom_jax.training.sharding import make_mesh, shard_batch
 from mom_jax.training.sittings import now
 from mom_jax.training.text import check_vocabulary
 from mom_jax.typing import Batch
@@ -93,7 +93,7 @@ def all_devices() -> Mesh:
 
 def one_device() -> Mesh:
     """A mesh of the first device alone, for a batch of one row."""
-    return jax.make_mesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:1])
+    return make_mesh(MeshConfig(data=1), jax.devices()[:1])
 
 
 class OpenedRun(NamedTuple):

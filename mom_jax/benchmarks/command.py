@@ -3,19 +3,19 @@
 import dataclasses
 import datetime
 import difflib
-import importlib
 import itertools
+import pkgutil
 from collections.abc import Iterable, Sequence
 from typing import Annotated, NamedTuple
 
 import tyro
 from rich.console import Console
-from rich.table import Table as Listing
 
 from mom_jax import terminal
 from mom_jax.cli.parsing import parse
+from mom_jax.cli.tables import print_results
 from mom_jax.errors import InputError
-from mom_jax.terminal import print_table
+from mom_jax.reports.tables import Table as Listing
 
 DESCRIPTION = """Measures speed and memory on this machine and prints tables in Markdown: on a CPU the operators, the
 mixer, length, decoding and compile time; on a GPU or TPU the kernels beside XLA and, where its packages are, beside the
@@ -80,9 +80,8 @@ def main(args: Sequence[str]) -> int:
     print(f"{datetime.date.today()}; {machine()}\n")
     for name in names:
         print(f"### {known[name].title}\n", flush=True)
-        module, _, function = known[name].function.partition(":")
-        table = getattr(importlib.import_module(f"mom_jax.benchmarks.{module}"), function)
-        sizes = [importlib.import_module("mom_jax.benchmarks.accelerator").TINY] if arguments.tiny else []
+        table = pkgutil.resolve_name(f"mom_jax.benchmarks.{known[name].function}")
+        sizes = [pkgutil.resolve_name("mom_jax.benchmarks.accelerator:TINY")] if arguments.tiny else []
         _show(known[name].title, table(*sizes), terminal.console())
         print()
     return 0
@@ -99,17 +98,10 @@ def _show(title: str, lines: Iterable[str], out: Console) -> None:
         lines = list(lines)
     for is_table, block in itertools.groupby(lines, key=lambda line: line.startswith("|")):
         if is_table:
-            print_table(_listing(block), out)
+            heading, _, *rows = ([cell.strip() for cell in line[2:-2].split(" | ")] for line in block)
+            print_results(Listing("", heading, rows), out)
         else:
             out.print(*block, sep="\n")
-
-
-def _listing(lines: Iterable[str]) -> Listing:
-    heading, _, *rows = ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines)
-    listing = Listing(*heading)
-    for row in rows:
-        listing.add_row(*row)
-    return listing
 
 
 def _names(tables: str, known: dict[str, Table]) -> list[str]:
@@ -122,7 +114,5 @@ def _names(tables: str, known: dict[str, Table]) -> list[str]:
 
 
 def _list(known: dict[str, Table]) -> None:
-    listing = Listing("table", "what", "minutes")
-    for name, table in known.items():
-        listing.add_row(name, table.title, table.minutes)
-    print_table(listing, terminal.console())
+    rows = [[name, table.title, table.minutes] for name, table in known.items()]
+    print_results(Listing("", ["table", "what", "minutes"], rows), terminal.console())

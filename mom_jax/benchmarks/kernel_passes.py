@@ -4,7 +4,7 @@ The operators are the primitives of `mom_jax.ops.primitives` that name kernels, 
 products, short convolutions, mixing.
 """
 
-import importlib
+import pkgutil
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -31,8 +31,7 @@ class Operator(NamedTuple):
 
     def load(self) -> Callable:
         """The function; its module has ``CONFIGS``."""
-        module, _, name = self.path.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(self.path)
 
 
 def _operators(platform: str) -> dict[str, Operator]:

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from mom_jax.planning import hlo
@@ -140,17 +141,8 @@ def _kernels(program: hlo.Program) -> dict[str, int]:
 
 def axes_between(collective: Collective, mesh: Mesh) -> tuple[str, ...]:
     """The axes of the mesh along which the devices of a collective differ."""
-    sizes, names = tuple(mesh.shape.values()), tuple(mesh.shape)
-    places = [_place(device, sizes) for device in collective.group]
-    return tuple(name for axis, name in enumerate(names) if len({place[axis] for place in places}) > 1)
-
-
-def _place(device: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    place = []
-    for size in reversed(sizes):
-        device, at = divmod(device, size)
-        place.append(at)
-    return tuple(reversed(place))
+    places = np.unravel_index(collective.group, tuple(mesh.shape.values()))
+    return tuple(name for name, along in zip(mesh.shape, places, strict=True) if np.unique(along).size > 1)
 
 
 def link_of(collective: Collective, mesh: Mesh, chip: Chip) -> float:

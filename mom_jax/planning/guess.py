@@ -7,6 +7,7 @@ products at the chip's full rate or of the memory's bytes at its, and of what is
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from mom_jax.planning.chips import Chip
 from mom_jax.planning.targets import abstract_mesh
 from mom_jax.training.config import MeshConfig, TrainConfig
 from mom_jax.training.memory import device_bytes
-from mom_jax.training.program import Program
+from mom_jax.training.program import Program, placed
 from mom_jax.training.sharding import AXES, check_fit
 
 ROOM = 0.9  # share of the memory that the guess may fill
@@ -68,11 +69,6 @@ class Guesser:
         """The run's, for one device."""
         return Program(self.config, self._abstract(MeshConfig(data=1)))
 
-    @property
-    def parts(self) -> ModelParts:
-        """The model taken apart."""
-        return self.program.parts
-
     @functools.cached_property
     def cost(self) -> Cost:
         """The whole model's for a token."""
@@ -88,11 +84,7 @@ class Guesser:
             "recurrence": layers - cost.recurrence,
             "mixer": cost.mlp,
         }
-        return self._tokens * (cost.forward + cost.backward + again.get(remat or "none", 0.0))
-
-    @property
-    def _tokens(self) -> int:
-        return self.config.data.batch_size * self.config.data.sequence_length
+        return self.config.data.tokens_per_step * (cost.forward + cost.backward + again.get(remat or "none", 0.0))
 
     @functools.cached_property
     def _moments(self) -> float:
@@ -104,14 +96,15 @@ class Guesser:
     def kept(self, remat: str) -> float:
         """Bytes that each token leaves from the forward pass for the backward pass."""
         with jax.sharding.use_abstract_mesh(self._abstract(MeshConfig(data=1))):
-            short, long = (_residuals(self.parts, remat, tokens) for tokens in (_SHORT, 2 * _SHORT))
+            short, long = (_residuals(self.program.parts, remat, tokens) for tokens in (_SHORT, 2 * _SHORT))
         return (long - short) / _SHORT
 
     def guess(self, mesh: MeshConfig, remat: str) -> Guess:
         """What is expected of a mesh whose axes are all given, and that fits."""
         sizes, abstract = {axis: getattr(mesh, axis) for axis in AXES}, self._abstract(mesh)
-        parameters = _sharded_bytes(self.parts, abstract)
-        tokens = self._tokens / self.config.gradient_accumulation / math.prod(sizes.values())
+        shapes = self.program.parts.abstract
+        parameters = device_bytes(placed(nnx.to_pure_dict(shapes), param_shardings(shapes, abstract)))
+        tokens = self.config.data.tokens_per_step / self.config.gradient_accumulation / math.prod(sizes.values())
         layer = self.kept("none") / self.config.model.num_hidden_layers
         rounded = parameters // 2 if self.config.model.compute_dtype != "float32" else 0
         return Guess(
@@ -132,7 +125,7 @@ class Guesser:
         whole = parameters * shards
         passes = 2 + (remat != "none")  # in which layers are computed
         width = jnp.dtype(model.compute_dtype).itemsize
-        rows = self._tokens / (copies * shards) * model.hidden_size * width
+        rows = self.config.data.tokens_per_step / (copies * shards) * model.hidden_size * width
         accumulated = self.config.gradient_accumulation
         sent = {
             "shards": _ring(shards) * whole * (passes * width / 4 * accumulated + accumulated),
@@ -143,7 +136,7 @@ class Guesser:
         speed = {axis: chip.network if chip.node and reach > chip.node else chip.link for axis, reach in inner.items()}
         devices = math.prod(sizes.values())
         products = self.flops() / devices / chip.flops
-        memory = TRAFFIC * self.kept("none") * self._tokens / devices / chip.bandwidth
+        memory = TRAFFIC * self.kept("none") * self.config.data.tokens_per_step / devices / chip.bandwidth
         again = self.flops(remat) / self.flops()
         return again * max(products, memory) + sum(sent[x] / speed[x] for x in sent)
 
@@ -175,36 +168,21 @@ class Guesser:
 
     def _abstract(self, mesh: MeshConfig) -> Any:  # to type checkers it is no mesh
         sizes = {axis: getattr(mesh, axis) for axis in AXES}
-        return abstract_mesh(self.chip.kind, _jax_platform(self.chip), **sizes)
+        platform = {"cuda": "gpu"}.get(self.chip.platform, self.chip.platform)
+        return abstract_mesh(self.chip.kind, platform, **sizes)
 
 
 def all_meshes(devices: int) -> Iterator[MeshConfig]:
     """Every way to split so many devices."""
-    for sizes in _factorisations(devices, len(AXES)):
-        yield MeshConfig(**dict(zip(AXES, sizes, strict=True)))
-
-
-def _jax_platform(chip: Chip) -> str:
-    return {"cuda": "gpu"}.get(chip.platform, chip.platform)
+    divisors = [x for x in range(1, devices + 1) if devices % x == 0]
+    for sizes in itertools.product(divisors, repeat=len(AXES)):
+        if math.prod(sizes) == devices:
+            yield MeshConfig(**dict(zip(AXES, sizes, strict=True)))
 
 
 def _ring(ways: int) -> float:
     """The share of an array that each of so many devices sends to gather or to scatter it."""
     return (ways - 1) / ways
-
-
-def _plain(parts: ModelParts) -> Any:
-    return nnx.to_pure_dict(parts.abstract)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def _sharded_bytes(parts: ModelParts, mesh: Any) -> int:
-    places: Any = param_shardings(parts.abstract, mesh)
-    shapes = zip(jax.tree.leaves(_plain(parts)), jax.tree.leaves(places), strict=True)
-    return sum(math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize for x, place in shapes)
 
 
 def _residuals(parts: ModelParts, remat: str, tokens: int) -> int:
@@ -217,14 +195,5 @@ def _residuals(parts: ModelParts, remat: str, tokens: int) -> int:
 
         return jax.vjp(hidden, params)[1]
 
-    return _bytes(jax.eval_shape(forward, _plain(parts), ids))
-
-
-def _factorisations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write a number as a product of so many, in order."""
-    if parts == 1:
-        yield (number,)
-        return
-    for first in (x for x in range(1, number + 1) if number % x == 0):
-        for rest in _factorisations(number // first, parts - 1):
-            yield first, *rest
+    kept = jax.eval_shape(forward, nnx.to_pure_dict(parts.abstract), ids)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))

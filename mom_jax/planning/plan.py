@@ -86,14 +86,9 @@ class Plan:
         return self.best.memory <= self.topology.chip.memory
 
     @property
-    def tokens(self) -> int:
-        """Of a step."""
-        return self.config.data.batch_size * self.config.data.sequence_length
-
-    @property
     def tokens_per_second(self) -> float:
         """Of all devices together."""
-        return self.tokens / self.best.seconds
+        return self.config.data.tokens_per_step / self.best.seconds
 
     @property
     def mfu(self) -> float:

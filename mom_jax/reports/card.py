@@ -106,7 +106,7 @@ def _facts(config: TrainConfig | None, model: MoMConfig, records: Records) -> li
         rows.append(["text", f"`{Path(config.data.path).name}`, tokenizer `{Path(config.data.tokenizer).name}`"])
     if config is not None and records:
         steps = records.training[-1]["step"]
-        tokens = steps * config.data.batch_size * config.data.sequence_length
+        tokens = steps * config.data.tokens_per_step
         rows += [["trained", f"{steps:,} steps, {tokens:,} tokens"]]
         rows += [["last training loss", f"{records.training[-1]['lm_loss']:.4f} nats per token"]]
     rows.append(["made with", f"mom-jax {__version__}"])

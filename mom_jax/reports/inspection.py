@@ -101,13 +101,9 @@ def _token(layer: LayerView, t: int, text: str) -> dict[str, Any]:
     chosen = [int(m) for m in layer.memory_ids[t] if m >= 0]
     reads = ", ".join(f"memory {m} ({w:.2f})" for m, w in zip(chosen, layer.weights[t], strict=False))
     shares = " ".join(f"{share:.2f}" for share in layer.shares[t])
-    words = f"token {t}, {_visible(text)!r}: {reads}; the router's shares {shares}"
+    words = f"token {t}, {text or '(part of a character)'!r}: {reads}; the router's shares {shares}"
     shown = "↵\n" if text == "\n" else text
     return {"text": shown, "first": chosen[0], "second": chosen[1] if len(chosen) > 1 else chosen[0], "words": words}
-
-
-def _visible(text: str) -> str:
-    return text or "(part of a character)"
 
 
 def _points(layer: LayerView, kept: np.ndarray) -> str:

@@ -47,7 +47,7 @@ def _summary(config: TrainConfig, records: Records) -> list[str]:
     window = f"{data.batch_size} windows of {data.sequence_length}"
     rows = [
         ["steps", f"{last['step']:,} of {config.steps:,}"],
-        ["tokens per step", f"{data.batch_size * data.sequence_length:,} ({window})"],
+        ["tokens per step", f"{data.tokens_per_step:,} ({window})"],
         ["text", f"`{data.path}`, tokenizer `{data.tokenizer}`"],
         ["model", describe_model(config.model)],
         ["last training loss", f"{last['lm_loss']:.4f} nats per token"],

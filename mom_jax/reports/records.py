@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mom_jax.errors import InputError
-from mom_jax.files import read_json_lines, with_nan
+from mom_jax.files import readable_lines, with_nan
 from mom_jax.training.log import METRICS_FILE, HeldOutRecord, TrainingRecord
 from mom_jax.training.sittings import SITTINGS_FILE, Sitting
 
@@ -30,7 +30,8 @@ class Records:
 
 def read_records(folder: Path, complain: Complain) -> Records:
     """The records in a run's ``metrics.jsonl``; none where there is no such file."""
-    lines = _lines(folder / METRICS_FILE, TrainingRecord | HeldOutRecord, complain)
+    form: Any = TrainingRecord | HeldOutRecord  # to type checkers no type
+    lines = readable_lines(folder / METRICS_FILE, form, complain)
     records = [with_nan(record) for record in lines if 0 <= record["step"] < _MAX_STEP]
     if len(records) < len(lines):
         complain(f"{folder / METRICS_FILE}: {len(lines) - len(records)} records of impossible steps are left out")
@@ -53,19 +54,7 @@ def nothing_logged(folder: Path, complaints: Sequence[str]) -> InputError:
 
 def read_sittings(folder: Path, complain: Complain) -> list[Sitting]:
     """The lines of a run's ``sittings.jsonl``; none where there is no such file."""
-    return _lines(folder / SITTINGS_FILE, Sitting, complain)
-
-
-def _lines(path: Path, form: Any, complain: Complain) -> list[Any]:
-    if not path.exists():
-        return []
-    try:
-        records, complaints = read_json_lines(path, form)
-    except InputError as error:
-        records, complaints = [], [str(error)]
-    for complaint in complaints:
-        complain(f"{complaint}; it is left out")
-    return records
+    return readable_lines(folder / SITTINGS_FILE, Sitting, complain)
 
 
 def _leave_out_other_shapes(records: list[dict[str, Any]], name: str, complain: Complain) -> None:

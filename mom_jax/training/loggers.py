@@ -5,14 +5,13 @@
 
 import hashlib
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mom_jax.data.remote import is_address
-from mom_jax.errors import InputError, install
+from mom_jax.errors import InputError, in_a_line, install, is_installed
 from mom_jax.training.board import scalars
 from mom_jax.training.config import TrainConfig, flat
 from mom_jax.training.extensions import Logger
@@ -21,7 +20,7 @@ from mom_jax.training.extensions import Logger
 def check_installed(config: TrainConfig) -> None:
     """Raises `InputError` where a package is missing that the config names."""
     for name in config.log:
-        if importlib.util.find_spec(name) is None:
+        if not is_installed(name):
             raise InputError("log", name, f"the package is missing: {install(name)}")
 
 
@@ -43,18 +42,18 @@ def _opened(name: str, config: TrainConfig, run_dir: Path, step: int) -> Logger:
     try:
         return _KINDS[name](importlib.import_module(name), config, run_dir, step)
     except Exception as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InputError("log", name, f"does not start ({why}); leave it out, or set it up") from error
+        raise InputError("log", name, f"does not start ({in_a_line(error)}); leave it out, or set it up") from error
 
 
 class WandbLogger:
     """A run of Weights & Biases; a run that is resumed goes on there too."""
 
     def __init__(self, wandb: Any, config: TrainConfig, run_dir: Path, step: int):
+        place = config.run_dir if is_address(config.run_dir) else str(run_dir)
         self._run = wandb.init(
             project="mom-jax",
             name=run_dir.name,
-            id=_identity(config.run_dir if is_address(config.run_dir) else str(run_dir)),
+            id=hashlib.sha256(place.encode()).hexdigest()[:16],
             resume="allow",
             dir=str(run_dir),
             config=flat(config.to_dict()),
@@ -94,7 +93,3 @@ class MlflowLogger:
 
 
 _KINDS: dict[str, Callable[[Any, TrainConfig, Path, int], Logger]] = {"wandb": WandbLogger, "mlflow": MlflowLogger}
-
-
-def _identity(place: str) -> str:
-    return hashlib.sha256(place.encode()).hexdigest()[:16]

@@ -118,7 +118,7 @@ class _Sitting:
             Checkpoints(self.config) as self.checkpoints,
             self.stop,
             self._open_log() as self.log,
-            self.watchdog.watching(),
+            closing(self.watchdog),
             closing(self.profile),
         ):
             self.train_step = kept_train_step(self.program)

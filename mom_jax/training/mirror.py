@@ -6,8 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from mom_jax.data.remote import check_address, in_a_line, is_address
-from mom_jax.errors import InputError
+from mom_jax.data.remote import check_address, is_address
+from mom_jax.errors import InputError, in_a_line
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.extensions import Callback
 from mom_jax.training.processes import is_first, together

@@ -6,12 +6,10 @@ JAX nor Optax.
 
 import dataclasses
 import difflib
-import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from mom_jax.errors import InputError
-from mom_jax.fields import Name, Range, check_fields
+from mom_jax.errors import InputError, in_a_line
+from mom_jax.fields import Name, Range, check_fields, named_value
 from mom_jax.importing import imported
 
 if TYPE_CHECKING:
@@ -84,21 +82,6 @@ def _named_rate(text: str) -> tuple[str, float]:
     return group, factor
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {}
-Class = TypeVar("Class", bound=type[Optimizer])
-
-
-def register(name: str) -> Callable[[Class], Class]:
-    """Gives an optimizer its name."""
-
-    def add(cls: Class) -> Class:
-        OPTIMIZERS[name] = cls
-        return cls
-
-    return add
-
-
-@register("adamw")
 @dataclasses.dataclass(frozen=True)
 class AdamW(Optimizer):
     """AdamW (arXiv 1711.05101), the recipe of the paper."""
@@ -125,7 +108,6 @@ class AdamW(Optimizer):
         )
 
 
-@register("muon")
 @dataclasses.dataclass(frozen=True)
 class Muon(Optimizer):
     """Muon (arXiv 2502.16982) for matrices of the blocks, each layer's and memory's for itself; AdamW elsewhere.
@@ -170,7 +152,6 @@ class Muon(Optimizer):
         )
 
 
-@register("lion")
 @dataclasses.dataclass(frozen=True)
 class Lion(Optimizer):
     """Lion (arXiv 2302.06675): the sign of a momentum. It wants a learning rate 3 to 10 times lower than AdamW's."""
@@ -189,7 +170,6 @@ class Lion(Optimizer):
         return optax.lion(rate, self.beta1, self.beta2, mu_dtype="float32", weight_decay=decay, mask=decays)
 
 
-@register("sgd")
 @dataclasses.dataclass(frozen=True)
 class SGD(Optimizer):
     """Gradient descent with momentum."""
@@ -225,7 +205,7 @@ class OwnOptimizer(Optimizer):
 
     def named_options(self) -> dict[str, Any]:
         """``options`` by name."""
-        return dict(_named_option(text) for text in self.options)
+        return dict(named_value("optimizer.options", text, "b1=0.9") for text in self.options)
 
     def transformation(self, rate: "optax.Schedule", decays: Any, matrices: Any) -> "optax.GradientTransformation":
         """As `Optimizer.transformation`.
@@ -240,21 +220,14 @@ class OwnOptimizer(Optimizer):
         try:
             made: Any = function(rate, **self.named_options())
         except Exception as error:
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise InputError("optimizer.name", self.name, f"the function failed with {why}") from error
+            raise InputError("optimizer.name", self.name, f"the function failed with {in_a_line(error)}") from error
         if not (hasattr(made, "init") and hasattr(made, "update")):
             remedy = f"returned {type(made).__name__}, not an Optax transformation"
             raise InputError("optimizer.name", self.name, remedy)
         return made
 
 
-def _named_option(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    try:
-        return name, json.loads(value)
-    except ValueError as error:
-        remedy = "expected name=value with the value in JSON, as in b1=0.9"
-        raise InputError("optimizer.options", text, remedy) from error
+OPTIMIZERS: dict[str, type[Optimizer]] = {cls.name: cls for cls in (AdamW, Muon, Lion, SGD)}
 
 
 def optimizer_named(name: object) -> type[Optimizer]:

@@ -2,7 +2,7 @@
 
 import jax
 
-from mom_jax.data.loader import train_loader
+from mom_jax.data.loader import TrainLoader
 from mom_jax.data.prepare import Foreseen, foresee
 from mom_jax.data.remote import is_address
 from mom_jax.paths import check_output_folder
@@ -29,7 +29,7 @@ def preview(config: TrainConfig) -> list[str]:
     check_vocabulary(config)
     data = foresee(config.data)
     if data.data is not None:
-        train_loader(data.data, config.data)  # is there enough of it?
+        TrainLoader(data.data, config.data)  # is there enough of it?
     program = Program(config, mesh)
     check_memory(config, program.abstract, mesh)
     return [*_sizes(program), *_tokens(config, data), *_beginning(config), *_written(program, data)]
@@ -48,7 +48,7 @@ def _sizes(program: Program) -> list[str]:
 
 
 def _tokens(config: TrainConfig, data: Foreseen) -> list[str]:
-    step = config.data.batch_size * config.data.sequence_length
+    step = config.data.tokens_per_step
     lines = [f"tokens: {step:,} a step, {config.steps * step:,} in {config.steps:,} steps", *data.notes]
     if data.data is not None:
         lines.append(f"times through the text: {config.steps * step / len(data.data.train):.2f}")

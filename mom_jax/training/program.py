@@ -57,19 +57,19 @@ class Program:
     def abstract_params(self) -> dict[Any, Any]:
         """Shapes, dtypes and shardings of the parameters, for which no optimizer is made."""
         places = param_shardings(self.parts.abstract, self.mesh)
-        return _placed(nnx.to_pure_dict(self.parts.abstract), places)
+        return placed(nnx.to_pure_dict(self.parts.abstract), places)
 
     @cached_property
     def abstract(self) -> TrainState:
         """Shapes, dtypes and shardings of the state: parameters by their metadata, moments like their parameters."""
         shapes = jax.eval_shape(self.state_of, nnx.to_pure_dict(self.parts.abstract))
         whole = NamedSharding(self.mesh, PartitionSpec())
-        placed = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
-        moments = _placed_as(shapes.params, placed, shapes.opt_state, whole)
-        ema = None if shapes.ema is None else placed
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
+        moments = _placed_as(shapes.params, places, shapes.opt_state, whole)
+        ema = None if shapes.ema is None else places
         spikes = jax.tree.map(lambda _: whole, shapes.spikes)
-        shardings = TrainState(placed, moments, whole, whole, whole, whole, ema, spikes)
-        return _placed(shapes, shardings)
+        shardings = TrainState(places, moments, whole, whole, whole, whole, ema, spikes)
+        return placed(shapes, shardings)
 
     @property
     def shardings(self) -> TrainState:
@@ -112,7 +112,9 @@ class Program:
         )
 
 
-def _placed(shapes: Any, places: Any) -> Any:
+def placed(shapes: Any, places: Any) -> Any:
+    """A tree of shapes and dtypes, each with its sharding."""
+
     def place(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 

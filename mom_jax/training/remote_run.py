@@ -20,8 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypedDict
 
-from mom_jax.data.remote import check_address, in_a_line
-from mom_jax.errors import InputError
+from mom_jax.data.remote import check_address
+from mom_jax.errors import InputError, in_a_line
 from mom_jax.files import parse_json, read_json, write_json
 from mom_jax.training import manifest
 from mom_jax.training.folders import step_folders

@@ -101,24 +101,10 @@ def _check_rule(model: MoMConfig, pieces: int) -> None:
         raise InputError("mesh.sequence", pieces, f"must be 1 for {model.memory_rule}: {cannot_hand_over(primitive)}")
 
 
-@dataclasses.dataclass(frozen=True)
-class RowsOfProcess:
-    """Which rows of a batch this process reads.
+def rows_of_process(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """The rows that a process, this one if None, reads for its devices: (i, n), the i-th of n equal parts of a batch.
 
     Processes whose devices hold parts of the same rows, as along ``sequence`` and ``tensor``, read the same ones.
-
-    Attributes:
-        index, count: the ``index``-th of ``count`` equal parts of a batch.
-        blocks: numbers of the blocks of rows, one for each place along ``data`` and ``fsdp``, that its devices hold.
-    """
-
-    index: int
-    count: int
-    blocks: tuple[int, ...]
-
-
-def rows_of_process(mesh: Mesh, process: int | None = None) -> RowsOfProcess:
-    """The rows that a process, this one if None, reads for its devices.
 
     Raises:
         InputError: rows of two processes overlap, but are not the same.
@@ -132,21 +118,15 @@ def rows_of_process(mesh: Mesh, process: int | None = None) -> RowsOfProcess:
     if sum(map(len, parts)) != len(places) or len(set(map(len, parts))) != 1:
         raise InputError("mesh", dict(mesh.shape), "must give each process whole blocks of rows, or share them equally")
     own = tuple(sorted(blocks[jax.process_index() if process is None else process]))
-    return RowsOfProcess(parts.index(own), len(parts), own)
+    return parts.index(own), len(parts)
 
 
 def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows ``[B / processes, T]`` as global arrays ``[B, T]``, split as `BATCH_SPEC` says."""
-    sharding, own = NamedSharding(mesh, BATCH_SPEC), rows_of_process(mesh)
+    sharding, (_, count) = NamedSharding(mesh, BATCH_SPEC), rows_of_process(mesh)
 
     def place(rows: np.ndarray) -> jax.Array:
-        shape = (rows.shape[0] * own.count, *rows.shape[1:])
-        height = rows.shape[0] // len(own.blocks)
-
-        def part(index: Any) -> np.ndarray:
-            block = own.blocks.index((index[0].start or 0) // height)
-            return rows[block * height : (block + 1) * height, *index[1:]]
-
-        return jax.make_array_from_callback(shape, sharding, part)
+        shape = (rows.shape[0] * count, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
 
     return {name: place(np.asarray(rows)) for name, rows in batch.items()}

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from mom_jax.errors import InputError
+from mom_jax.errors import InputError, in_a_line
 from mom_jax.models.structure import dotted
 
 Keys = tuple[Any, ...]  # on the way to an array
@@ -67,8 +67,7 @@ def _opened(item: Path) -> Iterator[epath.Path]:
     except (InputError, MemoryError, jax.errors.JaxRuntimeError):  # of these the checkpoint is innocent
         raise
     except Exception as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        remedy = f"cannot be read ({why}); rename {item.parent} to use the one before"
+        remedy = f"cannot be read ({in_a_line(error)}); rename {item.parent} to use the one before"
         raise InputError("checkpoint", item, remedy) from error
 
 

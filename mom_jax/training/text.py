@@ -3,12 +3,11 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from mom_jax.data.loader import TrainLoader, eval_batches, train_loader
+from mom_jax.data.loader import TrainLoader, eval_batches
 from mom_jax.data.prepare import prepared
 from mom_jax.data.tokenizers import check_rows, load_tokenizer
 from mom_jax.training.config import TrainConfig
 from mom_jax.training.extensions import Extensions, OwnBatches
-from mom_jax.training.sharding import RowsOfProcess
 from mom_jax.typing import Batch
 
 
@@ -33,8 +32,8 @@ def check_vocabulary(config: TrainConfig) -> None:
     check_rows(config.data.tokenizer, tokens, config.model.vocab_size, remedy)
 
 
-def open_text(config: TrainConfig, own: Extensions, rows: RowsOfProcess) -> Text:
-    """What the run trains on and is evaluated on, of which this process reads ``rows``.
+def open_text(config: TrainConfig, own: Extensions, rows: tuple[int, int]) -> Text:
+    """What the run trains on and is evaluated on, of which this process reads ``rows`` (see `rows_of_process`).
 
     Raises:
         InputError: bad data, or a tokenizer with more tokens than the model has rows.
@@ -42,13 +41,12 @@ def open_text(config: TrainConfig, own: Extensions, rows: RowsOfProcess) -> Text
     if own.batches is not None:
         return Text(OwnBatches(own.batches), own.held_out)
     check_vocabulary(config)
-    place = rows.index, rows.count
     data = prepared(config.data)
 
     def held_out() -> Iterable[Batch]:
-        return eval_batches(data, config.data, *place, max_windows=config.eval_windows)
+        return eval_batches(data, config.data, *rows, max_windows=config.eval_windows)
 
-    loader = train_loader(data, config.data, *place)
+    loader = TrainLoader(data, config.data, *rows)
     return Text(loader, own.held_out or held_out, data.fingerprint, (*data.notes, *_repeats(loader, config.steps)))
 
 

@@ -4,9 +4,7 @@ import faulthandler
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TextIO
+from contextlib import suppress
 
 _GRACE = 10.0  # seconds after which it ends even if no Python code can run any more
 
@@ -16,18 +14,17 @@ class Watchdog:
 
     Args:
         minutes: without a beat before the process ends with status 1; None: never.
-        stream: where the stacks go; a file with a descriptor.
     """
 
-    def __init__(self, minutes: float | None, stream: TextIO | None = None):
-        self._minutes, self._stream = minutes, stream or sys.stderr
+    def __init__(self, minutes: float | None):
+        self._minutes, self._stream = minutes, sys.stderr  # later a progress bar may stand in its place
         self._timer: threading.Timer | None = None
 
     def beat(self) -> None:
         """Something has been done."""
         if self._minutes is None:
             return
-        self._stop()
+        self.close()
         seconds = 60 * self._minutes
         self._timer = threading.Timer(seconds, self._end)
         self._timer.daemon = True
@@ -35,15 +32,8 @@ class Watchdog:
         # Also when the interpreter's lock is held for ever.
         faulthandler.dump_traceback_later(seconds + _GRACE, exit=True, file=self._stream)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Stops when it is left."""
-        try:
-            yield
-        finally:
-            self._stop()
-
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """Stops waiting."""
         if self._timer is not None:
             self._timer.cancel()
             faulthandler.cancel_dump_traceback_later()
