@@ -3,14 +3,13 @@
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mom_jax.cli.parsing import Place, parse
 from mom_jax.errors import InputError, need
 from mom_jax.evals.reference.install import RELEASE, choose_kernels, installed_versions
 from mom_jax.fields import Count, Name, Range, Seed, check_fields
-from mom_jax.files import finite, write_json
+from mom_jax.files import finite, write_atomically, write_json
 from mom_jax.paths import local_path, output_folder
 
 DESCRIPTION = """Runs a checkpoint in the PyTorch reference (flash-linear-attention) and here, on the same tokens, and
@@ -79,6 +78,7 @@ def main(args: Sequence[str]) -> int:
     import jax
 
     from mom_jax.cli.runs import console
+    from mom_jax.drawing import picture
     from mom_jax.interop.published import read_config
     from mom_jax.terminal import print_table
 
@@ -91,12 +91,13 @@ def main(args: Sequence[str]) -> int:
     draw(0)  # a bad text or place shows before the models load
     folder = None if arguments.out is None else output_folder(arguments.out)
     with jax.default_matmul_precision("highest"):
-        result, tables, picture, about = _run(arguments, config, draw)
+        result, tables, figure, about = _run(arguments, config, draw)
     out.print(_header(arguments, versions, about))
     for table in tables:
         out.print(table) if isinstance(table, str) else print_table(table, out)
     if folder is not None:
-        _write(folder, {"settings": about | versions, **result.to_dict()}, picture)
+        write_json(folder / "compare.json", finite({"settings": about | versions, **result.to_dict()}), indent=2)
+        write_atomically(folder / "compare.png", picture(figure))
         out.print(f"written: {folder}/compare.json and compare.png")
     out.print("everything is within its tolerance" if result.ok else "something exceeds its tolerance")
     return 0 if result.ok else 1
@@ -119,7 +120,7 @@ def _run(arguments: CompareConfig, config: Any, draw: Callable[[int], Any]) -> t
     from mom_jax.evals.compare.budget import error_budget
     from mom_jax.evals.compare.comparison import compare, tolerances
     from mom_jax.evals.compare.ours import Ours
-    from mom_jax.evals.compare.picture import draw_budget, draw_comparison
+    from mom_jax.evals.compare.picture import budget_figure, comparison_figure
     from mom_jax.evals.compare.tables import budget_table, comparison_tables
     from mom_jax.evals.reference.model import Reference, gpu_available, running
     from mom_jax.interop.pretrained import load_pretrained
@@ -133,10 +134,10 @@ def _run(arguments: CompareConfig, config: Any, draw: Callable[[int], Any]) -> t
             exact = Reference(folder, rounded=True)
             sides = Ours(model, "bfloat16", rounded=True), Reference(folder, "bfloat16")
             budget = error_budget(*sides, exact, map(draw, range(arguments.draws)))
-            return budget, [budget_table(budget)], lambda path: draw_budget(budget, path), about
+            return budget, [budget_table(budget)], lambda: budget_figure(budget), about
         limits = tolerances(LOOSE[kernels], arguments.tolerance)
         result = compare(Ours(model), Reference(folder), draw(0), arguments.new_tokens, limits)
-        return result, list(comparison_tables(result)), lambda path: draw_comparison(result, path), about
+        return result, list(comparison_tables(result)), lambda: comparison_figure(result), about
 
 
 def _header(arguments: CompareConfig, versions: dict[str, str], about: dict[str, Any]) -> str:
@@ -155,8 +156,3 @@ def _header(arguments: CompareConfig, versions: dict[str, str], about: dict[str,
             f"{arguments.reference}: {arguments.tokens} tokens {source}, seed {arguments.seed}, {arguments.dtype}",
         ]
     )
-
-
-def _write(folder: Path, record: dict[str, Any], picture: Callable[[Path], None]) -> None:
-    write_json(folder / "compare.json", finite(record), indent=2)
-    picture(folder / "compare.png")

@@ -18,12 +18,11 @@ from mom_jax.training.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """How tokens are chosen and memories kept, as `mom_jax.generate` has it; each sample of a seed is another."""
+    """How tokens are chosen and memories kept, as `mom_jax.generate` has it."""
 
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
-    seed: int = 0
     state_dtype: str = "float32"
 
 
@@ -35,12 +34,13 @@ def complete(
     write: Callable[[str], None],
     choices: Choices,
     *,
+    seed: int = 0,
     stops: Sequence[str] = (),
     samples: int = 1,
 ) -> None:
     """Writes the prompt and its continuation, as tokens come, up to the document's end or the first of ``stops``.
 
-    Several samples follow each other, each under a line with its number.
+    Several samples of a seed differ; they follow each other, each under a line with its number.
 
     Raises:
         InputError: the prompt contains no token, the tokenizer has more tokens than the model rows, or an option is out
@@ -53,7 +53,17 @@ def complete(
         raise InputError("prompt", repr(prompt[:40]), "contains no token")
     ends = end_ids_of(tokenizer, config.model)
     for sample in range(samples):
-        new = _new_ids(model, ids, max_new_tokens, choices, sample, ends, rows)
+        blocks = generate_blocks(
+            model,
+            ids[None],
+            max_new_tokens,
+            block=1,
+            rng=sample_key(seed, sample, ids),
+            eos_token_id=ends,
+            allowed=rows,
+            **dataclasses.asdict(choices),
+        )
+        new = itertools.takewhile(lambda token: token not in ends, (int(block[0, 0]) for block in blocks))
         texts = until_stop(texts_of(tokenizer, ids, new), stops)
         first = next(texts, "")  # here all that may be wrong with the options shows
         header = f"--- sample {sample + 1} of {samples} ---\n" if samples > 1 else ""
@@ -65,31 +75,6 @@ def end_ids_of(tokenizer: Tokenizer, config: MoMConfig) -> list[int]:
     """The tokenizer's end token, and those of a published configuration that lists several."""
     listed = config.eos_token_id if isinstance(config.eos_token_id, tuple) else ()
     return [tokenizer.eos_id, *listed]
-
-
-def _new_ids(
-    model: MoMForCausalLM,
-    ids: np.ndarray,
-    max_new_tokens: int,
-    choices: Choices,
-    sample: int,
-    ends: list[int],
-    rows: np.ndarray | None,
-) -> Iterator[int]:
-    blocks = generate_blocks(
-        model,
-        ids[None],
-        max_new_tokens,
-        block=1,
-        temperature=choices.temperature,
-        top_k=choices.top_k,
-        top_p=choices.top_p,
-        rng=sample_key(choices.seed, sample, ids),
-        eos_token_id=ends,
-        allowed=rows,
-        state_dtype=choices.state_dtype,
-    )
-    return itertools.takewhile(lambda token: token not in ends, (int(np.asarray(block)[0, 0]) for block in blocks))
 
 
 def sample_key(seed: int, sample: int, prompt: np.ndarray) -> jax.Array:

@@ -1,5 +1,6 @@
 """Continues many prompts at once; imports JAX."""
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -52,14 +53,11 @@ def complete_all(
         [answer.ids for answer in answers],
         [answer.prompt.max_new_tokens for answer in answers],
         slots=slots,
-        temperature=choices.temperature,
-        top_k=choices.top_k,
-        top_p=choices.top_p,
         rng=_keys(answers),
         eos_token_id=ends,
         allowed=rows,
         ended=lambda number, tokens: answers[number].has_stopped(tokens),
-        state_dtype=choices.state_dtype,
+        **dataclasses.asdict(choices),
     )
     begin, tokens = time.perf_counter(), 0
     with counting("continuations", len(answers)) as advance:

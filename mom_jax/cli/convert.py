@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mom_jax.cli.parsing import Place, Run, Step, parse
+from mom_jax.cli.parsing import OfCheckpoint, Place, Run, parse
 from mom_jax.data.config import TokenizerName
 from mom_jax.errors import InputError, named_as
 from mom_jax.fields import Count, Name, Range, check_fields
@@ -30,17 +30,13 @@ mom-jax train --config runs/mixture/config.json --data.path shards --steps 1000"
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvertConfig:
+class ConvertConfig(OfCheckpoint):
     """What to convert, and into what."""
 
     src: Annotated[Run, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """A published model's folder, or a run's, or its address."""
     dst: Annotated[Place, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The folder to write; it must not exist, or be empty."""
-    step: Step | None = None
-    """Step of the checkpoint; default: the newest that is whole."""
-    ema: bool = False
-    """Take the moving average of the parameters, which a run with --optimizer.ema-decay keeps."""
     from_: Annotated[Name | None, tyro.conf.arg(name="from")] = None
     """Model type that SRC must have, such as gated_deltanet; goes with --to."""
     to: Literal["mom"] | None = None

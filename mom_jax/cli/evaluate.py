@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from mom_jax.cli.notes import note
-from mom_jax.cli.parsing import Place, Run, Step, parse
+from mom_jax.cli.parsing import OfRun, Place, parse
 from mom_jax.errors import InputError, need
 from mom_jax.fields import Count, Name, Range, check_fields
 from mom_jax.importing import loading
@@ -31,15 +29,9 @@ Example: mom-jax eval /shared/runs/mom-340m --tasks recall,commonsense,longbench
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(OfRun):
     """What to score, and on what."""
 
-    run: Annotated[Run, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run, or of a published model, or its address."""
-    step: Step | None = None
-    """Step of the checkpoint; default: the newest that is whole."""
-    ema: bool = False
-    """Take the moving average of the parameters, which a run with --optimizer.ema-decay keeps."""
     sequence_length: Annotated[int, Range(least=1, most=2**24)] | None = None
     """Tokens per window, or of a task's longest input; default: as in training."""
     batch_size: Annotated[int, Range(least=1, most=2**20)] | None = None

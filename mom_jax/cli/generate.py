@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mom_jax.cli.parsing import Place, Run, Step, parse
+from mom_jax.cli.parsing import OfRun, Place, parse
 from mom_jax.cli.prompts import Prompt, appending, continued, read_prompts
 from mom_jax.errors import InputError
 from mom_jax.fields import Count, Name, Range, Seed, StateDtype, check_fields
@@ -45,15 +45,9 @@ def _optional(metavar: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(OfRun):
     """What to continue, and how to choose tokens."""
 
-    run: Annotated[Run, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run, or of a published model, or its address."""
-    step: Step | None = None
-    """Step of the checkpoint; default: the newest that is whole."""
-    ema: bool = False
-    """Take the moving average of the parameters, which a run with --optimizer.ema-decay keeps."""
     prompt: Annotated[Name | None, _optional("TEXT")] = None
     """Text to continue; - reads it from standard input, to its end."""
     prompt_file: Annotated[Place | None, _optional("FILE")] = None
@@ -120,7 +114,7 @@ def main(args: Sequence[str]) -> int:
         from mom_jax.training.checkpoint import Choice
 
     console()
-    how = (arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed, arguments.state_dtype)
+    how = (arguments.temperature, arguments.top_k, arguments.top_p, arguments.state_dtype)
     choice = Choice(arguments.step, arguments.ema)
     with at_hand(arguments.run, arguments.step) as run, opened_run(run, one_device(), choice) as (config, model, _):
         go_on(config, model, Choices(*how))
@@ -130,7 +124,7 @@ def main(args: Sequence[str]) -> int:
 def _complete(arguments: GenerateConfig, prompt: str, config: Any, model: Any, choices: Any) -> None:
     from mom_jax.cli.completion import complete
 
-    how = {"stops": arguments.stop, "samples": arguments.num_samples}
+    how = {"seed": arguments.seed, "stops": arguments.stop, "samples": arguments.num_samples}
     complete(config, model, prompt, arguments.max_new_tokens, _write, choices, **how)
     _write("\n")
 

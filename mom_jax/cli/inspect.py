@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
-from mom_jax.cli.parsing import Place, Run, Step, parse
+from mom_jax.cli.parsing import OfRun, Place, parse
 from mom_jax.errors import InputError, need
 from mom_jax.fields import Name, Range, check_fields
 from mom_jax.files import read_text, write_atomically
@@ -25,15 +23,9 @@ Example: mom-jax inspect runs/mine --file story.txt --against notes.txt --out st
 
 
 @dataclasses.dataclass(frozen=True)
-class InspectConfig:
+class InspectConfig(OfRun):
     """What to look at."""
 
-    run: Annotated[Run, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run, or of a published model, or its address."""
-    step: Step | None = None
-    """Step of the checkpoint; default: the newest that is whole."""
-    ema: bool = False
-    """Take the moving average of the parameters, which a run with --optimizer.ema-decay keeps."""
     text: Name | None = None
     """The text."""
     file: Place | None = None

@@ -17,15 +17,33 @@ import tyro
 
 from mom_jax.cli import habits
 from mom_jax.errors import InputError
-from mom_jax.fields import Check, NotEmpty, Range, alternatives, described, field_types
+from mom_jax.fields import Check, Name, Range, alternatives, described, field_types
 from mom_jax.models.presets import preset_names
 from mom_jax.paths import check_kept
 from mom_jax.training.run_places import check_run
 
 Config = TypeVar("Config")
-Place = Annotated[str, NotEmpty(), Check(check_kept)]  # a local file or folder, which need not exist
-Run = Annotated[str, NotEmpty(), Check(check_run)]  # a run's folder, or its address
+Place = Annotated[Name, Check(check_kept)]  # a local file or folder, which need not exist
+Run = Annotated[Name, Check(check_run)]  # a run's folder, or its address
 Step = Annotated[int, Range(least=0, below=2**31)]  # of a checkpoint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfCheckpoint:
+    """Which checkpoint of a run."""
+
+    step: Step | None = None
+    """Step of the checkpoint; default: the newest that is whole."""
+    ema: bool = False
+    """Take the moving average of the parameters, which a run with --optimizer.ema-decay keeps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OfRun(OfCheckpoint):
+    """Which run, and which checkpoint of it."""
+
+    run: Annotated[Run, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run, or of a published model, or its address."""
 
 
 def preset_first(verb: str, args: Sequence[str]) -> tuple[str, list[str]]:
@@ -68,27 +86,15 @@ def parse(
     args = _joined(args, types_by_option)
     _check_names(args, types_by_option)
     about = "\n\n".join(sorted(description.split("\n\n"), key=lambda part: not part.startswith("Example:")))
-    return _fill(cls, args, prog=prog, description=about, default=default, types_by_option=types_by_option)
-
-
-def _fill(
-    cls: type[Config],
-    args: Sequence[str],
-    *,
-    prog: str,
-    description: str,
-    default: Config | None,
-    types_by_option: dict[str, Any],
-) -> Config:
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
-            return tyro.cli(cls, args=list(args), prog=prog, description=description, **kwargs)
+            return tyro.cli(cls, args=args, prog=prog, description=about, **kwargs)
     except SystemExit as error:
         if error.code in (0, None):
             raise
-        _explain(error, cls, args, default, types_by_option, boxes.getvalue())
+        _explain(error, cls, args, types_by_option, boxes.getvalue())
 
 
 def _options(cls: Any, default: Any, prefix: str = "") -> dict[str, Any]:
@@ -156,7 +162,7 @@ def _check_names(args: Sequence[str], types_by_option: dict[str, Any]) -> None:
 
 
 def _explain(
-    error: BaseException, cls: type, args: Sequence[str], default: Any, types_by_option: dict[str, Any], boxes: str
+    error: BaseException, cls: type, args: Sequence[str], types_by_option: dict[str, Any], boxes: str
 ) -> NoReturn:
     # tyro prints a box and exits; the dataclass's own complaint is in the chain of what it was handling.
     cause: BaseException | None = error

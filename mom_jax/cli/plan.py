@@ -98,7 +98,7 @@ def _given(option: str, args: Sequence[str]) -> bool:
 def _costs(name: str, arguments: Plan) -> int:
     # JAX loads only now, after the arguments have proved sound.
     with loading():
-        from mom_jax.cli.tables import print_costs, print_totals
+        from mom_jax.cli.plan_tables import print_costs, print_totals
         from mom_jax.models.accounting import account, total
         from mom_jax.models.baselines import get_baseline
         from mom_jax.terminal import console
@@ -151,7 +151,7 @@ def _plan(name: str, arguments: Plan, topology: Topology, recipe: TrainConfig, *
     from mom_jax.terminal import console, working
 
     remats = typing.get_args(Remat) if arguments.remat is None and not has_mesh else (config.remat,)
-    all_tokens = recipe.steps * recipe.data.batch_size * recipe.data.sequence_length
+    all_tokens = recipe.steps * recipe.data.tokens_per_step
     with working() as report:
         if note:
             report(note)

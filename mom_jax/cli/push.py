@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mom_jax.cli.parsing import Place, Run, Step, parse
-from mom_jax.errors import InputError
+from mom_jax.cli.parsing import OfRun, Place, parse
+from mom_jax.errors import InputError, named_as
 from mom_jax.fields import Name, check_fields
 from mom_jax.importing import loading
 from mom_jax.paths import local_path
@@ -35,17 +35,11 @@ def check_repo(repo: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class PushConfig:
+class PushConfig(OfRun):
     """What to publish, and where."""
 
-    run: Annotated[Run, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run, or of a published model, or its address."""
     repository: Annotated[Name, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
     """The repository on the hub; it is made if there is none."""
-    step: Step | None = None
-    """Step of the checkpoint; default: the newest that is whole."""
-    ema: bool = False
-    """Take the moving average of the parameters, which a run with --optimizer.ema-decay keeps."""
     license: Name = "apache-2.0"
     """Licence of the weights, as the hub spells it."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -95,7 +89,6 @@ def make_folder(run: Path, folder: Path, arguments: PushConfig) -> None:
     Raises:
         InputError: no run there, or the folder is not empty.
     """
-    from mom_jax.errors import named_as
     from mom_jax.interop.folders import check_empty, in_place_of
     from mom_jax.interop.pretrained import MAX_SHARD_BYTES
     from mom_jax.interop.published import is_published, read_config

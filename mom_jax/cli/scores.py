@@ -126,14 +126,11 @@ def _keep_evaluation(run: str, folder: Path, evaluation: Evaluation, out: Consol
 
 def _baselines(data: PreparedData, place: Path | None) -> dict[str, float]:
     """Bits per byte of n-gram models, counted once for a text; none where there is too much of it."""
-    for known in read_evaluations(place, _ignore) if place else []:
+    # Read for the sake of speed alone: who adds to the file complains.
+    for known in read_evaluations(place, lambda complaint: None) if place else []:
         if known.get("text") == data.fingerprint and (baselines := known.get("baselines")):
             return baselines
     return ngram_bits_per_byte(data) if len(data.train) <= _COUNTED else {}
-
-
-def _ignore(complaint: str) -> None:
-    """For a file that is read for the sake of speed; who adds to it complains."""
 
 
 def _beginning(data: PreparedData, tokenizer: str) -> str:

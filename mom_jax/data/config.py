@@ -10,10 +10,10 @@ from typing import Annotated, Literal, Self
 from mom_jax.data.mixture import Part, parse_mixture
 from mom_jax.data.remote import check_address, is_address
 from mom_jax.errors import InputError
-from mom_jax.fields import Check, Name, NotEmpty, Range, Seed, check_fields
+from mom_jax.fields import Check, Name, Range, Seed, check_fields
 from mom_jax.paths import absolute, cache_folder, check_local
 
-TokenizerName = Annotated[str, NotEmpty(), Check(check_local)]  # its own, of a file or folder, or the hub's
+TokenizerName = Annotated[Name, Check(check_local)]  # its own, of a file or folder, or the hub's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,11 @@ class DataConfig(TextConfig):
         if self.mixture is not None and self.held_out_path is not None:
             remedy = "does not go with a mixture, each part of which has its own; names in it may decide (docs/data.md)"
             raise InputError("held_out_path", self.held_out_path, remedy)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of all windows of an optimiser step, B * T."""
+        return self.batch_size * self.sequence_length
 
     @property
     def parts(self) -> list[Part]:

@@ -4,16 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mom_jax.data.file_kinds import compression, kind, suffix
-from mom_jax.data.json_documents import OnError, from_json, from_lines
+from mom_jax.data.json_documents import OnError, from_json, from_lines, stop
 from mom_jax.data.opening import UNREADABLE, line_number, open_unpacked, read_lines, reason
 from mom_jax.data.passages import Passage
 from mom_jax.data.table_documents import from_table
 from mom_jax.errors import InputError
-
-
-def stop(error: InputError) -> None:
-    """What to do about a broken document or file, unless said otherwise."""
-    raise error
 
 
 class Skips:
@@ -37,7 +32,7 @@ def error_handler(on_error: str) -> OnError:
 def read_documents(
     path: Path,
     text_field: str,
-    on_error: OnError = stop,
+    on_error: OnError,
     span: tuple[int, int] | None = None,
     passage: Passage | None = None,
 ) -> Iterator[str]:
@@ -51,7 +46,6 @@ def read_documents(
         path: the file.
         text_field: the field or column that holds the text.
         on_error: gets what is wrong with a document, or with the rest of the file; reading then goes on behind it.
-            The default raises it.
         span: only the lines that begin at these bytes, from the first up to the second; for JSON lines.
         passage: only this side; for text files.
 

@@ -3,6 +3,7 @@
 import fnmatch
 import functools
 import glob
+import itertools
 import os
 import unicodedata
 from collections import defaultdict
@@ -102,12 +103,7 @@ def is_glob(spec: str) -> bool:
 
 def glob_root(pattern: Path) -> Path:
     """The folder in which a pattern's wildcards begin."""
-    fixed = []
-    for part in pattern.parts:
-        if is_glob(part):
-            break
-        fixed.append(part)
-    return Path(*fixed)
+    return Path(*itertools.takewhile(lambda part: not is_glob(part), pattern.parts))
 
 
 def glob_files(pattern: Path, left_out: LeftOut) -> Iterator[Path]:

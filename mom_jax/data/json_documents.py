@@ -18,6 +18,11 @@ _END = object()
 _BREAKS = (ValueError, RecursionError)  # what json raises on bad and on deeply nested input
 
 
+def stop(error: InputError) -> None:
+    """What to do about a broken document or file, unless said otherwise."""
+    raise error
+
+
 def from_json(stream: BinaryIO, text_field: str, path: Path, on_error: OnError) -> Iterator[str]:
     """The documents of an open file of any of the three forms; see `mom_jax.data.documents.read_documents`."""
     chunks = iter(lambda: stream.read(_CHUNK), b"")
@@ -26,8 +31,7 @@ def from_json(stream: BinaryIO, text_field: str, path: Path, on_error: OnError) 
     if body.startswith(b"["):
         yield from _from_values(itertools.chain([body[1:]], chunks), "]", text_field, path, on_error)
     elif _begins_with_line(body, path):
-        lines = _lines(itertools.chain([head], chunks))
-        yield from from_lines(lines, lambda number: number + 1, text_field, path, on_error)
+        yield from from_lines(_lines(head, stream), lambda number: number + 1, text_field, path, on_error)
     else:
         yield from _from_values(itertools.chain([head], chunks), "", text_field, path, on_error)
 
@@ -69,24 +73,17 @@ def from_lines(
 def is_record(path: Path, stream: BinaryIO, text_field: str) -> bool:
     """Whether the first thing in an open JSON file is an object with text in ``text_field``."""
     try:
-        return next(from_json(stream, text_field, path, _stop), None) is not None
+        return next(from_json(stream, text_field, path, stop), None) is not None
     except InputError:
         return False
 
 
-def _stop(error: InputError) -> None:
-    raise error
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    rest: list[bytes] = []  # pieces of a line that has no end yet
-    for chunk in chunks:
-        first, *others = chunk.split(b"\n")
-        rest.append(first)
-        for line in others:
-            yield b"".join(rest)
-            rest = [line]
-    yield b"".join(rest)
+def _lines(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of ``head`` and of what follows it, which is read when they have been taken: it may be damaged."""
+    *whole, last = head.split(b"\n")
+    yield from whole
+    yield (last + stream.readline()).removesuffix(b"\n")
+    yield from (line.removesuffix(b"\n") for line in stream)
 
 
 def _is_json(line: bytes) -> bool:

@@ -66,9 +66,12 @@ class TrainLoader:
     turns by their weights. Step n of any number of processes
     reads the same global batch; a process holds every ``process_count``-th row of it. A saved position may therefore
     be restored by another number of processes.
+
+    Raises:
+        InputError: the text is too short for one batch, or ``batch_size`` does not divide over the processes.
     """
 
-    def __init__(self, data: PreparedData, config: DataConfig, process_index: int, process_count: int):
+    def __init__(self, data: PreparedData, config: DataConfig, process_index: int = 0, process_count: int = 1):
         import grain  # who reads a model need not wait for it
 
         parts = [(part.name, part.weight, stream) for part, stream in data.parts] or [("", 1.0, data.train)]
@@ -136,15 +139,6 @@ def _windows(name: str, stream: TokenStream, config: DataConfig) -> TokenWindows
         remedy = f"the training text{of_part} fills only {filled}; lower it or sequence_length"
         raise InputError("batch_size", config.batch_size, remedy)
     return windows
-
-
-def train_loader(data: PreparedData, config: DataConfig, process_index: int = 0, process_count: int = 1) -> TrainLoader:
-    """Training batches of ``data``; see `TrainLoader`.
-
-    Raises:
-        InputError: the text is too short for one batch, or ``batch_size`` does not divide over the processes.
-    """
-    return TrainLoader(data, config, process_index, process_count)
 
 
 def eval_batches(

@@ -62,7 +62,10 @@ def line_number(path: Path, offset: int) -> int:
 
 
 def reason(error: BaseException) -> str:
-    """An exception in one short line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    """Why a file cannot be read, without its name."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception of a library says, short enough for a remedy."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -168,9 +168,7 @@ def _empty(batch: int, length: int, fused: bool = False) -> tuple[np.ndarray, np
     return tokens, np.full((batch, length), IGNORE, np.int32)
 
 
-def _keys_and_values(
-    rng: np.random.Generator, batch: int, pairs: int, vocab: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _keys_and_values(rng: np.random.Generator, batch: int, pairs: int, vocab: int) -> tuple[np.ndarray, np.ndarray]:
     """Distinct keys from [1, vocab / 2) and distinct values from [vocab / 2, vocab), int32 [B, pairs] each."""
     half = vocab // 2
     if pairs > half - 1:
@@ -195,7 +193,5 @@ def _gaps(rng: np.random.Generator, batch: int, space: int, count: int, power: f
 
 def _first(scores: np.ndarray, count: int) -> np.ndarray:
     """Columns of each row's ``count`` smallest scores, in ascending order of score."""
-    few = np.argpartition(scores, count - 1, axis=1)[:, :count] if count < scores.shape[1] else None
-    if few is None:
-        return np.argsort(scores, axis=1)
+    few = np.argpartition(scores, count - 1, axis=1)[:, :count]
     return np.take_along_axis(few, np.argsort(np.take_along_axis(scores, few, 1), axis=1), 1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from mom_jax.errors import InputError, install
+from mom_jax.errors import InputError, in_a_line, install
 from mom_jax.files import read_json, temporary_path, write_json
 
 if TYPE_CHECKING:
@@ -47,11 +47,6 @@ def check_address(place: str, field: str, *, local: bool = False) -> None:
     except ImportError as error:
         remedy = install(_EXTRAS[scheme]) if scheme in _EXTRAS else " ".join(str(error).split())[:160]
         raise InputError(field, place, f"the package for {scheme}:// addresses is missing: {remedy}") from error
-
-
-def in_a_line(error: BaseException) -> str:
-    """What went wrong, with the exception's name, as file systems choose theirs."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def local_copy(place: str, cache_dir: str, field: str) -> str:

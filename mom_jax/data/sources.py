@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mom_jax.data.config import DataConfig
-from mom_jax.data.documents import read_documents, stop
+from mom_jax.data.documents import read_documents
 from mom_jax.data.file_kinds import is_data
 from mom_jax.data.folders import LeftOut, composed, folder_files, glob_files, glob_root, is_glob, matches
 from mom_jax.data.hub import HubSource, hub_sources
@@ -34,7 +34,7 @@ class FileSource:
     span: tuple[int, int] | None = None  # only lines that begin at these bytes
     passage: Passage | None = None  # only this side
 
-    def documents(self, text_field: str, on_error: OnError = stop) -> Iterator[str]:
+    def documents(self, text_field: str, on_error: OnError) -> Iterator[str]:
         """The documents in order; what is broken goes to ``on_error`` as an `InputError` with file and line."""
         return read_documents(Path(self.path), text_field, on_error, self.span, self.passage)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mom_jax.data.opening import one_line
 from mom_jax.errors import InputError, need
 
 _END_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
@@ -121,11 +122,6 @@ class JsonTokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray, errors: str = "replace") -> str:
         """Text of token ids. Broken UTF-8 becomes U+FFFD whatever ``errors`` says."""
         return self._backend.decode(_checked_ids(ids, self.vocab_size).tolist())
-
-
-def one_line(error: Exception) -> str:
-    """What an exception of a library says, short enough for a remedy."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _encoded(encode: Callable[[str], Any], text: str, name: str) -> Any:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mom_jax.data.tokenizer_kinds import ByteTokenizer, JsonTokenizer, SentencePieceTokenizer, one_line
+from mom_jax.data.opening import one_line
+from mom_jax.data.tokenizer_kinds import ByteTokenizer, JsonTokenizer, SentencePieceTokenizer
 from mom_jax.errors import InputError, need
 from mom_jax.files import read_json
 

@@ -29,9 +29,7 @@ def position_buckets(length: int) -> list[tuple[int, int]]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _score(
-    graphdef: Any, routes: bool, params: Any, batch: Batch
-) -> tuple[dict[str, jax.Array], jax.Array | None]:
+def _score(graphdef: Any, routes: bool, params: Any, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array | None]:
     """Sums over one batch: ``nats`` and ``tokens`` per position bucket; load and entropy weighted by ``inputs``.
 
     With ``routes`` also each token's set of memories, as `chosen_sets`, where there is a router.

@@ -1,24 +1,18 @@
 """The growth of differences over depth, as a picture."""
 
 import re
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mom_jax.drawing import NEUTRAL, legend_beside, one_panel, picture
+from mom_jax.drawing import NEUTRAL, legend_beside, one_panel
 from mom_jax.evals.compare.budget import Budget
 from mom_jax.evals.compare.comparison import Comparison
-from mom_jax.files import write_atomically
 
 
-def draw_comparison(result: Comparison, path: Path) -> None:
-    """Largest relative difference of each block's output and router, with the tolerance, as a PNG."""
-    write_atomically(path, picture(lambda: _comparison(result)))
-
-
-def _comparison(result: Comparison) -> Figure:
+def comparison_figure(result: Comparison) -> Figure:
+    """Largest relative difference of each block's output and router, with the tolerance."""
     figure, axes = one_panel("Ours and the reference, float32", "layer", "largest difference / largest value")
     series = {"block output": [layer.hidden for layer in result.layers]}
     series["router logits"] = [layer.router for layer in result.layers if layer.router]
@@ -29,12 +23,8 @@ def _comparison(result: Comparison) -> Figure:
     return _finished(figure, axes)
 
 
-def draw_budget(budget: Budget, path: Path) -> None:
-    """Relative error of bfloat16 by layer, of each block alone and of the whole model, as a PNG."""
-    write_atomically(path, picture(lambda: _budget(budget)))
-
-
-def _budget(budget: Budget) -> Figure:
+def budget_figure(budget: Budget) -> Figure:
+    """Relative error of bfloat16 by layer, of each block alone and of the whole model."""
     figure, axes = one_panel("bfloat16 against float32", "layer", "relative error")
     for what, style in (("block", "--"), ("model", "-")):
         lines = [line for line in budget.lines if re.fullmatch(rf"{what}: \d+", line.quantity)]

@@ -39,7 +39,6 @@ def answer_prompts(
     max_length: int,
     batch_size: int,
     allowed: np.ndarray | None = None,
-    seed: int = 0,
 ) -> Iterator[tuple[int, str]]:
     """Answers prompts, ``batch_size`` at a time; yields each one's number and text as soon as it has ended.
 
@@ -59,7 +58,7 @@ def answer_prompts(
         [prompt.max_tokens for prompt in prompts],
         slots=batch_size,
         **dataclasses.asdict(sampling),
-        rng=jax.random.key(seed),
+        rng=jax.random.key(0),
         eos_token_id=tokenizer.eos_id,
         allowed=allowed,
         ended=lambda number, tokens: _cut(tokenizer, tokens, prompts[number])[1],

@@ -19,7 +19,7 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from mom_jax.data.tokenizer_kinds import one_line
+from mom_jax.data.opening import one_line
 from mom_jax.decoding import not_finite
 from mom_jax.errors import InputError
 from mom_jax.evals.harness.model import HarnessModel

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -20,11 +20,6 @@ from mom_jax.terminal import counting
 
 # What a task may ask of generation besides sampling; the rest (beams, penalties) would change answers in silence.
 _KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
-
-
-def to_device(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Puts a batch on the default device."""
-    return {name: jnp.asarray(rows) for name, rows in batch.items()}
 
 
 class HarnessModel(TemplateLM):
@@ -53,7 +48,7 @@ class HarnessModel(TemplateLM):
         *,
         max_length: int,
         batch_size: int,
-        place: Place = to_device,
+        place: Place = jax.device_put,
     ):
         super().__init__()
         self.model, self.text = model, tokenizer

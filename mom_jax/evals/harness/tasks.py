@@ -12,7 +12,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from mom_jax.data.tokenizer_kinds import one_line
+from mom_jax.data.opening import one_line
 from mom_jax.data.tokenizers import Tokenizer
 from mom_jax.errors import InputError
 from mom_jax.evals.harness.needles import NEEDLE_TASKS, needle_task
@@ -118,6 +118,6 @@ def _remedy(name: str, manager: TaskManager, error: Exception) -> str:
             return f"its data cannot be loaded ({reason})"
         arguments = repr(path) + (f", {part!r}" if part else "")
     return (
-        f"its data is not on this machine ({reason}); where there is a network, run python -c \"import datasets; "
+        f'its data is not on this machine ({reason}); where there is a network, run python -c "import datasets; '
         f'datasets.load_dataset({arguments})" and copy its cache (~/.cache/huggingface, or what HF_HOME names) here'
     )

@@ -73,11 +73,18 @@ def stable_argsort(self: torch.Tensor, dim: int = -1, descending: bool = False, 
 
 
 @contextlib.contextmanager
-def stable_sort() -> Iterator[None]:
-    """Sorts stably inside the context."""
-    original = torch.Tensor.argsort
-    torch.Tensor.argsort = stable_argsort
+def replaced(*replacements: tuple[Any, str, Callable]) -> Iterator[None]:
+    """Sets attributes (owner, name, value) inside the context."""
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
+    for owner, name, value in replacements:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        torch.Tensor.argsort = original
+        for owner, name, value in originals:
+            setattr(owner, name, value)
+
+
+def stable_sort() -> contextlib.AbstractContextManager[None]:
+    """Sorts stably inside the context."""
+    return replaced((torch.Tensor, "argsort", stable_argsort))

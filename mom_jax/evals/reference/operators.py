@@ -6,7 +6,6 @@ in float32 and round their results to the dtype of their input. The recurrence i
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import fla.layers.attn as fla_attention
@@ -17,6 +16,8 @@ from fla.modules import FusedRMSNormGated, GatedMLP, RMSNorm, ShortConvolution
 from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from mom_jax.evals.reference.interpreter import replaced
 
 
 def l2_norm(x: Tensor) -> Tensor:
@@ -123,19 +124,6 @@ def _gated_norm_forward(self, x, g, **_: Any):
 def _mlp_forward(self, x, **_: Any):
     gated = F.silu(self.gate_proj(x).float()) * self.up_proj(x).float()
     return self.down_proj(gated.to(x.dtype))
-
-
-@contextlib.contextmanager
-def replaced(*replacements: tuple[Any, str, Callable]) -> Iterator[None]:
-    """Sets attributes (owner, name, value) inside the context."""
-    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
-    for owner, name, value in replacements:
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for owner, name, value in originals:
-            setattr(owner, name, value)
 
 
 def naive_operators() -> contextlib.AbstractContextManager[None]:
