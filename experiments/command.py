@@ -11,15 +11,15 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from mom_jax import terminal
 from mom_jax.cli.notes import note
 from mom_jax.cli.parsing import Place, parse
+from mom_jax.cli.tables import print_results
 from mom_jax.errors import InputError, need
 from mom_jax.fields import check_fields
 from mom_jax.paths import absolute, why_not_writable
-from mom_jax.terminal import print_table
+from mom_jax.reports.tables import Table
 
 from .registry import EXPERIMENTS, SCALES, Contrast, Experiment, Point, Record, check_name, get_experiment
 from .sweep import belonging, missing, read_records, run_sweep, sweep_folder
@@ -106,7 +106,7 @@ def main(args: Sequence[str]) -> int:
         command = f"mom-jax experiment {arguments.name} --scale {arguments.scale}"
         remedy = f"has no finished point to draw; run {command} first"
         raise InputError("out", folder, remedy)
-    _show(experiment, records, len(points), folder, out)
+    _show(experiment, records, len(points), out)
     _compare(experiment.compared(arguments.scale, records), arguments.scale, out)
     _draw(experiment, records, folder, out)
     return 0
@@ -135,10 +135,7 @@ def _plan(experiment: Experiment, points: list[Point], part: tuple[int, int], ou
     costs = planned(experiment, mine)
     if costs:
         title = "language models; hours of an H100 at 40 % of its peak, without evaluation"
-        shown = Table(*HEADING, title=title, title_justify="left")
-        for row in rows(costs):
-            shown.add_row(*row)
-        print_table(shown, out)
+        print_results(Table(title, HEADING, rows(costs)), out)
 
 
 def _write_recipe(arguments: ExperimentConfig, experiment: Experiment, points: list[Point], out: Console) -> None:
@@ -170,12 +167,9 @@ def _report(out: Console, done: int, total: int, record: Record) -> None:
     out.print(f"{done}/{total} {shown}: {result} ({record['seconds']:.0f} s)")
 
 
-def _show(experiment: Experiment, records: list[Record], total: int, folder: Path, out: Console) -> None:
+def _show(experiment: Experiment, records: list[Record], total: int, out: Console) -> None:
     heading, *rows = experiment.table(records)
-    shown = Table(*heading, title=f"{len(records)} of {total} points", title_justify="left")
-    for row in rows:
-        shown.add_row(*row)
-    print_table(shown, out)
+    print_results(Table(f"{len(records)} of {total} points", heading, rows), out)
     for line in experiment.findings(records):
         out.print(f"- {line}")
 
@@ -186,10 +180,8 @@ def _compare(contrasts: list[Contrast], scale: str, out: Console) -> None:
     if scale == "tiny":
         note("the tiny scale proves that the code runs, and claims nothing")
     if contrasts:
-        shown = Table(*HEADING, title=f"{len(contrasts)} comparisons. {METHOD}", title_justify="left")
-        for judged in judge(contrasts):
-            shown.add_row(*row(judged))
-        print_table(shown, out)
+        title = f"{len(contrasts)} comparisons. {METHOD}"
+        print_results(Table(title, HEADING, [row(judged) for judged in judge(contrasts)]), out)
 
 
 def _draw(experiment: Experiment, records: list[Record], folder: Path, out: Console) -> None:
@@ -202,15 +194,14 @@ def _draw(experiment: Experiment, records: list[Record], folder: Path, out: Cons
 
 
 def _list(base: str, out: Console) -> None:
-    shown = Table("experiment", "shows", *SCALES, title="experiments, and points done", title_justify="left")
-    for name, (_, about) in EXPERIMENTS.items():
-        cells = []
-        for scale in SCALES:
-            if scale not in get_experiment(name).scales:
-                cells.append("–")
-                continue
-            points = get_experiment(name).points(scale)
-            left = missing(points, read_records(sweep_folder(base, name, scale), note))
-            cells.append(f"{len(points) - len(left)} of {len(points)}")
-        shown.add_row(name, about, *cells)
-    print_table(shown, out)
+    rows = [[name, about, *(_done(base, name, scale) for scale in SCALES)] for name, (_, about) in EXPERIMENTS.items()]
+    print_results(Table("experiments, and points done", ["experiment", "shows", *SCALES], rows), out)
+
+
+def _done(base: str, name: str, scale: str) -> str:
+    experiment = get_experiment(name)
+    if scale not in experiment.scales:
+        return "–"
+    points = experiment.points(scale)
+    left = missing(points, read_records(sweep_folder(base, name, scale), note))
+    return f"{len(points) - len(left)} of {len(points)}"

@@ -55,7 +55,7 @@ def rows(costs: Sequence[Cost]) -> list[list[str]]:
     for cost in costs:
         config = cost.config
         parts = total(account(config.model, config.data.sequence_length))
-        tokens = config.steps * config.data.batch_size * config.data.sequence_length
+        tokens = config.steps * config.data.tokens_per_step
         flops = (parts.forward + parts.backward) * tokens
         hours = flops / SUSTAINED / 3600
         hours_in_all += hours * cost.runs

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict
 from mom_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from mom_jax.training.config import TrainConfig
 
 Point = dict[str, Any]  # JSON: all that determines one result
@@ -86,7 +88,7 @@ class Experiment:
     Attributes:
         points: the points of a scale, in the order in which they are worth having.
         run: one point's result, JSON-ready; gets a folder where it may keep models that it trains.
-        plot: draws the records into a folder and returns the pictures; gets at least one record.
+        plot: pictures of the records by the names of their files; gets at least one record.
         table: rows of a summary of the records, the heading first.
         findings: what was measured, in words, where nothing is compared over seeds.
         contrasts: the models that are compared over seeds.
@@ -96,7 +98,7 @@ class Experiment:
 
     points: Callable[[str], list[Point]]
     run: Callable[[Point, Path], dict[str, Any]]
-    plot: Callable[[list[Record], Path], list[Path]]
+    plot: Callable[[list[Record]], "dict[str, Figure]"]
     table: Callable[[list[Record]], list[list[str]]]
     findings: Callable[[list[Record]], list[str]] = lambda records: []
     contrasts: Callable[[list[Record]], list[Contrast]] = lambda records: []
@@ -113,11 +115,15 @@ class Experiment:
             raise InputError("scale", scale, f"{name} has {' and '.join(self.scales)}")
 
     def draw(self, records: list[Record], folder: Path) -> list[Path]:
-        """`plot` in the style of all pictures."""
+        """The pictures of `plot` as files of a folder, in the style of all."""
         from mom_jax.drawing import style
 
+        paths = []
         with style():
-            return self.plot(records, folder)
+            for name, figure in self.plot(records).items():
+                paths.append(folder / f"{name}.png")
+                figure.savefig(paths[-1])
+        return paths
 
     def sound(self, records: list[Record]) -> tuple[list[Record], list[str]]:
         """The records whose results this version can tabulate, and a complaint for each of the others."""

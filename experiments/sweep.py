@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-from mom_jax.errors import InputError
-from mom_jax.files import json_line, read_json_lines, with_nan
+from mom_jax.files import json_line, readable_lines, with_nan
 from mom_jax.locks import only_writer
 from mom_jax.paths import local_path, output_folder
 from mom_jax.training.sittings import now, versions
@@ -30,13 +29,7 @@ def read_records(folder: Path, complain: Callable[[str], None]) -> list[Record]:
     """
     records: dict[str, Record] = {}
     for path in sorted(folder.glob("points*.jsonl")):
-        try:
-            file_records, complaints = read_json_lines(path, Record)
-        except InputError as error:
-            file_records, complaints = [], [str(error)]
-        for complaint in complaints:
-            complain(f"{complaint}; it is left out")
-        for record in file_records:
+        for record in readable_lines(path, Record, complain):
             records.setdefault(_key(record["point"]), {**record, "result": with_nan(record["result"])})
     return list(records.values())
 

@@ -66,7 +66,7 @@ def one_memory(config: MoMConfig, keys: int = 1, values: int = 1, heads: int = 1
     """One memory whose keys or values are as many times as wide as those of the mixture's, or with more heads."""
     key_dim, value_dim = keys * config.head_dim, values * config.head_v_dim
     sizes = {"head_dim": key_dim, "expand_v": value_dim / key_dim, "num_heads": heads * config.num_heads}
-    return dataclasses.replace(single(config), **sizes)
+    return single(config, **sizes)
 
 
 def with_parameters_of(config: MoMConfig, count: str = "activated") -> MoMConfig:

@@ -1,7 +1,6 @@
 """Names and picture of `studies/capacity.py`: accuracy against state and training FLOPs; no experiment by itself."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -41,14 +40,13 @@ _AXES = (
 )
 
 
-def capacity_plot(records: list[Record], folder: Path) -> list[Path]:
+def capacity_plot(records: list[Record]) -> dict[str, Figure]:
     """For each number of pairs accuracy (a row for each rule, a column for each cost), and the course of training."""
-    paths = []
-    for pairs in sorted({record["point"]["pairs"] for record in records}):
-        for name, figure in (("accuracy", _of_pairs(records, pairs)), ("course", courses_plot(records, pairs))):
-            paths.append(folder / f"{name}-{pairs}-pairs.png")
-            figure.savefig(paths[-1], dpi=150)
-    return paths
+    return {
+        f"{name}-{pairs}-pairs": drawn(records, pairs)
+        for pairs in sorted({record["point"]["pairs"] for record in records})
+        for name, drawn in (("accuracy", _of_pairs), ("course", courses_plot))
+    }
 
 
 def courses_plot(records: Sequence[Record], pairs: int) -> Figure:

@@ -31,6 +31,11 @@ class Model(NamedTuple):
     rule: str = "gated_deltanet"
 
 
+def changed(**fields: Any) -> Model:
+    """The mixture with other fields of its configuration."""
+    return Model(lambda mixture: dataclasses.replace(mixture, **fields))
+
+
 class Measure(NamedTuple):
     """What of a result counts."""
 
@@ -157,7 +162,7 @@ class Comparison:
             if (ours := good(measure, models.get(first, []))) and (theirs := good(measure, models.get(other, [])))
         ]
 
-    def plot(self, records: list[Record], folder: Path) -> list[Path]:
+    def plot(self, records: list[Record]) -> dict[str, Figure]:
         """A panel for each measure: a dot for every seed, a bar at their mean, crosses for runs at chance."""
         groups = grouped(records)
         ours, *_ = self.models
@@ -176,17 +181,14 @@ class Comparison:
             better = "lower" if MEASURES[measure].lower else "higher"
             axes.set_xlabel(f"{MEASURES[measure].title} ({better} is better)")
             axes.set_title(size, fontsize=10)
-            axes.grid(axis="x", alpha=0.25)
         panels[0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
-        path = folder / "models.png"
-        figure.savefig(path, dpi=150)
-        return [path]
+        return {"models": figure}
 
 
 def training_facts(size: str) -> dict[str, Any]:
     """What of the training on text a point tells: sizes that, once changed, make another point."""
     config = recipe(size, "gated_deltanet", lambda mixture: mixture, 0)
-    tokens = config.data.batch_size * config.data.sequence_length
+    tokens = config.data.tokens_per_step
     return {"hidden_size": config.model.hidden_size, "steps": config.steps, "tokens_per_step": tokens}
 
 

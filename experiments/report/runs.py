@@ -62,7 +62,7 @@ class Run:
     @property
     def tokens_per_step(self) -> int:
         """Tokens of the windows of one step."""
-        return 0 if self.config is None else self.config.data.batch_size * self.config.data.sequence_length
+        return 0 if self.config is None else self.config.data.tokens_per_step
 
 
 def is_run(folder: Path) -> bool:

@@ -9,22 +9,14 @@ Small: recall of 16 pairs, as in `studies/capacity.py`. Paper, averages of recal
 of the load without it is the experiment `load-balance`.
 """
 
-import dataclasses
-
-from ..common.comparison import Comparison, Model
-
-
-def scaled(scale: float) -> Model:
-    """The mixture with another scale of the auxiliary loss."""
-    return Model(lambda mixture: dataclasses.replace(mixture, aux_loss_scale=scale))
-
+from ..common.comparison import Comparison, changed
 
 MODELS = {
-    "scale 1e-2": scaled(1e-2),
-    "scale 5e-3": scaled(5e-3),
-    "scale 1e-3": scaled(1e-3),
-    "scale 0": scaled(0.0),
-    "no shared memory": Model(lambda mixture: dataclasses.replace(mixture, shared_mem=False)),
+    "scale 1e-2": changed(aux_loss_scale=1e-2),
+    "scale 5e-3": changed(aux_loss_scale=5e-3),
+    "scale 1e-3": changed(aux_loss_scale=1e-3),
+    "scale 0": changed(aux_loss_scale=0.0),
+    "no shared memory": changed(shared_mem=False),
 }
 
 EXPERIMENT = Comparison(MODELS, tiny=("recall",)).experiment

@@ -19,6 +19,7 @@ or of the keys and values of attention. A run whose accuracy is within half of t
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,10 @@ from ..common.capacity_plot import MIXTURES, NAMES, PARTS, RULE_NAMES, TIMES, ca
 from ..common.seeds import CELLS, cells, late_fall, points_of, rate_cell, trained
 from ..registry import Contrast, Experiment, Point, Record
 
-Change = Callable[[MoMConfig], MoMConfig]
-
-
-def _several(memories: int, chosen: int) -> Change:
-    return lambda config: dataclasses.replace(config, num_memories=memories, topk=chosen)
-
-
-def _wider(part: str, times: int) -> Change:
-    return lambda config: one_memory(config, **{part: times})
-
-
-MODELS: dict[str, Change] = {
+MODELS: dict[str, Callable[[MoMConfig], MoMConfig]] = {
     "one": single,
-    **{f"mom {m}/{k}/1": _several(m, k) for m, k in MIXTURES},
-    **{f"{part} x{times}": _wider(part, times) for times in TIMES for part in PARTS},
+    **{f"mom {m}/{k}/1": partial(dataclasses.replace, num_memories=m, topk=k) for m, k in MIXTURES},
+    **{f"{part} x{times}": partial(one_memory, **{part: times}) for times in TIMES for part in PARTS},
     "parameters": with_parameters_of,
     "attention": transformer,
 }

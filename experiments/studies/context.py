@@ -111,7 +111,7 @@ def table(records: list[Record]) -> list[list[str]]:
     return [heading, *rows, *ngrams]
 
 
-def plot(records: list[Record], folder: Path) -> list[Path]:
+def plot(records: list[Record]) -> dict[str, Figure]:
     """Bits per byte by position in the window, and of the same bytes by history: means of the seeds with intervals."""
     figure = Figure(figsize=(10.4, 4.8), layout="constrained")
     windows, histories = figure.subplots(1, 2)
@@ -132,9 +132,7 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     legend_below(figure, 4)
-    path = folder / "position.png"
-    figure.savefig(path, dpi=150)
-    return [path]
+    return {"position": figure}
 
 
 def _line(axes: Axes, places: Sequence[float], of_seeds: Sequence[Sequence[float]], **look: Any) -> None:

@@ -66,7 +66,7 @@ def table(records: list[Record]) -> list[list[str]]:
     return [["model", *(f"{length:,}" for length in lengths), f"each seed at {lengths[-1]:,}"], *rows]
 
 
-def plot(records: list[Record], folder: Path) -> list[Path]:
+def plot(records: list[Record]) -> dict[str, Figure]:
     """Bits per byte against the length of the window; thin lines are seeds."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -78,11 +78,8 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
     axes.set(xlabel="tokens of a window", ylabel="held-out bits per byte (lower is better)")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.grid(alpha=0.25)
     legend_beside(figure)
-    path = folder / "length.png"
-    figure.savefig(path, dpi=150)
-    return [path]
+    return {"length": figure}
 
 
 def _by_model(records: list[Record]) -> dict[str, list[Record]]:

@@ -218,7 +218,7 @@ def _cost(result: dict[str, Any]) -> str:
     return f"{1e3 * result['seconds_per_token']:.3g} ms and {result['cache_bytes'] / 2**20:,.3g} MiB of cache"
 
 
-def plot(records: list[Record], folder: Path) -> list[Path]:
+def plot(records: list[Record]) -> dict[str, Figure]:
     """Time of a token and memory against the length; a cross where the memory did not suffice."""
     figure = Figure(figsize=(9.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -237,12 +237,9 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tokens(round(value))))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-        axes.grid(alpha=0.25)
     figure.supxlabel("context (tokens)")
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    path = folder / "generation.png"
-    figure.savefig(path, dpi=150)
-    return [path]
+    return {"generation": figure}
 
 
 def _line(axes: Axes, name: str, records: list[Record], quantity: str, scale: float, style: str) -> None:

@@ -110,7 +110,7 @@ def table(records: list[Record]) -> list[list[str]]:
     return [heading, *rows]
 
 
-def plot(records: list[Record], folder: Path) -> list[Path]:
+def plot(records: list[Record]) -> dict[str, Figure]:
     """Accuracy of the first pairs against distractors, a panel for each kind of these."""
     figure = Figure(figsize=(8.6, 4.4), layout="constrained")
     panels = figure.subplots(1, len(SECOND), sharey=True)
@@ -124,9 +124,7 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
         axes.set(title=f"distractors of {words}", xlabel="distractors after the first pairs", ylim=(0, 1.03))
     panels[0].set_ylabel("accuracy of the first pairs")
     legend_below(figure, 3)
-    path = folder / "first-pairs.png"
-    figure.savefig(path, dpi=150)
-    return [path]
+    return {"first-pairs": figure}
 
 
 def contrasts(records: list[Record]) -> list[Contrast]:

@@ -11,7 +11,6 @@ learning rate of the search. The paper shows loads of mostly 0.2 to 0.3 with fou
 router collapses without it, it leaves open. A memory is dead when it gets less than a hundredth of an even share.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mom_jax.drawing import legend_below
-from mom_jax.models.router_config import RouterBalance
 
-from ..common.comparison import Comparison, Model, grouped, measured
+from ..common.comparison import Comparison, changed, grouped, measured
 from ..common.text import recipe
 from ..registry import Experiment, Point, Record
 
-
-def balanced(by: RouterBalance, **sizes: int) -> Model:
-    """The mixture whose router is kept even in that way."""
-    return Model(lambda mixture: dataclasses.replace(mixture, router_balance=by, **sizes))
-
-
 MODELS = {
-    "auxiliary loss": balanced("auxiliary"),
-    "loss-free": balanced("loss_free"),
-    "nothing": balanced("none"),
+    "auxiliary loss": changed(router_balance="auxiliary"),
+    "loss-free": changed(router_balance="loss_free"),
+    "nothing": changed(router_balance="none"),
 }
 # of the small scale also: whether a router collapses where it has more to choose from
-_OPPOSITES: dict[str, RouterBalance] = {"auxiliary loss": "auxiliary", "nothing": "none"}
+_OPPOSITES = {"auxiliary loss": "auxiliary", "nothing": "none"}
 MORE = {
-    f"{name}, {count} memories": balanced(by, num_memories=count)
+    f"{name}, {count} memories": changed(router_balance=by, num_memories=count)
     for count in (8, 16)
     for name, by in _OPPOSITES.items()
 }
@@ -88,13 +80,13 @@ def table(records: list[Record]) -> list[list[str]]:
     return [[*heading, "smallest share", "largest share", "dead memories", "churn at the end"], *rows]
 
 
-def plot(records: list[Record], folder: Path) -> list[Path]:
+def plot(records: list[Record]) -> dict[str, Figure]:
     """The share of every memory of every layer and seed at the end; the least by learning rate; on text its course."""
-    ends = _ends(records, folder / "shares.png")
-    return [ends, *_by_rate(records, folder / "rates.png"), *_courses(records, folder / "course.png")]
+    drawn = {"shares": _ends(records), "rates": _by_rate(records), "course": _courses(records)}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def _ends(records: list[Record], path: Path) -> Path:
+def _ends(records: list[Record]) -> Figure:
     """A row for each way: a dot for every memory of every layer and seed, a dash where an even share lies."""
     groups = grouped(records)
     most = max(map(len, groups.values()))
@@ -107,16 +99,14 @@ def _ends(records: list[Record], path: Path) -> Path:
             axes.vlines(1 / len(loads_of(group)[0][0]), place - 0.4, place + 0.4, color="0.3", linestyle="--")
         axes.set(title=f"{measure}, {size}", yticks=range(len(models)), yticklabels=list(models), xlim=(-0.02, None))
         axes.set(ylim=(len(models) - 0.4, -0.6), xlabel="share of a layer's assignments (dashed: even)")
-        axes.grid(axis="x", alpha=0.25)
-    figure.savefig(path, dpi=150)
-    return path
+    return figure
 
 
-def _by_rate(records: list[Record], path: Path) -> list[Path]:
+def _by_rate(records: list[Record]) -> Figure | None:
     """The least share of a memory, in even shares, at each rate that was tried: a line for each model of recall."""
     shown = [record for record in records if record["result"].get("grid_loads")]
     if not shown:
-        return []
+        return None
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     for record, marker in zip(shown, "os^DvP*", strict=False):
@@ -129,17 +119,15 @@ def _by_rate(records: list[Record], path: Path) -> list[Path]:
     axes.set_xticks(tried, [f"{rate:g}" for rate in tried], minor=False)
     axes.set(title="recall, one seed", xlabel="learning rate", ylim=(0, 1.03))
     axes.set_ylabel("least share of a memory (1: even, 0: dead)")
-    axes.grid(alpha=0.25)
     legend_below(figure, 3)
-    figure.savefig(path, dpi=150)
-    return [path]
+    return figure
 
 
-def _courses(records: list[Record], path: Path) -> list[Path]:
+def _courses(records: list[Record]) -> Figure | None:
     """Shares by step: a column for each way, a line for each memory of each layer, the first seed."""
     first = [r for r in records if r["point"]["measure"] != "recall" and r["point"]["seed"] == 0]
     if not first:
-        return []
+        return None
     figure = Figure(figsize=(3.6 * len(first) + 0.6, 3.4), layout="constrained")
     panels = figure.subplots(1, len(first), sharey=True, squeeze=False)[0]
     for axes, record in zip(panels, first, strict=True):
@@ -148,10 +136,8 @@ def _courses(records: list[Record], path: Path) -> list[Path]:
         for layer in range(len(values[0])):
             axes.plot(steps, values[:, layer], "-", color=f"C{layer % 10}", alpha=0.8)
         axes.set(title=record["point"]["model"], xlabel="step", ylim=(0, None))
-        axes.grid(alpha=0.25)
     panels[0].set_ylabel("share of a layer's assignments\n(a colour for each layer)")
-    figure.savefig(path, dpi=150)
-    return [path]
+    return figure
 
 
 def loads_of(group: list[Record]) -> list[Any]:

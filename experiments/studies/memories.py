@@ -9,24 +9,16 @@ synthetic recall, as in `studies/capacity.py`. The paper has figures without num
 and commonsense tasks generally rise with the number of memories.
 """
 
-import dataclasses
-from pathlib import Path
-
 import numpy as np
 from matplotlib.figure import Figure
 
 from mom_jax.drawing import legend_beside
 from mom_jax.models.baselines import single
 
-from ..common.comparison import MEASURES, Comparison, Model, every, good, grouped
+from ..common.comparison import MEASURES, Comparison, Model, changed, every, good, grouped
 from ..registry import Experiment, Record
 
 RATIOS = {"half chosen": (0.5, "C0"), "a quarter chosen": (0.25, "C1")}
-
-
-def several(memories: int, top_k: int) -> Model:
-    """A mixture of so many memories."""
-    return Model(lambda mixture: dataclasses.replace(mixture, num_memories=memories, topk=top_k))
 
 
 def label(memories: int, top_k: int) -> str:
@@ -35,12 +27,12 @@ def label(memories: int, top_k: int) -> str:
 
 
 PAIRS = [(4, 2), (2, 1), (8, 4), (4, 1), (8, 2), (16, 8), (16, 4)]  # memories, chosen
-_MODELS = {"1 memory": Model(single)} | {label(*pair): several(*pair) for pair in PAIRS}
+_MODELS = {"1 memory": Model(single)} | {label(m, k): changed(num_memories=m, topk=k) for m, k in PAIRS}
 _FEW = Comparison({name: _MODELS[name] for name in _MODELS if "16" not in name}, tiny=("recall",))
 _ALL = Comparison(_MODELS, tiny=())
 
 
-def plot(records: list[Record], folder: Path) -> list[Path]:
+def plot(records: list[Record]) -> dict[str, Figure]:
     """Each measure against the number of memories: a line for each share that is chosen, a dot or cross for a seed."""
     groups = grouped(records)
     figure = Figure(figsize=(4.6 * len(groups) + 0.4, 3.8), layout="constrained")
@@ -62,11 +54,8 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
         axes.set(title=size, xlabel="memories", ylabel=f"{MEASURES[measure].title} ({better} is better)")
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, list(map(str, counts)))
-        axes.grid(alpha=0.25)
     legend_beside(figure)
-    path = folder / "memories.png"
-    figure.savefig(path, dpi=150)
-    return [path]
+    return {"memories": figure}
 
 
 EXPERIMENT = Experiment(

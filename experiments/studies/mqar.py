@@ -94,7 +94,7 @@ def table(records: list[Record]) -> list[list[str]]:
     return [heading, *rows]
 
 
-def plot(records: list[Record], folder: Path) -> list[Path]:
+def plot(records: list[Record]) -> dict[str, Figure]:
     """Accuracy against the size of the state, a panel for each task; a line joins the widths."""
     tasks = by_task(records)
     columns = min(4, len(tasks))
@@ -110,9 +110,7 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
         axes.set_xlabel("state of one sequence (bytes)")
     figure.supylabel("accuracy")
     legend_below(figure, 3)
-    path = folder / "accuracy.png"
-    figure.savefig(path, dpi=150)
-    return [path]
+    return {"accuracy": figure}
 
 
 def _panel(axes: Axes, records: list[Record]) -> None:

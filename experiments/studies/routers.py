@@ -14,13 +14,8 @@ this task have one head, so a router for each head is not among them.
 import dataclasses
 from typing import Any
 
-from ..common.comparison import RECALL, Comparison, Model
+from ..common.comparison import RECALL, Comparison, Model, changed
 from ..common.recall import TINY
-
-
-def changed(**fields: Any) -> Model:
-    """The mixture with other fields of its configuration."""
-    return Model(lambda mixture: dataclasses.replace(mixture, **fields))
 
 
 def chosen(by: str, **fields: Any) -> Model:

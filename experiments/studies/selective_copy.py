@@ -40,24 +40,19 @@ class Items(Task):
     items: int
 
 
-TINY = (
-    Items(length=16, items=4, vocab=16, hidden_size=32, num_layers=2, head_dim=4, num_memories=4, steps=50,
-          batch_size=32, questions=4, rates=(1e-2,), seeds=(0, 1)),
-)  # fmt: skip
-SMALL = (
-    Items(length=32, items=8, vocab=16, hidden_size=32, num_layers=2, head_dim=4, num_memories=4, steps=2000,
-          batch_size=32, questions=8, rates=GRID, seeds=EIGHT, together=4),
-)  # fmt: skip
-PAPER = (
-    Items(length=4096, items=16, vocab=16, hidden_size=64, num_layers=2, head_dim=16, num_memories=4, steps=400_000,
-          batch_size=64, questions=16, rates=(1e-4, 3e-4, 1e-3), seeds=(0, 1, 2), together=1),
-)  # fmt: skip
-TASKS = {"tiny": TINY, "small": SMALL, "paper": PAPER}
+TASKS = {
+    "tiny": Items(length=16, items=4, vocab=16, hidden_size=32, num_layers=2, head_dim=4, num_memories=4, steps=50,
+                  batch_size=32, questions=4, rates=(1e-2,), seeds=(0, 1)),
+    "small": Items(length=32, items=8, vocab=16, hidden_size=32, num_layers=2, head_dim=4, num_memories=4, steps=2000,
+                   batch_size=32, questions=8, rates=GRID, seeds=EIGHT, together=4),
+    "paper": Items(length=4096, items=16, vocab=16, hidden_size=64, num_layers=2, head_dim=16, num_memories=4,
+                   steps=400_000, batch_size=64, questions=16, rates=(1e-4, 3e-4, 1e-3), seeds=(0, 1, 2), together=1),
+}  # fmt: skip
 
 
 def points(scale: str) -> list[Point]:
-    """Task by task, each with every model."""
-    return [point for task in TASKS[scale] for point in points_of(task, COMPARED)]
+    """Every model."""
+    return points_of(TASKS[scale], COMPARED)
 
 
 def run(point: Point, models: Path) -> dict[str, Any]:
@@ -80,36 +75,21 @@ def table(records: list[Record]) -> list[list[str]]:
     return [heading, *rows]
 
 
-def plot(records: list[Record], folder: Path) -> list[Path]:
-    """Accuracy of every model with its interval; a panel for each number of items."""
-    groups = by_items(records)
-    figure = Figure(figsize=(6.0 * len(groups) + 0.4, 3.6), layout="constrained")
-    for axes, (items, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
-        names = [ARCHITECTURES[record["point"]["architecture"]] for record in group]
-        for place, (record, (_, colour)) in enumerate(zip(group, names, strict=True)):
-            draw(axes, [place], [record], color=colour, fmt="o")
-        axes.set_xticks(range(len(names)), [label.replace(" ", "\n") for label, _ in names])
-        axes.set(title=f"{items} items in {group[0]['point']['length']} tokens", ylabel="accuracy", ylim=(0, 1.03))
-    path = folder / "accuracy.png"
-    figure.savefig(path, dpi=150)
-    return [path]
+def plot(records: list[Record]) -> dict[str, Figure]:
+    """Accuracy of every model with its interval."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes, point = figure.subplots(), records[0]["point"]
+    names = [ARCHITECTURES[record["point"]["architecture"]] for record in records]
+    for place, (record, (_, colour)) in enumerate(zip(records, names, strict=True)):
+        draw(axes, [place], [record], color=colour, fmt="o")
+    axes.set_xticks(range(len(names)), [label.replace(" ", "\n") for label, _ in names])
+    axes.set(title=f"{point['items']} items in {point['length']} tokens", ylabel="accuracy", ylim=(0, 1.03))
+    return {"accuracy": figure}
 
 
 def contrasts(records: list[Record]) -> list[Contrast]:
-    """The mixture beside every other model, by the number of items."""
-    return [
-        contrast
-        for items, group in by_items(records).items()
-        for contrast in beside_mixture(f"selective copying of {items} items, accuracy", group)
-    ]
-
-
-def by_items(records: list[Record]) -> dict[int, list[Record]]:
-    """Records by their number of items."""
-    groups: dict[int, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record["point"]["items"], []).append(record)
-    return groups
+    """The mixture beside every other model."""
+    return beside_mixture(f"selective copying of {records[0]['point']['items']} items, accuracy", records)
 
 
 EXPERIMENT = Experiment(points, run, plot, table, contrasts=contrasts, scales=("tiny", "small", "paper"))

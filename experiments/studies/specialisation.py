@@ -146,7 +146,7 @@ def table(records: list[Record]) -> list[list[str]]:
     return [heading, *rows]
 
 
-def plot(records: list[Record], folder: Path) -> list[Path]:
+def plot(records: list[Record]) -> dict[str, Figure]:
     """A row for each seed, a panel for each layer."""
     layers = len(records[0]["result"]["layers"])
     figure = Figure(figsize=(4.2 * layers, 4.0 * len(records) + 0.4), layout="constrained")
@@ -160,9 +160,7 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
             axes.set(title=f"seed {record['point']['seed']}, layer {number}", xticks=[], yticks=[])
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False, markerscale=4)
-    path = folder / "umap.png"
-    figure.savefig(path, dpi=130)
-    return [path]
+    return {"umap": figure}
 
 
 EXPERIMENT = Experiment(points, run, plot, table, training=training)

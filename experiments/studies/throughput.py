@@ -145,7 +145,7 @@ def findings(records: list[Record]) -> list[str]:
     ]
 
 
-def plot(records: list[Record], folder: Path) -> list[Path]:
+def plot(records: list[Record]) -> dict[str, Figure]:
     """Tokens per second against the number of memories, a line for each k."""
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -165,11 +165,8 @@ def plot(records: list[Record], folder: Path) -> list[Path]:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set(xlabel="routed memories", ylabel="training tokens per second")
     axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.25)
     legend_beside(figure)
-    path = folder / "throughput.png"
-    figure.savefig(path, dpi=150)
-    return [path]
+    return {"throughput": figure}
 
 
 def _speed(record: Record) -> float:
