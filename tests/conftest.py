@@ -120,6 +120,21 @@ def environment():
         yield
 
 
+@pytest.fixture
+def complaint(capsys):
+    """The one line of a command that is refused, with status 2 and nothing on stdout."""
+    from mom_jax.cli.main import main
+
+    def of(*words: object) -> str:
+        capsys.readouterr()
+        assert main(list(map(str, words))) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1, out + err
+        return err
+
+    return of
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects the tests that need what is missing; some files come first."""

@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import pytest
 from mom_jax.experiments.command import ExperimentConfig
 from mom_jax.experiments.report.command import ReportConfig
@@ -210,8 +211,6 @@ def test_on_the_command_line(start, value):
 
 def test_exact_types():
     """Whole numbers become floats in a field of floats, never the other way; numbers of NumPy become Python's."""
-    import numpy as np
-
     config = MoMConfig(expand_v=np.int64(2), hidden_size=np.int32(64), norm_eps=np.float32(0.5))
     assert [type(v) for v in (config.expand_v, config.hidden_size, config.norm_eps)] == [float, int, float]
     json.dumps(config.to_dict())

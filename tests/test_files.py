@@ -7,6 +7,7 @@ from typing import Any, NotRequired, TypedDict
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.damage import full_disk
 
 from mom_jax.errors import InputError
 from mom_jax.files import (
@@ -113,11 +114,7 @@ def test_numbers_that_json_has_no_word_for(tmp_path):
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "index.json"
     write_atomically(path, "old ü")
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, b"new")
     assert read_text(path, "") == "old ü" and list(tmp_path.iterdir()) == [path]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.damage import flip_the_middle
 
 from mom_jax import decoding, importing, trace_cache
 from mom_jax.cli.main import main
@@ -109,12 +110,6 @@ def test_every_file_of_the_code_counts(monkeypatch, tmp_path):
     trace_cache._own_code.cache_clear()
 
 
-def _flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def _of_another(path):
     other = next(file for file in path.parent.iterdir() if file != path)
     path.write_bytes(other.read_bytes())
@@ -122,7 +117,7 @@ def _of_another(path):
 
 @pytest.mark.parametrize(
     "damage",
-    [_flip, _of_another, lambda path: os.truncate(path, 100), lambda path: os.truncate(path, 0)],
+    [flip_the_middle, _of_another, lambda path: os.truncate(path, 100), lambda path: os.truncate(path, 0)],
     ids=["a bit", "another entry", "half", "empty"],
 )
 def test_a_damaged_entry_is_traced_and_written_anew(start, folder, damage):

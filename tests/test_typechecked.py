@@ -8,7 +8,7 @@ import pytest
 from jaxtyping import TypeCheckError
 from support.packed import Layout
 
-from mom_jax.ops.delta_rule import DeltaRuleRows, delta_rule_step
+from mom_jax.ops.delta_rule import DELTA_RULE, DeltaRuleRows
 from mom_jax.ops.routing import route
 from mom_jax.ops.segments import pack
 from mom_jax.ops.short_conv import short_conv
@@ -25,16 +25,16 @@ STATE = jnp.zeros((3, 2, 4, 5))
 
 def test_what_fits_passes():
     """The examples below are wrong in what they are said to be wrong in, and in nothing else."""
-    assert delta_rule_step(rows(), STATE, 1)[0].shape == (3, 2, 5)
+    assert DELTA_RULE.step(rows(), STATE, 1)[0].shape == (3, 2, 5)
 
 
 WRONG = {
     "a dtype": lambda: route(jnp.zeros((1, 2, 3), jnp.int32), 2),
-    "a number of axes": lambda: delta_rule_step(rows(), STATE[0], 1.0),
-    "two arguments that differ": lambda: delta_rule_step(rows(), STATE[:, :, :3], 1.0),
-    "no array": lambda: delta_rule_step(rows(), STATE.tolist(), 1.0),
-    "a field's number of axes": lambda: delta_rule_step(rows(g=(3, 2, 1)), STATE, 1.0),
-    "two fields that differ": lambda: delta_rule_step(rows(beta=(3, 1)), STATE, 1.0),
+    "a number of axes": lambda: DELTA_RULE.step(rows(), STATE[0], 1.0),
+    "two arguments that differ": lambda: DELTA_RULE.step(rows(), STATE[:, :, :3], 1.0),
+    "no array": lambda: DELTA_RULE.step(rows(), STATE.tolist(), 1.0),
+    "a field's number of axes": lambda: DELTA_RULE.step(rows(g=(3, 2, 1)), STATE, 1.0),
+    "two fields that differ": lambda: DELTA_RULE.step(rows(beta=(3, 1)), STATE, 1.0),
     "a dataclass's field": lambda: pack(
         jnp.zeros((1, 5, 2)), dataclasses.replace(Layout((2, 3), 4).packing(), row=jnp.zeros((1, 4, 1), jnp.int32))
     ),

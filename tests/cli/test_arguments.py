@@ -122,6 +122,7 @@ BAD = [
     ("experiment recall --scale paper --only model=mom", "only=model=mom: no point has it; choose one of MoM"),
     ("experiment recall --only rule=gla --dry-run", "only=rule=gla: no point has it; points have size, measure"),
     ("experiment mqar --scale medium", "scale=medium: mqar has tiny and small and paper"),
+    ("experiment generation --scale small", "scale=small: generation has tiny and paper"),
     ("experiment mqar --shard 3/3", "shard=3/3: must be i/n with 0 <= i < n"),
     ("experiment mqar --plot", "out=runs/experiments/mqar-tiny: has no finished point to draw"),
     ("demo --data.tokenizer mistral", "option=--data.tokenizer: unknown"),
@@ -141,13 +142,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("line", "message"), BAD, ids=[line for line, _ in BAD])
-def test_bad_arguments_are_one_line(line, message, capsys, tmp_path, monkeypatch):
+def test_bad_arguments_are_one_line(line, message, complaint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(line.split()) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("mom-jax: " + message)
-    assert captured.err.count("\n") == 1
+    assert complaint(*line.split()).startswith("mom-jax: " + message)
     assert not list(tmp_path.iterdir())
 
 
@@ -159,13 +156,13 @@ def test_overrides_reach_their_fields():
     assert config.model.hidden_size == 128  # the preset's
 
 
-def test_prepared_data_brings_its_own_tokenizer(tmp_path):
+def test_prepared_data_brings_its_own_tokenizer(tmp_path, capsys):
     (tmp_path / "texts").mkdir()
     for number in range(4):
         (tmp_path / "texts" / f"{number}.txt").write_text("some words of a text\n" * 20, encoding="utf-8")
     shards, text = str(tmp_path / "shards"), str(tmp_path / "texts")
     command = ["data", "prepare", shards, "--data.path", text, "--data.held-out-fraction", "0.3", "--workers", "1"]
-    assert main(command) == 0
+    assert main(command) == 0 and "shards written" in capsys.readouterr().out
     assert with_tokenizer_of_shards(parse_train(["mom-340m", "--data.path", shards]).run).data.tokenizer == "bytes"
     assert with_tokenizer_of_shards(parse_train(["mom-340m", "--data.path", text]).run).data.tokenizer == "mistral"
 
@@ -257,11 +254,10 @@ KEPT = os.fsdecode(b"caf\xe9")
     ],
     ids=lambda args: args[0],
 )
-def test_names_of_what_is_kept_and_prompts_are_utf8(args, capsys, tmp_path, monkeypatch):
+def test_names_of_what_is_kept_and_prompts_are_utf8(args, complaint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(args) == 2
-    said = capsys.readouterr().err
-    assert "udce9" in said and "is not UTF-8" in said and said.count("\n") == 1 and not list(tmp_path.iterdir())
+    said = complaint(*args)
+    assert "udce9" in said and "is not UTF-8" in said and not list(tmp_path.iterdir())
 
 
 def test_what_the_demo_would_refuse_is_not_offered(capsys):
@@ -270,9 +266,8 @@ def test_what_the_demo_would_refuse_is_not_offered(capsys):
 
 
 @pytest.mark.parametrize("prompt", ["-foo", "- item", "-1"])
-def test_a_text_may_begin_with_a_dash(prompt, capsys, tmp_path):
-    assert main(["generate", str(tmp_path / "none"), "--prompt", prompt]) == 2
-    assert "none: no such folder" in capsys.readouterr().err
+def test_a_text_may_begin_with_a_dash(prompt, complaint, tmp_path):
+    assert "none: no such folder" in complaint("generate", tmp_path / "none", "--prompt", prompt)
 
 
 def test_usage_names_every_verb(capsys):

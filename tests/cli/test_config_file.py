@@ -57,51 +57,36 @@ def test_any_name_is_written_so_that_it_comes_back(written, name):
     assert parse_train(["--config", written(as_yaml(run))]).run == run
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("steps: [1", r"^config=.*: is not YAML \(line 1: "),
-        ("- steps", r"^config=.*: holds no names with values"),
-        ("", r"^config=.*: holds no names with values"),
-        ("1: 2", r"^config=.*: holds no names with values"),
-        ("[" * 100_000, r"^config=.*: is nested too deeply"),
-        ("optimizer: {lr: 3}", r"^optimizer\.lr=3: unknown field; did you mean .* \(in "),
-        ("optimizer.learning-rate: 1", r"^config=optimizer\.learning-rate: .* optimizer: {learning_rate: 1} \(in "),
-        ("data.path: a b", r"^config=data\.path: .* write data: {path: \"a b\"} \(in "),
-        ("optimizer: 3", r"^optimizer=3: expected an object \(in "),
-        ("steps: 0", r"^steps=0: .* \(in "),
-        ("steps: !!python/object/apply:os.getcwd []", r"^config=.*: is not YAML"),
-        ("steps: 1\nseed: 0\nsteps: 2", r"^config=.*: is not YAML \(line 3: 'steps' occurs twice\)"),
-        ('{"optimizer": {"beta1": 0.5, "beta1": 0.6}}', r"^config=.*: is not YAML \(line 1: 'beta1' occurs twice\)"),
-        ("? [a, b]\n: 3", r"^config=.*: is not YAML"),
-        ("max_minutes: 1:30", r"^max_minutes=1:30: expected a number"),
-        ("steps: 0x10", r"^steps=0x10: expected a whole number"),
-        ("steps: " + "9" * 5000, r"^steps=inf: expected a whole number"),
-        ("seed: !!timestamp 2026-13-45", r"^config=.*: is not YAML \(month"),
-        (r'run_dir: "\ud800"', r"^run_dir='\\ud800': holds half of a surrogate pair"),
-    ],
-    ids=[
-        "syntax",
-        "a list",
-        "empty",
-        "numbers as names",
-        "deep",
-        "unknown",
-        "an option",
-        "another option",
-        "no section",
-        "range",
-        "code",
-        "twice",
-        "twice in JSON",
-        "a list as a name",
-        "base 60",
-        "base 16",
-        "digits",
-        "no day",
-        "half a character",
-    ],
-)
+WRONG = {
+    "syntax": ("steps: [1", r"^config=.*: is not YAML \(line 1: "),
+    "a list": ("- steps", r"^config=.*: holds no names with values"),
+    "empty": ("", r"^config=.*: holds no names with values"),
+    "numbers as names": ("1: 2", r"^config=.*: holds no names with values"),
+    "deep": ("[" * 100_000, r"^config=.*: is nested too deeply"),
+    "unknown": ("optimizer: {lr: 3}", r"^optimizer\.lr=3: unknown field; did you mean .* \(in "),
+    "an option": (
+        "optimizer.learning-rate: 1",
+        r"^config=optimizer\.learning-rate: .* optimizer: {learning_rate: 1} \(in ",
+    ),
+    "another option": ("data.path: a b", r"^config=data\.path: .* write data: {path: \"a b\"} \(in "),
+    "no section": ("optimizer: 3", r"^optimizer=3: expected an object \(in "),
+    "range": ("steps: 0", r"^steps=0: .* \(in "),
+    "code": ("steps: !!python/object/apply:os.getcwd []", r"^config=.*: is not YAML"),
+    "twice": ("steps: 1\nseed: 0\nsteps: 2", r"^config=.*: is not YAML \(line 3: 'steps' occurs twice\)"),
+    "twice in JSON": (
+        '{"optimizer": {"beta1": 0.5, "beta1": 0.6}}',
+        r"^config=.*: is not YAML \(line 1: 'beta1' occurs twice\)",
+    ),
+    "a list as a name": ("? [a, b]\n: 3", r"^config=.*: is not YAML"),
+    "base 60": ("max_minutes: 1:30", r"^max_minutes=1:30: expected a number"),
+    "base 16": ("steps: 0x10", r"^steps=0x10: expected a whole number"),
+    "digits": ("steps: " + "9" * 5000, r"^steps=inf: expected a whole number"),
+    "no day": ("seed: !!timestamp 2026-13-45", r"^config=.*: is not YAML \(month"),
+    "half a character": (r'run_dir: "\ud800"', r"^run_dir='\\ud800': holds half of a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize("text, message", WRONG.values(), ids=WRONG)
 def test_what_is_wrong_with_a_file_is_said_in_a_line(written, text, message):
     with pytest.raises(InputError, match=message) as error:
         parse_train(["mom-tiny", "--config", written(text)])

@@ -95,13 +95,13 @@ def test_a_stop_text_ends_the_decoding(config, model, tokenizer, greedy):
 
 
 def test_samples_differ_and_are_told_apart(config, model):
-    choices = Choices(temperature=1.0, seed=2)
-    text = written(config, model, choices=choices, samples=3)
+    how = {"choices": Choices(temperature=1.0), "seed": 2}
+    text = written(config, model, **how, samples=3)
     parts = text.split("--- sample ")[1:]
     assert [part[:11] for part in parts] == [f"{i} of 3 ---\n"[:11] for i in (1, 2, 3)]
     assert len({part.split("\n", 1)[1].strip() for part in parts}) == 3
     assert all(part.split("\n", 1)[1].startswith(PROMPT) for part in parts)
-    assert parts[0].split("\n", 1)[1].rstrip("\n") == written(config, model, choices=choices).rstrip("\n")
+    assert parts[0].split("\n", 1)[1].rstrip("\n") == written(config, model, **how).rstrip("\n")
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def alone(config, model):
 
     def continuation(prompt, seed=0, sample=0, **options):
         parts = []
-        choices = Choices(temperature=1.0, seed=seed)
-        complete(config, model, prompt, NEW, parts.append, choices, samples=sample + 1, **options)
+        choices = Choices(temperature=1.0)
+        complete(config, model, prompt, NEW, parts.append, choices, seed=seed, samples=sample + 1, **options)
         text = "".join(parts)
         return text.split(f"--- sample {sample + 1} of {sample + 1} ---\n")[-1][len(prompt) :]
 
@@ -243,27 +243,6 @@ def test_a_bad_line_is_named(lines, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "args,message",
-    [
-        (["--prompts", "PLACE/none"], "prompts="),
-        (["--prompts", "PLACE", "--prompt", "a"], "give either this or --prompt, not both"),
-        (["--prompt", "a", "--out", "PLACE"], "is for many continuations; give --prompts FILE"),
-        (["--prompts", "PLACE", "--out", "PLACE/none/out"], "out="),
-        (["--prompts", "PLACE", "--out", "PLACE"], "out="),
-        (["--prompts", "PLACE", "--out", "/"], "out=/: cannot be written (Is a directory)"),
-        (["--prompts", "PLACE", "--slots", "0"], "slots=0: must be at least 1"),
-    ],
-)
-def test_many_prompts_that_cannot_be_are_one_line(command, args, message, tmp_path, capsys):
-    path = tmp_path / "prompts.txt"
-    path.write_text("a\n", encoding="utf-8")
-    assert command(*(arg.replace("PLACE", str(path)) for arg in args)) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and message in err and err.count("\n") == 1
-    assert path.read_text(encoding="utf-8") == "a\n"
-
-
 @pytest.mark.parametrize("source", ["argument", "file", "stdin"])
 def test_a_prompt_comes_from_three_places(command, source, tmp_path, capsys, config, model):
     """And gives the same text."""
@@ -286,14 +265,22 @@ def test_a_prompt_comes_from_three_places(command, source, tmp_path, capsys, con
         (["--prompt", "a\udcff"], b"", r"prompt='a\udcff': is not UTF-8 (character 1)"),
         (["--prompt", "a", "--stop="], b"", "stop='': must not be empty"),
         (["--prompt", "a", "--num-samples", "2"], b"", "num_samples=2: would all be the same at --temperature 0"),
+        (["--prompts", "PLACE/none"], b"a\n", "prompts="),
+        (["--prompts", "PLACE", "--prompt", "a"], b"a\n", "give either this or --prompt, not both"),
+        (["--prompt", "a", "--out", "PLACE"], b"a\n", "is for many continuations; give --prompts FILE"),
+        (["--prompts", "PLACE", "--out", "PLACE/none/out"], b"a\n", "out="),
+        (["--prompts", "PLACE", "--out", "PLACE"], b"a\n", "out="),
+        (["--prompts", "PLACE", "--out", "/"], b"a\n", "out=/: cannot be written (Is a directory)"),
+        (["--prompts", "PLACE", "--slots", "0"], b"a\n", "slots=0: must be at least 1"),
     ],
 )
-def test_a_prompt_that_is_none_is_one_line(command, args, content, message, tmp_path, capsys):
+def test_prompts_that_are_none_are_one_line(command, args, content, message, tmp_path, capsys):
     path = tmp_path / "prompt.txt"
     path.write_bytes(content)
     assert command(*(arg.replace("PLACE", str(path)) for arg in args), stdin=content) == 2
     out, err = capsys.readouterr()
     assert out == "" and message in err and err.count("\n") == 1
+    assert path.read_bytes() == content
 
 
 def test_stops_may_begin_with_a_dash_and_a_prompt_may_be_the_word_none(command, capsys):

@@ -107,12 +107,12 @@ def test_eval_of_a_few_windows_stands_beside_that_of_all(trained, tmp_path, caps
     assert (tmp_path / "new/out/report.md").is_file() and scores_of(trained) == scores, "the run's folder is left alone"
 
 
-def test_eval_of_a_run_that_cannot_be_written_to(trained, monkeypatch, capsys):
+def test_eval_of_a_run_that_cannot_be_written_to(trained, monkeypatch, capsys, complaint):
     """It says so first, and gives its scores; a place that was asked for has to take them."""
     line = ["eval", str(trained), "--no-sample"]
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    assert main([*line, "--out", f"{trained}/config.json/x"]) == 2
-    assert f"config.json/x: cannot be written to ({trained}/config.json is a file)" in capsys.readouterr().err
+    error = complaint(*line, "--out", f"{trained}/config.json/x")
+    assert f"config.json/x: cannot be written to ({trained}/config.json is a file)" in error
     monkeypatch.setattr("mom_jax.cli.evaluate.why_not_writable", lambda folder: "Read-only file system")
     assert main(line) == 0
     said = capsys.readouterr()
@@ -160,12 +160,11 @@ def test_eval_runs_tasks(trained, tmp_path, monkeypatch, capsys):
     assert "tiny_choice" in said.out and {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
-def test_eval_without_the_harness_or_a_checkpoint(tmp_path, capsys, monkeypatch):
-    assert main(["eval", str(tmp_path), "--tasks", "recall_fda"]) == 2
-    assert capsys.readouterr().err.startswith(f"mom-jax: run={tmp_path}: holds no checkpoint")
+def test_eval_without_the_harness_or_a_checkpoint(tmp_path, complaint, monkeypatch):
+    line = ["eval", tmp_path, "--tasks", "recall_fda"]
+    assert complaint(*line).startswith(f"mom-jax: run={tmp_path}: holds no checkpoint")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["eval", str(tmp_path), "--tasks", "recall_fda"]) == 2
-    assert f"needs lm-evaluation-harness: {install('eval')}" in capsys.readouterr().err
+    assert f"needs lm-evaluation-harness: {install('eval')}" in complaint(*line)
 
 
 def test_generate_streams_the_same_text_for_the_same_seed(trained, capsys):
@@ -177,21 +176,16 @@ def test_generate_streams_the_same_text_for_the_same_seed(trained, capsys):
     assert texts[0].startswith("abc é") and len(texts[0]) > len("abc é\n")
 
 
-def test_training_another_config_there_is_one_line(trained, tiny_run, capsys):
-    command = ["train", "mom-tiny", *tiny_run, "--run-dir", str(trained), "--seed", "5"]
-    assert main(command) == 2
-    error = capsys.readouterr().err
-    assert "another config: seed (was 0, now 5)" in error and error.count("\n") == 1
+def test_training_another_config_there_is_one_line(trained, tiny_run, complaint):
+    error = complaint("train", "mom-tiny", *tiny_run, "--run-dir", trained, "--seed", "5")
+    assert "another config: seed (was 0, now 5)" in error
 
 
-def test_damage_is_one_line(trained, tmp_path, capsys):
+def test_damage_is_one_line(trained, tmp_path, complaint):
     shutil.copytree(trained / "checkpoints/30", tmp_path / "run/checkpoints/30")  # and none that could take its place
     (tmp_path / "run/checkpoints/30/params/_METADATA").unlink()
-    for verb in (["eval", str(tmp_path / "run")], ["generate", str(tmp_path / "run"), "--prompt", "a"]):
-        assert main(verb) == 2
-        error = capsys.readouterr().err
-        assert "params/_METADATA: is missing, and there is no other whole checkpoint" in error
-        assert error.count("\n") == 1
+    for line in (["eval", tmp_path / "run"], ["generate", tmp_path / "run", "--prompt", "a"]):
+        assert "params/_METADATA: is missing, and there is no other whole checkpoint" in complaint(*line)
 
 
 def test_demo_goes_from_text_to_report(tiny_run, tmp_path, monkeypatch, capsys):
@@ -206,13 +200,6 @@ def test_demo_goes_from_text_to_report(tiny_run, tmp_path, monkeypatch, capsys):
         assert expected in shown
     report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     assert "| trigram |" in report and "bits/byte" in report and "(load.png)" in report
-
-
-def test_data_prepare_feeds_training(tiny_run, tmp_path, capsys):
-    corpus = tiny_run[tiny_run.index("--data.path") + 1]
-    assert main(["data", "prepare", str(tmp_path / "shards"), "--data.path", corpus, "--workers", "1"]) == 0
-    assert "shards written" in capsys.readouterr().out
-    assert (tmp_path / "shards" / "index.json").is_file()
 
 
 def test_programs_are_kept_and_damaged_ones_are_compiled_anew(trained, tmp_path):

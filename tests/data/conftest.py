@@ -1,10 +1,13 @@
-"""Small corpora on disk."""
+"""Small corpora on disk, and shards of one."""
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+from mom_jax.data.config import DataConfig
+from mom_jax.data.prepare import prepare
 
 Corpus = Callable[..., Path]
 
@@ -22,3 +25,12 @@ def corpus(tmp_path: Path) -> Corpus:
         return folder
 
     return write
+
+
+@pytest.fixture
+def folder(corpus: Corpus, tmp_path: Path) -> Path:
+    """A prepared folder of several shards per split."""
+    text = corpus([[f"file {i} document {j} " * 3 for j in range(4)] for i in range(12)])
+    config = DataConfig(path=str(text), held_out_fraction=0.3, shard_bytes=600, cache_dir=str(tmp_path / "other"))
+    prepare(config, tmp_path / "shards")
+    return tmp_path / "shards"

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 
 from mom_jax.data.config import DataConfig
@@ -55,11 +52,3 @@ def test_anchored_paths_mean_the_same_from_every_folder(tmp_path, monkeypatch):
 def test_what_is_no_path_stays(path):
     config = DataConfig(path=path, held_out_path=path, tokenizer="bytes", cache_dir="/cache")
     assert config.anchored() == config
-
-
-def test_config_and_preparation_need_neither_jax_nor_grain():
-    # Both are slow to import: --help needs the first, every worker process the second.
-    slow = "{'jax', 'grain', 'pyarrow', 'datasets'}"
-    code = f"import sys, mom_jax.data.config, mom_jax.data.prepare; print({slow} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"

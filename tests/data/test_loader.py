@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mom_jax.data.config import DataConfig
-from mom_jax.data.loader import TokenWindows, eval_batches, train_loader
+from mom_jax.data.loader import TokenWindows, TrainLoader, eval_batches
 from mom_jax.data.prepare import prepare
 from mom_jax.data.shards import TokenStream, open_prepared
 from mom_jax.errors import InputError
@@ -111,11 +111,11 @@ def _same(left, right):
 @settings(max_examples=20)
 @given(st.integers(0, 60), st.integers(1, 20))
 def test_resuming_equals_going_on(data, before, after):
-    loader = train_loader(data, CONFIG)
+    loader = TrainLoader(data, CONFIG)
     _take(loader, before)
     state = json.loads(json.dumps(loader.get_state()))
     wanted = _take(loader, after)
-    resumed = train_loader(data, CONFIG)
+    resumed = TrainLoader(data, CONFIG)
     _take(resumed, 3)
     resumed.set_state(state)
     assert _same(_take(resumed, after), wanted)
@@ -131,7 +131,7 @@ def test_every_epoch_holds_each_window_once_and_in_a_new_order(data):
     count = len(windows)
     rows = list(
         itertools.islice(
-            (row.tobytes() for batch in train_loader(data, CONFIG) for row in batch["input_ids"]), 2 * count
+            (row.tobytes() for batch in TrainLoader(data, CONFIG) for row in batch["input_ids"]), 2 * count
         )
     )
     everything = sorted(windows[i]["input_ids"].tobytes() for i in range(count))
@@ -141,15 +141,15 @@ def test_every_epoch_holds_each_window_once_and_in_a_new_order(data):
 
 def test_the_seed_decides_the_order(data):
     orders = [
-        _take(train_loader(data, DataConfig(sequence_length=16, batch_size=4, seed=seed)), 5) for seed in (0, 0, 1)
+        _take(TrainLoader(data, DataConfig(sequence_length=16, batch_size=4, seed=seed)), 5) for seed in (0, 0, 1)
     ]
     assert _same(orders[0], orders[1]) and not _same(orders[0], orders[2])
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_each_step_holds_the_same_windows_for_any_number_of_processes(data, processes):
-    alone = train_loader(data, CONFIG)
-    parts = [train_loader(data, CONFIG, index, processes) for index in range(processes)]
+    alone = TrainLoader(data, CONFIG)
+    parts = [TrainLoader(data, CONFIG, index, processes) for index in range(processes)]
     for _ in range(30):
         batches = [next(part) for part in parts]
         assert all(batch["labels"].shape == (4 // processes, 16) for batch in batches)
@@ -157,7 +157,7 @@ def test_each_step_holds_the_same_windows_for_any_number_of_processes(data, proc
     # A position saved by one process may be taken up by several.
     state = alone.get_state()
     assert all(part.get_state() == state for part in parts)
-    fresh = [train_loader(data, CONFIG, index, processes) for index in range(processes)]
+    fresh = [TrainLoader(data, CONFIG, index, processes) for index in range(processes)]
     for part in fresh:
         part.set_state(state)
     assert _rows([next(part) for part in fresh]) == _rows([next(alone)])
@@ -165,9 +165,9 @@ def test_each_step_holds_the_same_windows_for_any_number_of_processes(data, proc
 
 @pytest.mark.parametrize("field", ["batch_size", "sequence_length", "data_seed", "data_fingerprint"])
 def test_a_position_in_other_data_is_refused(data, field):
-    state = train_loader(data, CONFIG).get_state()
+    state = TrainLoader(data, CONFIG).get_state()
     for wrong in ({**state, field: 5}, {k: v for k, v in state.items() if k != field}):
-        loader = train_loader(data, CONFIG)
+        loader = TrainLoader(data, CONFIG)
         with pytest.raises(InputError) as caught:
             loader.set_state(wrong)
         assert caught.value.field == ("data.path" if field == "data_fingerprint" else field)
@@ -176,7 +176,7 @@ def test_a_position_in_other_data_is_refused(data, field):
 
 @pytest.mark.parametrize("wrong", [None, [], "x", {}, {"next_index": "5"}, {"next_index": -1}, {"next_index": 1.5}])
 def test_a_damaged_position_is_refused(data, wrong):
-    loader = train_loader(data, CONFIG)
+    loader = TrainLoader(data, CONFIG)
     state = loader.get_state()
     with pytest.raises(InputError, match=r"data position=.*is damaged"):
         loader.set_state(wrong if not isinstance(wrong, dict) else {**state, "next_index": None, **wrong})
@@ -184,13 +184,13 @@ def test_a_damaged_position_is_refused(data, wrong):
 
 def test_too_little_text_for_a_batch(data):
     with pytest.raises(InputError, match="batch_size=4000: the training text fills only"):
-        train_loader(data, DataConfig(sequence_length=16, batch_size=4000))
+        TrainLoader(data, DataConfig(sequence_length=16, batch_size=4000))
     with pytest.raises(InputError, match="fills only 0 windows"):
-        train_loader(data, DataConfig(sequence_length=10**6, batch_size=1))
+        TrainLoader(data, DataConfig(sequence_length=10**6, batch_size=1))
 
 
 def test_batches_that_do_not_divide(data):
-    for make in (train_loader, eval_batches):
+    for make in (TrainLoader, eval_batches):
         with pytest.raises(InputError, match=r"batch_size=4: must be a multiple of the number of processes \(3\)"):
             make(data, CONFIG, 0, 3)
 

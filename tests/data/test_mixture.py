@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mom_jax.data.config import DataConfig
-from mom_jax.data.loader import train_loader
+from mom_jax.data.loader import TrainLoader
 from mom_jax.data.mixture import parse_mixture
 from mom_jax.data.prepare import prepared
 from mom_jax.errors import InputError
@@ -36,7 +36,7 @@ def kind(row):
 
 
 def test_windows_come_by_weight_and_are_of_one_text_each(config, data):
-    loader = train_loader(data, config)
+    loader = TrainLoader(data, config)
     rows = [row for batch in itertools.islice(loader, 50) for row in batch["input_ids"]]
     counts = collections.Counter(map(kind, rows))
     assert counts == {"books": 300, "code": 100}
@@ -45,15 +45,15 @@ def test_windows_come_by_weight_and_are_of_one_text_each(config, data):
 
 
 def test_it_goes_on_exactly_also_in_two_processes(config, data):
-    whole = train_loader(data, config)
+    whole = TrainLoader(data, config)
     batches = [next(whole)["input_ids"] for _ in range(12)]
-    early = train_loader(data, config)
+    early = TrainLoader(data, config)
     for _ in range(5):
         next(early)
-    again = train_loader(data, config)
+    again = TrainLoader(data, config)
     again.set_state(early.get_state())
     np.testing.assert_array_equal([next(again)["input_ids"] for _ in range(7)], batches[5:])
-    halves = [train_loader(data, config, i, 2) for i in range(2)]
+    halves = [TrainLoader(data, config, i, 2) for i in range(2)]
     for half in halves:
         half.set_state(early.get_state())
     first = [next(half)["input_ids"] for half in halves]
@@ -63,7 +63,7 @@ def test_it_goes_on_exactly_also_in_two_processes(config, data):
 def test_other_weights_are_another_text(config, data):
     other = dataclasses.replace(config, mixture=config.mixture.replace("=3:", "=2:"))
     with pytest.raises(InputError, match="its text or tokenizer is not the one"):
-        train_loader(prepared(other, progress=False), other).set_state(train_loader(data, config).get_state())
+        TrainLoader(prepared(other, progress=False), other).set_state(TrainLoader(data, config).get_state())
     scaled = dataclasses.replace(config, mixture=config.mixture.replace("=3:", "=0.75:").replace("=1:", "=0.25:"))
     assert prepared(scaled, progress=False).fingerprint == data.fingerprint, "weights are shares"
 
@@ -106,7 +106,7 @@ def test_what_names_nothing_or_does_not_parse(text, message, config, monkeypatch
         file.write("some words\nof text\n")
     with pytest.raises(InputError, match=message):
         other = dataclasses.replace(config, mixture=text)
-        train_loader(prepared(other, progress=False), other)
+        TrainLoader(prepared(other, progress=False), other)
 
 
 def test_weights_are_shares_and_paths_may_hold_commas_and_colons():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.damage import full_disk
 from support.shards import documents_of
 
 from mom_jax.data.config import DataConfig
@@ -18,14 +19,6 @@ from mom_jax.data.shards import (
 from mom_jax.data.tokenizers import ByteTokenizer
 from mom_jax.data.writing import write_record, write_shards
 from mom_jax.errors import InputError
-
-
-@pytest.fixture
-def folder(corpus, tmp_path):
-    """A prepared folder of several shards per split."""
-    text = corpus([[f"file {i} document {j} " * 3 for j in range(4)] for i in range(12)])
-    prepare(DataConfig(path=str(text), held_out_fraction=0.3, shard_bytes=600), tmp_path / "shards")
-    return tmp_path / "shards"
 
 
 def _write(folder, name, texts, tokenizer=None):
@@ -191,10 +184,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         _write(tmp_path, "train-00000", ["text"])
     assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,12 @@
 """Shards that are not what was written are noticed, once on each machine."""
 
+import hashlib
+import json
 import os
 
 import numpy as np
 import pytest
+from support.damage import flip_the_middle
 
 import mom_jax.data.sums as sums_module
 from mom_jax.data.config import DataConfig
@@ -12,15 +15,7 @@ from mom_jax.data.shards import open_prepared
 from mom_jax.data.sums import Sums, stamp, sum_of
 from mom_jax.data.verification import verify
 from mom_jax.errors import InputError
-
-
-@pytest.fixture
-def folder(corpus, tmp_path):
-    """A prepared folder of several shards per split."""
-    text = corpus([[f"file {i} document {j} " * 3 for j in range(4)] for i in range(12)])
-    config = DataConfig(path=str(text), held_out_fraction=0.3, shard_bytes=600, cache_dir=str(tmp_path / "other"))
-    prepare(config, tmp_path / "shards")
-    return tmp_path / "shards"
+from mom_jax.files import write_sealed
 
 
 @pytest.fixture
@@ -36,18 +31,12 @@ def _open(folder, tmp_path):
     return prepared(DataConfig(path=str(folder), cache_dir=str(tmp_path / "cache")))
 
 
-def _flip(path):
-    blob = bytearray(path.read_bytes())
-    blob[len(blob) // 2] ^= 1
-    path.write_bytes(blob)
-
-
 def _zeros(path):
     path.write_bytes(bytes(path.stat().st_size))
 
 
 @pytest.mark.parametrize("name", ["train-00001.bin", "held_out-00000.offsets"])
-@pytest.mark.parametrize("damage", [_flip, _zeros])
+@pytest.mark.parametrize("damage", [flip_the_middle, _zeros])
 @pytest.mark.parametrize("opened_before", [False, True])
 def test_damage_is_named_with_the_remedy(folder, tmp_path, reads, name, damage, opened_before):
     if opened_before:
@@ -62,20 +51,22 @@ def test_damage_is_named_with_the_remedy(folder, tmp_path, reads, name, damage, 
             _open(folder, tmp_path)
 
 
-def test_the_command_that_prepared_the_data_mends_it(corpus, tmp_path, reads):
+@pytest.mark.parametrize("damage", [flip_the_middle, lambda path: path.write_bytes(b"half")], ids=["a bit", "half"])
+def test_the_command_that_prepared_the_data_mends_it(damage, corpus, tmp_path, reads):
     text = corpus([[f"file {i} " * 9] for i in range(12)])
     config = DataConfig(path=str(text), held_out_fraction=0.3, shard_bytes=300, cache_dir=str(tmp_path / "cache"))
     prepare(config, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    _flip(tmp_path / "out" / "train-00001.bin")
+    damage(tmp_path / "out" / "train-00001.bin")
     assert prepare(config, tmp_path / "out").written == 1
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_a_cache_mends_itself(corpus, tmp_path, reads):
+@pytest.mark.parametrize("damage", [_zeros, lambda path: path.write_bytes(b"")], ids=["zeros", "nothing"])
+def test_a_cache_mends_itself(damage, corpus, tmp_path, reads):
     config = DataConfig(path=str(corpus([["one"], ["two"], ["three"]])), cache_dir=str(tmp_path / "cache"))
     first = prepared(config)
-    _zeros(first.folder / "train-00000.bin")
+    damage(first.folder / "train-00000.bin")
     assert prepared(config).fingerprint == first.fingerprint
     verify(open_prepared(first.folder), str(tmp_path / "another"))
 
@@ -121,11 +112,6 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(folder, tmp_path, reads
 
 
 def test_sums_that_fit_do_not_excuse_tokens_outside_the_vocabulary(folder, tmp_path):
-    import hashlib
-    import json
-
-    from mom_jax.files import write_sealed
-
     path, record = folder / "train-00000.bin", folder / "train-00000.json"
     tokens = np.fromfile(path, "<u2")
     tokens[3] = 264

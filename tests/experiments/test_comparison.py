@@ -52,8 +52,8 @@ def test_every_point_is_shown(name, scale, tmp_path):
     assert len(contrasts) == (0 if scale == "tiny" else expected)
     assert experiment.table(records[:1])[1:], "a sweep that has just begun"
     if scale == experiment.scales[-1]:  # pictures take what tables take a hundred times, and differ in numbers alone
-        assert all(path.stat().st_size > 5_000 for path in experiment.plot(records, tmp_path))
-        assert all(path.is_file() for path in experiment.plot(records[:1], tmp_path))
+        assert all(path.stat().st_size > 5_000 for path in experiment.draw(records, tmp_path))
+        assert all(path.is_file() for path in experiment.draw(records[:1], tmp_path))
 
 
 def test_models_are_what_their_names_say():
@@ -71,7 +71,7 @@ def test_models_are_what_their_names_say():
         mixed = recipe(size, "gated_deltanet", hybrid.hybrid, 0).model
         assert mixed.attn.layers == {"tiny": (1,), "medium": (7,)}.get(size, (7, 15, 23)) and mixed.mixture
         for pair in memories.PAIRS:
-            several = recipe(size, "gated_deltanet", memories.several(*pair).change, 0).model
+            several = recipe(size, "gated_deltanet", memories._MODELS[memories.label(*pair)].change, 0).model
             assert (several.num_memories, several.topk) == pair
 
 

@@ -51,5 +51,5 @@ def test_table_plot_and_contrasts(tmp_path):
     judged = judge(context.contrasts(records))
     assert [one.verdict for one in judged[:2]] == ["undecided", "better"] and len(judged) == 3 * len(POINTS) - 1
     assert {one.verdict for one in judged[2 * len(POINTS) :]} == {"better"}, "fewer bits are better"
-    (picture,) = context.plot(records, tmp_path)
+    (picture,) = context.EXPERIMENT.draw(records, tmp_path)
     assert picture.stat().st_size > 10_000

@@ -85,5 +85,5 @@ def test_table_and_plot(tmp_path):
         ["256K", "Transformer++", "out of memory"],
         ["512K", "Transformer++", "out of memory"],
     ]
-    (picture,) = generation.plot(records, tmp_path)
+    (picture,) = generation.EXPERIMENT.draw(records, tmp_path)
     assert picture.stat().st_size > 10_000

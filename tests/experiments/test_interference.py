@@ -83,5 +83,5 @@ def test_what_another_kind_spares(tmp_path):
     assert len(rows) == 6 * len(COMPARED) and all(len(row) == len(heading) for row in rows)
     assert rows[0][1] == "0, the same kind" and "(0.020)" in rows[0][3] and rows[0][4] == "1 of 4"
     assert "1.000 [1.000, 1.000] bits" in interference.findings(records)[0]
-    (picture,) = interference.plot(records, tmp_path)
+    (picture,) = interference.EXPERIMENT.draw(records, tmp_path)
     assert picture.stat().st_size > 10_000

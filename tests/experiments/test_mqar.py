@@ -122,5 +122,5 @@ def test_table_plot_and_contrasts(tmp_path):
     contrasts = mqar.contrasts(records)
     assert len(contrasts) == len(mqar.MODELS) - 1
     assert {contrast.questions for contrast in contrasts} == {(), ("active-state",), ("total-state",), ("parameters",)}
-    (picture,) = mqar.plot(records, tmp_path)
+    (picture,) = mqar.EXPERIMENT.draw(records, tmp_path)
     assert picture.stat().st_size > 10_000

@@ -92,7 +92,7 @@ def test_table_plot_and_contrasts(tmp_path, scale, tasks):
     for record in records:
         record["result"]["grid"] = []
     assert needles.findings(records) == [fell], "no rate was searched"
-    (picture,) = needles.plot(records, tmp_path)
+    (picture,) = needles.EXPERIMENT.draw(records, tmp_path)
     assert picture.stat().st_size > 10_000
 
 

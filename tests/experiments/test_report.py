@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from mom_jax.experiments.common.architectures import ARCHITECTURES
 from mom_jax.experiments.registry import get_experiment
-from support.made_up import tuned_result
+from support import made_up
+from support.made_up import train_record, write_run
 
 from mom_jax.cli.main import main
 from mom_jax.cli.train import command_of, parse_train
@@ -22,21 +23,7 @@ from mom_jax.models.presets import get_preset
 from mom_jax.training.config import get_train_preset
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
-EVALUATION = {
-    "step": 20,
-    "data": "texts",
-    "sequence_length": 256,
-    "tokens": 12345,
-    "loss": 1.2512,
-    "perplexity": 3.494,
-    "bits_per_byte": 1.8051,
-    "by_position": [
-        {"start": 0, "stop": 16, "tokens": 345, "loss": 2.5171},
-        {"start": 16, "stop": 256, "tokens": 12000, "loss": 1.2239},
-    ],
-    "load": [[0.511, 0.252, 0.126, 0.111], [0.251, 0.249, 0.253, 0.247]],
-    "routing_entropy": [1.013, 1.257],
-}
+EVALUATION = {**made_up.EVALUATION, "data": "texts", "sequence_length": 256}
 VERSIONS = {"python": "3.12.1", "jax": "0.11.2"}
 SITTING = {"date": "2026-01-02 03:04", "step": 0, "devices": "2 TPU v4", "versions": VERSIONS}
 
@@ -81,32 +68,11 @@ def read_page(path: Path) -> tuple[str, Strict]:
     return " ".join(" ".join(page.texts).split()), page
 
 
-def train_record(step: int, loss: float) -> dict:
-    return {
-        "step": step,
-        "loss": loss + 0.02,
-        "lm_loss": loss,
-        "aux_loss": 2.0,
-        "grad_norm": 1.5,
-        "learning_rate": 1e-3,
-        "tokens": 2048,
-        "load": [[0.4, 0.3, 0.2, 0.1], [0.25] * 4],
-        "routing_entropy": [1.2, 1.3],
-        "bad_total": 3,
-        "seconds_per_step": 0.5,
-        "tokens_per_second": 4096.0,
-    }
-
-
 def make_run(folder: Path, final_loss: float = 1.9173, **changes) -> Path:
     """A run of 20 steps."""
-    folder.mkdir(parents=True)
-    config = dataclasses.replace(get_train_preset("mom-tiny"), run_dir=str(folder), steps=20, **changes)
-    (folder / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
     records = [train_record(10, 3.0), {"step": 10, "held_out_loss": 2.8642}, train_record(20, final_loss)]
     records.append({"step": 20, "held_out_loss": final_loss + 0.1})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return folder
+    return write_run(folder, records, steps=20, **changes)
 
 
 def task(metrics: dict[str, float], limit: int | None = None) -> dict:
@@ -149,7 +115,7 @@ def sweep(tmp_path):
     records = [
         {
             "point": point,
-            "result": tuned_result([0.11 + 0.0701 * i, 0.21 + 0.0701 * i]),
+            "result": made_up.tuned_result([0.11 + 0.0701 * i, 0.21 + 0.0701 * i]),
             "seconds": 60.0,
             "date": "2026-02-03 04:05",
             "versions": VERSIONS,
@@ -274,14 +240,6 @@ def test_the_command_of_a_run_gives_that_run(preset):
         assert parse_train(shlex.split(command)[2:]).run == wanted
 
 
-def complaint(capsys, *args: str) -> str:
-    """The one line of a command that fails."""
-    assert main(["report", *args]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1
-    return said.err
-
-
 @pytest.mark.parametrize(
     ("out", "cause"),
     [
@@ -289,11 +247,10 @@ def complaint(capsys, *args: str) -> str:
         ("{runs}/first/config.json", "config.json is a file"),
         ("/proc/pages/page.html", "/proc: "),
         ("{runs}/%s/page.html" % ("long" * 70), "is too long for a file system"),
-        ("gs://bucket/page.html", "gs:// addresses are not supported"),
     ],
 )
-def test_an_impossible_place_is_named_with_its_cause(run, out, cause, capsys):
-    said = complaint(capsys, str(run), "--out", out.format(runs=run.parent))
+def test_an_impossible_place_is_named_with_its_cause(run, out, cause, complaint):
+    said = complaint("report", run, "--out", out.format(runs=run.parent))
     assert said.startswith("mom-jax: out=") and cause in said
 
 
@@ -309,9 +266,9 @@ def test_a_page_overwrites_none_of_another_run(run, tmp_path, monkeypatch, capsy
     assert all(Path(page).is_file() for page in written)
 
 
-def test_a_folder_that_cannot_be_written_to(run, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_written_to(run, monkeypatch, complaint):
     monkeypatch.setattr("mom_jax.experiments.report.command.why_not_writable", lambda folder: "Read-only file system")
-    assert "(Read-only file system); give another place with --out" in complaint(capsys, str(run))
+    assert "(Read-only file system); give another place with --out" in complaint("report", run)
 
 
 def test_evaluations_baselines_and_a_sample_are_on_the_page(run):
@@ -362,26 +319,25 @@ def test_a_damaged_point_stops_no_report(sweep):
     assert text.count("points.jsonl:") == 3 and text.count("has another form") == 1 and "1 of 8" in text
 
 
-def test_mistakes_are_one_line(run, tmp_path, capsys):
-    runs, empty = str(run.parent), tmp_path / "empty"
+def test_mistakes_are_one_line(run, tmp_path, complaint):
+    empty = tmp_path / "empty"
     empty.mkdir()
-    assert "paths='': give the folder of a run" in complaint(capsys)
-    assert f"paths={tmp_path}/none: no such folder" in complaint(capsys, f"{tmp_path}/none")
-    assert "is neither a run (config.json) nor a sweep (points.jsonl)\n" in complaint(capsys, str(empty))
-    assert f"did you mean {run}?" in complaint(capsys, runs)
+    assert f"paths={tmp_path}/none: no such folder" in complaint("report", tmp_path / "none")
+    assert "is neither a run (config.json) nor a sweep (points.jsonl)\n" in complaint("report", empty)
+    assert f"did you mean {run}?" in complaint("report", run.parent)
     (run / "eval.json").unlink()
     (run / "metrics.jsonl").write_text("", encoding="utf-8")
-    assert f"run={run}: has no metrics yet" in complaint(capsys, str(run))
+    assert f"run={run}: has no metrics yet" in complaint("report", run)
     assert not list(tmp_path.rglob("*.html"))
 
 
-def test_mistakes_in_sweeps_are_one_line(sweep, tmp_path, capsys):
+def test_mistakes_in_sweeps_are_one_line(sweep, tmp_path, complaint):
     points = sweep / "points.jsonl"
     points.rename(points.with_name("points-0-of-2.jsonl"))
     renamed = sweep.rename(sweep.with_name("mine"))
-    assert "holds points of an unknown experiment" in complaint(capsys, str(renamed))
+    assert "holds points of an unknown experiment" in complaint("report", renamed)
     sweep = renamed.rename(sweep)
     (sweep / "points-0-of-2.jsonl").write_text("", encoding="utf-8")
-    assert "has no finished point; run mom-jax experiment mqar --scale tiny" in complaint(capsys, str(sweep))
+    assert "has no finished point; run mom-jax experiment mqar --scale tiny" in complaint("report", sweep)
     (sweep / "points-0-of-2.jsonl").write_text("{]\n", encoding="utf-8")
-    assert f"that can be read ({sweep}/points-0-of-2.jsonl:1 is damaged" in complaint(capsys, str(sweep))
+    assert f"that can be read ({sweep}/points-0-of-2.jsonl:1 is damaged" in complaint("report", sweep)

@@ -35,5 +35,5 @@ def test_table_plot_and_contrasts(tmp_path):
     assert rows[1][0] == "16" and rows[1][3] == "0.500 0.600 0.700" and rows[1][-2:] == ["1,234", "5,678"]
     contrasts = selective_copy.contrasts(records)
     assert len(contrasts) == len(COMPARED) - 1 and {contrast.first for contrast in contrasts} == {"MoM"}
-    (picture,) = selective_copy.plot(records, tmp_path)
+    (picture,) = selective_copy.EXPERIMENT.draw(records, tmp_path)
     assert picture.stat().st_size > 10_000

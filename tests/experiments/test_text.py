@@ -2,13 +2,18 @@
 
 import dataclasses
 import functools
+import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
-from mom_jax.experiments.common import text
+from flax import nnx
+from mom_jax.experiments.common import history, text
 from mom_jax.experiments.studies import extrapolation, specialisation
 
+from mom_jax import runs
+from mom_jax.data.prepare import prepared
 from mom_jax.errors import InputError
 
 
@@ -35,10 +40,6 @@ def run_dir(small, tmp_path_factory):
 
 def test_nothing_is_trained_twice(small, run_dir, monkeypatch):
     """The same recipe finds its model; another seed is another model."""
-    from pathlib import Path
-
-    import mom_jax.runs as runs
-
     monkeypatch.setattr(runs, "train_and_report", None)
     models = Path(run_dir).parent
     assert text.trained(small, models) == run_dir
@@ -55,18 +56,10 @@ def test_scores_and_costs(run_dir):
 
 def test_history(run_dir, monkeypatch):
     """The last bytes of a passage are scored as in one window, whatever the pieces; the ends of all are the same."""
-    import math
-
-    from flax import nnx
-    from mom_jax.experiments.common import history
-
-    from mom_jax.data.prepare import prepared
-    from mom_jax.runs import one_device, opened_run
-
     passages = history.passages
     monkeypatch.setattr(history, "passages", lambda text, length: passages(text, length)[:4])
     bits = history.history_bits(run_dir, (32, 64), 16)
-    with opened_run(run_dir, one_device()) as (config, model, _):
+    with runs.opened_run(run_dir, runs.one_device()) as (config, model, _):
         rows = history.passages(prepared(config.data).held_out, 65)
         at_once = nnx.jit(lambda model, rows: model.token_nats(model.hidden_states(rows[:, :-1]).hidden, rows[:, 1:]))
         for length, found in zip((32, 64), bits, strict=True):
@@ -77,7 +70,6 @@ def test_history(run_dir, monkeypatch):
 
 def test_passages():
     """From the beginning of each document, side by side; what is left over or too short is not among them."""
-    from mom_jax.experiments.common.history import passages
 
     class Text:
         def __len__(self):
@@ -86,15 +78,13 @@ def test_passages():
         def read(self, start, stop):
             return np.arange(12), np.isin(np.arange(12), (0, 7, 9))
 
-    np.testing.assert_array_equal(passages(Text(), 3), [[0, 1, 2], [3, 4, 5]])
+    np.testing.assert_array_equal(history.passages(Text(), 3), [[0, 1, 2], [3, 4, 5]])
 
 
 def test_what_routers_see(run_dir):
     """The memory that is chosen first is the likeliest by the router's weight on the state that is reported."""
-    from mom_jax.runs import one_device, opened_run
-
     ids, states, chosen, names = specialisation.routed(run_dir)
-    with opened_run(run_dir, one_device()) as (_, model, _):
+    with runs.opened_run(run_dir, runs.one_device()) as (_, model, _):
         router = np.asarray(model.blocks("memory").attn.router.weight[...])
     assert len(ids) == len(states[0]) == len(chosen[0]) and set(names) == set(ids.tolist())
     np.testing.assert_array_equal(chosen[0], (states[0] @ router[0]).argmax(-1))
@@ -128,5 +118,5 @@ def test_tables_and_plots(tmp_path):
     looked = [{"point": p, "result": {"layers": [layer] * 2}} for p in specialisation.points("tiny")]
     heading, *rows = specialisation.table(looked)
     assert len(rows) == 2 * 2 * 3 and all(len(row) == len(heading) for row in rows)
-    for path in (*extrapolation.plot(records, tmp_path), *specialisation.plot(looked, tmp_path)):
+    for path in (*extrapolation.EXPERIMENT.draw(records, tmp_path), *specialisation.EXPERIMENT.draw(looked, tmp_path)):
         assert path.stat().st_size > 5_000

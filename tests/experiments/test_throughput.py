@@ -56,6 +56,6 @@ def test_table_and_plot(tmp_path):
     assert rows[0][:5] == ["single memory", "1", "1", "3,000", "1.00"]
     assert rows[3][:5] == ["MoM, top-2", "4 + 1", "3", "1,500", "0.50"]
     assert throughput.table(records[1:])[1][4] == ""
-    (picture,) = throughput.plot(records, tmp_path)
+    (picture,) = throughput.EXPERIMENT.draw(records, tmp_path)
     assert picture.stat().st_size > 10_000
-    assert throughput.plot(records[:1], tmp_path)
+    assert throughput.EXPERIMENT.draw(records[:1], tmp_path)

@@ -140,14 +140,10 @@ def test_places(trials: Trials):
     os.mkfifo(folder / "pipe")
     (folder / "with pipe").mkdir()
     os.mkfifo(folder / "with pipe" / "a.txt")
-    (folder / "readme").mkdir()
-    (folder / "readme" / "README.md").write_bytes(PROSE)
-    (folder / "hidden").mkdir()
-    (folder / "hidden" / ".a.txt").write_bytes(PROSE)
-    (folder / "test").mkdir()
-    (folder / "test" / "test.txt").write_bytes(PROSE)
-    (folder / "valid").mkdir()
-    (folder / "valid" / "valid.jsonl").write_bytes(LINES)
+    texts = {"readme/README.md": PROSE, "hidden/.a.txt": PROSE, "test/test.txt": PROSE, "valid/valid.jsonl": LINES}
+    for name, content in texts.items():
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(content)
     places = ["empty", "round", "gone", "self", "pipe", "with pipe", "readme", "hidden", "nowhere", "*.nothing",
               "text.txt/x", "/dev/null", "/dev/zero", "/proc/self/mem", "hf:", "hf:no-such-owner/no-such", "gs://b/t",
               "s3:/b/t", "a" * 300, "hf://datasets/a/b", "https://example.org/t.txt", "file:///etc/passwd", "[",

@@ -2,37 +2,27 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 from support.beside_pytorch import CONFIGS
+from support.processes import TESTS, output_of
 
 from mom_jax import MoMConfig, save_pretrained
 from mom_jax.cli.main import main
 from mom_jax.models.structure import build_model
-
-TESTS = Path(__file__).resolve().parents[1]
 
 pytestmark = pytest.mark.parity
 
 
 def lines_of(script: str, *arguments: str) -> list[dict]:
     """The lines of JSON that a script of tests/support prints. It changes how Triton starts, so it is a process."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
-        "JAX_PLATFORMS": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    command = [sys.executable, "-P", str(TESTS / "support" / script), *arguments]  # else support.tokenizers is found
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    # without -P support.tokenizers is found instead of tokenizers
+    said = output_of(["-P", str(TESTS / "support" / script), *arguments], environment)
+    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +66,8 @@ def test_what_is_pushed_is_a_model_like_any_other_there(tmp_path):
     save_pretrained(made, tmp_path / "saved")
     assert main(["convert", str(tmp_path / "saved"), str(tmp_path / "run"), "--tokenizer", "bytes"]) == 0
     assert main(["push", str(tmp_path / "run"), "me/tiny", "--out", str(tmp_path / "out")]) == 0
-    command = [sys.executable, "-c", LOAD, str(tmp_path / "out"), "schön 中\n"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    said = output_of(["-c", LOAD, str(tmp_path / "out"), "schön 中\n"], dict(os.environ))
+    found = json.loads(said.splitlines()[-1])
     assert found["class"] == "MomForCausalLM" and found["text"] == "schön 中\n"
     assert found["ids"] == list("schön 中\n".encode())
     ours = sum(float(np.abs(np.asarray(p, np.float64)).sum()) for p in jax.tree.leaves(nnx.state(made)))

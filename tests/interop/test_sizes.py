@@ -115,6 +115,7 @@ def test_everything_else_comes_back_too():
         ({"model_type": "mom_gated_deltanet", "num_experts": []}, "num_memories=[]: expected a whole number"),
         ({"model_type": "mom", "attn": [1]}, "attn=1: expected null, an object"),
         ({"model_type": "mom", "attn": {"layers": None}}, "attn.layers=None: expected a list"),
+        ({"model_type": "mom", "attn": {"layer": [1]}}, "attn=layer: unknown"),
         ({"model_type": "kda", "hidden_act": ["swish"]}, "hidden_act=['swish']: not available"),
         ({"model_type": "raven", "decay_type": ["GLA"]}, "decay_type=['GLA']: expected Mamba2 or GLA"),
         ({"model_type": "raven", "expand_k": 0.3}, "expand_k=0.3: times hidden_size (2048) must be a whole number"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from support.compare import assert_close
-from support.dependence import dependence
+from support.definitions import turned
+from support.dependence import allowed, dependence
 
 from mom_jax.layers import attention
 from mom_jax.layers.attention import Attention
@@ -31,14 +32,6 @@ def blocks(request, monkeypatch):
 def x():
     """Hidden states."""
     return jnp.asarray(np.random.default_rng(0).normal(size=(ROWS, TIME, HIDDEN)), jnp.float32)
-
-
-def turned(y, position, theta):
-    """Rotary embedding channel pair by channel pair, as complex numbers."""
-    half = y.shape[-1] // 2
-    z = y[..., :half] + 1j * y[..., half:]
-    z = z * np.exp(1j * position * theta ** (-np.arange(half) / half))
-    return np.concatenate([z.real, z.imag], -1)
 
 
 def by_definition(layer: Attention, x, keep, documents):
@@ -82,13 +75,8 @@ def test_who_sees_whom(x):
     """Gradients: exactly 0 from later tokens, other rows, other documents, padding and outside of the window."""
     layer, keep, documents = make(window=4), np.ones((ROWS, TIME), int), np.zeros((ROWS, TIME), int)
     keep[0, 5], documents[1, 5:] = 0, 1
-    may = np.zeros((ROWS, TIME, ROWS, TIME), bool)
-    for b in range(ROWS):
-        place = np.cumsum(keep[b]) - 1
-        for t in range(TIME):
-            for s in range(t + 1):
-                real = keep[b, t] and keep[b, s] and place[t] - place[s] < 4
-                may[b, t, b, s] = bool(real and documents[b, t] == documents[b, s])
+    place = np.cumsum(keep, 1)
+    may = allowed(keep > 0, documents) & (place[:, :, None, None] - place < 4)
     sizes = dependence(lambda x: layer(x, jnp.asarray(keep), jnp.asarray(documents))[0], x)
     assert (sizes[may] > 0).all() and not sizes[~may].any()
 

@@ -8,11 +8,9 @@ from flax import nnx
 from goldens.read import parameters_by_name
 from support.compare import assert_close
 from support.definitions import DEFINITIONS
-from support.parameters import randomised
+from support.parameters import random_mixer
 
 from mom_jax.layers.mixer import MemoryMixer
-from mom_jax.models.config import MoMConfig
-from mom_jax.models.mixers import make_mixer
 from mom_jax.ops.mixing import mix
 
 TIME, D, H, K, V = 19, 16, 2, 8, 12
@@ -20,11 +18,7 @@ TIME, D, H, K, V = 19, 16, 2, 8, 12
 
 def single(rule: str, **options) -> MemoryMixer:
     """One memory of the rule, with parameters that make every part matter."""
-    sizes = {"hidden_size": D, "num_heads": H, "head_dim": K, "expand_v": V / K, "num_hidden_layers": 1}
-    config = MoMConfig(**sizes | options, memory_rule=rule, mixture=False)
-    layer = randomised(nnx.eval_shape(lambda: make_mixer(config, "memory", nnx.Rngs(0))), 0.4)
-    assert isinstance(layer, MemoryMixer)
-    return layer
+    return random_mixer(0.4, memory_rule=rule, mixture=False, **options)
 
 
 def hidden():

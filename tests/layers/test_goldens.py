@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import pytest
 from flax import nnx
 from goldens.read import assign, load, mixer_parameters, parameters_by_name, under
 from support.compare import assert_close
@@ -11,9 +10,9 @@ from mom_jax.layers.mixer import MemoryMixer
 from mom_jax.models.config import MoMConfig
 
 
-@pytest.fixture(scope="module")
-def evaluated():
-    """The stored arrays, our outputs, and our gradients of sum(y * dy)."""
+def test_the_layer_and_its_gradients():
+    """Outputs and router logits within 1e-5 of their largest value; every gradient of sum(y * dy) that is stored within
+    1e-4 of its own (these are not rounded)."""
     stored = load("layer_defaults")
     with nnx.use_eager_sharding(False):
         sizes = {"num_heads": 2, "head_k_dim": 16, "head_v_dim": 32, "num_memories": 8, "shared": False}
@@ -32,18 +31,8 @@ def evaluated():
         return y, logits, pull((dy, jnp.zeros_like(logits)))
 
     y, logits, (dparams, dx) = run(params, stored["in/x"], stored["in/dy"])
-    return stored, y, logits, parameters_by_name(dparams), dx
-
-
-def test_outputs(evaluated):
-    """Outputs and router logits, within 1e-5 of their largest value."""
-    stored, y, logits, _, _ = evaluated
     assert_close((y, logits.reshape(-1, 8)), (stored["out/y"], stored["out/router_logits"].reshape(-1, 8)), 1e-5)
-
-
-def test_gradients(evaluated):
-    """Every gradient that is stored, within 1e-4 of its largest value (these are not rounded)."""
-    stored, _, _, dparams, dx = evaluated
+    dparams = parameters_by_name(dparams)
     ours = {
         "x": dx,
         "A_log": dparams["rule.A_log"],

@@ -11,15 +11,19 @@ from goldens.read import parameters_by_name
 from support.cases import some
 from support.compare import assert_close
 from support.mixer import choose, dense_mixer, sequences
+from support.parameters import random_mixer
 
 CASES = {
     "shared": ({}, 11),
-    "routed only, no gate, no convolution": ({"shared": False, "output_gate": False, "conv_size": None}, 11),
-    "one projection, top-1": ({"single_projection": True, "top_k": 1}, 11),
-    "all memories, one tap, one token": ({"top_k": 4, "conv_size": 1}, 1),
-    "a single memory": ({"num_memories": None, "shared": False}, 11),
-    "deltanet": ({"rule": "deltanet", "allow_neg_eigval": True}, 11),
-    "sizes of a model": ({"hidden": 32, "heads": 1, "key_dim": 64, "value_dim": 64}, 70),
+    "routed only, no gate, no convolution": (
+        {"shared_mem": False, "use_output_gate": False, "use_short_conv": False},
+        11,
+    ),
+    "one projection, top-1": ({"single_kv_proj": True, "topk": 1}, 11),
+    "all memories, one tap, one token": ({"topk": 4, "conv_size": 1}, 1),
+    "a single memory": ({"mixture": False}, 11),
+    "deltanet": ({"memory_rule": "deltanet", "allow_neg_eigval": True}, 11),
+    "sizes of a model": ({"hidden_size": 32, "num_heads": 1, "head_dim": 64, "expand_v": 1.0}, 70),
 }
 
 
@@ -36,10 +40,10 @@ def differentiate(function, params, x, dy):
 
 
 @pytest.mark.parametrize("case", some(CASES, ("shared", "one projection, top-1", "deltanet")))
-def test_equals_the_dense_definition(make_layer, case):
+def test_equals_the_dense_definition(case):
     """Values and the gradients of x and of every parameter, with holes in the mask and documents."""
     options, time = CASES[case]
-    layer = make_layer(**options)
+    layer = random_mixer(0.35, **options)
     graph, params = nnx.split(layer)
     x, dy = random_input(2, time, layer.rule.q_proj.weight.shape[0])
     rng = np.random.default_rng(5)
@@ -72,10 +76,9 @@ def test_equals_the_dense_definition(make_layer, case):
 
 
 @pytest.fixture(scope="module")
-def run(make_layer):
+def run():
     """The compiled layer: (x, mask, documents) to the output."""
-    layer = make_layer()
-    graph, params = nnx.split(layer)
+    graph, params = nnx.split(random_mixer(0.35))
     return jax.jit(lambda x, mask, documents: nnx.merge(graph, params)(x, mask, documents)[0])
 
 
@@ -90,9 +93,9 @@ def test_a_row_of_padding(run):
     assert_close(masked[1], y[1], 1e-6)
 
 
-def test_vmap(run, make_layer):
+def test_vmap(run):
     """A leading axis of inputs by vmap."""
-    graph, params = nnx.split(make_layer())
+    graph, params = nnx.split(random_mixer(0.35))
     x = jnp.stack(random_input(2, 12, 16))
     mapped = jax.jit(jax.vmap(lambda x: nnx.merge(graph, params)(x)[0]))(x)
     assert_close(mapped, jnp.stack([run(one, None, None) for one in x]), 1e-5)

@@ -5,21 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from support.compare import assert_close
+from support.definitions import sigmoid, silu
 from support.parameters import randomised
 
-from mom_jax.layers.output import GateOutput, HeadNormOutput, HiddenNormOutput, LowRankGateOutput, Output
+from mom_jax.layers.output import HiddenNormOutput, LowRankGateOutput, Output
 from mom_jax.ops.mixing import Reads
 from mom_jax.ops.segments import plan_packing
 
 D, H, V, EPS = 6, 2, 4, 1e-3
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def silu(x):
-    return x * sigmoid(x)
 
 
 def normed(x, axes=-1):
@@ -34,22 +27,23 @@ def heads(y):
     return y.reshape(*y.shape[:2], H, V)
 
 
+GATE, NORM = ("gate", True), ("norm_eps", EPS)
 # Each with what is projected, from mixed reads o, the input x and parameters p.
 ENDS = {
     (Output,): lambda o, x, p: o,
-    (GateOutput,): lambda o, x, p: o * silu(heads(linear(x, p["g_proj"]))),
-    (HeadNormOutput, ("gate", False)): lambda o, x, p: normed(o) * p["norm"],
-    (HeadNormOutput, ("gate", True)): lambda o, x, p: normed(o) * p["norm"] * silu(heads(linear(x, p["g_proj"]))),
-    (HeadNormOutput, ("gate", True), ("activation", jax.nn.sigmoid), ("before", jax.nn.silu)): lambda o, x, p: (
+    (Output, GATE): lambda o, x, p: o * silu(heads(linear(x, p["g_proj"]))),
+    (Output, NORM): lambda o, x, p: normed(o) * p["norm"],
+    (Output, GATE, NORM): lambda o, x, p: normed(o) * p["norm"] * silu(heads(linear(x, p["g_proj"]))),
+    (Output, GATE, NORM, ("activation", jax.nn.sigmoid), ("before", jax.nn.silu)): lambda o, x, p: (
         normed(silu(o)) * p["norm"] * sigmoid(heads(linear(x, p["g_proj"])))
     ),
-    (LowRankGateOutput,): lambda o, x, p: (
+    (LowRankGateOutput, NORM): lambda o, x, p: (
         normed(o) * p["norm"] * sigmoid(heads(linear(linear(x, p["g_down"]), p["g_up"])))
     ),
-    (HiddenNormOutput, ("gate", True)): lambda o, x, p: (
+    (HiddenNormOutput, GATE, NORM): lambda o, x, p: (
         normed(o * silu(heads(linear(x, p["g_proj"]))), (-2, -1)) * p["norm"].reshape(H, V)
     ),
-    (HiddenNormOutput, ("activation", jax.nn.silu)): lambda o, x, p: (
+    (HiddenNormOutput, NORM, ("before", jax.nn.silu)): lambda o, x, p: (
         normed(silu(o), (-2, -1)) * p["norm"].reshape(H, V)
     ),
 }
@@ -57,8 +51,7 @@ ENDS = {
 
 def made(kind, *options):
     """An output with parameters that matter."""
-    eps = {} if kind in (Output, GateOutput) else {"norm_eps": EPS}
-    return randomised(nnx.eval_shape(lambda: kind(D, H, V, **dict(options), **eps, rngs=nnx.Rngs(0))), 0.5)
+    return randomised(nnx.eval_shape(lambda: kind(D, H, V, **dict(options), rngs=nnx.Rngs(0))), 0.5)
 
 
 def test_each_output():

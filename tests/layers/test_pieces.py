@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from support.cases import some
 from support.compare import assert_close
-from support.parameters import randomised
+from support.parameters import random_mixer
 
 from mom_jax.errors import InputError
 from mom_jax.layers.mixer import MemoryMixer
@@ -33,14 +33,8 @@ ABLE = {
 
 def layer(rule: str, options: dict) -> MemoryMixer:
     """A small layer: three routed memories and a shared one of the default rule, one memory of any other."""
-    several = {"num_memories": 3} if rule == "gated_deltanet" else {"num_memories": None, "shared": False}
-
-    def make():
-        return MemoryMixer(HIDDEN, rule=rule, num_heads=2, **several, options=options, rngs=nnx.Rngs(0))
-
-    made = randomised(nnx.eval_shape(make), 0.5)
-    assert isinstance(made, MemoryMixer)
-    return made
+    several = {"num_memories": 3} if rule == "gated_deltanet" else {"mixture": False}
+    return random_mixer(0.5, hidden_size=HIDDEN, head_dim=4, expand_v=1.0, memory_rule=rule, **several, **options)
 
 
 def batch() -> tuple[jax.Array, jax.Array, DocumentRuns]:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from support.cases import some
 from support.compare import assert_close
-from support.dependence import values_and_dependence
+from support.dependence import allowed, values_and_dependence
 from support.parameters import randomised
 
 from mom_jax.errors import InputError
@@ -140,9 +140,7 @@ def test_decisions(case):
     values, want = values.reshape(ROWS, TIME, H, K), memory_by_memory(case, x)
     assert_close(values, want.sum(0), 1e-5)
     assert_close(energy[:, 0], (want**2).sum((2, 3, 4)).T, 1e-5)
-    row, time, real = np.arange(ROWS), np.arange(TIME), MASK.astype(bool)
-    may = (row[:, None, None, None] == row[:, None]) & (time[:, None, None] >= time)
-    may = may & (DOCUMENTS[:, :, None, None] == DOCUMENTS) & real[:, :, None, None] & real
+    may = allowed(MASK > 0, DOCUMENTS)
     assert not sizes[~may].any() and (sizes[may] > 0).mean() > 0.7
     if case in ("all at once", "a state to begin with"):
         check_steps(case, values)

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from goldens.read import parameters_by_name
 from support.cases import some
 from support.compare import assert_close
+from support.definitions import convolved, turned
+from support.dependence import allowed
 from support.mixer import choose
-from support.parameters import randomised
+from support.parameters import random_mixer
 
 from mom_jax.errors import InputError
 from mom_jax.layers.linear import rounded
@@ -48,12 +51,8 @@ CONVOLVED = ("gated_deltanet", "hgrn2", "mamba2", "mesanet", "retnet")
 @functools.cache
 def layer_of(rule: str, mixture: bool = True) -> MemoryMixer:
     """A layer of the rule with parameters that make every part matter; a mixture's are the same at every call."""
-    sizes = {"hidden_size": D, "num_heads": 2, "head_dim": 8, "expand_v": 1.5, "num_hidden_layers": 3}
-    sizes |= {"memory_rule": rule, "mixture": mixture, "use_short_conv": rule in CONVOLVED}
-    config = MoMConfig(**sizes | OPTIONS.get(rule, {}))
-    layer = randomised(nnx.eval_shape(lambda: make_mixer(config, "memory", nnx.Rngs(0))), 0.4)
-    assert isinstance(layer, MemoryMixer)
-    return layer
+    fields = {"memory_rule": rule, "mixture": mixture, "use_short_conv": rule in CONVOLVED, "num_hidden_layers": 3}
+    return random_mixer(0.4, **fields | OPTIONS.get(rule, {}))
 
 
 def hidden():
@@ -134,10 +133,7 @@ def check_splits(rule, layer, want):
 
 def check_leaks(rule, layer, want):
     """Another token in a place changes what is read there and later in its document, and nothing else."""
-    row, time = np.arange(ROWS), np.arange(TIME)
-    real, documents = np.asarray(MASK, bool), np.asarray(DOCUMENTS.index)
-    may = (row[:, None, None, None] == row[:, None]) & (time[:, None, None] >= time)
-    may = may & (documents[:, :, None, None] == documents) & real[:, :, None, None] & real
+    may = allowed(np.asarray(MASK, bool), np.asarray(DOCUMENTS.index))
     change = np.zeros(may.shape)
     for b, t in np.ndindex(ROWS, TIME):
         other = np.asarray(hidden()).copy()
@@ -224,30 +220,20 @@ def test_what_a_rule_refuses(fields, message):
 def test_retnet_by_definition():
     """Decay for each token of the memory, rotation for each token of the row."""
     layer, x = layer_of("retnet"), hidden()
-    rule = layer.rule
+    p = {name: np.asarray(y, np.float64) for name, y in parameters_by_name(nnx.state(layer.rule)).items()}
     memories = choose(layer.router.weight[...], x, layer.top_k)
     scores = np.take_along_axis(np.asarray(jax.nn.softmax(x @ layer.router.weight[...], -1), np.float64), memories, -1)
     weights = scores / scores.sum(-1, keepdims=True)
-    half, want = 4, np.zeros((ROWS, TIME, 2, 12))
-
-    def filtered(y, taps):
-        taps, y = np.asarray(taps, np.float64), np.pad(np.asarray(y, np.float64), ((3, 0), (0, 0)))
-        y = sum(y[w : len(y) - 3 + w] * taps[:, w] for w in range(4))
-        return y / (1 + np.exp(-y))
-
-    def turned(y, t):
-        y = y.reshape(len(t), 2, 8)
-        z = (y[..., :half] + 1j * y[..., half:]) * np.exp(1j * t[:, None, None] * 10000.0 ** (-np.arange(half) / half))
-        return np.concatenate([z.real, z.imag], -1)
-
+    want = np.zeros((ROWS, TIME, 2, 12))
     for memory in range(layer.memories):
         for b in range(ROWS):
             shared = memory == layer.num_memories
             t = np.arange(TIME) if shared else np.flatnonzero((memories[b] == memory).any(-1))
             s = np.asarray(x[b, t], np.float64)
-            q = turned(filtered(s @ np.asarray(rule.q_proj.weight[...]), rule.q_conv1d[...]), t)
-            k = turned(filtered(s @ np.asarray(rule.k_proj[memory]), rule.k_conv1d[...]), t)
-            v = filtered(s @ np.asarray(rule.v_proj[memory]), rule.v_conv1d[...]).reshape(len(t), 2, 12)
+            q = convolved(s @ p["q_proj.weight"], p["q_conv1d"]).reshape(len(t), 2, 8)
+            k = convolved(s @ p["k_proj"][memory], p["k_conv1d"]).reshape(len(t), 2, 8)
+            q, k = (turned(y, t[:, None, None]) for y in (q, k))
+            v = convolved(s @ p["v_proj"][memory], p["v_conv1d"]).reshape(len(t), 2, 12)
             for h in range(2):
                 steps = np.arange(len(t))[:, None] - np.arange(len(t))
                 decay = np.where(steps >= 0, (1 - 2.0 ** (-5 - h)) ** np.maximum(steps, 0), 0)

@@ -1,11 +1,9 @@
 """One small model with random parameters, and its compiled call, shared by the tests of this folder."""
 
-import functools
 from collections.abc import Callable
 
-import jax
 import pytest
-from flax import nnx
+from support.calls import compiled
 from support.parameters import random_model
 
 from mom_jax.models.config import MoMConfig
@@ -30,6 +28,4 @@ def model() -> MoMForCausalLM:
 @pytest.fixture(scope="session")
 def call(model: MoMForCausalLM) -> Callable:
     """The compiled model: (ids, mask, documents, cache) to its output."""
-    graph, params = nnx.split(model)
-    run = jax.jit(lambda params, ids, mask, documents, cache: nnx.merge(graph, params)(ids, mask, documents, cache))
-    return functools.partial(run, params)
+    return compiled(model)

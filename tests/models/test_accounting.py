@@ -21,10 +21,13 @@ CONFIG = MoMConfig(vocab_size=VOCAB, hidden_size=D, num_hidden_layers=2, num_hea
                    intermediate_size=WIDE)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["mixture", *BASELINES])
-def test_parameters_and_state_that_exist(name):
+BARE = dataclasses.replace(CONFIG, shared_mem=False, use_output_gate=False, use_short_conv=False)
+KINDS = {"mixture": CONFIG, "bare": BARE} | {name: get_baseline(name, CONFIG) for name in BASELINES}
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_parameters_and_state_that_exist(config):
     """Sums over parts equal the sizes of a model's parameters and of its cache."""
-    config = CONFIG if name == "mixture" else get_baseline(name, CONFIG)
     model = nnx.eval_shape(lambda: MoMForCausalLM(config, rngs=nnx.Rngs(0)))
     costs = total(account(config, 100))
     assert costs.parameters == sum(leaf.get_value().size for _, leaf in nnx.to_flat_state(nnx.state(model)))
@@ -39,6 +42,9 @@ def test_a_memory_layer_by_hand():
     shared_by_all = D * M + D * H * K + 2 * H + W * (2 * H * K + H * V) + 2 * D * H * V + V + 2 * D + 3 * D * WIDE
     assert layer.parameters == shared_by_all + 5 * one_memory
     assert layer.activated == shared_by_all + 3 * one_memory
+    assert total(account(CONFIG, 100)).parameters == 2 * layer.parameters + D + 2 * VOCAB * D
+    left_out = one_memory + D * H * V + W * (2 * H * K + H * V)
+    assert account(BARE, 100)[1].parameters == layer.parameters - left_out
     vectors = 2 * H + V + 2 * D
     filters = W * (2 * H * K + H * V)
     products = 2 * (shared_by_all - vectors - filters + 3 * one_memory + 3 * filters)

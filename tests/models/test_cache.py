@@ -1,11 +1,11 @@
 """One call for prefill, chunked prefill and single steps: any split of the tokens gives the full pass."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.calls import in_pieces
 from support.compare import assert_close
 
 TIME = 14
@@ -36,17 +36,6 @@ def batches(draw):
         mask = rng.integers(0, 2, (2, TIME)).astype(np.int32)
     documents = np.sort(rng.integers(0, draw(st.integers(1, 6)), (2, TIME)), -1).astype(np.int32)
     return ids, mask, documents % 3  # numbers come back
-
-
-def in_pieces(call, cache, lengths, ids, mask, documents):
-    """Logits of all tokens and the last cache."""
-    logits, begin = [], 0
-    for n in lengths:
-        now = slice(begin, begin + n)
-        out = call(ids[:, now], mask[:, now], documents[:, now], cache)
-        logits.append(out.logits)
-        cache, begin = out.cache, begin + n
-    return np.concatenate(logits, 1), cache
 
 
 @given(splits(), batches())

@@ -120,6 +120,39 @@ def test_round_trip(name):
         ({"router_bias_rate": 0.0}, r"router_bias_rate=0\.0: must be greater than 0 and below 1"),
         ({"router_bias_rate": float("nan")}, r"router_bias_rate=nan: must be a finite number"),
         ({"compute_dtype": "float16"}, r"compute_dtype=float16: choose one of float32, bfloat16"),
+        ({"layer_pattern": "3x"}, r"layer_pattern=3x: expected numbers and letters as in 3m1a"),
+        ({"layer_pattern": "1m1b"}, r"layer_pattern=1m1b: .* m is a memory layer, a attention"),
+        ({"layer_pattern": "4m1a"}, r"layer_pattern=4m1a: has 5 layers, which does not divide num_hidden_layers"),
+        (
+            {"layer_pattern": "3m1a", "attn": AttentionConfig(layers=(1,))},
+            r"layer_pattern=3m1a: says which layers are attention layers, and so does attn.layers",
+        ),
+        ({"attn_more": ("{}",)}, r"attn_more=settings without layers: name their layers"),
+        ({"attn_more": ("3",)}, r"attn=3: expected null, an object"),
+        ({"attn_more": ("x",)}, r"attn_more=x: expected JSON"),
+        (
+            {"attn": AttentionConfig(layers=(1,), rotary_fraction=0.3, head_dim=10)},
+            r"attn.rotary_fraction=0.3: of 10 channels are not an even number",
+        ),
+        ({"router_choice": "hash"}, r"router_balance=auxiliary: has nothing to balance beside router_choice=hash"),
+        (
+            {"router_choice": "one", "router_balance": "expert_choice"},
+            r"router_balance=expert_choice: has nothing to balance beside router_choice=one",
+        ),
+        (
+            {"router_choice": "one", "router_balance": "none", "router_noise": 0.5},
+            r"router_noise=0.5: has no choice to vary beside router_choice=one",
+        ),
+        (
+            {"router_choice": "position", "router_balance": "none", "router_reads": "apart"},
+            r"router_reads=apart: would be the same memories as those written beside router_choice=position",
+        ),
+        ({"router_noise_steps": 9}, r"router_noise_steps=9: has no noise to lower beside router_noise=0.0; leave one"),
+        ({"router_bias_rate": 0.1}, r"router_bias_rate=0.1: has no bias to move beside router_balance=auxiliary"),
+        ({"router_block": 8}, r"router_block=8: has no blocks to measure beside router_choice=scores"),
+        ({"aux_loss_scale": 0.1, "router_balance": "none"}, r"aux_loss_scale=0.1: has no loss .* router_balance=none"),
+        ({"mixture": False, "router_scores": "sigmoid"}, r"router_scores=sigmoid: .* one memory beside mixture=False"),
+        ({"mixture": False, "decay_spread": 2.0}, r"decay_spread=2.0: has nothing to do .* beside mixture=False"),
     ],
 )  # fmt: skip
 def test_bad_values(fields, message):

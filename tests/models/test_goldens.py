@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from goldens.read import load, model_of, model_parameters, parameters_by_name, under
+from support.calls import compiled, in_pieces
 from support.compare import assert_close
 
 from mom_jax.labels import IGNORE
@@ -144,38 +145,22 @@ def cached():
     """The stored cache case, its model, and a compiled call."""
     stored = load("h_cache")
     model = model_of(stored)
-    graph, params = nnx.split(model)
-    call = jax.jit(lambda params, ids, cache: nnx.merge(graph, params)(ids, cache=cache))
-    return stored, model, functools.partial(call, params)
+    return stored, model, compiled(model)
 
 
-def test_prefill_and_steps(cached):
-    """Logits of the prefill and of eight single steps, and all states after each."""
+def test_the_state_after_a_prefill(cached):
+    """Of the first layer; logits, and all states at the end: below."""
     stored, model, call = cached
-    ids, config = stored["in/input_ids"], model.config
-    out = call(ids[:, :20], model.init_cache(2))
-    assert_close(out.logits, stored["out/prefill_logits"], FORWARD)
-    assert_close(our_states(out.cache, 0), reference_states(stored, "state_prefill/layer0", config), FORWARD)
-    steps = []
-    for t in range(20, 28):
-        out = call(ids[:, t : t + 1], out.cache)
-        steps.append(out.logits[:, 0])
-    assert_close(jnp.stack(steps, 1), stored["out/step_logits"], FORWARD)
-    for layer in range(config.num_hidden_layers):
-        want = reference_states(stored, f"state_final/layer{layer}", config)
-        assert_close(our_states(out.cache, layer), want, FORWARD)
+    out = call(stored["in/input_ids"][:, :20], cache=model.init_cache(2))
+    want = reference_states(stored, "state_prefill/layer0", model.config)
+    assert_close(our_states(out.cache, 0), want, FORWARD)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1, 7, 7, 7, 1, 1, 1, 1), (7, 7, 7, 7), (1, 20, 7)], ids=str)
-def test_chunked_prefill(cached, sizes):
-    """Reading the tokens in pieces of any size ends in the reference's logits and states."""
+@pytest.mark.parametrize("sizes", [(20, *[1] * 8), (1, 1, 1, 7, 7, 7, 1, 1, 1, 1), (7, 7, 7, 7), (1, 20, 7)], ids=str)
+def test_prefill_and_steps(cached, sizes):
+    """A prefill and eight steps, and pieces of any size, end in the reference's logits and states."""
     stored, model, call = cached
-    cache, begin, logits = model.init_cache(2), 0, []
-    for size in sizes:
-        out = call(stored["in/input_ids"][:, begin : begin + size], cache)
-        cache, begin = out.cache, begin + size
-        logits.append(out.logits)
-    logits = jnp.concatenate(logits, 1)
+    logits, cache = in_pieces(call, model.init_cache(2), sizes, stored["in/input_ids"])
     assert_close(logits[:, :20], stored["out/prefill_logits"], FORWARD)
     assert_close(logits[:, 20:], stored["out/step_logits"], FORWARD)
     for layer in range(model.config.num_hidden_layers):

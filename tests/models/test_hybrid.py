@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support.calls import compiled, in_pieces
 from support.compare import assert_close
 from support.parameters import random_model
 
@@ -31,9 +32,8 @@ def hybrid_config(layers, depth, window=None):
 @functools.cache
 def hybrid(layers, depth, window=None):
     """The model, and its compiled call."""
-    graph, params = nnx.split(random_model(hybrid_config(layers, depth, window)))
-    run = jax.jit(lambda params, ids, mask, documents, cache: nnx.merge(graph, params)(ids, mask, documents, cache))
-    return nnx.merge(graph, params), functools.partial(run, params)
+    model = random_model(hybrid_config(layers, depth, window))
+    return model, compiled(model)
 
 
 def one_by_one(graph, params, ids):
@@ -90,13 +90,8 @@ def test_any_split_equals_the_full_pass(window):
     documents = np.where(np.arange(TIME) < 9, 3, 4)[None].repeat(2, 0).astype(np.int32)
     want = call(ids, mask, documents, None).logits
     for lengths in ((1,) * TIME, (7, *[1] * 7), (1, 1, 1, 7, *[1] * 4)):  # few lengths, because each compiles
-        cache, begin, got = model.init_cache(2), 0, []
-        for n in lengths:
-            now = slice(begin, begin + n)
-            out = call(ids[:, now], mask[:, now], documents[:, now], cache)
-            cache, begin = out.cache, begin + n
-            got.append(out.logits)
-        assert_close(np.concatenate(got, 1), want, 2e-5)
+        got, cache = in_pieces(call, model.init_cache(2), lengths, ids, mask, documents)
+        assert_close(got, want, 2e-5)
         assert cache.attention.keys.shape[2] == (window or 32)
 
 
@@ -132,21 +127,16 @@ def of_two_settings():
     """Memories, gated attention, memories, attention without positions in a window."""
     fields = hybrid_config((), 4).to_dict() | {"attn": TWO_SETTINGS, "layer_pattern": "1m1a1m1b"}
     model = random_model(MoMConfig.from_dict(fields))
-    graph, params = nnx.split(model)
-    return model, jax.jit(lambda ids, numbers, cache: nnx.merge(graph, params)(ids, None, numbers, cache))
+    return model, compiled(model)
 
 
 def test_settings_of_each_layer():
     """Token by token as in one pass, in documents; each set of layers has its own parameters and cache."""
     model, call = of_two_settings()
     ids, numbers = tokens(2, 7), np.repeat([[1, 1, 1, 2, 2, 2, 2]], 2, 0)
-    want = call(ids, numbers, None).logits
-    cache, got = model.init_cache(2), []
-    for t in range(7):
-        out = call(ids[:, t : t + 1], numbers[:, t : t + 1], cache)
-        cache = out.cache
-        got.append(out.logits)
-    assert_close(np.concatenate(got, 1), want, 2e-5)
+    want = call(ids, ALL[:, :7], numbers).logits
+    got, cache = in_pieces(call, model.init_cache(2), [1] * 7, ids, ALL[:, :7], numbers)
+    assert_close(got, want, 2e-5)
     shapes = {kind: state.keys.shape for kind, state in cache.kinds.items() if kind != "memory"}
     assert shapes == {"attention": (1, 2, 32, 1, 6), "attention_b": (1, 2, 3, 4, 4)}
 
@@ -186,31 +176,6 @@ def test_patterns():
     assert [attn["layers"] for attn in model.config.spelt_out().to_dict()["attn"]] == [(1,), (3,)]
     for name in ("mom-340m-qwen3-next", "mom-tiny-kimi-linear"):
         assert get_preset(name).layer_kinds[:4] == config.layer_kinds[:4]
-
-
-@pytest.mark.parametrize(
-    "fields,message",
-    [
-        ({"layer_pattern": "3x"}, r"layer_pattern=3x: expected numbers and letters as in 3m1a"),
-        ({"layer_pattern": "1m1b"}, r"layer_pattern=1m1b: .* m is a memory layer, a attention"),
-        ({"layer_pattern": "4m1a"}, r"layer_pattern=4m1a: has 5 layers, which does not divide num_hidden_layers"),
-        (
-            {"layer_pattern": "3m1a", "attn": AttentionConfig(layers=(1,))},
-            r"layer_pattern=3m1a: says which layers are attention layers, and so does attn.layers",
-        ),
-        ({"attn_more": ("{}",)}, r"attn_more=settings without layers: name their layers"),
-        ({"attn_more": ("3",)}, r"attn=3: expected null, an object"),
-        ({"attn_more": ("x",)}, r"attn_more=x: expected JSON"),
-        (
-            {"attn": AttentionConfig(layers=(1,), rotary_fraction=0.3, head_dim=10)},
-            r"attn.rotary_fraction=0.3: of 10 channels are not an even number",
-        ),
-    ],
-)
-def test_what_layers_refuse(fields, message):
-    """Field, value and remedy in one line."""
-    with pytest.raises(InputError, match=message):
-        MoMConfig(**fields)
 
 
 def test_attention_alone_is_a_transformer():
@@ -262,15 +227,6 @@ def test_bad_attention(fields, message):
     """Field, value and remedy."""
     with pytest.raises(InputError, match=message):
         MoMConfig(hidden_size=16, num_hidden_layers=4, attn=AttentionConfig(**fields))
-
-
-@pytest.mark.parametrize(
-    "attn,message", [([1], r"attn=1: expected null"), ({"layer": [1]}, r"attn=layer: unknown")]
-)
-def test_bad_published_attention(attn, message):
-    """Another type, an unknown name."""
-    with pytest.raises(InputError, match=message):
-        MoMConfig.from_dict({"attn": attn})
 
 
 def test_a_hybrid_differs_from_its_parts():

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from support.calls import compiled, in_pieces
 from support.compare import assert_close
 from support.parameters import random_model
 
 from mom_jax.errors import InputError
 from mom_jax.layers.router import RouterTraining
 from mom_jax.models.baselines import single
-from mom_jax.models.config import MoMConfig
 from mom_jax.ops.documents import count_documents, places_in_documents
 from mom_jax.ops.fixed_routing import fixed_choice, hashed
 
@@ -66,20 +65,15 @@ def test_by_place(small):
     model = chosen_by(small, "round_robin", num_hidden_layers=1)
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, TIME)))
     numbers = jnp.asarray([[0] * 4 + [1] * 5, [0] * 2 + [1] * 3 + [0] * 4])
-    graph, params = nnx.split(model)
-    run = jax.jit(lambda params, *rest: nnx.merge(graph, params)(rest[0], None, *rest[1:]))
-    whole = run(params, ids, numbers)
+    call, every = compiled(model), jnp.ones_like(ids)
+    whole = call(ids, every, numbers)
     place = np.array([[0, 1, 2, 3, 0, 1, 2, 3, 4], [0, 1, 0, 1, 2, 0, 1, 2, 3]])
     np.testing.assert_array_equal(whole.router.memory_ids[0], (place[..., None] + np.arange(2)) % MEMORIES)
     shares = np.take_along_axis(np.asarray(whole.router.logits[0]), np.asarray(whole.router.memory_ids[0]), -1)
     shares = np.exp(shares)
     assert_close(whole.router.weights[0], shares / shares.sum(-1, keepdims=True), 1e-5)
-    cache, steps = model.init_cache(2), []
-    for t in range(TIME):
-        out = run(params, ids[:, t : t + 1], numbers[:, t : t + 1], cache)
-        cache = out.cache
-        steps.append(out.logits)
-    assert_close(jnp.concatenate(steps, 1), whole.logits, 2e-5)
+    steps, _ = in_pieces(call, model.init_cache(2), [1] * TIME, ids, every, numbers)
+    assert_close(steps, whole.logits, 2e-5)
 
 
 @pytest.mark.parametrize(
@@ -97,36 +91,6 @@ def test_other_choices(small, choice, want):
     if choice == "hash":
         with pytest.raises(InputError, match=r"input_ids=None: is what router_choice=hash chooses by"):
             model.hidden_states(inputs_embeds=jnp.zeros((1, TIME, 16)))
-
-
-@pytest.mark.parametrize(
-    "options,message",
-    [
-        ({"router_choice": "hash"}, r"router_balance=auxiliary: has nothing to balance beside router_choice=hash"),
-        (
-            {"router_choice": "one", "router_balance": "expert_choice"},
-            r"router_balance=expert_choice: has nothing to balance beside router_choice=one",
-        ),
-        (
-            {"router_choice": "one", "router_balance": "none", "router_noise": 0.5},
-            r"router_noise=0.5: has no choice to vary beside router_choice=one",
-        ),
-        (
-            {"router_choice": "position", "router_balance": "none", "router_reads": "apart"},
-            r"router_reads=apart: would be the same memories as those written beside router_choice=position",
-        ),
-        ({"router_noise_steps": 9}, r"router_noise_steps=9: has no noise to lower beside router_noise=0.0; leave one"),
-        ({"router_bias_rate": 0.1}, r"router_bias_rate=0.1: has no bias to move beside router_balance=auxiliary"),
-        ({"router_block": 8}, r"router_block=8: has no blocks to measure beside router_choice=scores"),
-        ({"aux_loss_scale": 0.1, "router_balance": "none"}, r"aux_loss_scale=0.1: has no loss .* router_balance=none"),
-        ({"mixture": False, "router_scores": "sigmoid"}, r"router_scores=sigmoid: .* one memory beside mixture=False"),
-        ({"mixture": False, "decay_spread": 2.0}, r"decay_spread=2.0: has nothing to do .* beside mixture=False"),
-    ],
-)
-def test_what_excludes_each_other(options, message):
-    """Both options and the reason, in one line."""
-    with pytest.raises(InputError, match=message):
-        MoMConfig(**options)
 
 
 def test_a_single_memory_is_asked_for_nothing_of_mixtures(small):

@@ -1,47 +1,35 @@
 """Simulated devices compute what one computes: a process of its own, since their number is fixed at start-up."""
 
 import pytest
+from support.cases import some
 from support.meshes import EIGHT, MESHES
 from support.processes import TESTS, on_fake_devices
 from support.sixteen_devices import RUNS
 
+NAMES = {sizes: ",".join(map(str, sizes)) for sizes in EIGHT}
+CASES = [(part, what) for part, runs in RUNS.items() for what in (*map(NAMES.get, MESHES[part]), *runs)]
+FIRST = [case for case in CASES if case[0] == "some"]
+RULES = ["gated_deltanet", "mamba2", "gla", "kda"]  # delta rule, decay of a head, of channels, with rank one besides
+
 
 @pytest.fixture(scope="module")
-def checked():
-    """The lines of the script."""
-    return on_fake_devices(16, TESTS / "support/sixteen_devices.py", "some").splitlines()
+def agreeing(request):
+    """The lines of a part of the script."""
+    return on_fake_devices(16, TESTS / "support/sixteen_devices.py", request.param).splitlines()
 
 
-@pytest.fixture(scope="module")
-def rest():
-    """Those of what it leaves."""
-    return on_fake_devices(16, TESTS / "support/sixteen_devices.py", "rest").splitlines()
+@pytest.mark.parametrize("agreeing, what", some(CASES, FIRST), indirect=["agreeing"])
+def test_devices_equal_one(agreeing, what):
+    """Loss, router logits and all gradients of packed documents and padding on meshes of eight devices, named by their
+    sizes; then, on sixteen, also a batch that does not divide, cached pieces, and every recurrence that is split."""
+    assert f"agree: {what}" in agreeing
 
 
-@pytest.mark.parametrize("sizes", MESHES["some"], ids=str)
-def test_eight_devices_equal_one(checked, sizes):
-    """Loss, router logits and all gradients, of packed documents and padding."""
-    assert f"agree: {','.join(map(str, sizes))}" in checked
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("sizes", MESHES["rest"], ids=str)
-def test_eight_devices_of_other_sizes(rest, sizes):
-    """The same on the other meshes."""
-    assert f"agree: {','.join(map(str, sizes))}" in rest
-
-
-@pytest.mark.parametrize("what", RUNS["some"])
-def test_sixteen_devices_equal_one(checked, what):
-    """Within 1e-5 of the largest value."""
-    assert f"agree: {what}" in checked
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("what", RUNS["rest"])
-def test_sixteen_devices_with_other_layers(rest, what):
-    """A batch that does not divide, cached pieces, every recurrence that is split."""
-    assert f"agree: {what}" in rest
+@pytest.mark.programs
+@pytest.mark.parametrize("agreeing", RULES, indirect=True)
+def test_all_meshes(agreeing):
+    """Of eight devices, for a rule of each recurrence that may be split; they take minutes."""
+    assert agreeing == [f"agree: {sizes}" for sizes in NAMES.values()]
 
 
 def test_all_meshes_of_eight():

@@ -38,20 +38,20 @@ def outputs(primitive, impl, layout, resets, inputs):
 
 
 @functools.cache
-def compiled(name, impl, lengths, resets, chunk, jit=jax.jit):
+def compiled(name, impl, lengths, resets, chunk):
     """One program for all inputs of a shape."""
     function = functools.partial(outputs, CASES[name], impl, Layout(lengths, chunk), resets)
-    return jit(functools.partial(with_gradients, function))
+    return jax.jit(functools.partial(with_gradients, function))
 
 
-def measured(name, impl, inputs, lengths, resets=None, chunk=CHUNK, jit=jax.jit):
+def measured(name, impl, inputs, lengths, resets=None, chunk=CHUNK):
     """Outputs, final states and gradients."""
-    return compiled(name, impl, lengths, resets, chunk, jit)(inputs)
+    return compiled(name, impl, lengths, resets, chunk)(inputs)
 
 
 def ragged(name, **changes):
     """Random inputs of `RAGGED`, with zeros on padding rows."""
-    inputs = example(name, sum(RAGGED), len(RAGGED), **changes)
+    inputs = CASES[name].example(sum(RAGGED), len(RAGGED), **changes)
     return with_padding(inputs, Layout(RAGGED, CHUNK), 0.0)
 
 
@@ -61,16 +61,6 @@ def compiled_values(name, impl, layout, resets):
     return jax.jit(functools.partial(outputs, PRIMITIVES[name], impl, layout, resets))
 
 
-def values(name, impl, layout, resets, inputs):
-    """Outputs and final states alone."""
-    return compiled_values(name, impl, layout, resets)(inputs)
-
-
-def example(name, *arguments, **changes):
-    """Random inputs of a recurrence."""
-    return CASES[name].example(*arguments, **changes)
-
-
 # a step of these reads what it has written, its answer to itself, or few of its slots
 _SEVERAL_READS = ("delta product", "trapezoid", "log linear", "mesa", "sparse delta", "ttt", "titans", "titans, norm")
 
@@ -78,7 +68,7 @@ _SEVERAL_READS = ("delta product", "trapezoid", "log linear", "mesa", "sparse de
 @pytest.mark.parametrize("name", [name for name in PRIMITIVES if name not in _SEVERAL_READS])
 def test_a_step_reads_its_memories_once(name):
     """Every reading is of the state that the step was given, not of what it made of it, and there is one for each."""
-    inputs = example(name, 3, 3)
+    inputs = CASES[name].example(3, 3)
     jaxpr = jax.make_jaxpr(PRIMITIVES[name].step)(*(inputs[part] for part in ("rows", "shared", "state"))).jaxpr
     states = {x.aval.shape for x in jaxpr.invars if x.aval.ndim == 4}
     reduces = [eqn for eqn in jaxpr.eqns if not {x.aval.shape for x in eqn.outvars} & states]
@@ -128,8 +118,9 @@ def test_steps_calls_and_documents(name):
 
     One test, because the programs are the same.
     """
-    by_row = jax.tree.map(lambda x: np.float64(x).reshape(4, 22, *x.shape[1:]), example(name, 4 * 22, 4)["rows"])
-    shared, first_state = (jax.tree.map(np.float64, example(name, 4 * 22, 4)[part]) for part in ("shared", "state"))
+    drawn = jax.tree.map(np.float64, CASES[name].example(4 * 22, 4))
+    shared, first_state = drawn["shared"], drawn["state"]
+    by_row = jax.tree.map(lambda x: x.reshape(4, 22, *x.shape[1:]), drawn["rows"])
     rows = lambda part: jax.tree.map(lambda x: x[:, part].reshape(-1, *x.shape[2:]), by_row)  # noqa: E731
 
     def steps(state, x):
@@ -138,7 +129,7 @@ def test_steps_calls_and_documents(name):
 
     def chunks(lengths, resets, part, state):
         inputs = {"rows": rows(part), "shared": shared, "state": state}
-        return jax.device_get(values(name, "xla", Layout(lengths, 8), resets, inputs))
+        return jax.device_get(compiled_values(name, "xla", Layout(lengths, 8), resets)(inputs))
 
     begin, end, four = slice(0, 11), slice(11, 22), (11,) * 4
     with jax.enable_x64(True):
@@ -158,9 +149,9 @@ def test_steps_calls_and_documents(name):
 @pytest.mark.parametrize("name", ["vector decay", "ttt"])
 def test_no_state_is_a_state_of_zeros(name):
     """The reference form without a state."""
-    layout, inputs = Layout((17, 0, 9), 16), example(name, 26, 3)
-    zeros = jax.tree.map(np.zeros_like, inputs["state"])
-    (got, nothing), (want, _) = (values(name, "reference", layout, (20,), inputs | {"state": x}) for x in (None, zeros))
+    layout, inputs = Layout((17, 0, 9), 16), CASES[name].example(26, 3)
+    zeros, run = jax.tree.map(np.zeros_like, inputs["state"]), compiled_values(name, "reference", layout, (20,))
+    (got, nothing), (want, _) = (run(inputs | {"state": x}) for x in (None, zeros))
     assert nothing is None
     assert_close(got, want, 1e-6)
 
@@ -170,7 +161,7 @@ def test_long_sequence():
     """Thousands of tokens, with slow decay and with decay that underflows in a chunk: no overflow, no lost digits."""
     tokens = 3_000
     gates = lambda g: np.where(np.arange(tokens)[:, None, None] % 1000 < 500, 1e-3 * g, 30 * g)  # noqa: E731
-    inputs = example("vector decay", tokens, 1, (4, 4), g=gates)
+    inputs = CASES["vector decay"].example(tokens, 1, (4, 4), g=gates)
     function = lambda impl: functools.partial(outputs, PRIMITIVES["vector decay"], impl, Layout((tokens,), 64), None)  # noqa: E731
     got, want = (optimised(functools.partial(with_gradients, function(impl)))(inputs) for impl in ("xla", "reference"))
     assert_close(got, want, TOLERANCE)
@@ -179,7 +170,7 @@ def test_long_sequence():
 @pytest.mark.exhaustive
 def test_sizes_of_models():
     """K = V = 64 in a chunk of 64 rows and a part of one, a document inside; the delta rule's are in `test_mom.py`."""
-    inputs = example("kda", 70, 2, (64, 64))
+    inputs = CASES["kda"].example(70, 2, (64, 64))
     got, want = (measured("kda", impl, inputs, (70, 0), (40,), 64) for impl in ("xla", "reference"))
     assert_close(got, want, TOLERANCE)
 
@@ -192,7 +183,7 @@ def test_bfloat16(name):
     """
     layout, inputs = Layout(RAGGED, CHUNK), ragged(name)
     half = inputs | {"rows": {n: x.astype(jnp.bfloat16) if n in "qkv" else x for n, x in inputs["rows"].items()}}
-    o, state = values(name, "xla", layout, DOCUMENTS, half)
+    o, state = compiled_values(name, "xla", layout, DOCUMENTS)(half)
     rounded = jax.tree.map(lambda x: x.astype(np.float32), half)
     want, want_state = measured(name, "reference", rounded, RAGGED, DOCUMENTS)[0]
     written = jax.eval_shape(lambda: PRIMITIVES[name].packed(half["rows"], half["shared"]).v)
@@ -223,13 +214,13 @@ def test_unknown_implementation(name):
     """The message names those that exist."""
     run = functools.partial(outputs, PRIMITIVES[name], "cuda", Layout((3,), 16), None)
     with pytest.raises(InputError, match=r"impl=cuda: choose one of auto, reference, xla"):
-        jax.eval_shape(run, example(name, 3, 1))
+        jax.eval_shape(run, CASES[name].example(3, 1))
 
 
 @pytest.mark.parametrize("name", ["delta rule", "scalar decay", "vector decay"])
 def test_scale(name):
     """``scale`` replaces K^-0.5."""
-    layout, inputs = Layout((9,), 16), example(name, 9, 1)
+    layout, inputs = Layout((9,), 16), CASES[name].example(9, 1)
     rows = jax.tree.map(layout.pack, inputs["rows"])
     run = jax.jit(functools.partial(PRIMITIVES[name].run, rows, {}, layout.table(), None), static_argnames="scale")
     assert_close(run(scale=1.0)[0], run()[0] * 8**0.5, 1e-6)

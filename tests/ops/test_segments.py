@@ -15,6 +15,7 @@ from mom_jax.errors import InputError
 from mom_jax.ops.dispatch import as_chunks
 from mom_jax.ops.documents import count_documents
 from mom_jax.ops.segments import pack, packed_length, plan_packing, unpack_mix
+from tools.kernels.equations import equations
 
 
 def expected_segments(memories, num_memories, shared, mask):
@@ -277,16 +278,6 @@ def test_unpack_mix_and_its_gradients(example, rest):
     assert not np.asarray(got[0])[mask == 0].any()
 
 
-def primitives(jaxpr):
-    """Names of all primitives, inner programs included."""
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from primitives(inner)
-
-
 def test_no_sort_and_no_scatter_add(example):
     """Neither planning, nor packing, nor their gradients sort or accumulate by scatter."""
     packing, weights, _ = example
@@ -299,7 +290,7 @@ def test_no_sort_and_no_scatter_add(example):
 
     x = jnp.ones((2, 11, 3))
     memories = jnp.zeros((2, 11, 2), jnp.int32)
-    used = set(primitives(jax.make_jaxpr(plan)(memories).jaxpr))
-    used |= set(primitives(jax.make_jaxpr(jax.grad(there_and_back, (0, 1)))(x, weights).jaxpr))
+    programs = jax.make_jaxpr(plan)(memories), jax.make_jaxpr(jax.grad(there_and_back, (0, 1)))(x, weights)
+    used = {equation.primitive.name for program in programs for equation in equations(None, program.jaxpr)}
     assert {"cumsum", "gather", "scatter"} <= used  # the walk sees inside
     assert not {name for name in used if "sort" in name or name in ("scatter-add", "scatter_add", "scatter-mul")}

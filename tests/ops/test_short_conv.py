@@ -1,6 +1,7 @@
 """The short convolution over packed segments against a loop over single segments, in float64."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from support.compare import assert_close
 from support.packed import Layout
-from support.recurrence import convolution
+from support.recurrences import with_gradients
 
+from mom_jax.errors import InputError
 from mom_jax.ops.short_conv import conv_state, short_conv
 
 CASES = {
@@ -36,10 +38,26 @@ def packed(layout, resets, x, weight, state):
     return y, conv_state(rows, packing, state)
 
 
-def with_gradients(function, arguments, cotangents):
-    """Outputs, and the gradients of all arguments."""
-    outputs, pull = jax.vjp(function, *arguments)
-    return outputs, pull(cotangents)
+def convolution(x, weight, state, lengths: Sequence[int], resets: Sequence[int]):
+    """Causal convolution and SiLU of tokens [tokens, D], segment by segment, and each one's last inputs.
+
+    ``state`` [S, W-1, D] holds the inputs before each segment; a reset hides everything before it.
+    """
+    taps, outputs, states, end = weight.shape[1], [], [], 0
+    for s, n in enumerate(lengths):
+        begin, end = end, end + n
+        seen = jnp.concatenate([state[s], x[begin:end]])
+        alive_from = 0
+        for i in range(n):
+            if begin + i in resets:
+                alive_from = taps - 1 + i
+            window = [
+                seen[taps - 1 + i - w] * weight[:, taps - 1 - w] for w in range(taps) if taps - 1 + i - w >= alive_from
+            ]
+            outputs.append(jax.nn.silu(sum(window)))
+        keep = jnp.arange(len(seen)) >= alive_from
+        states.append(jnp.where(keep[:, None], seen, 0.0)[len(seen) - (taps - 1) :])
+    return jnp.stack(outputs), jnp.stack(states)
 
 
 @pytest.mark.parametrize(
@@ -48,16 +66,12 @@ def with_gradients(function, arguments, cotangents):
 def test_equals_a_loop(case, taps, chunk):
     """Values, new states and the gradients of x, weight and state."""
     lengths, resets = CASES[case]
-    arguments = example(lengths, taps)
-    rng = np.random.default_rng(1)
-    cotangents = tuple(jnp.asarray(rng.normal(size=s.shape), jnp.float32) for s in (arguments[0], arguments[2]))
-    layout = Layout(lengths, chunk)
-    function = lambda *a: packed(layout, resets or None, *a)  # noqa: E731
-    got = jax.jit(lambda a, c: with_gradients(function, a, c))(arguments, cotangents)
+    arguments, layout = example(lengths, taps), Layout(lengths, chunk)
+    got = jax.jit(lambda a: with_gradients(lambda a: packed(layout, resets or None, *a), a))(arguments)
     with jax.enable_x64(True):
-        wide, wide_cotangents = jax.tree.map(lambda a: np.asarray(a, np.float64), (arguments, cotangents))
-        reference = lambda x, w, s: convolution(x, w, s, lengths, resets)  # noqa: E731
-        want = jax.device_get(jax.jit(lambda a, c: with_gradients(reference, a, c))(wide, wide_cotangents))
+        wide = jax.tree.map(lambda a: np.asarray(a, np.float64), arguments)
+        reference = jax.jit(lambda a: with_gradients(lambda a: convolution(*a, lengths, resets), a))
+        want = jax.device_get(reference(wide))
     assert_close(got, want, 1e-5)
 
 
@@ -113,3 +127,12 @@ def test_bfloat16():
     )
     assert y.dtype == new.dtype == jnp.bfloat16
     assert_close(y, want, 2**-7)
+
+
+@pytest.mark.parametrize("impl", ["xla", "gpu", "tpu"])
+def test_no_norm_without_heads(impl):
+    """Refused alike for every implementation, before one is chosen."""
+    x, weight, _ = example((3,), 4)
+    layout = Layout((3,), 4)
+    with pytest.raises(InputError, match=r"^head=None: normalise is each head's norm: say how many channels"):
+        short_conv(layout.pack(x), weight, layout.packing(), normalise=True, impl=impl)

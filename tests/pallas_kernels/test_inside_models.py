@@ -1,7 +1,6 @@
 """Kernels inside a model, interpreted on the host: packed by layers, scanned, rematerialised; beside XLA."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -9,34 +8,13 @@ import pytest
 from flax import nnx
 from support.cases import some
 from support.compare import assert_close
+from support.kernels import PLATFORMS, interpret_kernels
 from support.parameters import random_model
 
-from mom_jax.layers import convolution, recurrence
 from mom_jax.models.config import MoMConfig
-from mom_jax.ops import dispatch, grouped_matmul, mixing
-from mom_jax.ops.dispatch import Target
 
 SMALL = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 1, "head_dim": 64, "num_memories": 2,
          "topk": 2, "intermediate_size": 16, "conv_size": 2}  # fmt: skip
-DEVICES = {"tpu": Target("tpu", "TPU v5 lite"), "gpu": Target("gpu", "NVIDIA H100", "sm_90")}
-
-
-def interpret_kernels(monkeypatch, platform):
-    """Programs are for a device of that platform, its kernels interpreted; which ones were asked for."""
-    ran = []
-
-    def interpreted(device, kernels):
-        if callable(kernels.get(device.platform)):
-            return functools.partial(kernels[device.platform], device)
-        module, _, function = kernels[device.platform].partition(":")
-        ran.append(function)
-        kernel = getattr(importlib.import_module(module), function)
-        return lambda *arguments: kernel(*dispatch.plain(arguments), interpret=True)
-
-    for module in (dispatch, grouped_matmul, mixing, convolution, recurrence):
-        monkeypatch.setattr(module, "kernel_for", interpreted)
-    monkeypatch.setattr(dispatch, "target", lambda: DEVICES[platform])
-    return ran
 
 
 @functools.cache
@@ -53,7 +31,7 @@ def measured(impl):
     return jax.jit(jax.grad(loss, has_aux=True))(params)
 
 
-@pytest.mark.parametrize("platform", some(DEVICES, ("gpu",)))
+@pytest.mark.parametrize("platform", some(PLATFORMS, ("gpu",)))
 def test_model(platform, monkeypatch):
     """Kernels give what XLA gives."""
     want = measured("xla")

@@ -4,7 +4,7 @@ Memory that no kernel has written is NaN.
 """
 
 import functools
-import importlib
+import pkgutil
 from typing import NamedTuple
 
 import jax
@@ -13,16 +13,13 @@ import numpy as np
 import pytest
 from support.cases import some
 from support.compare import assert_close
-from support.kernels import PLATFORMS
+from support.kernels import PLATFORMS, interpret_kernels
 
-from mom_jax.ops import dispatch
-from mom_jax.ops.dispatch import Target
 from mom_jax.ops.documents import count_documents
 from mom_jax.ops.segments import Packing, plan_packing
 from mom_jax.ops.short_conv import KERNELS, short_conv
 from pallas_kernels.chunks import Chunks
 
-DEVICES = {"tpu": Target("tpu", "TPU v5 lite"), "gpu": Target("gpu", "NVIDIA H100", "sm_90")}
 each_platform = pytest.mark.parametrize("platform", KERNELS)
 
 
@@ -84,24 +81,6 @@ CASES = {
 }
 
 
-@pytest.fixture
-def interpreted(monkeypatch):
-    """Has kernels of a platform interpreted."""
-
-    def on(platform):
-        interpret = PLATFORMS[platform].unwritten
-
-        def kernel_for(device, kernels):
-            module, _, function = kernels[device.platform].partition(":")
-            kernel = getattr(importlib.import_module(module), function)
-            return lambda *arguments: kernel(*dispatch.plain(arguments), interpret=interpret)
-
-        monkeypatch.setattr(dispatch, "kernel_for", kernel_for)
-        monkeypatch.setattr(dispatch, "target", lambda: DEVICES[platform])
-
-    return on
-
-
 @functools.cache
 def program(case: Case, impl):
     """Rows and gradients of the inputs, compiled once."""
@@ -126,35 +105,35 @@ def measured(case: Case, packing: Packing, inputs, impl):
 
 @pytest.mark.parametrize("name", some(CASES, ("gathered", "documents and states", "one token")))
 @each_platform
-def test_equals_xla(platform, name, interpreted):
+def test_equals_xla(platform, name, monkeypatch):
     """Gathered and packed rows; ragged, empty and one-token segments; documents, padding, states."""
     case = CASES[name]
     packing = case.packing()
     inputs = case.inputs(packing, "float32")
     want = measured(case, packing, inputs, "xla")
-    interpreted(platform)
+    interpret_kernels(monkeypatch, platform, PLATFORMS[platform].unwritten)
     assert_close(measured(case, packing, inputs, platform), want, 1e-5)
 
 
 @each_platform
-def test_bfloat16(platform, interpreted):
+def test_bfloat16(platform, monkeypatch):
     """Sums, SiLU and norm in float32: rounded once, where XLA's path rounds before the norm too."""
     case = Case(documents=True, state=True)
     packing = case.packing()
     inputs = case.inputs(packing, "bfloat16")
     wide = {name: None if x is None else x.astype(jnp.float32) for name, x in inputs.items()}
     want = measured(case, packing, wide, "xla")
-    interpreted(platform)
+    interpret_kernels(monkeypatch, platform, PLATFORMS[platform].unwritten)
     assert_close(measured(case, packing, inputs, platform), want, 2**-6)
 
 
 @each_platform
-def test_what_kernels_do_not_take(platform, interpreted):
+def test_what_kernels_do_not_take(platform, monkeypatch):
     """Named in one line; ``auto`` runs XLA."""
     case = Case(taps=9)
     packing = case.packing()
     inputs = case.inputs(packing, "float32")
-    interpreted(platform)
+    interpret_kernels(monkeypatch, platform, PLATFORMS[platform].unwritten)
     with pytest.raises(ValueError, match=f"taps=9: the {platform.upper()} kernels take 2 to 8"):
         measured(case, packing, inputs, platform)
     assert_close(measured(case, packing, inputs, "auto"), measured(case, packing, inputs, "xla"), 0)
@@ -179,7 +158,6 @@ def test_refuses(platform, change, message):
     arrays = [None if s is None else jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes.values()]
     flags = jax.ShapeDtypeStruct((4,), jnp.bool)
     chunks = Chunks(jax.ShapeDtypeStruct((4,), jnp.int32), flags, flags, jax.ShapeDtypeStruct((3, 3), jnp.int32), None)
-    module, _, function = KERNELS[platform].partition(":")
-    run = getattr(importlib.import_module(module), function)
+    run = pkgutil.resolve_name(KERNELS[platform])
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda *a: run(*a, None, None, None, 2, True, 64, True, interpret=True), *arrays, chunks)

@@ -60,7 +60,7 @@ def test_half_precision(platform, name, dtype):
 
     Memory that no kernel has written is NaN here: states of empty segments, scratch, unused chunks.
     """
-    layout, (smallest, unwritten) = Layout((40, 0, 5, 0), 32), PLATFORMS[platform]
+    layout, (smallest, unwritten, _) = Layout((40, 0, 5, 0), 32), PLATFORMS[platform]
     inputs = example(name, layout, smallest)
     half = {n: getattr(inputs.rows, n).astype(jnp.dtype(dtype)) for n in "qkv"}
     rounded = inputs._replace(rows=inputs.rows._replace(**half))

@@ -139,12 +139,10 @@ def test_guessed_alone(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("topology", "extra"), [("v5p:8x8x8", "tpu"), ("v6e:1x1", "tpu")])
-def test_compiler_is_missing(topology, extra, capsys, monkeypatch, tmp_path):
+def test_compiler_is_missing(topology, extra, complaint, monkeypatch, tmp_path):
     """One line names what installs it."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(compilers, "FOLDER", tmp_path)
     monkeypatch.setattr(compilers.importlib.util, "find_spec", lambda name: None)
-    assert main(["plan", "mom-tiny", "--topology", topology]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"mom-jax: topology={topology}: needs libtpu") and said.count("\n") == 1
-    assert f"[{extra}]" in said
+    said = complaint("plan", "mom-tiny", "--topology", topology)
+    assert said.startswith(f"mom-jax: topology={topology}: needs libtpu") and f"[{extra}]" in said

@@ -1,60 +1,25 @@
 """The report of a run, from its files alone."""
 
-import dataclasses
 import json
 
 import matplotlib.image
 import pytest
+from support.made_up import EVALUATION, train_record, write_run
 
 from mom_jax.errors import InputError
 from mom_jax.evals.results import add_evaluation
 from mom_jax.reports.markdown import write_report
 from mom_jax.reports.words import TWO_LOSSES
-from mom_jax.training.config import get_train_preset
 
 PICTURES = ("loss", "learning_rate", "load", "routing_entropy", "dead_memories", "routing_churn", "gradient_norm")
-
-EVALUATION = {
-    "step": 50,
-    "tokens": 12345,
-    "loss": 1.25,
-    "perplexity": 3.49,
-    "bits_per_byte": 1.8034,
-    "by_position": [
-        {"start": 0, "stop": 16, "tokens": 345, "loss": 2.5},
-        {"start": 16, "stop": 32, "tokens": 12000, "loss": 1.2},
-    ],
-    "load": [[0.5, 0.25, 0.125, 0.125], [0.25] * 4],
-    "routing_entropy": [1.0, 1.25],
-}
 
 
 @pytest.fixture
 def run_dir(tmp_path):
-    config = dataclasses.replace(get_train_preset("mom-tiny"), run_dir=str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
-    records: list[dict] = [
-        {
-            "step": step,
-            "loss": 3 - step / 100,
-            "lm_loss": 2.9 - step / 100,
-            "aux_loss": 2.0,
-            "grad_norm": 1.0,
-            "learning_rate": 1e-3,
-            "tokens": 2048,
-            "load": [[0.4, 0.3, 0.2, 0.1], [0.25] * 4],
-            "routing_entropy": [1.2, 1.3],
-            "dead_memories": [0, step // 50],
-            "bad_total": 3,
-            "seconds_per_step": 0.5,
-            "tokens_per_second": 4096.0,
-        }
-        for step in range(10, 110, 10)
-    ]
+    records = [train_record(step, 2.9 - step / 100, dead_memories=[0, step // 50]) for step in range(10, 110, 10)]
     records.insert(3, {"step": 30, "held_out_loss": 2.85})
     records.insert(6, {"step": 50, "held_out_loss": 2.75, "routing_churn": [0.3, 0.1]})
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return tmp_path
+    return write_run(tmp_path, records)
 
 
 def test_every_picture_is_drawn_and_shown(run_dir):
@@ -77,9 +42,9 @@ def test_the_numbers_are_the_runs(run_dir):
         "2.7500 nats per token (step 50, at most 64 windows of 256 tokens)",
         "| skipped steps | 3 |",
         "| median speed | 4,096 tokens/s |",
-        "| 50 | – | – | 12,345 | 1.2500 | 3.490 | 1.8034 |",
-        "| 16–31 | 12,000 | 1.2000 |",
-        "| 0 | 0.500 | 0.250 | 0.125 | 0.125 | 1.000 |",
+        "| 20 | – | – | 12,345 | 1.2512 | 3.494 | 1.8051 |",
+        "| 16–255 | 12,000 | 1.2239 |",
+        "| 0 | 0.511 | 0.252 | 0.126 | 0.111 | 1.013 |",
     ):
         assert expected in text
 
@@ -108,9 +73,9 @@ def test_evaluations_of_several_sizes_stand_beside_each_other(run_dir):
     add_evaluation(run_dir, whole, pytest.fail)
     add_evaluation(run_dir, {**whole, "windows": 16, "loss": 1.5, "baselines": {}}, pytest.fail)
     text = write_report(run_dir).read_text(encoding="utf-8")
-    assert text.index("| 50 | – | all | 12,345 | 1.2500 |") < text.index("| 50 | – | 16 of 90 | 12,345 | 1.5000 |")
-    assert "| bigram | 2.0000 | 0.1966 bits (9.8%) lower |" in text and TWO_LOSSES in text
-    assert "The following is about the first row: step 50, all scored." in text
+    assert text.index("| 20 | – | all | 12,345 | 1.2512 |") < text.index("| 20 | – | 16 of 90 | 12,345 | 1.5000 |")
+    assert "| bigram | 2.0000 | 0.1949 bits (9.7%) lower |" in text and TWO_LOSSES in text
+    assert "The following is about the first row: step 20, all scored." in text
 
 
 def test_a_sample_is_shown_as_it_is(run_dir):

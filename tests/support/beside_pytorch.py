@@ -17,7 +17,7 @@ from goldens.read import parameters_by_name
 from mom_jax import MoMConfig, load_pretrained, save_pretrained
 from mom_jax.interop.published import published_fields
 from mom_jax.models.config import AttentionConfig
-from mom_jax.models.structure import model_parts
+from support.parameters import random_model
 
 SIZES = {"vocab_size": 48, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "head_dim": 16}
 BARE = {"mixture": False, "use_short_conv": False, "use_output_gate": False}
@@ -67,17 +67,6 @@ CONFIGS = {
     "one memory, hybrid": {"mixture": False, "attn": AttentionConfig((0,), num_heads=4, num_kv_heads=4, qkv_bias=True)},
     "transformer": {"attn": AttentionConfig(layers=(0, 1), num_heads=4, num_kv_heads=2, rope_theta=5000.0)},
 }
-
-
-def random_model(config, seed):
-    """A model of ours with random parameters; those of norms lie around 1."""
-    parts, rng = model_parts(config), np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        values = rng.normal(0, 0.2, leaf.shape)
-        return np.asarray(values + ("norm" in jax.tree_util.keystr(path)), np.float32)
-
-    return parts.merge(jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(parts.abstract)))
 
 
 def same(one, other, dtype="float32"):
@@ -142,7 +131,7 @@ def main(folder, *chosen):
     ids = np.random.default_rng(5).integers(3, 48, (1, 12))
     kinds = {name: options for name, options in CONFIGS.items() if not chosen or name in chosen}
     for number, (name, options) in enumerate(kinds.items()):
-        ours = random_model(MoMConfig(**SIZES | {"intermediate_size": 48} | options), number)
+        ours = random_model(MoMConfig(**SIZES | {"intermediate_size": 48} | options), 0.2, number)
         with interpreter.stable_sort(), operators.with_attention(), plain_layers(), contextlib.ExitStack() as stack:
             if ours.config.mixture and len(set(ours.config.layer_kinds)) == 2:
                 stack.enter_context(operators.repaired_hybrid(ours.config.num_memories))

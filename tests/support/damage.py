@@ -1,13 +1,27 @@
 """What happens to files: cut, flipped, overwritten, replaced; each kind of damage is a function of a path."""
 
+import errno
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 Damage = Callable[[Path, random.Random], None]
+
+
+def full_disk(*_: object, **__: object) -> NoReturn:
+    """Stands in for what writes."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def flip_the_middle(path: Path) -> None:
+    """A bit in the middle is another."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def cut(path: Path, rng: random.Random) -> None:

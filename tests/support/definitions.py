@@ -42,6 +42,13 @@ def convolved(x, taps, bias=0.0):
     return silu(sum(padded[w : w + len(x)] * taps[:, w] for w in range(taps.shape[1])) + bias)
 
 
+def turned(x, position, theta=10000.0):
+    """Rotary embedding along the last axis, channel pair by channel pair, as complex numbers."""
+    half = x.shape[-1] // 2
+    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * position * theta ** (-np.arange(half) / half))
+    return np.concatenate([z.real, z.imag], -1)
+
+
 def queries_keys_values(p: Parameters, x, sizes: RuleSizes, keys: int = 1):
     """Projected and convolved: q [T, H, K], k [T, H, keys, K] and v [T, H, keys, V]."""
     weights = {"q": p["q_proj.weight"], "k": p["k_proj"][0], "v": p["v_proj"][0]}

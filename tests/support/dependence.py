@@ -8,6 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def allowed(real, documents) -> np.ndarray:
+    """Who may depend on whom, [B, T, B, T]: real tokens of one row and document on those that are not later."""
+    row, time = map(np.arange, documents.shape)
+    may = (row[:, None, None, None] == row[:, None]) & (time[:, None, None] >= time)
+    return may & (documents[:, :, None, None] == documents) & real[:, :, None, None] & real
+
+
 def dependence(function: Callable, x) -> np.ndarray:
     """How much each output of ``function``, [B, T, D] to [B, T, D'], depends on each input: [B, T, B, T]."""
     return np.asarray(jax.jit(lambda x: values_and_dependence(lambda x: (function(x), None), x)[1])(x))

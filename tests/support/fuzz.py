@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 # A small split, and a model and a training that take no time.
 SPLIT = ["--data.held-out-fraction", "0.3"]
@@ -52,9 +53,14 @@ def in_process(args: Sequence[str], stdin: bytes = b"") -> Ended:
     """The command in this process, as far as can be with streams, logging and the environment of its own."""
     from mom_jax.cli.main import main
 
+    read = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="surrogateescape") for _ in range(2))
     begun, hung = time.monotonic(), False
-    with _streams(out, err, stdin), _own_logging(), _environment():
+    with (
+        mock.patch.multiple(sys, stdin=read, stdout=out, stderr=err),
+        mock.patch.object(logging.root, "handlers", []),
+        mock.patch.dict(os.environ),
+    ):
         try:
             with _alarm():
                 status = main(list(args))
@@ -158,35 +164,6 @@ def contents(folder: Path) -> dict[str, str]:
             else:
                 found[path] = "folder"
     return found
-
-
-@contextlib.contextmanager
-def _streams(out: io.TextIOWrapper, err: io.TextIOWrapper, stdin: bytes) -> Iterator[None]:
-    kept = sys.stdin, sys.stdout, sys.stderr
-    sys.stdin, sys.stdout, sys.stderr = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"), out, err
-    try:
-        yield
-    finally:
-        sys.stdin, sys.stdout, sys.stderr = kept
-
-
-@contextlib.contextmanager
-def _own_logging() -> Iterator[None]:
-    kept, logging.root.handlers = logging.root.handlers, []
-    try:
-        yield
-    finally:
-        logging.root.handlers = kept
-
-
-@contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    kept = dict(os.environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ Which there are is what the primitives name.
 """
 
 import functools
-import importlib
+import pkgutil
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from mom_jax.ops.dispatch import plain
+from mom_jax.layers import convolution, recurrence
+from mom_jax.ops import dispatch, grouped_matmul, mixing
+from mom_jax.ops.dispatch import Target, plain
 from support.cases import some
 from support.compare import assert_close
 from support.primitives import OF_KERNELS
@@ -23,21 +25,19 @@ class Platform(NamedTuple):
 
     smallest: tuple[int, int]  # K and V
     unwritten: Any  # the interpreter in which memory is NaN until a kernel writes it
+    device: Target
 
 
 PLATFORMS = {
-    "tpu": Platform((64, 64), pltpu.InterpretParams(uninitialized_memory="nan")),
-    "gpu": Platform((16, 16), unwritten=True),
+    "tpu": Platform((64, 64), pltpu.InterpretParams(uninitialized_memory="nan"), Target("tpu", "TPU v5 lite")),
+    "gpu": Platform((16, 16), True, Target("gpu", "NVIDIA H100", "sm_90")),
 }
 
 
 def kernel_of(platform: str, name: str):
     """The kernel of a recurrence, or None; those that put others together are not called by themselves."""
     path = OF_KERNELS[name].primitive.kernels.get(platform)
-    if not isinstance(path, str):
-        return None
-    module, _, function = path.partition(":")
-    return getattr(importlib.import_module(module), function)
+    return pkgutil.resolve_name(path) if isinstance(path, str) else None
 
 
 CASES = [(platform, name) for platform in PLATFORMS for name in OF_KERNELS if kernel_of(platform, name)]
@@ -91,6 +91,23 @@ def program(run, jit=jax.jit):
 def interpreted(kernel, interpret):
     """A kernel with the signature of the other implementations."""
     return lambda *arguments: kernel(*plain(arguments), interpret=interpret)
+
+
+def interpret_kernels(monkeypatch, platform, interpret: Any = True):
+    """Programs are for a device of that platform, its kernels interpreted; which ones were asked for."""
+    ran = []
+
+    def kernel_for(device, kernels):
+        kernel = kernels[device.platform]
+        if callable(kernel):
+            return functools.partial(kernel, device)
+        ran.append(kernel.partition(":")[2])
+        return interpreted(pkgutil.resolve_name(kernel), interpret)
+
+    for module in (dispatch, grouped_matmul, mixing, convolution, recurrence):
+        monkeypatch.setattr(module, "kernel_for", kernel_for)
+    monkeypatch.setattr(dispatch, "target", lambda: PLATFORMS[platform].device)
+    return ran
 
 
 def measured(platform, name, inputs, table, interpret: Any = True, jit=jax.jit):

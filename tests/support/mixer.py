@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from support.recurrence import delta_rule_rows
-
 
 def choose(router_weight, x, top_k: int) -> np.ndarray:
     """The memories [B, T, k] of every token."""
@@ -27,6 +25,27 @@ def sequences(memories, num_memories: int, shared: bool, keep, documents) -> lis
         runs = itertools.groupby(hits, key=lambda t, b=b: documents[b, t])
         found += [(memory, b, list(run)) for _, run in runs]
     return found
+
+
+def delta_rule_rows(rows: dict[str, Any], state, inside, forget, scale: float):
+    """Outputs [S, longest, H, V] and final states [S, H, K, V] of q, k, v, g, beta [S, longest, H, ...] and ``state``.
+
+    ``inside`` [S, longest] are the tokens, ``forget`` those before which everything is forgotten.
+    """
+    names = ("q", "k", "v", "g", "beta")
+    xs = jax.tree.map(lambda x: jnp.moveaxis(jnp.asarray(x), 1, 0), (*(rows[n] for n in names), forget, inside))
+
+    def token(S, x):
+        q, k, v, g, beta, forget, inside = x
+        old = S
+        S = jnp.where(forget[:, None, None, None], 0.0, S) * jnp.exp(g)[..., None, None]
+        read = (S * k[..., :, None]).sum(-2)
+        S = S + beta[..., None, None] * k[..., :, None] * (v - read)[..., None, :]
+        out = scale * (S * q[..., :, None]).sum(-2)
+        return jnp.where(inside[:, None, None, None], S, old), out
+
+    final, out = jax.lax.scan(token, state, xs)
+    return jnp.moveaxis(out, 0, 1), final
 
 
 def dense_mixer(p: dict[str, Any], x, memories, found, *, heads: int, shared: bool, eps: float, max_beta: float):

@@ -15,7 +15,8 @@ import torch
 from fla.ops.log_linear_attn.naive import naive_log_linear_attn
 from fla.ops.mesa_net.naive import naive_mesa_net_exact
 
-from mom_jax.evals.reference.operators import l2_norm, replaced
+from mom_jax.evals.reference.interpreter import replaced
+from mom_jax.evals.reference.operators import l2_norm
 
 
 def _mesa(q, k, v, g, beta, lamb, h_kk_init=None, h_kv_init=None, **_):

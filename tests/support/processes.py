@@ -16,7 +16,7 @@ def on_fake_devices(count: int, script: str | Path, *arguments: str | Path) -> s
     # none of these programs is compiled again, and to keep one takes a quarter of the time to compile it
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     program = "import sys; from support import typechecked; typechecked.run(sys.argv[1:])"
-    return _output(["-c", program, str(script), *map(str, arguments)], environment)
+    return output_of(["-c", program, str(script), *map(str, arguments)], environment)
 
 
 def compiler(package: str) -> bool:
@@ -26,10 +26,11 @@ def compiler(package: str) -> bool:
 
 def compiling(program: str) -> str:
     """The output of Python text that compiles kernels for accelerators, instead of interpreting them."""
-    return _output(["-c", program], {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"})
+    return output_of(["-c", program], {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"})
 
 
-def _output(arguments: list[str], environment: dict[str, str]) -> str:
+def output_of(arguments: list[str], environment: dict[str, str]) -> str:
+    """What Python prints with these arguments, with tests and compilers in reach; its message where it fails."""
     path = os.pathsep.join([str(TESTS.parent), str(TESTS), str(COMPILERS)])
     environment = {**environment, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, *arguments]

@@ -1,7 +1,8 @@
 """Run by itself on sixteen fake devices: prints what agrees with one device, fails at the first thing that does not.
 
 First the least model on meshes of eight of them, then others on a mesh with two devices along each axis, so that one
-program holds every combination of axes. Its argument is ``some`` or ``rest``: which meshes, and which others.
+program holds every combination of axes. Its argument is ``some`` or ``rest``: which meshes, and which others; or a
+rule, whose model then runs on every mesh of eight.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from mom_jax.models.mixers import make_mixer
 from mom_jax.training.sharding import BATCH_SPEC
 from support.compare import assert_close
 from support.exchanged import check_exchanged
-from support.meshes import LEAST, MESHES, SMALL, agreeing, mesh_of, on_mesh, split_over, train
+from support.meshes import EIGHT, LEAST, MESHES, SMALL, agreeing, mesh_of, on_mesh, split_over, train
 from support.parameters import random_model, randomised
 
 # Layers that split over heads in a way of their own: one memory, shared keys, a norm over all heads, token shift,
@@ -118,10 +119,18 @@ RUNS = {
 }
 
 
+def compared(part):
+    """The runs of a part, or of a rule, one after the other."""
+    if part in RUNS:
+        check = {"some": check_model, "rest": check_others}[part]
+        return itertools.chain(agreeing(LEAST, MESHES[part]), check(mesh_of(SIZES)))
+    config = dataclasses.replace(SMALL, memory_rule=part, num_heads=8, head_dim=4, num_hidden_layers=1)
+    return agreeing(config, EIGHT)
+
+
 def main(part):
-    """Compares the runs of a part, one after the other."""
-    check = {"some": check_model, "rest": check_others}[part]
-    for what in itertools.chain(agreeing(LEAST, MESHES[part]), check(mesh_of(SIZES))):
+    """Compares them."""
+    for what in compared(part):
         print("agree:", what)
 
 

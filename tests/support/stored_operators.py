@@ -48,26 +48,23 @@ def normalised(x, table, impl):
     return o[..., :-1] / (o[..., -1:] + 1e-10), (state[..., :-1], state[..., -1][None])
 
 
-def gla(x, table, impl):
-    """A gate for each channel."""
-    return VECTOR_DECAY(VectorDecayRows(x["q"], x["k"], x["v"], x["gk"]), table, x["initial_state"], impl=impl)
+def by(primitive, made, **names):
+    """A recurrence whose rows are made of q, k, v and, by their arguments, of the inputs of these names."""
+    names = {"q": "q", "k": "k", "v": "v"} | names
+
+    def rule(x, table, impl):
+        rows = made(**{argument: x[name] for argument, name in names.items()})
+        return primitive(rows, table, x["initial_state"], impl=impl)
+
+    return rule
+
+
+gla = by(VECTOR_DECAY, VectorDecayRows, g="gk")
 
 
 def hgrn2(x, table, impl):
     """Keys are what the gate forgets."""
     return gla(x | {"k": (1 - jnp.exp(x["gk"])) * x["valid"][..., None]}, table, impl)
-
-
-def rwkv6(x, table, impl):
-    """The old state, and a bonus for the token itself."""
-    rows = VectorDecayRows(x["q"], x["k"], x["v"], x["w"], x["u"])
-    return VECTOR_DECAY(rows, table, x["initial_state"], impl=impl)
-
-
-def rwkv7(x, table, impl):
-    """a meets the state before it decays."""
-    rows = RankOneDecayRows(q=x["r"], k=x["k"], v=x["v"], g=x["w"], a=x["a"], b=x["b"])
-    return RANK_ONE_DECAY(rows, table, x["initial_state"], impl=impl)
 
 
 def delta(x, table, impl):
@@ -76,28 +73,10 @@ def delta(x, table, impl):
     return DELTA_RULE(rows, table, x["initial_state"], impl=impl)
 
 
-def kimi(x, table, impl):
-    """Decay for each channel, then the delta rule."""
-    rows = kda_rows(x["q"], x["k"], x["v"], x["g"], x["beta"])
-    return ERASE_AND_WRITE(rows, table, x["initial_state"], impl=impl)
-
-
-def gated_deltanet2(x, table, impl):
-    """A gate for each channel to erase with, and one to write with."""
-    rows = gated_deltanet2_rows(x["q"], x["k"], x["v"], x["g"], erase=x["b"], write=x["w"])
-    return ERASE_AND_WRITE(rows, table, x["initial_state"], impl=impl)
-
-
 def gated_deltaproduct(x, table, impl):
     """Several steps of the delta rule, up to twice as strong."""
     rows = DeltaProductRows(**{name: x[name] for name in ("q", "k", "v", "g", "beta")})
     return delta_product(x["k"].shape[2])(rows, table, x["initial_state"], impl=impl)
-
-
-def comba(x, table, impl):
-    """p reads the state before it decays."""
-    rows = comba_rows(**{name: x[name] for name in ("q", "k", "v", "p", "g", "beta")})
-    return ERASE_AND_WRITE(rows, table, x["initial_state"], impl=impl)
 
 
 def mesanet(x, table, impl):
@@ -169,12 +148,12 @@ RULES = {
     "mamba2": functools.partial(scalar, scale=1.0),
     "gla": gla,
     "hgrn2": hgrn2,
-    "rwkv6": rwkv6,
-    "rwkv7": rwkv7,
-    "kda": kimi,
-    "gated_deltanet2": gated_deltanet2,
+    "rwkv6": by(VECTOR_DECAY, VectorDecayRows, g="w", bonus="u"),
+    "rwkv7": by(RANK_ONE_DECAY, RankOneDecayRows, q="r", g="w", a="a", b="b"),
+    "kda": by(ERASE_AND_WRITE, kda_rows, g="g", beta="beta"),
+    "gated_deltanet2": by(ERASE_AND_WRITE, gated_deltanet2_rows, g="g", erase="b", write="w"),
     "gated_deltaproduct": gated_deltaproduct,
-    "comba": comba,
+    "comba": by(ERASE_AND_WRITE, comba_rows, p="p", g="g", beta="beta"),
     "mesanet": mesanet,
     "log_linear": by_levels,
     "gsa": gsa,
@@ -195,6 +174,17 @@ def renamed(name, inputs):
     return {names.get(n, n): x for n, x in inputs.items()}
 
 
+def differentiated(rule, inputs, cotangents):
+    """Outputs and final states, and the gradients of all inputs."""
+
+    @jax.jit
+    def run(inputs, cotangents):
+        values, pull = jax.vjp(rule, inputs)
+        return values, pull(cotangents)[0]
+
+    return run(inputs, cotangents)
+
+
 def run_stored(name: str, impl: str):
     """What we compute of a stored recurrence and what is stored: (outputs, states, gradients) each."""
     stored = load(f"op_naive_{name}")
@@ -210,13 +200,8 @@ def run_stored(name: str, impl: str):
         o, states = RULES[name](x, layout.table(), impl)
         return o[layout.index], states if isinstance(states, tuple) else (states,)
 
-    @jax.jit
-    def run(inputs, do, dstates):
-        values, pull = jax.vjp(rule, inputs)
-        return values, pull((do, dstates))[0]
-
     dstates = tuple(stored[key] for key in ("in/dstate0", "in/dstate1") if key in stored)
     states = tuple(stored[key] for key in ("out/state0", "out/state1") if key in stored)
-    (o, final), gradients = run(inputs, stored["in/do"][0], dstates)
+    (o, final), gradients = differentiated(rule, inputs, (stored["in/do"][0], dstates))
     want = {n: x[0] if is_row(n) else x for n, x in renamed(name, under(stored, "grad")).items()}
     return (o, final, {n: gradients[n] for n in want}), (stored["out/o"][0], states, want)

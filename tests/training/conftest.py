@@ -32,7 +32,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_config(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeConfig:
-    """A tiny run into the given folder; keyword arguments replace its fields."""
+    """A tiny run into the given folder; keyword arguments replace its fields, dictionaries those of a section."""
     cache = str(tmp_path_factory.mktemp("shards"))
 
     def make(run_dir: Path | str = "unused", **changes: object) -> TrainConfig:
@@ -47,6 +47,8 @@ def make_config(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeC
             eval_every=10,
             eval_windows=8,
         )
+        sections = {name: fields for name, fields in changes.items() if isinstance(fields, dict)}
+        changes |= {name: dataclasses.replace(getattr(config, name), **fields) for name, fields in sections.items()}
         return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
     return make

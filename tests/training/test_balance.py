@@ -63,9 +63,8 @@ def test_what_the_loss_counts(balance, make_config):
 
 def test_scores_and_the_loss_on_logits_reach_the_router(make_config):
     """Sigmoids that are not renormalised, with a z-loss and a bias: counted in the loss, and logged."""
-    config = with_balance(make_config(), "loss_free")
     options = {"router_scores": "sigmoid", "router_renormalise": False, "router_z_loss_scale": 0.5}
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
+    config = with_balance(make_config(model=options), "loss_free")
     mesh = make_mesh(MeshConfig())
     program = Program(config, mesh)
     params = program.init_state().params
@@ -98,10 +97,6 @@ def test_what_is_for_training_alone(make_config):
     np.testing.assert_allclose(first["contribution"].sum(-1), 1, rtol=1e-5)
 
 
-def no_evaluation(model, batches) -> dict:
-    return {"held_out_loss": 0.0}
-
-
 def test_weights_without_a_bias_may_start_a_run_with_one(make_config, tmp_path):
     """As a converted checkpoint brings them: the bias starts at 0 and the rest as it was stored."""
     source = dataclasses.replace(with_balance(make_config(tmp_path / "run"), "auxiliary"), steps=10, eval_every=1)
@@ -113,7 +108,7 @@ def test_weights_without_a_bias_may_start_a_run_with_one(make_config, tmp_path):
     def look_and_stop(model, batches):
         seen.append(jax.device_get(nnx.to_pure_dict(nnx.state(model))))
         os.kill(os.getpid(), signal.SIGTERM)
-        return no_evaluation(model, batches)
+        return {"held_out_loss": 0.0}
 
     train(with_balance(source, "loss_free"), look_and_stop, Console(file=io.StringIO()))
     (found,) = seen  # after the first step, whose learning rate is 0

@@ -5,11 +5,9 @@ import dataclasses
 import errno
 import io
 import json
-import os
 import re
 import shutil
 import types
-from pathlib import Path
 
 import chex
 import jax
@@ -17,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from support.damage import flip_the_middle, full_disk
 
 from mom_jax.errors import InputError
 from mom_jax.locks import only_writer
@@ -102,10 +101,7 @@ def test_a_run_loads_as_a_model(written, mesh, monkeypatch):
 
 
 def flip_a_bit(checkpoint):
-    path = largest_file(checkpoint)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip_the_middle(largest_file(checkpoint))
 
 
 def truncate(checkpoint):
@@ -195,9 +191,7 @@ def test_what_cannot_be_read_back_is_told_at_once(written, make_config, tmp_path
 
 
 def test_another_format_version_is_refused(run):
-    path = checkpoint_folder(run.run_dir) / "2" / "manifest.json"
-    told = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**told, "format_version": manifest.FORMAT_VERSION + 1}), encoding="utf-8")
+    edit_manifest(format_version=manifest.FORMAT_VERSION + 1)(checkpoint_folder(run.run_dir) / "2")
     with pytest.raises(InputError, match=r"has format version 3, this program reads 2"):
         resume(run)
 
@@ -229,7 +223,7 @@ def test_a_folder_without_a_run_is_an_error(tmp_path, mesh):
 
 
 def test_only_the_newest_are_kept(written, make_config, tmp_path):
-    config = make_config(tmp_path, checkpoint=dataclasses.replace(written[0].checkpoint, keep=2))
+    config = make_config(tmp_path, checkpoint={"keep": 2})
     with Checkpoints(config) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, written[1], POSITION)
@@ -237,40 +231,28 @@ def test_only_the_newest_are_kept(written, make_config, tmp_path):
     assert sorted(path.name for path in checkpoint_folder(tmp_path).iterdir()) == ["2", "3"]
 
 
-def test_a_full_disk_during_the_write_is_an_oserror_and_leaves_no_checkpoint(
-    written, make_config, tmp_path, monkeypatch
-):
-    def full(folder, step):
-        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+FULL = {
+    "during the write": ("manifest.write_manifest", full_disk),
+    "before it": ("shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000)),
+}
 
-    monkeypatch.setattr(checkpoint.manifest, "write_manifest", full)
-    config = make_config(tmp_path)
-    with pytest.raises(OSError, match="No space left") as error, Checkpoints(config) as checkpoints:
+
+@pytest.mark.parametrize(("name", "stand_in"), FULL.values(), ids=FULL)
+def test_a_full_disk_is_an_oserror_and_leaves_nothing(name, stand_in, written, make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"mom_jax.training.checkpoint.{name}", stand_in)
+    with pytest.raises(OSError, match="No space left") as error, Checkpoints(make_config(tmp_path)) as checkpoints:
         checkpoints.save(1, written[1], POSITION)
         checkpoints.wait()
     assert error.value.errno == errno.ENOSPC
     assert list(checkpoint_folder(tmp_path).iterdir()) == []
 
 
-def test_a_checkpoint_that_cannot_fit_is_not_begun(written, make_config, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OSError, match="No space left") as error, Checkpoints(make_config(tmp_path)) as checkpoints:
-        checkpoints.save(1, written[1], POSITION)
-    assert error.value.errno == errno.ENOSPC
-    assert list(checkpoint_folder(tmp_path).iterdir()) == []
-
-
 def test_after_a_full_disk_the_next_checkpoint_is_written(written, make_config, tmp_path, monkeypatch):
     """Met in the background, it is told by the next save; then there is room again."""
-
-    def full(folder: Path, step: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-
     with Checkpoints(make_config(tmp_path)) as checkpoints:
         checkpoints._proved = True  # the first one is waited for
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.manifest, "write_manifest", full)
+            patch.setattr(checkpoint.manifest, "write_manifest", full_disk)
             checkpoints.save(1, written[1], POSITION)
             saver = Saver(checkpoints, 0, written[1])
             with pytest.raises(OSError, match="No space left"):
@@ -283,14 +265,11 @@ def test_after_a_full_disk_the_next_checkpoint_is_written(written, make_config, 
 
 @pytest.mark.parametrize(("choice", "ends"), [("stop", False), ("go_on", False), ("go_on", True)])
 def test_a_full_disk_ends_the_run_or_not_as_was_chosen(choice, ends, make_config, tmp_path):
-    def full(*_: object, **__: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     config = make_config(tmp_path, checkpoint=CheckpointConfig(on_full_disk=choice))
     program, out = types.SimpleNamespace(config=config, own=NONE, mesh=None), Console(file=io.StringIO(), width=200)
     text = types.SimpleNamespace(loader=types.SimpleNamespace(get_state=dict))
     sitting = _Sitting(program, text, None, 0.0, tmp_path, out)
-    sitting.step, sitting.state, sitting.saver = 8, None, types.SimpleNamespace(save=full, newest=4)
+    sitting.step, sitting.state, sitting.saver = 8, None, types.SimpleNamespace(save=full_disk, newest=4)
     if choice == "go_on" and not ends:
         assert sitting._save(ends=ends) == 0
         said = "warning: no checkpoint at step 8: the disk is full; going on (the newest one is of step 4)\n"

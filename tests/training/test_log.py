@@ -1,14 +1,13 @@
 """The run's log files."""
 
-import errno
 import io
 import json
 import math
-import os
 import threading
 
 import pytest
 from rich.console import Console
+from support.damage import full_disk
 from tensorboardX.record_writer import RecordWriter
 
 from mom_jax.training.log import RunLog, read_metrics, time_left
@@ -45,12 +44,12 @@ def test_a_new_sitting_drops_what_came_after_its_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        (b'{"step": 2, "lo', "is damaged"),
-        (b"\0\0\0", "is damaged"),
-        (b"[1, 2]", "is a list, not an object"),
-        (b'{"step": 2}', "has no 'loss'"),
-        (b'{"step": "2", "held_out_loss": 1}', "'step'"),
-        (b'{"step": 2, "held_out_loss": 1, "routing_churn": 3}', "'routing_churn'"),
+        (b'{"step": 2, "lo', "Unterminated string"),
+        (b"\0\0\0", "Expecting value"),
+        (b"[1, 2]", "the whole is a list, not an object"),
+        (b'{"step": 2}', "the object has no 'loss'"),
+        (b'{"step": "2", "held_out_loss": 1}', "['step'] is text"),
+        (b'{"step": 2, "held_out_loss": 1, "routing_churn": 3}', "the object has no 'loss'"),
     ],
     ids=["half", "NUL", "list", "poor", "text", "scalar"],
 )
@@ -60,7 +59,7 @@ def test_a_damaged_line_stops_neither_reading_nor_resuming(line, why, tmp_path, 
     content = b"\n".join([whole[0], line, whole[1], b""])
     path.write_bytes(content)
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 3]
-    assert "metrics.jsonl:2 is damaged" in caplog.text
+    assert f"metrics.jsonl:2 is damaged ({why}" in caplog.text
     with RunLog(tmp_path, 2, 10, Console(file=io.StringIO())):
         pass
     assert [r["step"] for r in read_metrics(tmp_path)] == [1]
@@ -78,12 +77,8 @@ def test_what_is_not_a_number_is_null_in_the_file(tmp_path):
 @pytest.mark.parametrize("method", ["write", "flush"])
 def test_a_full_disk_is_met_by_the_one_who_writes(method, tmp_path, monkeypatch):
     """Not by a thread of TensorBoard's writer, whose traceback nobody catches."""
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with pytest.raises(OSError, match="No space left"), RunLog(tmp_path, 0, 10, Console(file=io.StringIO())) as log:
-        monkeypatch.setattr(RecordWriter, method, full)
+        monkeypatch.setattr(RecordWriter, method, full_disk)
         log.training(record(1))
     assert not any("EventLogger" in type(thread).__name__ for thread in threading.enumerate())
 
@@ -97,27 +92,21 @@ def test_a_terminal_shows_one_live_line(tmp_path):
     assert shown.count("\n") == 1
 
 
-def test_skipped_steps_are_shown(tmp_path):
-    out = io.StringIO()
-    with RunLog(tmp_path, 0, 10, Console(file=out)) as log:
-        log.training({**record(5), "bad_total": 2})
-    assert out.getvalue().endswith("left  skipped 2\n")
-
-
 @pytest.mark.parametrize(
-    ("dead", "text"),
+    ("more", "text"),
     [
-        ([0, 0], "left\n"),
-        ([0, 1], "left  warning: 1 dead memory (layer 1)\n"),
-        ([2, 1], "left  warning: 3 dead memories (layers 0, 1)\n"),
-        ([1] * 6, "left  warning: 6 dead memories (layers 0, 1, 2, 3, ...)\n"),
+        ({"bad_total": 2}, "left  skipped 2\n"),
+        ({"dead_memories": [0, 0]}, "left\n"),
+        ({"dead_memories": [0, 1]}, "left  warning: 1 dead memory (layer 1)\n"),
+        ({"dead_memories": [2, 1]}, "left  warning: 3 dead memories (layers 0, 1)\n"),
+        ({"dead_memories": [1] * 6}, "left  warning: 6 dead memories (layers 0, 1, 2, 3, ...)\n"),
     ],
 )
 @pytest.mark.parametrize("terminal", [False, True])
-def test_dead_memories_are_shown(tmp_path, dead, text, terminal):
+def test_skipped_steps_and_dead_memories_are_shown(tmp_path, more, text, terminal):
     out = io.StringIO()
     with RunLog(tmp_path, 0, 10, Console(file=out, force_terminal=terminal, width=160)) as log:
-        log.training({**record(5), "dead_memories": dead})
+        log.training({**record(5), **more})
     assert text.rstrip() in out.getvalue() if terminal else out.getvalue().endswith(text)
 
 

@@ -79,9 +79,8 @@ def assert_same_run(config, reference):
 def make_config(make_config):
     """Routers are balanced by a bias, which belongs to the state too."""
 
-    def make(*arguments, **changes):
-        config = make_config(*arguments, **changes)
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, router_balance="loss_free"))
+    def make(*arguments, model=None, **changes):
+        return make_config(*arguments, model={"router_balance": "loss_free"} | (model or {}), **changes)
 
     return make
 
@@ -145,7 +144,7 @@ def test_a_run_at_an_address_goes_on_on_another_machine_bit_for_bit(uninterrupte
 
 
 def test_a_signal_saves_and_the_next_sitting_continues_bit_for_bit(uninterrupted, make_config, tmp_path):
-    config = make_config(tmp_path / "run", checkpoint=dataclasses.replace(uninterrupted.checkpoint, every=1000))
+    config = make_config(tmp_path / "run", checkpoint={"every": 1000})
 
     def signal_at_ten(model, batches):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -299,8 +298,7 @@ def test_a_folder_has_one_writer(make_config, tmp_path):
     ],
 )
 def test_bad_starts_write_nothing(section, changes, message, make_config, tmp_path):
-    config = make_config(tmp_path / "run")
-    config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
+    config = make_config(tmp_path / "run", **{section: changes})
     with pytest.raises(InputError, match=message):
         train(config, no_evaluation, silent())
     assert not (tmp_path / "run").exists()

@@ -17,26 +17,19 @@ from mom_jax.training.config import OptimizerConfig, TrainConfig
 from mom_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from mom_jax.training.optimizers import SGD, AdamW, Lion, Muon, Optimizer, OwnOptimizer
 
-
-def test_cosine_warms_up_peaks_and_ends_at_the_minimum():
-    schedule = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=10), 110)
-    np.testing.assert_allclose(
-        [np.asarray(schedule(i)) for i in (0, 5, 10, 60, 110, 500)], [0, 0.5, 1, 0.55, 0.1, 0.1], rtol=1e-5
-    )
-
-
-def test_wsd_is_flat_until_its_decay():
-    config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, schedule="wsd", decay_fraction=0.2)
-    schedule = learning_rate_schedule(config, 100)
-    np.testing.assert_allclose(
-        [np.asarray(schedule(i)) for i in (0, 5, 10, 79, 90, 100)], [0, 0.5, 1, 1, 0.55, 0.1], rtol=1e-5
-    )
+SCHEDULES = {  # options, steps of the run, and the rate at some of them
+    "cosine": ({"warmup_steps": 10}, 110, {0: 0, 5: 0.5, 10: 1, 60: 0.55, 110: 0.1, 500: 0.1}),
+    "wsd": ({"warmup_steps": 10, "schedule": "wsd"}, 100, {0: 0, 5: 0.5, 10: 1, 79: 1, 90: 0.55, 100: 0.1}),
+    "cosine shorter than its warmup": ({"warmup_steps": 1000}, 10, {0: 0, 5: 0.5}),
+    "wsd shorter than its warmup": ({"warmup_steps": 1000, "schedule": "wsd"}, 10, {0: 0, 5: 0.5}),
+}
 
 
-@pytest.mark.parametrize("kind", ["cosine", "wsd"])
-def test_a_run_shorter_than_its_warmup_still_has_a_schedule(kind):
-    schedule = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=1000, schedule=kind), 10)
-    np.testing.assert_allclose([np.asarray(schedule(i)) for i in (0, 5)], [0, 0.5], rtol=1e-5)
+@pytest.mark.parametrize(("options", "steps", "rates"), SCHEDULES.values(), ids=SCHEDULES)
+def test_schedules(options, steps, rates):
+    """Both warm up and end at the minimum; a cosine falls from its peak on, the other is flat until its decay."""
+    schedule = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, decay_fraction=0.2, **options), steps)
+    np.testing.assert_allclose([np.asarray(schedule(i)) for i in rates], list(rates.values()), rtol=1e-5)
 
 
 def test_decay_spares_exactly_norms_and_decay_parameters():

@@ -15,7 +15,7 @@ from support.tokenizers import byte_level
 
 from mom_jax.cli.main import main
 from mom_jax.cli.train import parse_train
-from mom_jax.data.loader import train_loader
+from mom_jax.data.loader import TrainLoader
 from mom_jax.data.prepare import prepared
 from mom_jax.errors import InputError
 from mom_jax.evals.results import add_evaluation, read_evaluations
@@ -31,18 +31,13 @@ from mom_jax.training.program import Program
 DECAY = 0.7
 
 
-def no_evaluation(model, batches) -> dict:
-    return {"held_out_loss": 0.0}
-
-
 @pytest.fixture(scope="module")
 def make_config(make_config):
     """Of a rule whose models can be published."""
 
-    def make(*arguments, **changes):
-        config = make_config(*arguments, **changes)
+    def make(*arguments, model=None, **changes):
         plain = {"memory_rule": "gated_deltanet", "feature_map": "identity", "use_short_conv": True}
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, **plain))
+        return make_config(*arguments, model=plain | (model or {}), **changes)
 
     return make
 
@@ -51,9 +46,9 @@ def make_config(make_config):
 def trained(make_config, tmp_path_factory):
     """Four steps with a checkpoint after each."""
     optimizer = Muon(learning_rate=1e-2, warmup_steps=0, rates=("router=0",), ema_decay=DECAY)
-    config = make_config(tmp_path_factory.mktemp("run"), optimizer=optimizer, z_loss_scale=1e-2, steps=4)
-    config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, every=1))
-    assert train(config, no_evaluation, Console(file=io.StringIO())).finished
+    changes = {"optimizer": optimizer, "z_loss_scale": 1e-2, "steps": 4, "checkpoint": {"every": 1}}
+    config = make_config(tmp_path_factory.mktemp("run"), **changes)
+    assert train(config, lambda model, batches: {"held_out_loss": 0.0}, Console(file=io.StringIO())).finished
     return config
 
 
@@ -101,7 +96,7 @@ def test_a_new_run_starts_with_the_weights_of_another(trained, make_config, tmp_
     run_to_published(trained.run_dir, tmp_path / "published", one_device(), dtype="float32", max_shard_bytes=10**9)
     for source in (trained.run_dir, str(tmp_path / "published")):
         config = make_config(tmp_path / "tuned", init_from=source, seed=5).anchored()
-        loader = train_loader(prepared(config.data), config.data)
+        loader = TrainLoader(prepared(config.data), config.data)
         origin = find_origin(config, loader)
         assert origin.step == 0 and "starting from the weights in" in origin.notes[-1]
         state = first_state(Program(config, one_device()), origin)
@@ -128,8 +123,7 @@ def test_weights_of_another_model_or_tokenizer_are_refused(section, changes, mes
     if "tokenizer" in changes:
         byte_level().save(str(tmp_path / "tokenizer.json"))
         changes = {"tokenizer": str(tmp_path / "tokenizer.json")}
-    config = make_config(tmp_path / "tuned", init_from=trained.run_dir)
-    config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
+    config = make_config(tmp_path / "tuned", init_from=trained.run_dir, **{section: changes})
     with pytest.raises(InputError, match=message):
         find_origin(config.anchored(), None)
 

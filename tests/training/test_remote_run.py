@@ -50,14 +50,8 @@ def run(address, tmp_path):
     return run
 
 
-def there(run: RemoteRun, name: str) -> str:
-    return run._at(name)
-
-
 def on_another_machine(run: RemoteRun, tmp_path: Path) -> RemoteRun:
-    other = RemoteRun(run.address, tmp_path / "elsewhere")
-    other.claim()
-    return other
+    return writer(run.address, tmp_path / "elsewhere")
 
 
 def test_another_machine_has_what_was_copied(run, tmp_path):
@@ -105,13 +99,13 @@ def test_half_a_copy_counts_for_nothing(run, tmp_path, monkeypatch):
     with pytest.raises(ConnectionError):
         run.push(keep=3)
     monkeypatch.undo()
-    assert run._system.find(there(run, "checkpoints/6"))
+    assert run._system.find(run._at("checkpoints/6"))
     other = on_another_machine(run, tmp_path)
     other.fetch()
     assert other.steps() == [2, 4] and other.goes_on()
     checkpoint(other, 5)
     other.push(keep=3)
-    assert other.steps() == [2, 4, 5] and not run._system.exists(there(run, "checkpoints/6"))
+    assert other.steps() == [2, 4, 5] and not run._system.exists(run._at("checkpoints/6"))
 
 
 def test_what_was_not_copied_yet_is_gone_on_from_and_the_rest_is_not(run, tmp_path):
@@ -144,12 +138,12 @@ def test_of_two_that_write_the_older_one_ends(run, tmp_path):
 @pytest.mark.parametrize("damage", ["params/d", "manifest.json"])
 def test_damaged_there(damage, run, tmp_path):
     """The newest whole one is used, and the user told; where none is whole, that is one line."""
-    run._system.pipe_file(there(run, f"checkpoints/4/{damage}"), b"{")
+    run._system.pipe_file(run._at(f"checkpoints/4/{damage}"), b"{")
     other = on_another_machine(run, tmp_path)
     (note,) = other.fetch()
     assert f"{run.address}: checkpoint 4 is damaged there" in note and note.endswith("; going on with step 2")
     assert [path.name for path in (other.folder / "checkpoints").iterdir()] == ["2"]
-    run._system.pipe_file(there(run, "checkpoints/2/params/d"), b"{")
+    run._system.pipe_file(run._at("checkpoints/2/params/d"), b"{")
     with pytest.raises(InputError, match=r"run_dir=.*: every checkpoint is damaged: .*checkpoint 4"):
         RemoteRun(run.address, tmp_path / "third").fetch()
 
@@ -162,11 +156,11 @@ def test_readers_write_beside_it(run, tmp_path, monkeypatch):
         Path(folder, "eval.json").write_text("[1]", encoding="utf-8")
     with at_hand(run.address) as again:
         assert again == folder and Path(again, "checkpoints/4").is_dir()
-    assert run._system.cat_file(there(run, "eval.json")) == b"[1]"
+    assert run._system.cat_file(run._at("eval.json")) == b"[1]"
     (run.folder / "report.md").write_text("before", encoding="utf-8")
     with written_back(run.address, run.folder):
         (run.folder / "later.md").write_text("after", encoding="utf-8")
-    assert run._system.exists(there(run, "later.md")) and not run._system.exists(there(run, "report.md"))
+    assert run._system.exists(run._at("later.md")) and not run._system.exists(run._at("report.md"))
     with pytest.raises(InputError, match=r"run=.*none: nothing is there"), at_hand(f"{run.address}/none"):
         pass
     with at_hand(str(tmp_path)) as local:
@@ -199,4 +193,4 @@ def test_the_folder_that_stands_for_an_address(end, name, tmp_path):
 
 
 def test_who_writes_is_told(run):
-    assert json.loads(run._system.cat_file(there(run, ".writer.json")))["pid"] > 0
+    assert json.loads(run._system.cat_file(run._at(".writer.json")))["pid"] > 0

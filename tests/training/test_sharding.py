@@ -13,7 +13,7 @@ import pytest
 from support.exchanged import check_exchanged
 from support.processes import on_fake_devices
 
-from mom_jax.data.loader import train_loader
+from mom_jax.data.loader import TrainLoader
 from mom_jax.data.prepare import prepared
 from mom_jax.errors import InputError
 from mom_jax.training.config import MeshConfig, TrainConfig
@@ -37,7 +37,7 @@ def run(config: TrainConfig) -> dict:
     program = Program(config, mesh)
     state, step = program.init_state(), make_train_step(program)
     initial = [np.asarray(leaf).tobytes().hex()[:4096] for leaf in jax.tree.leaves(state.params)]
-    loader = train_loader(prepared(config.data, progress=False), config.data)
+    loader = TrainLoader(prepared(config.data, progress=False), config.data)
     losses, loads, biases = [], [], [bias_of(state.params).tolist()]
     batches = [shard_batch(next(loader), mesh) for _ in range(STEPS)]
     with jax.set_mesh(mesh):
@@ -62,10 +62,8 @@ def run(config: TrainConfig) -> dict:
 @pytest.fixture(scope="module")
 def config(make_config):
     """Two layers whose routers are balanced by a bias."""
-    config = make_config()
-    model = dataclasses.replace(config.model, num_hidden_layers=2, router_balance="loss_free", router_bias_rate=RATE)
-    optimizer = dataclasses.replace(config.optimizer, weight_decay=1.0)
-    return dataclasses.replace(config, model=model, optimizer=optimizer, remat="full")
+    model = {"num_hidden_layers": 2, "router_balance": "loss_free", "router_bias_rate": RATE}
+    return make_config(model=model, optimizer={"weight_decay": 1.0}, remat="full")
 
 
 @pytest.fixture(scope="module")
@@ -190,10 +188,8 @@ def test_a_mesh_that_does_not_divide_the_run_is_refused(axes, message, make_conf
     ],
 )
 def test_a_rule_that_cannot_go_on_from_another_device_is_refused(model, message, make_config):
-    config = make_config()
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
     with pytest.raises(InputError, match=r"mesh\.sequence=2: " + message):
-        check_fit(config, mesh_of(sequence=2))
+        check_fit(make_config(model=model), mesh_of(sequence=2))
 
 
 def mesh_over(processes: list[int], **axes: int) -> Any:
@@ -206,16 +202,16 @@ def mesh_over(processes: list[int], **axes: int) -> Any:
 @pytest.mark.parametrize(
     ("processes", "axes", "want"),
     [
-        ([0, 0, 1, 1], {"data": 4}, {0: (0, 2, (0, 1)), 1: (1, 2, (2, 3))}),
-        ([0, 0, 1, 1], {"sequence": 4}, {0: (0, 1, (0,)), 1: (0, 1, (0,))}),
-        ([0, 1, 2, 3], {"fsdp": 2, "sequence": 2}, {0: (0, 2, (0,)), 1: (0, 2, (0,)), 3: (1, 2, (1,))}),
-        ([1, 0, 1, 0], {"data": 2, "tensor": 2}, {0: (0, 1, (0, 1)), 1: (0, 1, (0, 1))}),
-        ([0, 1, 1, 0], {"data": 4}, {0: (0, 2, (0, 3)), 1: (1, 2, (1, 2))}),
+        ([0, 0, 1, 1], {"data": 4}, {0: (0, 2), 1: (1, 2)}),
+        ([0, 0, 1, 1], {"sequence": 4}, {0: (0, 1), 1: (0, 1)}),
+        ([0, 1, 2, 3], {"fsdp": 2, "sequence": 2}, {0: (0, 2), 1: (0, 2), 3: (1, 2)}),
+        ([1, 0, 1, 0], {"data": 2, "tensor": 2}, {0: (0, 1), 1: (0, 1)}),
+        ([0, 1, 1, 0], {"data": 4}, {0: (0, 2), 1: (1, 2)}),
     ],
 )
 def test_processes_that_share_rows_read_the_same_ones(processes, axes, want):
     mesh = mesh_over(processes, **axes)
-    assert {process: dataclasses.astuple(rows_of_process(mesh, process)) for process in want} == want
+    assert {process: rows_of_process(mesh, process) for process in want} == want
 
 
 def test_rows_that_overlap_in_part_are_refused():

@@ -23,8 +23,7 @@ def mesh():
 
 
 def test_accumulation_equals_one_big_batch(make_config, mesh):
-    base = make_config()
-    whole = dataclasses.replace(base, model=dataclasses.replace(base.model, aux_loss_scale=0.0))
+    whole = make_config(model={"aux_loss_scale": 0.0})
     batch = shard_batch(make_batch(0), mesh)
     with jax.set_mesh(mesh):
         params = Program(whole, mesh).init_state().params
@@ -75,10 +74,9 @@ def test_programs_are_known_by_all_that_they_read(make_config, mesh):
             read.add(name)
             return super().__getattribute__(name)
 
-    config = make_config(gradient_accumulation=2, z_loss_scale=1e-4, spikes=SpikesConfig(skip=True))
-    model = dataclasses.replace(config.model, router_z_loss_scale=1e-3, router_noise=0.1, router_balance="loss_free")
-    recipe = dataclasses.replace(config.optimizer, ema_decay=0.9)
-    config = dataclasses.replace(config, model=model, optimizer=recipe)
+    parts = {"spikes": SpikesConfig(skip=True), "optimizer": {"ema_decay": 0.9}}
+    parts["model"] = {"router_z_loss_scale": 1e-3, "router_noise": 0.1, "router_balance": "loss_free"}
+    config = make_config(gradient_accumulation=2, z_loss_scale=1e-4, **parts)
     noted = Noted(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
     read.clear()
     program = Program(noted, mesh)

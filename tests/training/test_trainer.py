@@ -13,7 +13,7 @@ import optax
 import pytest
 from rich.console import Console
 
-from mom_jax.data.loader import train_loader
+from mom_jax.data.loader import TrainLoader
 from mom_jax.data.prepare import prepared
 from mom_jax.labels import IGNORE
 from mom_jax.ops.loss import token_cross_entropy
@@ -86,14 +86,13 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(make_config, tmp_path_factory):
-    config = make_config(tmp_path_factory.mktemp("run"), steps=6, log_every=2, eval_every=3)
     spikes = SpikesConfig(rewind=1, window=2, factor=1000.0)
-    config = dataclasses.replace(config, spikes=spikes, gradient_accumulation=2)
-    config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, every=2))
+    often = {"log_every": 2, "eval_every": 3, "checkpoint": {"every": 2}}
+    config = make_config(tmp_path_factory.mktemp("run"), steps=6, gradient_accumulation=2, spikes=spikes, **often)
     text = prepared(config.data)
     drawn, outcomes, heard, logger, console = [], [], [], Kept(), Console(file=io.StringIO(), width=200)
     for stop_at in (3, None):
-        loader = train_loader(text, config.data)
+        loader = TrainLoader(text, config.data)
         batches = (drawn.append(batch) or marked(batch, i) for i, batch in enumerate(itertools.islice(loader, 100), 1))
         heard.append(Heard(stop_at))
         outcomes.append(
@@ -104,7 +103,7 @@ def trained(make_config, tmp_path_factory):
                 optimizer=lambda schedule: optax.sgd(lambda count: 2 * schedule(count)),
                 loss=label_loss,
                 batches=batches,
-                held_out=lambda: itertools.islice(train_loader(text, config.data), 1),
+                held_out=lambda: itertools.islice(TrainLoader(text, config.data), 1),
                 console=console,
             )
         )

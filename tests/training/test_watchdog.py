@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 from mom_jax.training.watchdog import Watchdog
 
 HANGS = """
 import sys, threading, time
+from contextlib import closing
 from mom_jax.training.watchdog import Watchdog
 
 def stuck_thread():
@@ -18,7 +20,7 @@ def stuck_step():
 
 threading.Thread(target=stuck_thread, daemon=True).start()
 watchdog = Watchdog(0.5 / 60)
-with watchdog.watching():
+with closing(watchdog):
     for _ in range(3):
         watchdog.beat()
         time.sleep(0.05)
@@ -40,7 +42,7 @@ def test_it_stops_watching_when_the_run_ends(monkeypatch):
     watchdog = Watchdog(0.02 / 60)
     monkeypatch.setattr(watchdog, "_end", lambda: ended.append(1))
     ended = []
-    with watchdog.watching():
+    with closing(watchdog):
         watchdog.beat()
     time.sleep(0.1)
     assert ended == []

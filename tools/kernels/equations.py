@@ -13,11 +13,12 @@ def calls(primitive: str, function: Callable, *arguments: Any) -> Iterator[Any]:
     return equations(primitive, jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def equations(primitive: str, jaxpr: Any) -> Iterator[Any]:
-    """The same in a program that is traced already."""
+def equations(primitive: str | None, jaxpr: Any) -> Iterator[Any]:
+    """The same in a program that is traced already; those of all primitives, inner ones too, if None."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == primitive:
+        if primitive in (None, equation.primitive.name):
             yield equation
+        if primitive == equation.primitive.name:
             continue
         for part in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr):
             if _is_jaxpr(part):

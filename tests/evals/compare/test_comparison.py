@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 from support.stand_in import LAYERS, StandIn, tokens
 
+from mom_jax.drawing import picture
 from mom_jax.evals.compare.budget import error_budget
 from mom_jax.evals.compare.comparison import compare, tolerances
-from mom_jax.evals.compare.picture import draw_budget, draw_comparison
+from mom_jax.evals.compare.picture import budget_figure, comparison_figure
 from mom_jax.evals.compare.tables import budget_table, comparison_tables
 
 LIMITS = tolerances()
@@ -132,7 +133,7 @@ def test_other_parameter_names_are_an_error():
         run(ours, StandIn())
 
 
-def test_json_and_picture(tmp_path):
+def test_json_and_picture():
     reference = StandIn()
     broken = reference.changed("hidden/0", (0, 0, 0), math.nan)
     result = run(broken, reference)
@@ -140,8 +141,7 @@ def test_json_and_picture(tmp_path):
     assert record["ok"] is False and record["layers"][0]["hidden"]["max_abs"] == "inf"
     assert record["layers"][1]["router"] is None and record["rows"] == {"compared": 3, "of": 3}
     assert [entry["quantity"] for entry in record["gradients"]] == ["gradient/model.a", "gradient/model.b"]
-    draw_comparison(result, tmp_path / "compare.png")
-    assert (tmp_path / "compare.png").read_bytes()[:4] == b"\x89PNG" and len(list(tmp_path.iterdir())) == 1
+    assert picture(lambda: comparison_figure(result))[:4] == b"\x89PNG"
 
 
 def noisy(size: float) -> StandIn:
@@ -151,7 +151,7 @@ def noisy(size: float) -> StandIn:
     return subject
 
 
-def test_the_budget_measures_both_errors(tmp_path):
+def test_the_budget_measures_both_errors():
     budget = error_budget(noisy(1e-3), noisy(4e-3), StandIn(), [tokens()] * 2)
     lines = {line.quantity: line for line in budget.lines}
     assert budget.ok and budget.draws == 2 and budget.compared == 1
@@ -160,8 +160,7 @@ def test_the_budget_measures_both_errors(tmp_path):
         assert lines[name].ours == pytest.approx(1e-3, rel=0.7)
         assert lines[name].reference == pytest.approx(4 * lines[name].ours, rel=0.01)
     assert "block router: 1" not in lines and lines["model: logits"].ours == 0 and not lines["model: logits"].judged
-    draw_budget(budget, tmp_path / "budget.png")
-    assert (tmp_path / "budget.png").stat().st_size > 1000
+    assert len(picture(lambda: budget_figure(budget))) > 1000
     worse = error_budget(noisy(4e-3), noisy(1e-3), StandIn(), [tokens()])
     assert not worse.ok and "TOO LARGE" in printed(budget_table(worse))
     assert json.loads(json.dumps(worse.to_dict()))["ok"] is False

@@ -2,18 +2,20 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 from flax import nnx
+from jax import device_put
 from lm_eval.tasks._index import TaskIndex
 
 import mom_jax.evals.harness.tasks as tasks_module
 from mom_jax.errors import InputError
 from mom_jax.evals.harness.evaluate import evaluate_tasks, fingerprint
 from mom_jax.evals.harness.likelihood import Pair, score_pairs
-from mom_jax.evals.harness.model import HarnessModel, to_device
+from mom_jax.evals.harness.model import HarnessModel
 from mom_jax.evals.harness.needles import NEEDLE_TASKS
 from mom_jax.evals.harness.recall import RECALL_SETS
 from mom_jax.evals.harness.suites import SUITES, suite_means
@@ -115,7 +117,8 @@ def test_end_to_end(recwarn, results, lm, model, greedy_contains):
     right, right_by_length = choices(model)
     assert tasks["tiny_arc"]["metrics"] == pytest.approx({"acc": right, "acc_norm": right_by_length})
     ids = [list(doc["page"].encode()) for doc in PAGES]
-    nats = -sum(lm.loglikelihood_rolling([Asked(doc["page"]) for doc in PAGES], disable_tqdm=True))
+    asked = [SimpleNamespace(args=(doc["page"],)) for doc in PAGES]
+    nats = -sum(lm.loglikelihood_rolling(asked, disable_tqdm=True))
     size = sum(map(len, ids))
     words = sum(len(doc["page"].split()) + doc["page"].endswith(" ") for doc in PAGES)
     expected = {
@@ -128,13 +131,6 @@ def test_end_to_end(recwarn, results, lm, model, greedy_contains):
     json.dumps(results)
 
 
-class Asked:
-    """A request for the likelihood of a whole text."""
-
-    def __init__(self, text):
-        self.args = (text,)
-
-
 def choices(model):
     """Shares of questions whose likeliest choice is right, and likeliest per byte."""
     right = []
@@ -142,7 +138,7 @@ def choices(model):
         context = f"Question: {doc['question']}\nAnswer:"
         texts = [" " + text for text in doc["choices"]["text"]]
         pairs = [Pair(list(context.encode()), list(text.encode())) for text in texts]
-        scores = {s.pair: s.log_likelihood for s in score_pairs(model, pairs, LENGTH, 4, to_device)}
+        scores = {s.pair: s.log_likelihood for s in score_pairs(model, pairs, LENGTH, 4, device_put)}
         values = np.array([scores[i] for i in range(len(pairs))])
         answer = doc["choices"]["label"].index(doc["answerKey"])
         sizes = np.array([len(text) for text in doc["choices"]["text"]])
@@ -154,13 +150,11 @@ def choices(model):
 def greedy_contains(lm):
     """Share of FDA's answers that hold the value."""
 
-    class Prompt:
-        def __init__(self, doc):
-            key = doc["key"]
-            text = doc["text"].strip().strip(".")
-            self.args = (f"{text}. {key[0].upper()}{key[1:]}:", {"until": ["\n"], "max_gen_toks": 48})
+    def prompt(doc):
+        text, key = doc["text"].strip().strip("."), doc["key"]
+        return SimpleNamespace(args=(f"{text}. {key[0].upper()}{key[1:]}:", {"until": ["\n"], "max_gen_toks": 48}))
 
-    texts = lm.generate_until([Prompt(doc) for doc in PAPERS], disable_tqdm=True)
+    texts = lm.generate_until([prompt(doc) for doc in PAPERS], disable_tqdm=True)
     return float(np.mean([doc["value"].lower() in text.lower() for doc, text in zip(PAPERS, texts, strict=True)]))
 
 
