@@ -64,7 +64,7 @@ def short_conv(
     def by_xla(*_: Any) -> Float[Array, "N D"]:
         rows = pack(x, packing) if x.ndim == 3 else x
         y: Any = _convolved(rows, weight, bias, state, packing, reach, activate)
-        return l2_norm_of_heads(y, head or y.shape[1]) if normalise else y
+        return l2_norm_of_heads(y, head) if normalise and head else y
 
     run = select(name, {"xla": by_xla}, KERNELS)
     flat, options = x.reshape(-1, x.shape[-1]), (activate, head, normalise)
