@@ -18,7 +18,8 @@ def agreeing(request):
     return on_fake_devices(16, TESTS / "support/sixteen_devices.py", request.param).splitlines()
 
 
-@pytest.mark.parametrize("agreeing, what", some(CASES, FIRST), indirect=["agreeing"])
+# the scope: else pytest runs the script for each case
+@pytest.mark.parametrize("agreeing, what", some(CASES, FIRST), indirect=["agreeing"], scope="module")
 def test_devices_equal_one(agreeing, what):
     """Loss, router logits and all gradients of packed documents and padding on meshes of eight devices, named by their
     sizes; then, on sixteen, also a batch that does not divide, cached pieces, and every recurrence that is split."""

@@ -1,4 +1,4 @@
-"""What cannot be launched is refused while tracing, so that ``auto`` takes XLA."""
+"""What cannot be launched is refused while tracing, so that ``auto`` takes XLA; what is not there has a pointer."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 from pallas_kernels.chunks import Chunks, Unsupported
 from pallas_kernels.gpu.delta_rule import delta_rule
 from pallas_kernels.gpu.grouped_matmul import grouped_matmul
+from pallas_kernels.gpu.launch import launch
 from pallas_kernels.gpu.scalar_decay import scalar_decay
 
 LONG = 2**16
@@ -55,3 +56,22 @@ def test_the_axis_that_may_be_long():
 
     with pytest.raises(Unsupported, match=r"^groups=65536: the GPU kernels run 65535 at most"):
         jax.eval_shape(gradient, x, weight, shape(LONG, dtype="int32"))
+
+
+def test_inputs_and_outputs_that_are_not_there():
+    """The smallest input stands in, but never one that is changed in place; what is not asked for is None."""
+    pointers = []
+
+    class Kernel:
+        """Tells what it gets."""
+
+        def __getitem__(self, grid):
+            return lambda *given: pointers.extend(x.array.shape for x in given)
+
+    state, inputs = jnp.ones(1), (None, jnp.ones(8), jnp.ones(4))
+    made = launch(
+        Kernel(), state, *inputs, grid={"programs": 1}, outputs=[shape(1), None, shape(2)], aliases={0: 0},
+        interpret=True, device="sm_90", num_warps=1, num_stages=1, flops=0,
+    )  # fmt: skip
+    assert [None if x is None else x.shape for x in jax.block_until_ready(made)] == [(1,), None, (2,)]
+    assert pointers == [(1,), (4,), (8,), (4,), (1,), (2,)]
