@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.calls import in_pieces
-from support.compare import assert_close
+from support.calls import compiled, in_pieces
+from support.compare import assert_close, relative_error
 
 TIME = 14
 PIECES = (1, 7)  # few lengths, because each compiles
@@ -38,20 +40,30 @@ def batches(draw):
     return ids, mask, documents % 3  # numbers come back
 
 
+@pytest.fixture(scope="module")
+def rounded(model):
+    """The compiled call of a model whose parameters differ in their last digit."""
+    rng, (graph, params) = np.random.default_rng(0), nnx.split(model)
+    changed = jax.tree.map(lambda p: p * np.float32(1 + 1e-7 * rng.normal(size=p.shape)), params)
+    return compiled(nnx.merge(graph, changed))
+
+
 @given(splits(), batches())
 @settings(max_examples=20, deadline=None)
-def test_any_split_equals_the_full_pass(call, model, lengths, batch):
+def test_any_split_equals_the_full_pass(call, rounded, model, lengths, batch):
     """Logits and the final cache, also cut inside documents and where a memory holds an older document.
 
-    Among batches drawn at random some magnify rounding more than those of the other tests here.
+    Among batches drawn at random some magnify rounding more than others: as much is allowed.
     """
     ids, mask, documents = batch
     full = call(ids, mask, documents, model.init_cache(2))
-    logits, cache = in_pieces(call, model.init_cache(2), lengths, ids, mask, documents)
-    assert_close((logits, cache), (full.logits, full.cache), 2e-5, atol=2e-6)
     without = call(ids, mask, documents, None)
     assert without.cache is None
-    assert_close(full.logits, without.logits, 2e-5)
+    change = relative_error(rounded(ids, mask, documents).logits, without.logits)
+    tolerance = max(2e-5, 2 * change)
+    assert_close(full.logits, without.logits, tolerance)
+    logits, cache = in_pieces(call, model.init_cache(2), lengths, ids, mask, documents)
+    assert_close((logits, cache), (full.logits, full.cache), tolerance, atol=2e-6)
 
 
 def test_a_mask_with_columns_of_earlier_calls(call, model):
